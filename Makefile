@@ -1,0 +1,46 @@
+# Every target does its own set-up: a fresh machine needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow test-all lint check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(INSTALLED)  ## make .venv with the tested versions of everything
+
+demo: $(INSTALLED)  ## both stages on scikit-learn's handwritten digits, no download
+	$(BIN)/ckd-pipeline demo --out demo
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n auto -m 'not slow'
+
+test-slow: $(INSTALLED)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(INSTALLED)  ## format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## before every commit
+
+bench: $(INSTALLED)  ## what the work costs against the bare minimum
+	$(BIN)/python -m benchmarks.stage_one
+	$(BIN)/python -m benchmarks.stage_two
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

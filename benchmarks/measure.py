@@ -1,0 +1,35 @@
+"""Timing that survives a noisy machine: the things compared take turns, and the ratio is taken round by round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of each round, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def over(self, other: Timing) -> float:
+        """Median of this time over the other's, round by round."""
+        return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+def take_turns(rounds: int, subjects: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+    """Run every subject once a round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    for round_ in range(rounds + 1):
+        for name, run in subjects.items():
+            started = time.perf_counter()
+            run()
+            if round_:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -1,0 +1,110 @@
+"""What caching costs over merely running the teacher.
+
+    python -m benchmarks.stage_one [--n 512] [--rounds 3]
+
+Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
+whole build of a store (plan excluded), with logits and with all features, in both formats; and caching one image at
+a time in a Python list, which is what the paper's code does. Prints throughput as a fraction of the bare loop's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.measure import take_turns
+from models import create_model, save_weights
+from storage.views import apply_views
+from teacher_cache.build import build
+from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
+
+
+@click.command()
+@click.option("--teacher", default="wrn_40_2", show_default=True)
+@click.option("--n", default=512, show_default=True, help="Teacher calls in each round.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_images(folder / "images", n)
+        torch.manual_seed(0)
+        save_weights(create_model(teacher, num_classes=100, seed=0), folder / "teacher.safetensors", {})
+        base = BuildConfig(
+            teacher=teacher,
+            n=n,
+            store=folder / "store",
+            dataset=f"imagefolder:{folder / 'images'}",
+            weights=folder / "teacher.safetensors",
+            batch_size=batch_size,
+        )
+        plan = plan_build(base)
+        subjects: dict[str, Callable[[], object]] = {
+            "bare batched loop": lambda: bare_loop(plan),
+            "one image at a time": lambda: one_at_a_time(plan),
+        }
+        for features in ("none", "all"):
+            for array_format in ("zarr", "hdf5"):
+                subjects[f"build, {array_format}, features {features}"] = builder(base, features, array_format)
+        timings = take_turns(rounds, subjects)
+        bare = timings["bare batched loop"]
+        compute = plan.teacher.compute
+        click.echo(f"{teacher}, {n} calls, batches of {batch_size}, {compute.describe()} {compute.precision}")
+        for label, timing in timings.items():
+            rate = n / timing.median
+            click.echo(f"{label:<28} {rate:8.1f} calls/s   {1 / timing.over(bare):6.3f} of the bare loop")
+
+
+def make_images(folder: Path, n: int) -> None:
+    """An image folder of 100 classes with random pixels: enough for n calls, and few test images."""
+    rng = np.random.default_rng(0)
+    per_class = -(-n * 5 // 4 // 100) + 2
+    for split, count in (("train", per_class), ("test", 1)):
+        for label in range(100):
+            target = folder / split / f"class{label:03}"
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(target / f"{index:04}.png")
+
+
+def builder(base: BuildConfig, features: str, array_format: str) -> Callable[[], object]:
+    """A whole build in a fresh folder: store, ledger, reservations, fsync and all."""
+    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
+    config = BuildConfig(**fields | {"features": features, "array_format": array_format})
+
+    def run() -> None:
+        shutil.rmtree(config.store, ignore_errors=True)
+        build(plans[0])
+
+    plans = [plan_build(config)]
+    return run
+
+
+def bare_loop(plan: BuildPlan) -> None:
+    """The least that n calls can cost: batches through the network, logits kept in memory."""
+    kept = []
+    for first in range(0, len(plan.images), plan.config.batch_size):
+        images = torch.from_numpy(plan.images[first : first + plan.config.batch_size])
+        views = torch.from_numpy(plan.views[first : first + plan.config.batch_size, 0])
+        kept.append(plan.teacher.call(apply_views(images, views, plan.identity.geometry)).logits.cpu())
+
+
+def one_at_a_time(plan: BuildPlan) -> None:
+    """What the paper's code does: a forward for each image as the data set hands it out."""
+    kept = []
+    for row in range(len(plan.images)):
+        image = torch.from_numpy(plan.images[row : row + 1])
+        view = torch.from_numpy(plan.views[row, :1])
+        kept.append(plan.teacher.call(apply_views(image, view, plan.identity.geometry)).logits.cpu())
+
+
+if __name__ == "__main__":
+    main()

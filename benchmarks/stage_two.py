@@ -1,0 +1,146 @@
+"""What a training step from the store costs over the student's bare forward, backward and step.
+
+    python -m benchmarks.stage_two [--student wrn_16_2] [--rounds 5]
+
+The bare step sees one fixed batch in the precision and memory layout that training uses. A `ckd` step with sampled
+pairs sends twice the images through the student, so it is held against a bare step on as many images, in as many
+passes. Prints the ratio for each method, and the peak memory of the process.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import take_turns
+from models import create_model
+from models.compute import Compute
+from storage.digest import input_digests
+from storage.ledger import CallRequest, Ledger, Session
+from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
+from storage.schema import OutputSpec
+from storage.store import LEDGER_FILE, Store
+from storage.views import Normalisation, ViewGeometry, sample_views
+from student_train.data import StudentData
+from student_train.methods import parse_method
+from student_train.run_folder import RunFolder
+from student_train.trainer import TrainConfig, Trainer
+
+METHODS = {"vanilla": 1, "kd": 1, "ckd": 2, "ckd:pairs=all": 1}
+
+
+@click.command()
+@click.option("--student", default="wrn_16_2", show_default=True)
+@click.option("--n", default=2400, show_default=True)
+@click.option("--steps", default=8, show_default=True, help="Steps in each round.")
+@click.option("--rounds", default=5, show_default=True)
+def main(student: str, n: int, steps: int, rounds: int) -> None:
+    compute = Compute.choose()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_store(folder / "store", n)
+        subjects: dict[str, Callable[[], object]] = {}
+        for passes in sorted(set(METHODS.values())):
+            subjects[f"bare, {passes} x 64 images"] = bare_steps(student, passes, steps, compute)
+        for method in METHODS:
+            recipe = parse_method(method)
+            data = StudentData.load(folder / "store", n, recipe.needs, compute)
+            config = TrainConfig(student=student, method=method)
+            trainer = Trainer(config, data, recipe, RunFolder(folder / "run"))
+            subjects[method] = lambda trainer=trainer: train_steps(trainer, steps)
+        timings = take_turns(rounds, subjects)
+    click.echo(f"{student}, batches of 64, {compute.describe()} {compute.precision}")
+    for label, timing in timings.items():
+        line = f"{label:<22} {timing.median / steps * 1e3:8.1f} ms/step"
+        if label in METHODS:
+            line += f"   {timing.over(timings[f'bare, {METHODS[label]} x 64 images']):6.3f} of the bare step"
+        click.echo(line)
+    click.echo(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+
+
+def bare_steps(student: str, passes: int, steps: int, compute: Compute) -> Callable[[], object]:
+    """Forward, cross-entropy, backward and SGD step on fixed batches; nothing is drawn, cut or fetched."""
+    network = create_model(student, num_classes=100, seed=0)
+    compute.place(network)
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    images = torch.randn(passes, 64, 3, 32, 32, device=compute.device)
+    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in images]
+    labels = torch.randint(0, 100, (64 * passes,), device=compute.device)
+
+    def run() -> None:
+        for _ in range(steps):
+            with compute.autocast():
+                logits = torch.cat([network(batch) for batch in batches])
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        compute.synchronise()
+
+    return run
+
+
+def train_steps(trainer: Trainer, steps: int) -> None:
+    trainer.student.train()
+    for _ in range(steps):
+        trainer.train_step()
+    trainer.data.compute.synchronise()
+
+
+def make_store(folder: Path, n: int) -> None:
+    """A whole store of random images and logits, written as a build writes it."""
+    rng = np.random.default_rng(0)
+    geometry = ViewGeometry(image_size=32, crop_size=32, padding=4)
+    identity = Identity(
+        teacher=TeacherIdentity(
+            name="wrn_40_2",
+            fingerprint="0" * 64,
+            num_classes=100,
+            normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+            precision="fp32",
+        ),
+        dataset=DatasetIdentity(name="random", digest="0" * 64, classes=tuple(map(str, range(100)))),
+        geometry=geometry,
+        seed=0,
+        views=1,
+        view_policy="augmented",
+        outputs=(OutputSpec("logits", (100,), "float32"),),
+    )
+    samples = {}
+    for split, count in (("train", n), ("val", n // 4), ("test", 100)):
+        samples[f"{split}/images"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        samples[f"{split}/labels"] = rng.integers(0, 100, count)
+        samples[f"{split}/source_index"] = np.arange(count)
+    samples["train/views"] = sample_views(
+        geometry, "augmented", seed=0, source_index=samples["train/source_index"], num_views=1
+    )
+    store = Store.create(folder, identity, array_format="zarr", samples=samples)
+    ledger = Ledger(folder / LEDGER_FILE, create=True)
+    session = Session(
+        teacher="0" * 64,
+        teacher_name="wrn_40_2",
+        store=store.manifest.store_id,
+        location=str(folder),
+        purpose="train",
+        device="cpu",
+        precision="fp32",
+        outputs=("logits",),
+    )
+    inputs = input_digests(samples["train/images"], samples["train/views"], geometry)
+    requests = [CallRequest(row[0], place, place, 0) for place, row in enumerate(inputs)]
+    ids = ledger.reserve(ledger.start_session(session), requests)
+    digests = store.write_outputs(0, {"logits": rng.normal(size=(n, 1, 100)).astype(np.float32)})
+    store.publish([(0, n)])
+    ledger.commit(ids, [digest.tobytes() for digest in digests[:, 0]])
+    ledger.close()
+
+
+if __name__ == "__main__":
+    main()

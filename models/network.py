@@ -1,0 +1,111 @@
+"""The shape that all networks of the zoo share.
+
+A network is a stem, some stages and a head. Subclasses say what those are; naming, pooling and the order of
+the features are here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.representation import Representation
+
+STEM, POOLED = "stem", "pooled"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the body of a network leaves behind.
+
+    Args:
+        stem: the first map.
+        stages: (feature map, its pre-activation) of each stage.
+        last: the map that is pooled.
+    """
+
+    stem: Tensor
+    stages: list[tuple[Tensor, Tensor]]
+    last: Tensor
+
+
+class Network(nn.Module, ABC):
+    """A classifier of square images; any size that survives its strides.
+
+    Attributes:
+        num_classes: K.
+        num_stages: named feature maps between stem and pooled vector.
+    """
+
+    num_classes: int
+    num_stages: int
+
+    @abstractmethod
+    def trace(self, images: Tensor) -> Trace:
+        """Everything before the pooling, for (B, 3, H, W) normalised images."""
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Linear:
+        """The last layer: pooled vector to logits."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Layer names in order: stem, layer1, ..., pooled."""
+        return (STEM, *(f"layer{stage}" for stage in range(1, self.num_stages + 1)), POOLED)
+
+    def represent(self, images: Tensor, preactivations: bool = False) -> Representation:
+        """Logits and features of (B, 3, H, W) normalised images."""
+        trace = self.trace(images)
+        pooled = F.adaptive_avg_pool2d(trace.last, 1).flatten(1)
+        maps = [trace.stem, *(feature for feature, _ in trace.stages), pooled]
+        names = self.feature_names
+        before = [preactivation for _, preactivation in trace.stages] if preactivations else []
+        return Representation(
+            logits=self.head(pooled),
+            features=dict(zip(names, maps, strict=True)),
+            preactivations=dict(zip(names[1:], before, strict=False)),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.represent(images).logits
+
+
+def he_normal_(network: nn.Module) -> None:
+    """Convolutions from N(0, 2 / fan_out), batch norm at one and zero: He et al. 2015."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # The benchmark's fan-out does not divide by groups.
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def shuffle_channels(images: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of `groups` groups (ShuffleNet, eq. in section 3.1)."""
+    # torch's own keeps channels-last memory where a reshape would lose it.
+    return F.channel_shuffle(images, groups)
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """3x3 convolution that keeps the size at stride 1."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """1x1 convolution."""
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, groups=groups, bias=False)
+
+
+def relu_(tensor: Tensor) -> Tensor:
+    """ReLU in place; only for tensors that nobody captured."""
+    return torch.relu_(tensor)

@@ -1,0 +1,62 @@
+"""Digests that tie a call's input and output to the ledger: the first 16 bytes of SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from storage.schema import DIGEST_BYTES, OutputSpec
+from storage.views import ViewGeometry, apply_views
+
+_BLOCK = 256
+
+
+def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry) -> list[list[bytes]]:
+    """Digest of the exact uint8 pixels, (h, w, 3), of every view that the teacher is shown.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+        views: (n, V, 3).
+
+    Returns:
+        n lists of V digests.
+    """
+    header = repr((geometry.crop_size, geometry.crop_size, 3)).encode()
+    digests = []
+    for first in range(0, len(images), _BLOCK):
+        block = torch.from_numpy(images[first : first + _BLOCK])
+        columns = []
+        for view in range(views.shape[1]):
+            chosen = torch.from_numpy(views[first : first + _BLOCK, view])
+            pixels = apply_views(block, chosen, geometry).permute(0, 2, 3, 1).contiguous().numpy()
+            columns.append([_digest(header, image) for image in pixels])
+        digests += [list(row) for row in zip(*columns, strict=True)]
+    return digests
+
+
+def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Digest of everything kept of each call.
+
+    Args:
+        outputs: what is kept, in the store's order; names, shapes and types are part of the digest.
+        values: name -> (C, ...) array as stored, one row a call.
+
+    Returns:
+        (C, 16) uint8.
+    """
+    header = repr([(output.name, output.shape, output.dtype) for output in outputs]).encode()
+    arrays = [np.ascontiguousarray(values[output.name]) for output in outputs]
+    digests = np.empty((len(arrays[0]), DIGEST_BYTES), dtype=np.uint8)
+    for call, digest in enumerate(digests):
+        digest[:] = np.frombuffer(_digest(header, *(array[call] for array in arrays)), dtype=np.uint8)
+    return digests
+
+
+def _digest(header: bytes, *arrays: np.ndarray) -> bytes:
+    hasher = hashlib.sha256(header)
+    for array in arrays:
+        hasher.update(array)
+    return hasher.digest()[:DIGEST_BYTES]

@@ -1,0 +1,83 @@
+"""Files that survive a crash: written whole or not at all, and on the disk when a call returns.
+
+A rename is atomic but not durable, so the file and its folder are both fsynced. A full disk is reported as
+`DiskFull`, with the file that did not fit.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.errors import DiskFull, StoreBusy
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" from any write below `path` into a `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise DiskFull(
+            f"no room left to write {error.filename or path}; free some space, then run the same command again: "
+            "what is finished is kept"
+        ) from error
+
+
+def fsync_path(path: Path) -> None:
+    """Put a file, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_all(paths: Iterable[Path]) -> None:
+    """Put files on the disk, then each folder that holds one of them."""
+    files = sorted(set(paths))
+    for path in files:
+        fsync_path(path)
+    for folder in sorted({path.parent for path in files}):
+        fsync_path(folder)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically and durably."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with reporting_full_disk(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Replace `path` by a JSON document, atomically and durably."""
+    write_bytes(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold `path` locked, or raise `StoreBusy(busy)` at once; the kernel frees it if we die."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreBusy(busy) from error
+        yield

@@ -1,0 +1,84 @@
+"""Errors a user can act on, one class per remedy.
+
+    CKDError                    exit 2
+    ├── InvalidInput            a name, value or file cannot be used: give another
+    ├── UnknownName             no such thing: pick one of the names listed
+    ├── DatasetMissing          the images are not where they were looked for
+    ├── IdentityMismatch        the store was made from something else
+    ├── StoreUnreadable         missing, truncated or malformed: rebuild it
+    ├── StoreIncomplete         rows are missing: run the build again
+    ├── StoreBusy               another builder holds the store: wait for it
+    ├── DiskFull                no room: free some, then run the same command again
+    ├── BudgetRefused           exit 3: raise the budget or ask for less
+    └── Interrupted             exit 130: run the same command again to go on
+
+A message is one sentence that says what is wrong, with values, then what to do. Anything that is not a
+`CKDError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CKDError(Exception):
+    """Something the user can put right; `exit_code` is what the command returns."""
+
+    exit_code = 2
+
+
+class InvalidInput(CKDError):
+    """A name, value or file the user gave cannot be used."""
+
+
+class UnknownName(InvalidInput):
+    """A name is not among the known ones; the message lists the nearest.
+
+    Args:
+        kind: what the name stands for, for instance "student".
+        name: what the user gave.
+        known: every name that would have been accepted.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names)}"
+        super().__init__(f"no {kind} is called {name!r}; {hint}")
+
+
+class DatasetMissing(InvalidInput):
+    """The images are not where they were looked for."""
+
+
+class IdentityMismatch(CKDError):
+    """An existing store was made from something else than what is asked for now."""
+
+
+class StoreUnreadable(CKDError):
+    """A store is missing, truncated or malformed."""
+
+
+class StoreIncomplete(CKDError):
+    """A store lacks rows, or arrays, that the caller needs."""
+
+
+class StoreBusy(CKDError):
+    """Another process is building this store."""
+
+
+class DiskFull(CKDError):
+    """The disk has no room for what has to be written."""
+
+
+class BudgetRefused(CKDError):
+    """The teacher's budget does not allow the calls that are asked for."""
+
+    exit_code = 3
+
+
+class Interrupted(CKDError):
+    """The user stopped long work; everything finished so far is kept."""
+
+    exit_code = 130

@@ -1,0 +1,219 @@
+"""The manifest: what a store is, so that nothing that does not match is ever mixed into it.
+
+`Identity` is what must agree before rows are added; `Manifest` adds what may change (how many rows) and what is
+only worth knowing (versions). It is a JSON file, written atomically, and the last thing written when a store is
+made: a folder without one holds no calls.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.durable import write_json
+from storage.errors import IdentityMismatch, StoreUnreadable
+from storage.schema import OutputSpec
+from storage.views import Normalisation, ViewGeometry
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_ROWS = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherIdentity:
+    """Which teacher: `fingerprint` covers architecture, all weights and buffers, and normalisation."""
+
+    name: str
+    fingerprint: str
+    num_classes: int
+    normalisation: Normalisation
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetIdentity:
+    """Which images: `digest` covers the content of both splits."""
+
+    name: str
+    digest: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What every row of a store has in common.
+
+    Args:
+        seed: of the sample's order and of the views.
+        views: V, teacher calls per image.
+        view_policy: "augmented" or "plain".
+        outputs: what is kept of each call, logits first.
+    """
+
+    teacher: TeacherIdentity
+    dataset: DatasetIdentity
+    geometry: ViewGeometry
+    seed: int
+    views: int
+    view_policy: str
+    outputs: tuple[OutputSpec, ...]
+
+    @property
+    def features(self) -> dict[str, tuple[int, ...]]:
+        """Layer name -> shape of one view's map, without the logits."""
+        return {output.name: output.shape for output in self.outputs if output.name != "logits"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A store's identity, its size, and where its calls are recorded.
+
+    Args:
+        store_id: 32 hex digits, made once.
+        array_format: "zarr" or "hdf5".
+        n: training images; val and test likewise.
+        ledger: URL without password, or None for the store's own `ledger.sqlite`.
+        ledger_head: hash of the ledger's newest entry when the last build ended.
+        versions: package versions that made the store.
+    """
+
+    store_id: str
+    array_format: str
+    identity: Identity
+    n: int
+    num_val: int
+    num_test: int
+    ledger: str | None = None
+    ledger_head: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {"train": self.n, "val": self.num_val, "test": self.num_test}
+
+    @property
+    def num_calls(self) -> int:
+        """Teacher calls that a whole store stands for."""
+        return self.n * self.identity.views
+
+    def grown(self, n: int, num_val: int) -> Manifest:
+        """The same store with more rows."""
+        return replace(self, n=max(n, self.n), num_val=max(num_val, self.num_val))
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json`, atomically and durably."""
+        write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read and check `manifest.json`.
+
+        Raises:
+            StoreUnreadable: it is missing, malformed, or of another format version.
+        """
+        path = folder / FILE_NAME
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise ValueError("it is too large for a manifest")
+            document = json.loads(path.read_bytes())
+            version = document.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise ValueError(f"its format version is {version!r}, this release reads {FORMAT_VERSION}")
+            manifest = _manifest(document)
+        except FileNotFoundError as error:
+            raise StoreUnreadable(
+                f"there is no store at {folder} (no {FILE_NAME}); build one with: ckd-cache build --store {folder}"
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreUnreadable(
+                f"{path} is not a manifest this release can read ({error}); build the store again in a new folder"
+            ) from error
+        return manifest
+
+
+def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
+    """Refuse to add to a store that was made from something else.
+
+    Raises:
+        IdentityMismatch: names every field that differs, with both values.
+    """
+    differing = list(_differences(asdict(found), asdict(wanted), ""))
+    if differing:
+        raise IdentityMismatch(
+            f"the store at {folder} was built with another {'; '.join(differing)}; "
+            "give the same settings, or another --store"
+        )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> list[str]:
+    lines = []
+    for name, value in found.items():
+        other = wanted[name]
+        if isinstance(value, Mapping):
+            lines += _differences(value, other, f"{prefix}{name}.")
+        elif value != other:
+            lines.append(f"{prefix}{name} (store: {_shown(value)}, asked: {_shown(other)})")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], Mapping):
+        return ",".join(f"{item['name']}:{item['dtype']}" for item in value)
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."
+
+
+def _manifest(document: dict[str, Any]) -> Manifest:
+    identity = document.pop("identity")
+    teacher, dataset = identity.pop("teacher"), identity.pop("dataset")
+    normalisation = {name: tuple(map(float, values)) for name, values in teacher.pop("normalisation").items()}
+    outputs = tuple(_output(output) for output in identity.pop("outputs"))
+    dataset["classes"] = tuple(dataset["classes"])
+    manifest = Manifest(
+        **document,
+        identity=Identity(
+            **identity | {"geometry": ViewGeometry(**identity["geometry"])},
+            teacher=TeacherIdentity(**teacher, normalisation=Normalisation(**normalisation)),
+            dataset=DatasetIdentity(**dataset),
+            outputs=outputs,
+        ),
+    )
+    _check_types(manifest)
+    return manifest
+
+
+def _output(document: dict[str, Any]) -> OutputSpec:
+    output = OutputSpec(document["name"], tuple(document["shape"]), document["dtype"])
+    name_is_plain = isinstance(output.name, str) and output.name.replace("_", "").isalnum()
+    if not name_is_plain or np.dtype(output.dtype) not in (np.float16, np.float32):
+        raise ValueError(f"{output.name!r} of type {output.dtype!r} is not a layer")
+    if not all(isinstance(size, int) and size > 0 for size in output.shape) or math.prod(output.shape) > 1 << 28:
+        raise ValueError(f"{output.name} has the impossible shape {output.shape}")
+    return output
+
+
+def _check_types(manifest: Manifest) -> None:
+    for name in ("n", "num_val", "num_test"):
+        count = getattr(manifest, name)
+        if not isinstance(count, int) or not 0 <= count <= _MAX_ROWS:
+            raise ValueError(f"{name} is {count!r}")
+    identity = manifest.identity
+    sizes = (identity.views, *(getattr(identity.geometry, item.name) for item in fields(ViewGeometry)))
+    if not all(isinstance(size, int) and 0 <= size <= 1 << 14 for size in sizes) or identity.views < 1:
+        raise ValueError("views or geometry are impossible")
+    texts = (manifest.store_id, manifest.array_format, identity.view_policy, identity.teacher.name,
+             identity.teacher.fingerprint, identity.dataset.name, *identity.dataset.classes)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is not a text")
+    names = [output.name for output in identity.outputs]
+    if names[:1] != ["logits"] or len(set(names)) != len(names):
+        raise ValueError("the outputs must be logits, then layers of different names")

@@ -1,0 +1,164 @@
+"""How every command talks: results on stdout, progress and errors on stderr, one sentence an error.
+
+`CommandGroup` turns the errors a user can act on into a line and an exit code. Anything else is a bug and keeps
+its traceback; `--debug` keeps all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from storage.errors import CKDError, Interrupted
+
+stderr = Console(stderr=True, highlight=False)
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class CommandGroup(click.Group):
+    """A command group whose subcommands report `user_errors` in one line.
+
+    Args:
+        user_errors: exceptions with an `exit_code` that a user can act on.
+    """
+
+    def __init__(self, *args: Any, user_errors: tuple[type[Exception], ...] = (CKDError,), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.", callback=_keep_debug)
+        )
+        self._user_errors = user_errors
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the subcommand; see the class."""
+        with reported_errors(self._user_errors, debug=context.meta.get("debug", False)):
+            return super().invoke(context)
+
+
+def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None:
+    context.meta["debug"] = debug
+    logging.basicConfig(level="INFO", format="%(message)s", datefmt="%X", force=True,
+                        handlers=[RichHandler(console=stderr, show_path=False, show_level=False)])
+
+
+@contextmanager
+def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) -> Iterator[None]:
+    """Print a user's error as one line on stderr and leave with its exit code."""
+    try:
+        yield
+    except user_errors as error:
+        if debug:
+            raise
+        stderr.print(Text(f"Error: {error}"), soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", 2))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        stderr.print("Interrupted; run the same command again to go on.")
+        sys.exit(Interrupted.exit_code)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+class _RateColumn(ProgressColumn):
+    """Steps finished a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress(label: str, total: int | None, completed: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Progress on stderr, as a bar or, where that is no terminal, as a line now and then.
+
+    Yields:
+        `advance(steps, note)`.
+    """
+    if not stderr.is_terminal:
+        yield _Lines(label, total, completed).advance
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        task = bar.add_task(label, total=total, completed=completed, note="")
+        yield lambda steps, note="": bar.update(task, advance=steps, note=note)
+
+
+class _Lines:
+    """Progress for a log file."""
+
+    def __init__(self, label: str, total: int | None, completed: int) -> None:
+        self._label, self._total, self._completed = label, total, completed
+        self._printed = time.monotonic()
+
+    def advance(self, steps: int, note: str = "") -> None:
+        self._completed += steps
+        finished = self._completed == self._total and steps > 0
+        if finished or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            of = "" if self._total is None else f" of {self._total}"
+            stderr.print(f"{self._label}: {self._completed}{of} {note}", soft_wrap=True)
+
+
+class StopRequest:
+    """Whether the user asked to stop, by Ctrl-C or SIGTERM."""
+
+    requested = False
+
+
+@contextmanager
+def graceful_stop() -> Iterator[StopRequest]:
+    """Let long work finish the step in hand at the first Ctrl-C; the second one stops it at once."""
+    stop = StopRequest()
+
+    def request(number: int, _: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        stderr.print("Stopping after the step in hand; once more to stop at once.")
+
+    try:
+        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us decides when to stop
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""Arrays as a Zarr v3 folder, uncompressed.
+
+Zarr writes each chunk to a temporary file and renames it, so a chunk is never torn, but it does not fsync;
+`sync` does, for the chunks touched and their folders. Empty chunks are written too: a chunk that is missing
+was lost, not skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec
+
+from storage.arrays import ArrayFile
+from storage.durable import fsync_all, reporting_full_disk
+from storage.errors import StoreUnreadable
+from storage.schema import ArraySpec
+
+
+class ZarrArrays(ArrayFile):
+    """A `data.zarr` folder; arrays are opened when first used."""
+
+    format = "zarr"
+    file_name = "data.zarr"
+
+    def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
+        super().__init__(path, specs)
+        if not (path / "zarr.json").is_file():
+            raise StoreUnreadable(f"{path} is not a Zarr folder; build the store again in a new folder")
+        self._open: dict[str, zarr.Array[Any]] = {}
+        self._touched: set[Path] = set()
+
+    @classmethod
+    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+        """See `ArrayFile.create`."""
+        shutil.rmtree(path, ignore_errors=True)
+        with reporting_full_disk(path):
+            group = zarr.create_group(path, zarr_format=3)
+            for spec in specs:
+                group.create_array(
+                    spec.name,
+                    shape=(rows[spec.split], *spec.row_shape),
+                    chunks=(spec.chunk_rows, *spec.row_shape),
+                    dtype=spec.dtype,
+                    compressors=None,
+                    filters=None,
+                    fill_value=0,
+                    # One flat folder an array: one folder to fsync.
+                    chunk_key_encoding={"name": "default", "separator": "."},
+                )
+            fsync_all(path.rglob("zarr.json"))
+
+    def grow(self, rows: Mapping[str, int]) -> None:
+        """See `ArrayFile.grow`."""
+        with reporting_full_disk(self.path):
+            for name, spec in self.specs.items():
+                array = self._array(name)
+                if array.shape[0] < rows[spec.split]:
+                    array.resize((rows[spec.split], *spec.row_shape))
+            fsync_all(self.path / name / "zarr.json" for name in self.specs)
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """See `ArrayFile.read`."""
+        array = self._array(name)
+        self.check_rows(name, array.shape[0], stop)
+        try:
+            return np.asarray(array[start:stop])
+        except (OSError, ValueError) as error:
+            raise self.unreadable(name, error) from error
+
+    def write(self, name: str, start: int, values: np.ndarray) -> None:
+        """See `ArrayFile.write`."""
+        array, spec = self._array(name), self.specs[name]
+        with reporting_full_disk(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+            array[start : start + len(values)] = values
+        for chunk in range(start // spec.chunk_rows, -(-(start + len(values)) // spec.chunk_rows)):
+            key = array.metadata.encode_chunk_key((chunk,) + (0,) * len(spec.row_shape))
+            self._touched.add(self.path / name / key)
+
+    def sync(self) -> None:
+        """See `ArrayFile.sync`."""
+        touched, self._touched = self._touched, set()
+        with reporting_full_disk(self.path):
+            fsync_all(touched)
+
+    def size_bytes(self) -> int:
+        """See `ArrayFile.size_bytes`."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        if name not in self._open:
+            try:
+                array = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
+                codecs = array.metadata.codecs  # type: ignore[union-attr]
+            except Exception as error:
+                # A damaged zarr.json fails in too many ways to list; all of them mean the same to the user.
+                raise self.unreadable(name, error) from error
+            self.check_array(name, array.shape, array.dtype)
+            if not all(isinstance(codec, BytesCodec) for codec in codecs):
+                raise self.unreadable(name, f"it is encoded with {codecs}, only plain bytes are read")
+            self._open[name] = array
+        return self._open[name]

@@ -1,0 +1,129 @@
+"""`ckd-train`: stage two, a student from a store alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models import ModelError, canonical_name
+from models.compute import PRECISIONS, Compute
+from storage.errors import CKDError, InvalidInput
+from storage.store import Store
+from storage.terminal import print_json, progress, reported_errors
+from student_train.data import StudentData
+from student_train.methods import METHODS, Method, parse_losses, parse_method
+from student_train.protocol import ProtocolConfig
+from student_train.run_folder import RunFolder
+from student_train.trainer import TrainConfig, Trainer
+
+
+@click.command()
+@click.version_option(package_name="teacher-cache")
+@click.option(
+    "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Store that stage one built."
+)
+@click.option("--student", default="wrn16_2", show_default=True, help="Network to train.")
+@click.option("--method", help=f"Recipe: {', '.join(METHODS)}; settings as ckd:pairs=all.  [default: ckd]")
+@click.option("--loss", "losses", multiple=True, help="Own sum of losses, repeatable: kd:temperature=4,weight=0.9.")
+@click.option(
+    "--comparison",
+    default="sampled",
+    show_default=True,
+    help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.",
+)
+@click.option("--n", type=int, help="Train on the first n rows.  [default: all]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--lr", type=float, default=0.05, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True)
+@click.option("--patience", type=int, default=50, show_default=True, help="Evaluations without progress to a plateau.")
+@click.option("--max-evals", type=int, help="Stop after this many evaluations.")
+@click.option("--student-view", default="fresh", show_default=True, help="fresh, or teacher to replay what it saw.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--precision", type=click.Choice(("auto", *PRECISIONS)), default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--json", "as_json", is_flag=True, help="Print run.json.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool, **settings: Any) -> None:
+    """Train a student from a store; no teacher, no data set and no network is needed.
+
+    \b
+    ckd-train --store stores/wrn40_2-cifar100 --method ckd --n 1600
+    ckd-train --store DIR --loss ce --loss kd:temperature=2,weight=0.5
+
+    Exit status: 0 done, 2 bad usage or bad input, 130 interrupted.
+    """
+    with reported_errors((CKDError, ModelError), debug=debug):
+        run(**settings)
+
+
+def run(
+    *,
+    store: Path,
+    student: str,
+    method: str | None,
+    losses: tuple[str, ...],
+    comparison: str,
+    n: int | None,
+    seed: int,
+    lr: float,
+    batch_size: int,
+    patience: int,
+    max_evals: int | None,
+    student_view: str,
+    device: str,
+    precision: str,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Check everything, train, print."""
+    recipe, spec = _recipe(method, losses, comparison)
+    config = TrainConfig(
+        student=canonical_name(student),
+        method=spec,
+        seed=seed,
+        lr=lr,
+        batch_size=batch_size,
+        student_view=student_view,
+        protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
+    )
+    data = StudentData.load(store, n, recipe.needs, Compute.choose(device, precision))
+    folder = RunFolder(out if out is not None else _default_out(store, config, data.n))
+    folder.start(resume=resume)
+    result = folder.finished()
+    if result is None:
+        result = _train(Trainer(config, data, recipe, folder), store)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{folder.path}: {result['student']} by {result['method_spec']} on {result['n']} rows "
+        f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
+        f"at best validation accuracy {result['best_val_accuracy']:.4f}"
+    )
+
+
+def _recipe(method: str | None, losses: tuple[str, ...], comparison: str) -> tuple[Method, str]:
+    if method is not None and losses:
+        raise InvalidInput("--method and --loss exclude each other: a method is a list of losses; give one of them")
+    if losses:
+        return parse_losses(losses, comparison), "+".join(losses)
+    return parse_method(method or "ckd"), method or "ckd"
+
+
+def _train(trainer: Trainer, store: Path) -> dict[str, Any]:
+    source = {"store": str(store), "ledger_head": Store.open(store).ledger_head()}
+    with progress(f"{trainer.config.student} by {trainer.config.method}: evaluations", None) as advance:
+        return trainer.run(source, lambda row: advance(1, _note(row)))
+
+
+def _note(row: Any) -> str:
+    return f"loss {row['train_loss']:.3f}, validation {row['val_accuracy']:.3f}, lr {row['lr']:g}"
+
+
+def _default_out(store: Path, config: TrainConfig, n: int) -> Path:
+    method = "".join(letter if letter.isalnum() else "-" for letter in config.method)
+    return Path("runs") / store.resolve().name / f"{config.student}-{method}-n{n}-seed{config.seed}"

@@ -1,0 +1,152 @@
+"""What a student is trained from: a store's arrays, in memory, and nothing else.
+
+Images, labels and views go to the device. Teacher outputs go there too if they take less than half of what is free,
+and otherwise stay in main memory, from where each batch is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models import Representation
+from models.compute import Compute
+from storage.errors import InvalidInput, StoreIncomplete
+from storage.manifest import Manifest
+from storage.seeding import generator_for
+from storage.store import Store
+from storage.views import apply_views, draw_views
+
+STUDENT_VIEWS = ("fresh", "teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images (N, H, W, 3) uint8 and labels (N,) int64, on the device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StudentData:
+    """The first n rows of a store, with its validation and test images.
+
+    Args:
+        views: (n, V, 3), what the teacher saw.
+        outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
+    """
+
+    manifest: Manifest
+    compute: Compute
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+    views: Tensor
+    outputs: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, folder: Path, n: int | None, needs: Iterable[str], compute: Compute) -> StudentData:
+        """Read what is needed, after checking that it is whole.
+
+        Args:
+            n: rows to train on; None for all.
+            needs: teacher outputs to load.
+
+        Raises:
+            StoreUnreadable, StoreIncomplete: the store is missing, damaged, unfinished, or lacks an output.
+        """
+        store = Store.open(folder)
+        rows = store.manifest.n if n is None else n
+        if rows < 2:
+            raise InvalidInput(f"--n {rows} is too small to train on; give at least 2")
+        store.require_rows(rows)
+        names = _require_outputs(store, needs)
+        # With no teacher involved, what the teacher said does not have to be read.
+        kept = store.read_outputs(names, rows) if names else {}
+        outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
+        size = sum(tensor.nbytes for tensor in outputs.values())
+        if size < _free_bytes(compute) / 2:
+            outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
+        return cls(
+            manifest=store.manifest,
+            compute=compute,
+            train=_labelled(store, "train", rows, compute),
+            # A smaller n keeps the paper's proportion: four training images for one of validation.
+            val=_labelled(store, "val", min(max(1, rows // 4), store.manifest.num_val), compute),
+            test=_labelled(store, "test", store.manifest.num_test, compute),
+            views=torch.from_numpy(store.read("train/views", rows)),
+            outputs=outputs,
+        )
+
+    @property
+    def n(self) -> int:
+        """Rows to train on."""
+        return len(self.train.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the teacher, and so of the student."""
+        return self.manifest.identity.teacher.num_classes
+
+    def inputs(self, rows: Tensor, step: int, *, seed: int, student_view: str) -> tuple[Tensor, Tensor]:
+        """Student inputs of a step.
+
+        Args:
+            rows: (B,) int64, on the CPU.
+            student_view: "fresh" draws a new crop and flip; "teacher" replays the stored view.
+
+        Returns:
+            (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
+        """
+        identity = self.manifest.identity
+        generator = generator_for(seed, "views", step)
+        which = torch.randint(0, identity.views, (len(rows),), generator=generator)
+        if student_view == "teacher":
+            views = self.views[rows, which]
+        else:
+            views = draw_views(identity.geometry, len(rows), generator)
+        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, identity.geometry)
+        return identity.teacher.normalisation.apply(pixels), which
+
+    def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
+        """What the teacher said of some rows, float32 on the device; None when nothing was loaded."""
+        if not self.outputs:
+            return None
+        said = {name: self._rows(tensor, rows, which) for name, tensor in self.outputs.items()}
+        logits = said.pop("logits")
+        return Representation(logits=logits, features=said)
+
+    def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+        chosen = tensor[rows.to(tensor.device), which.to(tensor.device)]
+        return self.compute.to_device(chosen).float()
+
+
+def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
+    wanted = sorted(needs)
+    if not wanted:
+        return []
+    identity = store.manifest.identity
+    known = {output.name for output in identity.outputs}
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise StoreIncomplete(
+            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; build another "
+            f"store with --features {','.join(missing)}"
+        )
+    return sorted({"logits", *wanted})
+
+
+def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
+    images, labels = store.read(f"{split}/images", rows), store.read(f"{split}/labels", rows)
+    return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))
+
+
+def _free_bytes(compute: Compute) -> float:
+    if compute.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(compute.device)[0])
+    return float("inf")  # the arrays are in main memory already

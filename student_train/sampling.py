@@ -1,0 +1,96 @@
+"""Which rows a step trains on, as a function of (seed, step) alone: a resumed run draws what it would have drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from storage.errors import InvalidInput
+from storage.seeding import generator_for
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step.
+
+    Args:
+        rows: (B,) int64 into the sample.
+        passes: slices of `rows` that go through the student together; batch norm sees each alone.
+    """
+
+    rows: Tensor
+    passes: tuple[slice, ...]
+
+
+class Sampling(ABC):
+    """Draws batches."""
+
+    @abstractmethod
+    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
+        """The batch of a step, counted from 0."""
+
+    def check(self, n: int) -> None:
+        """Raise `InvalidInput` if n rows are too few."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSampling(Sampling):
+    """Every row once an epoch, in an order that depends on (seed, epoch)."""
+
+    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
+        """The last batch of an epoch may be smaller."""
+        epoch, place = divmod(step, ceil(n / batch_size))
+        rows = _epoch_order(seed, epoch, n)[place * batch_size : (place + 1) * batch_size]
+        return Batch(rows, (slice(0, len(rows)),))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSampling(Sampling):
+    """`batch_size` groups of distinct rows, drawn afresh each step; sides as `GroupComparison` wants them.
+
+    Args:
+        positives, negatives: rows on each side of a group.
+        joint: both sides in one forward pass; the paper's code runs them separately.
+    """
+
+    positives: int = 1
+    negatives: int = 1
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.positives < 1 or self.negatives < 1:
+            raise InvalidInput(
+                f"a comparison needs at least 1 sample on each side, got {self.positives} and {self.negatives}"
+            )
+
+    def check(self, n: int) -> None:
+        """A group needs distinct rows."""
+        if n < self.positives + self.negatives:
+            raise InvalidInput(f"groups of {self.positives} + {self.negatives} samples need more than --n {n}")
+
+    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
+        """B = batch_size * (positives + negatives) rows."""
+        generator = generator_for(seed, "groups", step)
+        size = self.positives + self.negatives
+        groups = torch.randint(0, n, (batch_size, size), generator=generator)
+        while (repeated := _has_repeats(groups)).any():
+            groups[repeated] = torch.randint(0, n, (int(repeated.sum()), size), generator=generator)
+        rows = torch.cat([groups[:, : self.positives].flatten(), groups[:, self.positives :].flatten()])
+        cut = batch_size * self.positives
+        sides = (slice(0, cut), slice(cut, len(rows)))
+        return Batch(rows, (slice(0, len(rows)),) if self.joint else sides)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=generator_for(seed, "epoch", epoch))
+
+
+def _has_repeats(groups: Tensor) -> Tensor:
+    ordered = groups.sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)

@@ -1,0 +1,267 @@
+"""The training loop: batch -> student -> signals -> loss, and an evaluation every ceil(n / batch) steps.
+
+Every random choice comes from (seed, purpose, step), and the state between two evaluations is saved, so a resumed
+run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import Network, Representation, canonical_name, create_model
+from models.evaluation import accuracy
+from storage.errors import Interrupted, InvalidInput, UnknownName
+from storage.terminal import graceful_stop
+from storage.views import evaluation_batches
+from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData
+from student_train.methods import Method
+from student_train.protocol import Decision, Protocol, ProtocolConfig
+from student_train.run_folder import RunFolder
+from student_train.sampling import Batch
+from student_train.signals import Signals
+
+log = logging.getLogger(__name__)
+
+_SAVE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a student is trained; the defaults are those of the paper's released code.
+
+    Args:
+        method: the spec of the method or of the losses, for the record.
+        student_view: "fresh" or "teacher".
+    """
+
+    student: str
+    method: str
+    seed: int = 0
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    student_view: str = "fresh"
+    protocol: ProtocolConfig = ProtocolConfig()
+
+    def __post_init__(self) -> None:
+        if self.student_view not in STUDENT_VIEWS:
+            raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
+        if self.batch_size < 2 or not self.lr > 0:
+            raise InvalidInput(f"--batch-size ({self.batch_size}) must be at least 2 and --lr ({self.lr}) above 0")
+
+
+class Trainer:
+    """Trains one student.
+
+    Args:
+        data: what it learns from.
+        method: how.
+        folder: where its results go.
+        config: the rest.
+    """
+
+    def __init__(self, config: TrainConfig, data: StudentData, method: Method, folder: RunFolder) -> None:
+        self.config, self.data, self.method, self.folder = config, data, method, folder
+        method.sampling.check(data.n)
+        self.student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
+        data.compute.place(self.student)
+        self.learned = method.learned.to(data.compute.device)
+        self.optimizer = torch.optim.SGD(
+            [*self.student.parameters(), *self.learned.parameters()],
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.protocol = Protocol(config.protocol)
+        self.eval_every = ceil(data.n / config.batch_size)
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self.best = _copy_of(self._modules())
+        self.seconds = 0.0
+
+    def run(
+        self, source: Mapping[str, Any], on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
+    ) -> dict[str, Any]:
+        """Train to the end of the protocol and write the results.
+
+        Args:
+            source: where the data came from, for run.json: `store` and `ledger_head`.
+
+        Returns:
+            The content of run.json.
+
+        Raises:
+            Interrupted: the user asked to stop; resume to go on.
+        """
+        state = self.folder.load_state(self._identity())
+        if state is not None:
+            self._restore(state)
+        saved = started = time.monotonic()
+        before = self.seconds
+        with graceful_stop() as stop:
+            while not self.protocol.finished:
+                row = self._train_and_evaluate()
+                self.seconds = before + time.monotonic() - started
+                on_eval(row)
+                if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.requested and not self.protocol.finished:
+                    raise Interrupted(
+                        f"stopped after {self.protocol.evals} evaluations; go on with the same command and --resume"
+                    )
+        return self._finish(source)
+
+    def train_step(self) -> Tensor:
+        """One step of gradient descent; returns the detached loss, on the device."""
+        config, data = self.config, self.data
+        batch = self.method.sampling.batch(self.step, n=data.n, batch_size=config.batch_size, seed=config.seed)
+        inputs, which = data.inputs(batch.rows, self.step, seed=config.seed, student_view=config.student_view)
+        rows = data.compute.to_device(batch.rows)
+        signals = Signals(
+            student=self._represent(inputs, batch),
+            teacher=data.teacher(batch.rows, which),
+            labels=data.train.labels[rows],
+            index=rows,
+        )
+        loss = self.method.loss(signals)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _represent(self, inputs: Tensor, batch: Batch) -> Representation:
+        """The student's representation in float32, each pass through the network on its own."""
+        with self.data.compute.autocast():
+            parts = [self.student.represent(inputs[part]) for part in batch.passes]
+        if len(parts) == 1:
+            return parts[0].map(Tensor.float)
+        return Representation(
+            logits=torch.cat([part.logits for part in parts]).float(),
+            features={
+                name: torch.cat([part.features[name] for part in parts]).float() for name in parts[0].features
+            },
+        )
+
+    def _train_and_evaluate(self) -> dict[str, Any]:
+        lr = self.config.lr * 0.1**self.protocol.reached
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.student.train()
+        losses = [self.train_step() for _ in range(self.eval_every)]
+        train_loss = torch.stack(losses).mean().item()
+        val_accuracy = self._accuracy(self.data.val)
+        decision = self.protocol.update(val_accuracy)
+        test_accuracy = None
+        if decision is Decision.IMPROVED:
+            self.best = _copy_of(self._modules())
+            test_accuracy = self._accuracy(self.data.test)
+        elif decision is Decision.LOWER:
+            _load(self._modules(), self.best)
+        row = {
+            "step": self.step,
+            "epoch": self.protocol.evals,
+            "lr": lr,
+            "train_loss": train_loss,
+            "val_accuracy": val_accuracy,
+            "test_accuracy": test_accuracy,
+        }
+        self.rows.append(row)
+        return row
+
+    def _accuracy(self, images: LabelledImages) -> float:
+        identity = self.data.manifest.identity
+        normalisation = identity.teacher.normalisation
+        batches = evaluation_batches(images.images, images.labels, identity.geometry, normalisation)
+        return accuracy(self.student, batches, self.data.compute)
+
+    def _finish(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        last_test = self._accuracy(self.data.test)
+        _load(self._modules(), self.best)
+        measured = [row["test_accuracy"] for row in self.rows if row["test_accuracy"] is not None]
+        result = {
+            **self._identity(),
+            **source,
+            "method": self.method.name,
+            "teacher_calls": self._teacher_calls(),
+            "test_accuracy": measured[-1],
+            "best_val_accuracy": self.protocol.best,
+            "last_test_accuracy": last_test,
+            "best_test_accuracy": max([*measured, last_test]),
+            "evaluations": self.protocol.evals,
+            "steps": self.step,
+            "seconds": round(self.seconds, 2),
+            "device": self.data.compute.describe(),
+            "versions": {package: version(package) for package in ("teacher-cache", "torch", "numpy")},
+        }
+        self.folder.save_metrics(self.rows)
+        self.folder.save_result(self.student, result)
+        return result
+
+    def _teacher_calls(self) -> int:
+        """Calls whose answers this student learned from: none for a method that asks no teacher."""
+        return self.data.n * self.data.manifest.identity.views if self.method.needs else 0
+
+    def _identity(self) -> dict[str, Any]:
+        """Settings and sources; a run goes on only if all of them are the same."""
+        identity = self.data.manifest.identity
+        return {
+            **asdict(self.config),
+            "student": canonical_name(self.config.student),
+            "method_spec": self.config.method,
+            "n": self.data.n,
+            "precision": self.data.compute.precision,
+            "store_id": self.data.manifest.store_id,
+            "teacher": identity.teacher.name,
+            "teacher_fingerprint": identity.teacher.fingerprint,
+            "dataset": identity.dataset.name,
+        }
+
+    # State
+
+    def _modules(self) -> nn.ModuleList:
+        return nn.ModuleList([self.student, self.learned])
+
+    def _save(self) -> None:
+        self.folder.save_metrics(self.rows)
+        self.folder.save_state(
+            {
+                "config": json.dumps(self._identity()),
+                "step": self.step,
+                "rows": json.dumps(self.rows),
+                "seconds": self.seconds,
+                "protocol": self.protocol.state(),
+                "modules": self._modules().state_dict(),
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.rows = json.loads(state["rows"])
+        self.protocol.restore(state["protocol"])
+        _load(self._modules(), state["modules"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        log.info("going on after evaluation %d", self.protocol.evals)
+
+
+def _copy_of(modules: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}
+
+
+def _load(modules: nn.Module, state: Mapping[str, Tensor]) -> None:
+    modules.load_state_dict(dict(state))

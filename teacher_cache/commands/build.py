@@ -1,0 +1,98 @@
+"""`ckd-cache build`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storage.terminal import print_json, progress, stderr
+from teacher_cache.build import BuildReport
+from teacher_cache.build import build as run_build
+from teacher_cache.commands.options import compute_options, dataset_options, json_option
+from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build
+
+
+@click.command()
+@click.option("--teacher", required=True, help="Network, for instance wrn40_2.")
+@click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the store; one that exists is finished or grown.  [default: stores/TEACHER-DATASET]",
+)
+@dataset_options
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
+@click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
+@click.option("--features", default="none", show_default=True, help="Feature maps to keep: none, all, or NAME,NAME.")
+@click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
+@click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
+@click.option("--view-policy", default="augmented", show_default=True, help="augmented or plain.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample and the views.")
+@click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
+@click.option("--ledger", help="URL of a ledger that stores share.  [default: the store's own]")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
+@compute_options("fp32, since these calls are kept")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
+@json_option
+def build(store: Path | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Run the teacher once over a sample of images and keep what it says.
+
+    The same command again finishes an interrupted build, or does nothing; a larger --n grows the store.
+
+    \b
+    ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
+    """
+    folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    plan = plan_build(BuildConfig(store=folder, **settings))
+    if dry_run:
+        estimate = _estimate(plan)
+        print_json(estimate) if as_json else click.echo(_estimate_text(plan, estimate))
+        return
+    # The rows that are there already count as done, so that a resumed bar starts where it stopped.
+    done = plan.total_calls - len(plan.missing_rows) * plan.identity.views
+    with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
+        report = run_build(plan, advance)
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(_report_text(report))
+
+
+def _default_store(teacher: str, dataset: str) -> Path:
+    return Path("stores") / f"{teacher}-{Path(dataset.replace(':', '/')).name}"
+
+
+def _estimate(plan: BuildPlan) -> dict[str, Any]:
+    return {
+        "store": str(plan.config.store),
+        "total_calls": plan.total_calls,
+        "paid_calls": plan.paid_calls,
+        "needed_calls": plan.needed_calls,
+        "array_bytes": plan.array_bytes,
+        "total_bytes": sum(plan.array_bytes.values()),
+        "seconds": round(estimate_seconds(plan, plan.needed_calls), 1),
+    }
+
+
+def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
+    arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
+    return "\n".join(
+        [
+            f"{plan.config.store}: {plan.total_calls} teacher calls in all, {plan.paid_calls} paid already, "
+            f"{plan.needed_calls} to be made",
+            *arrays,
+            f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB",
+            f"about {estimate['seconds']:.0f} s on {plan.teacher.compute.describe()}; nothing was called or written",
+        ]
+    )
+
+
+def _report_text(report: BuildReport) -> str:
+    lines = [f"{report.new_calls} new teacher calls; {report.store} holds {report.rows_valid} of {report.n} rows whole"]
+    if report.reused_calls:
+        lines.append(f"{report.reused_calls} answers were paid for already and copied")
+    if report.adopted_calls or report.lost_calls:
+        lines.append(f"of an interrupted build, {report.adopted_calls} calls were adopted, {report.lost_calls} lost")
+    if report.rows_valid < report.n:
+        stderr.print("The store is not whole; run the same command again.")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""`ckd-cache info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from storage.schema import LOGITS
+from storage.store import Store
+from storage.terminal import print_json
+from teacher_cache.commands.options import json_option, store_option
+
+
+@click.command()
+@store_option
+@json_option
+def info(store: Path, as_json: bool) -> None:
+    """Say what a store holds and how good its teacher is on its own views."""
+    description = describe(Store.open(store))
+    if as_json:
+        print_json(description)
+        return
+    teacher = description["teacher"]
+    features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
+    correct = description["teacher_accuracy"]
+    for name, value in {
+        "store": store,
+        "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
+        "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
+        "accuracy": "no rows yet" if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
+        "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
+        "held out": f"{description['num_val']} validation and {description['num_test']} test images",
+        "features": features,
+        "format": f"{description['format']}, {description['bytes'] / 1e6:.1f} MB",
+        "ledger": f"{description['ledger']}, head {str(description['ledger_head'])[:12]}",
+    }.items():
+        click.echo(f"{name:<9} {value}")
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """What `info --json` prints."""
+    manifest, identity = store.manifest, store.manifest.identity
+    valid = store.valid()
+    return {
+        "n": manifest.n,
+        "views": identity.views,
+        "rows_valid": int(valid.all(axis=1).sum()),
+        "format": manifest.array_format,
+        "dataset": identity.dataset.name,
+        "num_classes": len(identity.dataset.classes),
+        "teacher": {
+            "name": identity.teacher.name,
+            "fingerprint": identity.teacher.fingerprint,
+            "precision": identity.teacher.precision,
+        },
+        "teacher_accuracy": _teacher_accuracy(store, valid),
+        "features": {name: list(shape) for name, shape in identity.features.items()},
+        "bytes": store.size_bytes(),
+        "num_val": manifest.num_val,
+        "num_test": manifest.num_test,
+        "seed": identity.seed,
+        "view_policy": identity.view_policy,
+        "store_id": manifest.store_id,
+        "ledger": manifest.ledger or "own",
+        "ledger_head": store.ledger_head(),
+    }
+
+
+def _teacher_accuracy(store: Store, valid: np.ndarray) -> float | None:
+    """Top-1 on the stored views, from the stored logits: no call is made."""
+    if not valid.any():
+        return None
+    correct = store.read(LOGITS).argmax(axis=2) == store.read("train/labels")[:, None]
+    return float(correct[valid].mean())

@@ -1,0 +1,48 @@
+"""Options that several commands share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models.compute import PRECISIONS
+
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_DATASET = click.option(
+    "--dataset",
+    default="cifar100",
+    show_default=True,
+    help="cifar10, cifar100, stanford_cars, digits, or imagefolder:PATH.",
+)
+_DATA_ROOT = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where named data sets lie.  [default: $CKD_DATA or ./data]",
+)
+_IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
+_DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
+_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+
+
+def dataset_options(command: Any) -> Any:
+    """--dataset, --data-root, --image-size, --download."""
+    for option in (_DOWNLOAD, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
+        command = option(command)
+    return command
+
+
+def compute_options(auto_precision: str) -> Any:
+    """--device and --precision; `auto_precision` says what auto means for the command."""
+    precision = click.option(
+        "--precision",
+        type=click.Choice(("auto", *PRECISIONS)),
+        default="auto",
+        show_default=True,
+        help=f"Number format of the network's forward; auto is {auto_precision}.",
+    )
+    return lambda command: _DEVICE(precision(command))

@@ -1,0 +1,89 @@
+"""`ckd-cache train-teacher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from models import create_model
+from models.compute import Compute
+from storage.errors import InvalidInput
+from storage.terminal import print_json, progress
+from teacher_cache.commands.options import compute_options, dataset_options, json_option
+from teacher_cache.datasets import open_dataset
+from teacher_cache.teacher import default_weights
+from teacher_cache.teacher_training import TrainingConfig
+from teacher_cache.teacher_training import train_teacher as run_training
+
+
+@click.command()
+@click.option("--teacher", required=True, help="Network, for instance wrn40_2.")
+@dataset_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="safetensors file to write.  [default: where build looks for it]",
+)
+@click.option("--epochs", type=int, default=240, show_default=True)
+@click.option("--lr", type=float, default=0.05, show_default=True, help="First learning rate.")
+@click.option("--decay-epochs", help="Divide it by 10 after these, as 150,180,210.  [default: 5/8, 3/4, 7/8 of all]")
+@click.option("--momentum", type=float, default=0.9, show_default=True)
+@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@compute_options("bf16 where the device is fast at it, else fp32")
+@json_option
+def train_teacher(
+    teacher: str,
+    dataset: str,
+    data_root: Path | None,
+    image_size: int | None,
+    download: bool,
+    out: Path | None,
+    epochs: int,
+    lr: float,
+    decay_epochs: str | None,
+    momentum: float,
+    weight_decay: float,
+    batch_size: int,
+    seed: int,
+    device: str,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Train a teacher on a data set's labels; an interrupted training goes on where it stopped.
+
+    \b
+    ckd-cache train-teacher --teacher wrn40_2 --dataset cifar100
+    """
+    config = TrainingConfig(
+        teacher=teacher,
+        epochs=epochs,
+        lr=lr,
+        decay_epochs=_epoch_list(decay_epochs),
+        momentum=momentum,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    compute = Compute.choose(device, precision)
+    create_model(teacher, num_classes=2)  # an unknown name is refused before any image is read
+    images = open_dataset(dataset, data_root=data_root, image_size=image_size, download=download)
+    path = default_weights(teacher, images) if out is None else out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise InvalidInput(f"{path} exists; delete it, or give another --out")
+    with progress(f"{teacher}: epochs", epochs) as advance:
+        report = run_training(config, images, path, compute, advance)
+    accuracy = report["test_accuracy"]
+    print_json({**report, "out": str(path)}) if as_json else click.echo(f"{path}: test accuracy {accuracy:.4f}")
+
+
+def _epoch_list(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidInput(f"--decay-epochs takes whole numbers with commas between, got {text!r}") from error

@@ -1,0 +1,238 @@
+"""What a data set is to this project: two splits of labelled uint8 images, and a digest of their content.
+
+A split hands out base-resolution images, before any view is cut, and decodes only what is asked for. The
+digest identifies the data wherever they lie: it covers pixels or file bytes, labels and relative paths, never
+the machine's own path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from storage.errors import InvalidInput
+from storage.views import Normalisation, ViewGeometry
+
+IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+# Threads help where a file takes long, from a far disk or to decode outside Python's lock. Where one takes
+# less than this they only wait for each other: on two cores they halve the rate of small cached files.
+_FAST_FILE_SECONDS = 0.5e-3
+_NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
+_FILES_PER_TASK = 16
+_NUM_FILES_NAMED = 3
+
+_Result = TypeVar("_Result")
+
+
+class Split(ABC):
+    """One half of a data set, train or test.
+
+    Attributes:
+        labels: (N,) int64, the class of each image.
+    """
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The base images at `indices`, in that order: (len(indices), S, S, 3) uint8.
+
+        Raises:
+            InvalidInput: a file does not decode; the message names it.
+            IndexError: an index is outside the split.
+        """
+
+    @abstractmethod
+    def content_digest(self) -> bytes:
+        """SHA-256 of this split's content and labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit(Split):
+    """Images that are in memory already.
+
+    Args:
+        images: (N, S, S, 3) uint8.
+        labels: (N,) int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == np.uint8, self.images.dtype
+        assert self.labels.dtype == np.int64, self.labels.dtype
+        assert self.images.shape[0] == len(self.labels), (self.images.shape, len(self.labels))
+        assert self.images.shape[1] == self.images.shape[2], self.images.shape
+        assert self.images.shape[3] == 3, self.images.shape
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """See `Split.read`."""
+        chosen: np.ndarray = self.images[np.asarray(indices, dtype=np.int64)]
+        return chosen
+
+    def content_digest(self) -> bytes:
+        """See `Split.content_digest`."""
+        digest = hashlib.sha256(f"{self.images.shape}".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit(Split):
+    """Images that are files, decoded when they are read.
+
+    Args:
+        root: the data set's folder.
+        files: each image's path relative to `root`, with forward slashes.
+        labels: (N,) int64.
+        image_size: S, the side of a base image in pixels.
+        fit: turns a decoded RGB image into one of S x S pixels.
+        remedy: what a user can do to a file that does not decode, for instance "replace or delete".
+    """
+
+    root: Path
+    files: Sequence[str]
+    labels: np.ndarray
+    image_size: int
+    fit: Callable[[Image.Image, int], Image.Image]
+    remedy: str
+
+    def __post_init__(self) -> None:
+        assert self.labels.dtype == np.int64, self.labels.dtype
+        assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """See `Split.read`."""
+        chosen = [self.files[index] for index in np.asarray(indices, dtype=np.int64).tolist()]
+        images = np.empty((len(chosen), self.image_size, self.image_size, 3), dtype=np.uint8)
+        problems: dict[str, str] = {}
+
+        def decode_into(row: int) -> None:
+            try:
+                image = _decode_rgb(self.root / chosen[row])
+            except _UndecodableError as error:
+                problems[chosen[row]] = str(error)
+            else:
+                images[row] = np.asarray(self.fit(image, self.image_size))
+
+        _map_files(decode_into, range(len(chosen)))
+        if problems:
+            pronoun = "it" if len(problems) == 1 else "them"
+            raise InvalidInput(f"cannot decode {_sentence(problems)}; {self.remedy} {pronoun}")
+        return images
+
+    def content_digest(self) -> bytes:
+        """See `Split.content_digest`; the order in which files were listed does not matter."""
+        order = sorted(range(len(self.files)), key=self.files.__getitem__)
+        file_digests = _map_files(self._file_digest, order)
+        digest = hashlib.sha256()
+        for row, file_digest in zip(order, file_digests, strict=True):
+            # A path holds no NUL, so no two lists of files give the same bytes here.
+            digest.update(os.fsencode(self.files[row]) + b"\0")
+            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + file_digest)
+        return digest.digest()
+
+    def _file_digest(self, row: int) -> bytes:
+        try:
+            return hashlib.sha256((self.root / self.files[row]).read_bytes()).digest()
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot read {self.files[row]}: {_reason(error)}; {self.remedy} it"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageDataset:
+    """A labelled image data set, ready to be sampled.
+
+    Args:
+        name: the canonical name; never a path of this machine.
+        classes: the name of each label.
+        train: the pool that samples are drawn from.
+        test: the split that accuracy is reported on.
+        geometry: how views are cut from its base images.
+        normalisation: what networks trained on it expect.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    geometry: ViewGeometry
+    normalisation: Normalisation
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use."""
+        return hashlib.sha256(self.train.content_digest() + self.test.content_digest()).hexdigest()
+
+
+class _UndecodableError(Exception):
+    """A file could not be turned into pixels; the text says why."""
+
+
+def _decode_rgb(path: Path) -> Image.Image:
+    """The image in `path` as RGB, as torchvision's own loader decodes it."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make Pillow raise OSError, SyntaxError, struct.error, ...
+        raise _UndecodableError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error's text without the machine's path, which the message names in its own way."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _sentence(problems: dict[str, str]) -> str:
+    """Name one file with its reason, or several with the first one's."""
+    names = sorted(problems)
+    if len(names) == 1:
+        return f"{names[0]}: {problems[names[0]]}"
+    shown = ", ".join(names[:_NUM_FILES_NAMED])
+    if len(names) > _NUM_FILES_NAMED:
+        shown += " and others"
+    return f"{len(names)} files, {shown} (the first: {problems[names[0]]})"
+
+
+def _map_files(work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
+    """`[work(row) for row in rows]`; by a pool of threads if the first few turn out to be slow."""
+
+    def run(start: int) -> list[_Result]:
+        return [work(row) for row in rows[start : start + _FILES_PER_TASK]]
+
+    started = time.perf_counter()
+    first = run(0)
+    is_fast = time.perf_counter() - started < _FAST_FILE_SECONDS * len(first)
+    with ThreadPoolExecutor(1 if is_fast else _NUM_THREADS) as pool:
+        chunks = pool.map(run, range(_FILES_PER_TASK, len(rows), _FILES_PER_TASK))
+        return first + [result for chunk in chunks for result in chunk]

@@ -1,0 +1,254 @@
+"""Plan a build: what it would call, write and cost. Nothing is called and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import create_model
+from models.compute import Compute
+from storage.digest import input_digests
+from storage.errors import DiskFull, InvalidInput, UnknownName
+from storage.ledger import Ledger, check_budget
+from storage.manifest import FILE_NAME, DatasetIdentity, Identity, require_same
+from storage.schema import ArraySpec
+from storage.store import FORMATS, LEDGER_FILE, Store, array_specs
+from storage.views import VIEW_POLICIES, sample_views
+from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.sample import NestedSample, draw_sample
+from teacher_cache.teacher import Teacher, choose_outputs, find_weights, load_teacher
+
+_SPARE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """What the user asks for; the defaults are those of the command.
+
+    Args:
+        n: training images the teacher is called on.
+        views: V, calls per image.
+        features: "none", "all", or layer names with commas between.
+        budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
+        ledger: URL of a shared ledger; None for the store's own.
+        batch_size: teacher calls made together.
+    """
+
+    teacher: str
+    n: int
+    store: Path
+    dataset: str = "cifar100"
+    data_root: Path | None = None
+    image_size: int | None = None
+    download: bool = False
+    weights: Path | None = None
+    array_format: str = "zarr"
+    features: str = "none"
+    feature_dtype: str = "float16"
+    views: int = 1
+    view_policy: str = "augmented"
+    seed: int = 0
+    budget: int | None = None
+    ledger: str | None = None
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "format": (self.array_format, FORMATS),
+            "feature dtype": (self.feature_dtype, ("float16", "float32")),
+            "view policy": (self.view_policy, VIEW_POLICIES),
+        }
+        for kind, (name, known) in choices.items():
+            if name not in known:
+                raise UnknownName(kind, name, known)
+        if self.view_policy == "plain" and self.views > 1:
+            raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
+        for name in ("views", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """A build that is ready to start.
+
+    Args:
+        sample: of all n rows.
+        views: (n, V, 3).
+        input_digests: n lists of V: the exact inputs of all calls.
+        missing_rows: rows without whole outputs.
+        needed_calls: distinct inputs among them that nobody has paid for yet.
+        array_bytes: array name -> bytes it will take, uncompressed.
+    """
+
+    config: BuildConfig
+    dataset: ImageDataset
+    teacher: Teacher
+    identity: Identity
+    sample: NestedSample
+    views: np.ndarray
+    input_digests: list[list[bytes]] = field(repr=False)
+    images: np.ndarray = field(repr=False)
+    missing_rows: np.ndarray = field(repr=False)
+    needed_calls: int
+    array_bytes: dict[str, int]
+
+    @property
+    def total_calls(self) -> int:
+        """n * V."""
+        return self.views.shape[0] * self.views.shape[1]
+
+    @property
+    def paid_calls(self) -> int:
+        """Of those, how many need no new call."""
+        return self.total_calls - self.needed_calls
+
+
+def plan_build(config: BuildConfig) -> BuildPlan:
+    """Check everything that can be checked without a call, and count what is to be done.
+
+    Raises:
+        CKDError, ModelError: anything that would make the build fail later.
+    """
+    # Cheapest checks first: names, then files, then the images.
+    compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
+    create_model(config.teacher, num_classes=2)
+    dataset = open_dataset(
+        config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
+    )
+    sample = draw_sample(len(dataset.train), _rows_wanted(config), config.seed)
+    outputs = choose_outputs(config.teacher, dataset, config.features, config.feature_dtype)
+    teacher = load_teacher(config.teacher, find_weights(config.teacher, dataset, config.weights), dataset, compute)
+    identity = Identity(
+        teacher=teacher.identity,
+        dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),
+        geometry=dataset.geometry,
+        seed=config.seed,
+        views=config.views,
+        view_policy=config.view_policy,
+        outputs=outputs,
+    )
+    return _plan(config, dataset, teacher, identity, sample)
+
+
+def _plan(
+    config: BuildConfig, dataset: ImageDataset, teacher: Teacher, identity: Identity, sample: NestedSample
+) -> BuildPlan:
+    store = open_matching_store(config, identity)
+    images = dataset.train.read(sample.train)
+    views = sample_views(
+        dataset.geometry, config.view_policy, seed=config.seed, source_index=sample.train, num_views=config.views
+    )
+    digests = input_digests(images, views, dataset.geometry)
+    missing = _missing_rows(store, len(sample.train))
+    wanted = {digest for row in missing.tolist() for digest in digests[row]}
+    needed = _unpaid(config, identity, wanted)
+    rows = {"train": len(sample.train), "val": len(sample.val), "test": len(dataset.test)}
+    plan = BuildPlan(
+        config=config,
+        dataset=dataset,
+        teacher=teacher,
+        identity=identity,
+        sample=sample,
+        views=views,
+        input_digests=digests,
+        images=images,
+        missing_rows=missing,
+        needed_calls=len(needed),
+        array_bytes={spec.name: _array_bytes(spec, rows[spec.split]) for spec in array_specs(identity)},
+    )
+    _require_disk(plan, store)
+    return plan
+
+
+def open_matching_store(config: BuildConfig, identity: Identity) -> Store | None:
+    """The store that is already there, or None; raises `IdentityMismatch` if it is of something else."""
+    if not (config.store / FILE_NAME).exists():
+        return None
+    store = Store.open(config.store)
+    require_same(store.manifest.identity, identity, config.store)
+    if store.manifest.array_format != config.array_format:
+        raise InvalidInput(
+            f"{config.store} is a {store.manifest.array_format} store, not {config.array_format}; "
+            f"pass --format {store.manifest.array_format}, or another --store"
+        )
+    return store
+
+
+def ledger_location(config: BuildConfig) -> str | Path:
+    """Where this build's calls are recorded."""
+    return config.ledger if config.ledger is not None else config.store / LEDGER_FILE
+
+
+def estimate_seconds(plan: BuildPlan, calls: int) -> float:
+    """Time for `calls` calls, from timing an untrained copy on random pixels: not a teacher call."""
+    compute, size = plan.teacher.compute, plan.identity.geometry.crop_size
+    network = create_model(plan.config.teacher, num_classes=plan.dataset.num_classes, seed=0).eval()
+    compute.place(network)
+    probe = Teacher(plan.teacher.identity, network, compute)
+    batch = torch.zeros(min(plan.config.batch_size, 64), 3, size, size, dtype=torch.uint8)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        probe.call(batch)
+        compute.synchronise()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / len(batch) * calls
+
+
+def _rows_wanted(config: BuildConfig) -> int:
+    """n, or what the store already has if that is more: a store never shrinks."""
+    if (config.store / FILE_NAME).exists():
+        return max(config.n, Store.open(config.store).manifest.n)
+    return config.n
+
+
+def _missing_rows(store: Store | None, n: int) -> np.ndarray:
+    valid = np.zeros(n, dtype=np.bool_)
+    if store is not None:
+        known = store.valid().all(axis=1)
+        valid[: len(known)] = known
+    return np.flatnonzero(~valid)
+
+
+def _unpaid(config: BuildConfig, identity: Identity, wanted: set[bytes]) -> set[bytes]:
+    """Inputs that nobody has paid for; raises `BudgetRefused` if the budget does not allow them."""
+    teacher, location = identity.teacher, ledger_location(config)
+    if isinstance(location, Path) and not location.is_file():
+        check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
+        return wanted
+    ledger = Ledger(location, create=config.ledger is not None)
+    try:
+        needed = wanted - ledger.known_calls(teacher.fingerprint, sorted(wanted)).keys()
+        summary = ledger.summary(teacher.fingerprint)
+    finally:
+        ledger.close()
+    if needed:
+        budget = summary.budget if config.budget is None else config.budget
+        check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))
+    return needed
+
+
+def _array_bytes(spec: ArraySpec, rows: int) -> int:
+    # Both formats keep whole chunks, also the last one.
+    return -(-rows // spec.chunk_rows) * spec.chunk_rows * spec.row_bytes
+
+
+def _require_disk(plan: BuildPlan, store: Store | None) -> None:
+    folder = plan.config.store.absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    have = 0 if store is None else store.arrays.size_bytes()
+    needed = max(0, sum(plan.array_bytes.values()) - have) + _SPARE_BYTES
+    if free < needed:
+        raise DiskFull(
+            f"the store needs {needed / 1e6:.0f} MB and {existing} has {free / 1e6:.0f} MB free; "
+            "free some space, keep fewer --features, or choose another --store"
+        )

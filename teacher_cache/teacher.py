@@ -1,0 +1,148 @@
+"""The teacher: the one place where a forward on data happens, so the one place where calls are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Network, Representation, canonical_name, create_model, load_weights, weights_digest
+from models.compute import Compute
+from storage.errors import InvalidInput, UnknownName
+from storage.manifest import TeacherIdentity
+from storage.schema import OutputSpec
+from storage.views import Normalisation
+from teacher_cache.datasets import ImageDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A trained network that answers for views.
+
+    Args:
+        identity: which teacher it is.
+        network: in evaluation mode, on the compute's device.
+        compute: device and precision.
+    """
+
+    identity: TeacherIdentity
+    network: Network
+    compute: Compute
+
+    def call(self, views: Tensor) -> Representation:
+        """One teacher call per view: (C, 3, h, w) uint8 in, logits and feature maps out, on the device."""
+        # No TF32 on a GPU: these numbers are paid for and kept.
+        full_float32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), full_float32, self.compute.autocast():
+            return self.network.represent(self.identity.normalisation.apply(self.compute.to_device(views)))
+
+
+def load_teacher(name: str, weights: Path, dataset: ImageDataset, compute: Compute) -> Teacher:
+    """A teacher from its weights; what is known of its training comes from the file.
+
+    Raises:
+        ModelError: the weights are not those of such a network for this many classes.
+        InvalidInput: the weights were trained on other classes than the data set's.
+    """
+    network = create_model(name, num_classes=len(dataset.classes))
+    metadata = load_weights(network, weights)
+    classes = metadata.get("classes")
+    if classes is not None and tuple(json.loads(classes)) != dataset.classes:
+        raise InvalidInput(
+            f"{weights} was trained on {metadata.get('dataset', 'other data')}, whose classes are not those of "
+            f"{dataset.name}; give that data set, or other --weights"
+        )
+    normalisation = _normalisation(metadata, dataset)
+    identity = TeacherIdentity(
+        name=canonical_name(name),
+        fingerprint=fingerprint(canonical_name(name), weights_digest(network), normalisation),
+        num_classes=len(dataset.classes),
+        normalisation=normalisation,
+        precision=compute.precision,
+    )
+    compute.place(network.eval())
+    return Teacher(identity, network, compute)
+
+
+def fingerprint(name: str, digest: str, normalisation: Normalisation) -> str:
+    """SHA-256 over architecture, digest of weights and buffers, and normalisation: 64 hex digits."""
+    parts = [name, digest, list(normalisation.mean), list(normalisation.std)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def default_weights(name: str, dataset: ImageDataset) -> Path:
+    """Where `train-teacher` puts a teacher, and `build` looks for one: under `CKD_TEACHERS` or ./teachers."""
+    folder = Path(os.environ.get("CKD_TEACHERS", "teachers"))
+    return folder / dataset.name.replace(":", "-") / f"{canonical_name(name)}.safetensors"
+
+
+def find_weights(name: str, dataset: ImageDataset, weights: Path | None) -> Path:
+    """The weights to use; raises `InvalidInput` that says how to get some."""
+    path = default_weights(name, dataset) if weights is None else weights
+    if not path.is_file():
+        how = f"ckd-cache train-teacher --teacher {name} --dataset {dataset.name}"
+        reason = "there are no weights at" if weights is not None else "no --weights given and no teacher at"
+        raise InvalidInput(f"{reason} {path}; give --weights FILE, or train a teacher with: {how}")
+    return path
+
+
+def choose_outputs(name: str, dataset: ImageDataset, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
+    """What to keep of each call: logits, and the feature maps that `features` names.
+
+    Args:
+        features: "none", "all", or layer names with commas between.
+        feature_dtype: "float16" or "float32".
+
+    Raises:
+        UnknownName: the network has no such layer.
+    """
+    probe = probe_shapes(name, dataset)
+    logits = OutputSpec("logits", tuple(probe.logits.shape[1:]), "float32")
+    known = list(probe.features)
+    wanted = {"none": [], "all": known}.get(features, features.split(","))
+    for layer in wanted:
+        if layer not in known:
+            raise UnknownName(f"layer of {name}", layer, known)
+    shapes = {layer: tuple(probe.features[layer].shape[1:]) for layer in known if layer in wanted}
+    return (logits, *(OutputSpec(layer, shape, feature_dtype) for layer, shape in shapes.items()))
+
+
+def probe_shapes(name: str, dataset: ImageDataset) -> Representation:
+    """Shapes of what a network says, from an untrained copy on a random image: not a teacher call."""
+    network = create_model(name, num_classes=len(dataset.classes), seed=0).eval()
+    size = dataset.geometry.crop_size
+    with torch.inference_mode():
+        return network.represent(torch.randn(1, 3, size, size))
+
+
+def to_arrays(said: Representation, outputs: tuple[OutputSpec, ...]) -> dict[str, np.ndarray]:
+    """What is kept of C calls: name -> (C, ...) in the stored type.
+
+    Raises:
+        InvalidInput: a value is not finite or does not fit the stored type.
+    """
+    arrays = {}
+    for output in outputs:
+        tensor = said.logits if output.name == "logits" else said.features[output.name]
+        kind = getattr(torch, output.dtype)
+        if not tensor.float().abs().amax() <= torch.finfo(kind).max:  # false for NaN too
+            raise InvalidInput(
+                f"the teacher's {output.name} holds values that {output.dtype} cannot keep; "
+                "use --feature-dtype float32, or check the weights"
+            )
+        arrays[output.name] = tensor.to(kind).cpu().contiguous().numpy()
+    return arrays
+
+
+def _normalisation(metadata: Mapping[str, str], dataset: ImageDataset) -> Normalisation:
+    if "normalisation" not in metadata:
+        return dataset.normalisation
+    constants = json.loads(metadata["normalisation"])
+    return Normalisation(mean=tuple(constants["mean"]), std=tuple(constants["std"]))

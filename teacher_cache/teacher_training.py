@@ -1,0 +1,210 @@
+"""Train a teacher on a data set's labels, the way the CRD benchmark does.
+
+SGD with momentum on random crops and flips, step decays, last-epoch weights: nothing is chosen on the test set.
+The forwards of a network that is still being trained are not teacher calls: there is no teacher yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import Network, canonical_name, create_model, save_weights
+from models.compute import Compute
+from models.evaluation import accuracy
+from storage.durable import fsync_path
+from storage.errors import Interrupted, InvalidInput
+from storage.seeding import generator_for
+from storage.terminal import graceful_stop
+from storage.views import apply_views, draw_views, evaluation_batches
+from teacher_cache.datasets import ImageDataset
+
+log = logging.getLogger(__name__)
+
+_DECAY_POINTS = (150 / 240, 180 / 240, 210 / 240)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How a teacher is trained; the defaults are the CRD benchmark's.
+
+    Args:
+        decay_epochs: epochs after which the learning rate is divided by 10; None for 5/8, 3/4 and 7/8 of all.
+    """
+
+    teacher: str
+    epochs: int = 240
+    lr: float = 0.05
+    decay_epochs: tuple[int, ...] | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            raise InvalidInput(
+                f"epochs ({self.epochs}) and learning rate ({self.lr}) must be positive, the batch size "
+                f"({self.batch_size}) at least 2"
+            )
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        points = [round(self.epochs * point) for point in _DECAY_POINTS]
+        decays = self.decay_epochs if self.decay_epochs is not None else points
+        return self.lr * 0.1 ** sum(epoch >= decay for decay in decays)
+
+
+def train_teacher(
+    config: TrainingConfig,
+    dataset: ImageDataset,
+    out: Path,
+    compute: Compute,
+    on_progress: Callable[[int, str], None] = lambda steps, note: None,
+) -> dict[str, Any]:
+    """Train and save a teacher, going on from an interrupted run of the same settings.
+
+    Returns:
+        What is written into the file's metadata: settings and test accuracy in [0, 1].
+
+    Raises:
+        Interrupted: the user asked to stop; run again to go on.
+    """
+    network = create_model(config.teacher, num_classes=dataset.num_classes, seed=config.seed)
+    compute.place(network)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    resume = _Resume(out.with_name(out.name + ".resume"), {**asdict(config), "data": dataset.digest})
+    done = resume.load(network, optimizer)
+    images, labels = _on_device(dataset, compute)
+    on_progress(done, "")
+    with graceful_stop() as stop:
+        for epoch in range(done, config.epochs):
+            loss = _train_epoch(config, epoch, network, optimizer, images, labels, dataset, compute)
+            resume.save(epoch + 1, network, optimizer)
+            on_progress(1, f"loss {loss:.3f}")
+            log.info("epoch %d of %d: loss %.4f, lr %g", epoch + 1, config.epochs, loss, config.lr_at(epoch))
+            if stop.requested and epoch + 1 < config.epochs:
+                raise Interrupted(f"stopped after epoch {epoch + 1} of {config.epochs}; run the same command to go on")
+    report = _report(config, network, dataset, compute)
+    save_weights(network, out, _metadata(report, dataset))
+    resume.remove()
+    return report
+
+
+def _on_device(dataset: ImageDataset, compute: Compute) -> tuple[Tensor, Tensor]:
+    images = dataset.train.read(np.arange(len(dataset.train)))
+    return compute.to_device(torch.from_numpy(images)), compute.to_device(torch.from_numpy(dataset.train.labels))
+
+
+def _train_epoch(
+    config: TrainingConfig,
+    epoch: int,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    dataset: ImageDataset,
+    compute: Compute,
+) -> float:
+    """One pass over the pool; returns the mean loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr_at(epoch)
+    generator = generator_for(config.seed, "teacher", epoch)
+    order = torch.randperm(len(images), generator=generator)
+    views = draw_views(dataset.geometry, len(images), generator)
+    network.train()
+    total = torch.zeros((), device=compute.device)
+    # A last batch of one image has no batch statistics to speak of; it joins the one before it.
+    batches = list(order.split(config.batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    for rows in batches:
+        rows = compute.to_device(rows)
+        pixels = apply_views(images[rows], views[rows.cpu()], dataset.geometry)
+        with compute.autocast():
+            logits = network(dataset.normalisation.apply(pixels))
+        loss = F.cross_entropy(logits.float(), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(rows)
+    return (total / len(images)).item()
+
+
+def _report(config: TrainingConfig, network: Network, dataset: ImageDataset, compute: Compute) -> dict[str, Any]:
+    geometry, normalisation = dataset.geometry, dataset.normalisation
+    images = compute.to_device(torch.from_numpy(dataset.test.read(np.arange(len(dataset.test)))))
+    labels = compute.to_device(torch.from_numpy(dataset.test.labels))
+    test_accuracy = accuracy(network, evaluation_batches(images, labels, geometry, normalisation), compute)
+    return {
+        **asdict(config),
+        "teacher": canonical_name(config.teacher),
+        "dataset": dataset.name,
+        "precision": compute.precision,
+        "test_accuracy": test_accuracy,
+    }
+
+
+def _metadata(report: dict[str, Any], dataset: ImageDataset) -> dict[str, str]:
+    return {
+        **{name: str(value) for name, value in report.items()},
+        "classes": json.dumps(dataset.classes),
+        "normalisation": json.dumps(asdict(dataset.normalisation)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Resume:
+    """State between epochs, beside the file that is being made; tensors and numbers only.
+
+    Args:
+        settings: what must be the same for a run to go on.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+
+    def save(self, epochs_done: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        state = {
+            "settings": json.dumps(self.settings),
+            "epochs_done": epochs_done,
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        torch.save(state, partial)
+        fsync_path(partial)
+        os.replace(partial, self.path)
+
+    def load(self, network: Network, optimizer: torch.optim.Optimizer) -> int:
+        """Restore what is there; returns the number of finished epochs."""
+        if not self.path.is_file():
+            return 0
+        remedy = f"delete {self.path} to start again"
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+            settings, epochs_done = state["settings"], int(state["epochs_done"])
+        except Exception as error:
+            # A damaged or foreign file fails in too many ways to list; none of them runs code.
+            raise InvalidInput(f"{self.path} does not hold an interrupted training; {remedy}") from error
+        if settings != json.dumps(self.settings):
+            raise InvalidInput(f"{self.path} was left by a training with other settings; give the same, or {remedy}")
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        return epochs_done
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,192 @@
+"""One suite for both array formats: what a store promises to whoever reads it."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
+from storage.manifest import Manifest, require_same
+from storage.schema import OutputSpec, output_array
+from storage.store import Store
+from tests.storage.conftest import N, VIEWS, make_identity, make_outputs, make_samples
+
+
+def read_with_the_library(store: Store, name: str) -> np.ndarray:
+    """An array as any user of h5py or zarr would read it, without our code."""
+    if store.manifest.array_format == "hdf5":
+        with h5py.File(store.folder / "data.h5", "r") as file:
+            return file[name][:]
+    return zarr.open_array(store.folder / "data.zarr" / name, mode="r")[:]
+
+
+def test_what_was_written_is_what_any_reader_of_the_format_reads(empty_store):
+    written = [empty_store.pay(first, 35) for first in (0, 35)]
+    for output in make_identity().outputs:
+        expected = np.concatenate([outputs[output.name] for outputs in written])
+        found = read_with_the_library(empty_store.store, output_array(output.name))
+        assert found.dtype == output.dtype
+        np.testing.assert_array_equal(found, expected)
+    for name, values in make_samples(make_identity()).items():
+        np.testing.assert_array_equal(read_with_the_library(empty_store.store, name), values)
+    assert read_with_the_library(empty_store.store, "train/valid").all()
+
+
+def test_outputs_come_back_after_reopening(whole_store):
+    expected = make_outputs(make_identity(), 35, 35)
+    again = Store.open(whole_store.store.folder)
+    found = again.read_outputs(["logits", "layer1"], N)
+    assert set(found) == {"logits", "layer1"}
+    np.testing.assert_array_equal(found["layer1"][35:], expected["layer1"])
+    assert found["logits"].shape == (N, VIEWS, 5)
+
+
+def test_rows_in_any_pieces_equal_rows_written_at_once(empty_store):
+    for first, count in ((3, 1), (0, 3), (60, 10), (4, 56)):
+        empty_store.pay(first, count)
+    for first, count in ((3, 1), (0, 3), (60, 10), (4, 56)):
+        outputs = make_outputs(make_identity(), first, count)
+        found = read_with_the_library(empty_store.store, "train/features/layer1")
+        np.testing.assert_array_equal(found[first : first + count], outputs["layer1"])
+
+
+def test_written_rows_are_invisible_until_published(empty_store):
+    empty_store.store.write_outputs(0, make_outputs(make_identity(), 0, 4))
+    assert not empty_store.store.valid().any()
+    empty_store.store.publish([(0, 4)])
+    assert empty_store.store.valid_prefix() == 4
+    assert Store.open(empty_store.store.folder).valid().sum() == 4 * VIEWS
+
+
+def test_an_unfinished_store_says_how_many_rows_and_how_to_finish(empty_store):
+    empty_store.pay(0, 35)
+    assert empty_store.store.read_outputs(["logits"], 35)["logits"].shape[0] == 35
+    with pytest.raises(StoreIncomplete, match=rf"35 whole rows, {N} are needed; finish it with: ckd-cache build"):
+        empty_store.store.read_outputs(["logits"], N)
+    with pytest.raises(InvalidInput, match="asks for more than the 70 images"):
+        empty_store.store.require_rows(71)
+
+
+@pytest.mark.parametrize("name", ["train/logits", "train/features/pooled", "train/digest"])
+def test_a_changed_value_is_refused_not_used(whole_store, name):
+    arrays = whole_store.store.arrays
+    values = arrays.read(name, 41, 42)
+    values.view(np.uint8).reshape(-1)[-1] ^= 1
+    arrays.write(name, 41, values)
+    arrays.sync()
+    with pytest.raises(StoreUnreadable, match="row 41 of .* does not match its digest"):
+        Store.open(whole_store.store.folder).read_outputs(["logits"], N)
+
+
+def test_a_store_grows_without_touching_its_rows(whole_store):
+    before = {name: read_with_the_library(whole_store.store, name) for name in whole_store.store.arrays.specs}
+    samples = make_samples(make_identity(), 150)
+    whole_store.store.grow(samples)
+    again = Store.open(whole_store.store.folder)
+    assert (again.manifest.n, again.manifest.num_val, again.manifest.num_test) == (150, 37, 9)
+    for name, values in before.items():
+        np.testing.assert_array_equal(read_with_the_library(again, name)[: len(values)], values)
+    np.testing.assert_array_equal(again.read("train/images"), samples["train/images"])
+    np.testing.assert_array_equal(again.read("val/labels"), samples["val/labels"])
+    assert again.valid_prefix() == N
+    assert not again.valid()[N:].any()
+
+
+def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_store):
+    samples = make_samples(make_identity(), 150)
+    # As if the process had died after the arrays grew and before the manifest said so.
+    whole_store.store.arrays.grow({"train": 200, "val": 50, "test": 9})
+    again = Store.open(whole_store.store.folder)
+    assert again.manifest.n == N
+    again.grow(samples)
+    np.testing.assert_array_equal(again.read("train/images"), samples["train/images"])
+    assert not again.valid()[N:].any()
+
+
+def test_creation_that_was_interrupted_is_started_afresh(tmp_path, array_format):
+    folder = tmp_path / "store"
+    identity = make_identity()
+    Store.create(folder, identity, array_format=array_format, samples=make_samples(identity))
+    (folder / "manifest.json").unlink()
+    store = Store.create(folder, identity, array_format=array_format, samples=make_samples(identity, 20))
+    assert store.manifest.n == 20
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_format):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    identity = make_identity()
+    with pytest.raises(InvalidInput, match=r"is not empty \(it holds thesis.tex\)"):
+        Store.create(tmp_path, identity, array_format=array_format, samples=make_samples(identity))
+
+
+def test_only_one_builder_at_a_time(empty_store):
+    other = Store.open(empty_store.store.folder)
+    with empty_store.store.locked(), pytest.raises(StoreBusy, match="another build is writing"), other.locked():
+        pass
+    with other.locked():
+        pass
+
+
+def test_identity_that_differs_is_named_field_by_field(tmp_path):
+    ours = make_identity()
+    theirs = make_identity(seed=4, outputs=(OutputSpec("logits", (5,), "float32"),))
+    with pytest.raises(IdentityMismatch, match=r"seed \(store: 3, asked: 4\); outputs \(store: .*layer1:float16"):
+        require_same(ours, theirs, tmp_path)
+    require_same(ours, make_identity(), tmp_path)
+
+
+def test_the_manifest_survives_a_round_trip(whole_store):
+    assert Manifest.load(whole_store.store.folder) == whole_store.store.manifest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: document.pop("identity"),
+        lambda document: document.update(n=-1),
+        lambda document: document.update(n="70"),
+        lambda document: document.update(array_format="pickle"),
+        lambda document: document.update(format_version=99),
+        lambda document: document["identity"].update(views=0),
+        lambda document: document["identity"]["outputs"][1].update(name="../../etc/passwd"),
+        lambda document: document["identity"]["outputs"][1].update(dtype="object"),
+        lambda document: document["identity"]["outputs"][1].update(shape=[1 << 20, 1 << 20]),
+        lambda document: document["identity"]["geometry"].update(crop_size=4000),
+        lambda document: document["identity"]["teacher"]["normalisation"].update(mean=["a", "b", "c"]),
+    ],
+)
+def test_a_hostile_manifest_is_refused_in_a_sentence(whole_store, damage):
+    path = whole_store.store.folder / "manifest.json"
+    document = json.loads(path.read_text())
+    damage(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreUnreadable):
+        Store.open(path.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_manifest_that_is_no_manifest_is_refused(whole_store, content):
+    path = whole_store.store.folder / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreUnreadable, match="is not a manifest"):
+        Store.open(path.parent)
+
+
+def test_a_missing_store_says_how_to_build_one(tmp_path):
+    with pytest.raises(StoreUnreadable, match="there is no store at .*; build one with: ckd-cache build"):
+        Store.open(tmp_path / "nowhere")
+
+
+def test_truncated_arrays_are_a_sentence(whole_store):
+    path = whole_store.store.arrays.path
+    if path.is_file():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        chunk = next((path / "train" / "logits").glob("c.0*"))
+        chunk.write_bytes(chunk.read_bytes()[:10])
+    with pytest.raises(StoreUnreadable):
+        Store.open(whole_store.store.folder).read_outputs(["logits"], N)
