@@ -2,8 +2,8 @@
 
 safetensors, and the .pth / .pt files of published checkpoints: a plain state_dict, or one under `model`,
 `state_dict` or `net`, possibly with the prefixes that wrappers leave. Pickles are read with
-`weights_only=True`; numpy scalars (old checkpoints keep an accuracy in one) are the only addition to what that
-allows, and they go to stand-ins of ours, so a hostile file cannot reach numpy.
+`weights_only=True`; numpy scalars (old checkpoints keep an accuracy in one) are the only addition to what
+that allows, and they go to stand-ins of ours, so a hostile file cannot reach numpy.
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, weights_only=True, map_location="cpu")
+        # An open file and not a path: by the extension, torch may pick another reader.
+        with path.open("rb") as file, torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         # A damaged or hostile pickle fails in too many ways to list; in none of them is its code run.
         reason = str(error).strip().split("\n")[0].split(". ")[0][:160]

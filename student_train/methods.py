@@ -50,12 +50,19 @@ class Method:
         terms: summands.
         sampling: draws the batches.
         comparison: applied for compared terms; None where there are none.
+        anchor: where comparisons leave the level of the logits open, set it (`student_train/anchor.py`).
     """
 
     name: str
     terms: tuple[Term, ...]
     sampling: Sampling = field(default_factory=EpochSampling)
     comparison: Comparison | None = None
+    anchor: bool = True
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether the level of the logits is open, and to be set."""
+        return self.anchor and all(term.compared for term in self.terms)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -82,6 +89,16 @@ class Method:
                 closed = term.loss(compared)
             total = total + term.weight * closed
         return total
+
+
+    def logit_target(self, signals: Signals) -> Tensor | None:
+        """Weighted mean of what the terms pull single samples' logits to, (B, K); None if none of them says."""
+        said = [(term.weight, term.loss.logit_target(signals)) for term in self.terms]
+        targets = [(weight, target) for weight, target in said if target is not None]
+        total = sum(weight for weight, _ in targets)
+        if not total:
+            return None
+        return torch.stack([weight * target for weight, target in targets]).sum(dim=0) / total
 
 
 def sampled(positives: int = 1, negatives: int = 1, joint: bool = False) -> Pairing:
@@ -114,6 +131,7 @@ def ckd(
     joint: bool = False,
     logits: float = 1.0,
     labels: float = 1.0,
+    anchor: bool = True,
 ) -> Method:
     """Compared logits + compared labels (Xu et al., WACV 2025).
 
@@ -122,6 +140,7 @@ def ckd(
         positives, negatives: samples on each side of a sampled group.
         joint: both sides in one forward pass; apart, as in the paper, by default.
         logits, labels: weights.
+        anchor: set the level of the logits, which differences leave open; false leaves it to chance.
     """
     if pairs not in PAIRINGS:
         raise UnknownName("kind of pairs", pairs, PAIRINGS)
@@ -129,7 +148,7 @@ def ckd(
         raise InvalidInput("positives, negatives and joint belong to pairs=sampled; leave them out with pairs=all")
     pairing = sampled(positives, negatives, joint) if pairs == "sampled" else all_pairs()
     terms = (Term(MatchLogits(), logits, compared=True), Term(MatchLabels(), labels, compared=True))
-    return Method("ckd", terms, pairing.sampling, pairing.comparison)
+    return Method("ckd", terms, pairing.sampling, pairing.comparison, anchor)
 
 
 METHODS: dict[str, Callable[..., Method]] = {"vanilla": vanilla, "kd": kd, "ckd": ckd}

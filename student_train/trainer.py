@@ -23,6 +23,7 @@ from models.evaluation import accuracy
 from storage.errors import Interrupted, InvalidInput, UnknownName
 from storage.terminal import graceful_stop
 from storage.views import evaluation_batches
+from student_train.anchor import anchor
 from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData
 from student_train.methods import Method
 from student_train.protocol import Decision, Protocol, ProtocolConfig
@@ -162,6 +163,8 @@ class Trainer:
         self.student.train()
         losses = [self.train_step() for _ in range(self.eval_every)]
         train_loss = torch.stack(losses).mean().item()
+        if self.method.is_anchored:
+            anchor(self.student, self.data, self.method)
         val_accuracy = self._accuracy(self.data.val)
         decision = self.protocol.update(val_accuracy)
         test_accuracy = None

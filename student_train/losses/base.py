@@ -28,3 +28,7 @@ class DistillationLoss(nn.Module, ABC):
     def over_all_pairs(self, signals: Signals) -> Tensor | None:
         """The loss over all ordered pairs of a batch in closed form, or None where there is none."""
         return None
+
+    def logit_target(self, signals: Signals) -> Tensor | None:
+        """Logits (B, K) that the loss, uncompared, pulls samples to; None if it does not say."""
+        return None

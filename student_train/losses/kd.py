@@ -33,3 +33,8 @@ class KD(DistillationLoss):
         """Logits of single samples, or differences of logits."""
         assert signals.teacher is not None
         return functional.kd(signals.student.logits, signals.teacher.logits, self.temperature)
+
+    def logit_target(self, signals: Signals) -> Tensor:
+        """The teacher's logits."""
+        assert signals.teacher is not None
+        return signals.teacher.logits

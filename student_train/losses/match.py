@@ -30,6 +30,11 @@ class MatchLogits(DistillationLoss):
         assert signals.teacher is not None
         return functional.all_pairs_comparison(signals.student.logits, signals.teacher.logits)
 
+    def logit_target(self, signals: Signals) -> Tensor:
+        """The teacher's logits."""
+        assert signals.teacher is not None
+        return signals.teacher.logits
+
 
 class MatchLabels(DistillationLoss):
     """Student logits against one-hot labels (soft where a group averages several)."""
@@ -41,3 +46,7 @@ class MatchLabels(DistillationLoss):
     def over_all_pairs(self, signals: Signals) -> Tensor:
         """See `functional.all_pairs_comparison`."""
         return functional.all_pairs_comparison(signals.student.logits, signals.label_targets)
+
+    def logit_target(self, signals: Signals) -> Tensor:
+        """The labels."""
+        return signals.label_targets

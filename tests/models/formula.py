@@ -1,7 +1,7 @@
 """Weights and images from a formula, so that golden numbers do not hang on any random generator.
 
-A table of 65,537 numbers in [0, 1) comes from splitmix64 (Steele et al. 2014) of 0, 1, 2, ...; every tensor reads it
-from an offset that its name decides. Integer arithmetic and exact float64 scaling: the same on every platform.
+A table of 65,537 numbers in [0, 1) comes from splitmix64 (Steele et al. 2014) of 0, 1, 2, ...; every tensor
+reads it from an offset that its name decides. Integers and exact float64 scaling: the same everywhere.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def formula_images(batch: int, size: int) -> Tensor:
 
 
 def fill_by_formula(network: nn.Module) -> None:
-    """Replace every weight and buffer of a float64 network; activations keep a sane scale."""
-    network.load_state_dict({key: _values(key, tensor) for key, tensor in network.state_dict().items()}, assign=True)
+    """Replace every weight and buffer, on the meta device too; all become float64 on the CPU."""
+    values = {key: _values(key, tensor) for key, tensor in network.state_dict().items()}
+    network.load_state_dict(values, assign=True)
 
 
 def _values(key: str, tensor: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def _values(key: str, tensor: Tensor) -> Tensor:
     values = uniform(key, tuple(tensor.shape))
     if tensor.dim() > 1:
         fan_in = tensor[0].numel()
-        return (2 * values - 1) * (6 / fan_in) ** 0.5
+        return (2 * values - 1) * (3 / fan_in) ** 0.5
     if key.endswith(("running_var", "weight")):
         return values + 0.5
     return values - 0.5

@@ -1,0 +1,47 @@
+"""Anchoring: determine the one thing that comparisons leave open.
+
+A difference between samples stays the same when one vector is added to the logits of every sample. A method whose
+terms are all comparisons therefore never learns that vector: the head's bias gets no gradient, and which class wins
+is decided by where the bias happens to be. The paper does not mention it. Here the bias is set, before each
+evaluation, so that the mean logits over training rows are those that the method's losses pull single samples to.
+No gradient depends on the bias, so training is the same with and without; no teacher call is made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models import Network
+from storage.views import evaluation_batches
+from student_train.data import StudentData
+from student_train.methods import Method
+from student_train.signals import Signals
+
+_MAX_ROWS = 1024
+_BATCH = 256
+
+
+def anchor(student: Network, data: StudentData, method: Method) -> None:
+    """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
+    was_training = student.training
+    student.eval()
+    gaps = []
+    rows = torch.arange(min(data.n, _MAX_ROWS))
+    identity = data.manifest.identity
+    images, labels = data.train.images[: len(rows)], data.train.labels[: len(rows)]
+    batches = evaluation_batches(images, labels, identity.geometry, identity.teacher.normalisation, _BATCH)
+    with torch.inference_mode():
+        for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
+            with data.compute.autocast():
+                said = student.represent(inputs)
+            teacher = data.teacher(part, torch.zeros_like(part))
+            index = data.compute.to_device(part)
+            signals = Signals(said.map(Tensor.float), teacher, classes, index)
+            target = method.logit_target(signals)
+            if target is not None:
+                gaps.append(target - signals.student.logits)
+    if gaps:
+        with torch.no_grad():
+            student.head.bias += torch.cat(gaps).mean(dim=0)
+    student.train(was_training)

@@ -1,0 +1,74 @@
+"""Views against torchvision's own crop, pad and flip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.seeding import generator_for
+from storage.views import Normalisation, ViewGeometry, apply_views, draw_views, evaluation_batches
+
+
+@given(st.integers(0, 2**31), st.integers(8, 20), st.integers(0, 5), st.data())
+def test_a_view_is_torchvisions_pad_crop_and_flip(seed, size, padding, data):
+    crop = data.draw(st.integers(1, size + 2 * padding))
+    geometry = ViewGeometry(image_size=size, crop_size=crop, padding=padding)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (4, size, size, 3), generator=generator, dtype=torch.uint8)
+    views = draw_views(geometry, 4, generator)
+    found = apply_views(images, views, geometry)
+    for image, (top, left, flip), view in zip(images, views.tolist(), found, strict=True):
+        expected = tv.crop(tv.pad(image.permute(2, 0, 1), [padding]), top, left, crop, crop)
+        expected = tv.horizontal_flip(expected) if flip else expected
+        torch.testing.assert_close(view, expected, rtol=0, atol=0)
+
+
+def test_drawn_views_are_uniform():
+    geometry = ViewGeometry(image_size=32, crop_size=32, padding=1)
+    views = draw_views(geometry, 18_000, torch.Generator().manual_seed(0))
+    counts = torch.unique(views, dim=0, return_counts=True)[1]
+    assert len(counts) == 3 * 3 * 2
+    # 1,000 expected each; chi-squared with 17 degrees of freedom stays below 40 with probability 0.998.
+    assert ((counts - 1000.0) ** 2 / 1000).sum() < 40
+
+
+def test_without_flips_no_view_is_mirrored():
+    geometry = ViewGeometry(image_size=32, crop_size=32, padding=2, flips=False)
+    assert draw_views(geometry, 500, torch.Generator().manual_seed(0))[:, 2].max() == 0
+
+
+def test_normalisation_is_the_textbook_formula():
+    normalisation = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    expected = (images.double().numpy() / 255 - np.array([0.5, 0.4, 0.3])[:, None, None]) / np.array([0.1, 0.2, 0.3])[
+        :, None, None
+    ]
+    np.testing.assert_allclose(normalisation.apply(images).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_sees_the_centre_unflipped():
+    geometry = ViewGeometry(image_size=64, crop_size=56, padding=0)
+    images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
+    identity = Normalisation(mean=(0, 0, 0), std=(1, 1, 1))
+    (inputs, labels), (rest, _) = evaluation_batches(images, torch.arange(5), geometry, identity, batch_size=3)
+    torch.testing.assert_close(inputs, images[:3, 4:60, 4:60].permute(0, 3, 1, 2) / 255)
+    assert labels.tolist() == [0, 1, 2]
+    assert len(rest) == 2
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 0), (8, 17, 4), (8, 8, -1)])
+def test_impossible_geometry_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"sizes must be|does not fit"):
+        ViewGeometry(image_size=sizes[0], crop_size=sizes[1], padding=sizes[2])
+
+
+def test_generators_depend_on_purpose_and_position_alone():
+    def draw(*position):
+        return torch.randint(0, 1 << 30, (4,), generator=generator_for(*position)).tolist()
+
+    assert draw(0, "epoch", 3) == draw(0, "epoch", 3)
+    assert len({tuple(draw(*p)) for p in [(0, "epoch", 3), (0, "epoch", 4), (1, "epoch", 3), (0, "views", 3)]}) == 4

@@ -1,0 +1,78 @@
+"""A build that kills itself: python -m tests.teacher_cache.crash_build STORE WEIGHTS FORMAT WHERE.
+
+WHERE is the step of the second batch before which SIGKILL comes; the forwards that happened are counted in the file
+STORE.forwards, outside the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from storage.ledger import Ledger
+from storage.store import Store
+from teacher_cache.build import build
+from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.teacher import Teacher
+
+STEPS = {
+    "reserve": (Ledger, "reserve"),
+    "call": (Teacher, "call"),
+    "write": (Store, "write_outputs"),
+    "publish": (Store, "publish"),
+    "commit": (Ledger, "commit"),
+}
+
+
+def config(store: Path, weights: Path, array_format: str, n: int = 96) -> BuildConfig:
+    return BuildConfig(
+        teacher="resnet8",
+        weights=weights,
+        dataset="digits",
+        n=n,
+        features="layer1",
+        array_format=array_format,
+        store=store,
+        batch_size=32,
+        device="cpu",
+    )
+
+
+def count_forwards(path: Path) -> None:
+    """Append a line for each teacher forward, durably, before it happens."""
+    call = Teacher.call
+
+    def counted(self, views):
+        with path.open("a") as file:
+            file.write(f"{len(views)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return call(self, views)
+
+    Teacher.call = counted
+
+
+def kill_before(owner: type, name: str, *, at_call: int) -> None:
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*arguments, **options):
+        calls.append(name)
+        if len(calls) == at_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    count_forwards(folder.with_name(folder.name + ".forwards"))
+    # `publish` and `commit` are also called once, with nothing to do, when a build starts.
+    owner, step = STEPS[sys.argv[4]]
+    kill_before(owner, step, at_call=3 if step in ("publish", "commit") else 2)
+    build(plan_build(config(folder, Path(sys.argv[2]), sys.argv[3])))

@@ -1,0 +1,259 @@
+"""A build makes exactly the calls it must, records each, and survives being killed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from models import create_model, load_weights
+from storage.errors import BudgetRefused, DiskFull, IdentityMismatch, InvalidInput, UnknownName
+from storage.ledger import Ledger
+from storage.schema import output_array
+from storage.store import LEDGER_FILE, Store
+from storage.verify import store_problems
+from storage.views import apply_views
+from teacher_cache.build import build
+from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.teacher import Teacher
+from tests.teacher_cache.crash_build import STEPS, config
+
+
+@pytest.fixture
+def forwards(monkeypatch) -> list[int]:
+    """Images in each teacher forward, counted outside the ledger."""
+    counted: list[int] = []
+    call = Teacher.call
+
+    def counting(self, views):
+        counted.append(len(views))
+        return call(self, views)
+
+    monkeypatch.setattr(Teacher, "call", counting)
+    return counted
+
+
+def problems(folder) -> list[str]:
+    ledger = Ledger(folder / LEDGER_FILE)
+    found = store_problems(Store.open(folder), ledger)
+    ledger.close()
+    return found
+
+
+def summary(folder):
+    ledger = Ledger(folder / LEDGER_FILE)
+    totals = ledger.summary()
+    ledger.close()
+    return totals
+
+
+def arrays_of(folder) -> dict[str, np.ndarray]:
+    store = Store.open(folder)
+    return {name: store.read(name) for name in store.arrays.specs}
+
+
+def test_stored_outputs_are_the_teachers_own_on_the_stored_views(built_store, weights):
+    store = Store.open(built_store)
+    identity = store.manifest.identity
+    network = create_model("resnet8", num_classes=10).eval()
+    load_weights(network, weights)
+    images, views = (torch.from_numpy(store.read(f"train/{name}")) for name in ("images", "views"))
+    with torch.inference_mode():
+        pixels = apply_views(images, views[:, 0], identity.geometry)
+        said = network.represent(identity.teacher.normalisation.apply(pixels))
+    np.testing.assert_allclose(store.read("train/logits")[:, 0], said.logits, rtol=1e-4, atol=1e-5)
+    for name, tensor in said.features.items():
+        stored = store.read(output_array(name))
+        assert stored.dtype == np.float16
+        np.testing.assert_allclose(stored[:, 0], tensor, rtol=2e-3, atol=2e-3)
+
+
+def test_both_formats_keep_the_same(tmp_path, weights):
+    for array_format in ("zarr", "hdf5"):
+        build(plan_build(config(tmp_path / array_format, weights, array_format, n=40)))
+    one, other = arrays_of(tmp_path / "zarr"), arrays_of(tmp_path / "hdf5")
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(
+    tmp_path, weights, forwards, array_format
+):
+    folder = tmp_path / "store"
+    assert build(plan_build(config(folder, weights, array_format, n=40))).new_calls == 40
+    assert sum(forwards) == 40
+    plan = plan_build(config(folder, weights, array_format, n=40))
+    assert (plan.needed_calls, plan.paid_calls) == (0, 40)
+    assert build(plan).new_calls == 0
+    before = arrays_of(folder)
+    assert build(plan_build(config(folder, weights, array_format, n=57))).new_calls == 17
+    assert sum(forwards) == 57
+    for name, values in arrays_of(folder).items():
+        np.testing.assert_array_equal(values[: len(before[name])], before[name], err_msg=name)
+    assert summary(folder).committed == 57
+    # A store never shrinks: asking for less finds everything paid.
+    assert build(plan_build(config(folder, weights, array_format, n=10))).n == 57
+    assert problems(folder) == []
+
+
+def test_planning_and_dry_runs_call_nothing_and_write_nothing(tmp_path, weights, forwards):
+    plan = plan_build(config(tmp_path / "store", weights, "zarr"))
+    assert plan.needed_calls == 96
+    assert forwards == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_several_views_are_several_calls_and_equal_inputs_one(tmp_path, weights, forwards):
+    # 25 different views of each image: of 12 drawn, some of the 20 images get one twice.
+    asked = BuildConfig(
+        teacher="resnet8", weights=weights, dataset="digits", n=20, views=12, store=tmp_path / "store", device="cpu"
+    )
+    plan = plan_build(asked)
+    distinct = {digest for row in plan.input_digests for digest in row}
+    assert len(distinct) < 240, "the test needs a view that is drawn twice"
+    report = build(plan)
+    assert sum(forwards) == report.new_calls == len(distinct)
+    assert report.reused_calls == 240 - len(distinct)
+    store = Store.open(asked.store)
+    assert store.valid().shape == (20, 12)
+    logits, digests = store.read("train/logits"), plan.input_digests
+    for row in range(20):
+        for one in range(12):
+            for other in range(12):
+                if digests[row][one] == digests[row][other]:
+                    np.testing.assert_array_equal(logits[row, one], logits[row, other])
+    assert problems(asked.store) == []
+
+
+def test_another_store_on_the_same_ledger_copies_instead_of_calling(tmp_path, weights, forwards):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    shared = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "ledger": url, "device": "cpu"}
+    build(plan_build(BuildConfig(n=30, store=tmp_path / "one", **shared)))
+    plan = plan_build(BuildConfig(n=45, store=tmp_path / "two", array_format="hdf5", **shared))
+    assert plan.needed_calls == 15
+    report = build(plan)
+    assert (report.new_calls, report.reused_calls) == (15, 30)
+    assert sum(forwards) == 45
+    one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
+    np.testing.assert_array_equal(two["train/logits"][:30], one["train/logits"])
+    shutil.rmtree(tmp_path / "one")
+    with pytest.raises(InvalidInput, match="is paid for and kept in a store at .*one that cannot be read"):
+        build(plan_build(BuildConfig(n=45, store=tmp_path / "three", **shared)))
+    assert sum(forwards) == 45
+
+
+def test_a_budget_is_refused_before_the_first_call_and_before_anything_is_written(tmp_path, weights, forwards):
+    asked = BuildConfig(
+        teacher="resnet8", weights=weights, dataset="digits", n=40, budget=39, store=tmp_path / "store", device="cpu"
+    )
+    with pytest.raises(BudgetRefused, match="asked for 40 calls of resnet8, 0 are already paid and 39 of the budget"):
+        plan_build(asked)
+    assert forwards == []
+    assert not asked.store.exists()
+
+
+def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards):
+    base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "store": tmp_path / "s", "device": "cpu"}
+    build(plan_build(BuildConfig(n=40, budget=50, **base)))
+    with pytest.raises(BudgetRefused, match="asked for 20 calls .*, 40 are already paid and 10 of the budget of 50"):
+        plan_build(BuildConfig(n=60, **base))
+    assert build(plan_build(BuildConfig(n=60, budget=60, **base))).new_calls == 20
+    assert sum(forwards) == 60
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_path, weights, array_format, step):
+    folder = tmp_path / "store"
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, array_format, step],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    made = sum(int(line) for line in (folder.parent / "store.forwards").read_text().split())
+    after_kill = summary(folder)
+    assert after_kill.spent >= made
+    assert after_kill.committed <= made
+    report = build(plan_build(config(folder, weights, array_format)))
+    totals = summary(folder)
+    assert (totals.committed, totals.reserved) == (96, 0)
+    assert totals.spent == 96 + totals.lost
+    assert totals.spent >= made + report.new_calls
+    # With the rows on the disk and only the commit missing, nothing is lost and nothing called again.
+    if step == "commit":
+        assert report.adopted_calls > 0
+    assert problems(folder) == []
+    reference = tmp_path / "reference"
+    build(plan_build(config(reference, weights, array_format)))
+    for name, values in arrays_of(reference).items():
+        np.testing.assert_array_equal(arrays_of(folder)[name], values, err_msg=name)
+
+
+def test_a_store_of_something_else_is_refused_by_field(tmp_path, weights, forwards):
+    base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "n": 20, "store": tmp_path / "s"}
+    build(plan_build(BuildConfig(**base)))
+    del forwards[:]
+    for change, field in [
+        ({"seed": 1}, r"seed \(store: 0, asked: 1\)"),
+        ({"features": "all"}, r"outputs \(store: logits:float32"),
+        ({"view_policy": "plain"}, "view_policy"),
+        ({"views": 2}, "views"),
+    ]:
+        with pytest.raises(IdentityMismatch, match=field):
+            plan_build(BuildConfig(**base | change))
+    with pytest.raises(InvalidInput, match="is a zarr store, not hdf5"):
+        plan_build(BuildConfig(**base, array_format="hdf5"))
+    assert forwards == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"array_format": "zar"}, "no format is called 'zar'; did you mean zarr"),
+        ({"feature_dtype": "float8"}, "did you mean float32, float16"),
+        ({"view_policy": "plane"}, "did you mean plain"),
+    ],
+)
+def test_unknown_choices_are_answered_with_the_nearest(tmp_path, weights, change, message):
+    with pytest.raises(UnknownName, match=message):
+        BuildConfig(teacher="resnet8", n=10, store=tmp_path, **change)
+
+
+def test_unknown_layers_are_answered_with_the_nearest(tmp_path, weights):
+    asked = BuildConfig(
+        teacher="resnet8", weights=weights, dataset="digits", n=10, store=tmp_path / "s", features="stem,layr2"
+    )
+    with pytest.raises(UnknownName, match="no layer of resnet8 is called 'layr2'; did you mean layer2"):
+        plan_build(asked)
+
+
+def test_a_disk_without_room_is_found_before_any_call(tmp_path, weights, forwards, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(DiskFull, match=r"the store needs \d+ MB and .* has 1 MB free"):
+        plan_build(config(tmp_path / "store", weights, "zarr"))
+    assert forwards == []
+
+
+def test_values_that_do_not_fit_the_stored_type_stop_the_build(tmp_path, forwards):
+    from models import save_weights
+
+    network = create_model("resnet8", num_classes=10, seed=0)
+    with torch.no_grad():
+        network.bn1.bias.fill_(1e6)
+    path = tmp_path / "loud.safetensors"
+    save_weights(network, path, {})
+    asked = BuildConfig(
+        teacher="resnet8", weights=path, dataset="digits", n=10, store=tmp_path / "s", features="stem", device="cpu"
+    )
+    with pytest.raises(InvalidInput, match="stem holds values that float16 cannot keep; use --feature-dtype float32"):
+        build(plan_build(asked))
