@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class DemoConfig:
 
     Args:
         sizes: the values of n; the store is built for the largest, and smaller ones are its beginning.
-        evaluations: how long each student is trained, in epoch-worths of steps.
+        steps: how long each student is trained, whatever its n; every ceil(n / 64) steps it is evaluated.
     """
 
     dataset: str = "digits"
@@ -48,7 +49,7 @@ class DemoConfig:
     teacher_epochs: int = 6
     sizes: tuple[int, ...] = (200, 800)
     methods: tuple[str, ...] = ("vanilla", "kd", "ckd")
-    evaluations: int = 10
+    steps: int = 195
     seed: int = 0
 
 
@@ -105,7 +106,13 @@ def build_demo_store(folder: Path, weights: Path, config: DemoConfig) -> None:
     n = max(config.sizes)
     plan = plan_build(
         BuildConfig(
-            teacher=config.teacher, weights=weights, dataset=config.dataset, n=n, budget=n, store=folder, seed=config.seed
+            teacher=config.teacher,
+            weights=weights,
+            dataset=config.dataset,
+            n=n,
+            budget=n,
+            store=folder,
+            seed=config.seed,
         )
     )
     with progress("store: teacher calls", plan.total_calls, plan.paid_calls) as advance:
@@ -129,15 +136,12 @@ def train_demo_student(
     if finished is not None:
         return finished
     recipe = parse_method(method)
-    training = TrainConfig(
-        student=config.student,
-        method=method,
-        seed=config.seed,
-        protocol=ProtocolConfig(max_evals=config.evaluations),
-    )
+    evaluations = config.steps // ceil(n / 64)
+    protocol = ProtocolConfig(max_evals=evaluations)
+    training = TrainConfig(student=config.student, method=method, seed=config.seed, protocol=protocol)
     data = StudentData.load(store, n, recipe.needs, compute)
     source = {"store": str(store), "ledger_head": Store.open(store).ledger_head()}
-    with progress(f"{method} n={n}: evaluations", config.evaluations) as advance:
+    with progress(f"{method} n={n}: evaluations", evaluations) as advance:
         return Trainer(training, data, recipe, folder).run(
             source, lambda row: advance(1, f"validation {row['val_accuracy']:.3f}")
         )

@@ -1,0 +1,1 @@
+"""What the work costs against the bare minimum it could cost."""

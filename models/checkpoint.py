@@ -55,9 +55,7 @@ def read_weights(path: str | Path) -> Weights:
         weights = Weights(_plain_state_dict(path, _read_torch(path)), {})
     for key, tensor in weights.state_dict.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(
-                f"{path} holds {key} as sparse, quantised or empty; save plain dense tensors"
-            )
+            raise CheckpointError(f"{path} holds {key} as sparse, quantised or empty; save plain dense tensors")
     return weights
 
 
@@ -123,9 +121,7 @@ def _first_bytes(path: Path, count: int) -> bytes:
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder; give the checkpoint file in it") from None
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); check the path and its rights"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -185,9 +181,7 @@ def _plain_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise CheckpointError(
-            f"{path} holds no weights; give a state_dict, or one kept under {', '.join(_WRAPPERS)}"
-        )
+        raise CheckpointError(f"{path} holds no weights; give a state_dict, or one kept under {', '.join(_WRAPPERS)}")
     stripped = True
     while stripped:
         stripped = False

@@ -70,9 +70,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto"
-        ) from error
+        raise ModelError(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto") from error
     return device
 
 

@@ -15,7 +15,7 @@ class ModelError(ValueError):
     exit_code = 2
 
 
-class UnknownModel(ModelError):  # noqa: N818 (a state, like its siblings)
+class UnknownModel(ModelError):
     """No network has this name; the message lists the nearest."""
 
 
@@ -23,5 +23,5 @@ class CheckpointError(ModelError):
     """A file is missing, damaged, or holds more than tensors and numbers."""
 
 
-class CheckpointMismatch(ModelError):  # noqa: N818
+class CheckpointMismatch(ModelError):
     """A checkpoint's tensors are not those of the network."""

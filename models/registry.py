@@ -22,9 +22,7 @@ _NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"resnet{depth}": partial(ResNet, depth, _NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(ResNet, depth, _WIDE) for depth in (8, 32)},
     "ResNet50": ResNet50,
-    **{
-        f"wrn_{depth}_{factor}": partial(WideResNet, depth, factor) for depth in (16, 40) for factor in (1, 2)
-    },
+    **{f"wrn_{depth}_{factor}": partial(WideResNet, depth, factor) for depth in (16, 40) for factor in (1, 2)},
     "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
     "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
     "vgg13": partial(VGG, (2, 2, 2, 2, 2)),

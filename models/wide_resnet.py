@@ -42,9 +42,7 @@ class Stage(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, stride: int) -> None:
         super().__init__()
         first = PreActivationBlock(inputs, outputs, stride)
-        self.layer = nn.ModuleList(
-            [first, *(PreActivationBlock(outputs, outputs, 1) for _ in range(blocks - 1))]
-        )
+        self.layer = nn.ModuleList([first, *(PreActivationBlock(outputs, outputs, 1) for _ in range(blocks - 1))])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The last block's sum, and the first block's normalised input."""

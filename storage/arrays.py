@@ -74,5 +74,6 @@ class ArrayFile(ABC):
         spec = self.specs[name]
         if tuple(shape[1:]) != spec.row_shape or np.dtype(dtype) != spec.dtype:
             raise self.unreadable(
-                name, f"it holds {dtype} rows of {tuple(shape[1:])}, expected {spec.dtype} of {spec.row_shape}"
+                name,
+                f"it holds {dtype} rows of {tuple(shape[1:])}, expected {spec.dtype} of {spec.row_shape}",
             )

@@ -58,5 +58,5 @@ def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarra
 def _digest(header: bytes, *arrays: np.ndarray) -> bytes:
     hasher = hashlib.sha256(header)
     for array in arrays:
-        hasher.update(array)
+        hasher.update(np.ascontiguousarray(array).data)
     return hasher.digest()[:DIGEST_BYTES]

@@ -84,7 +84,7 @@ class Hdf5Arrays(ArrayFile):
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """See `ArrayFile.write`."""
         spec = self.specs[name]
-        content = memoryview(np.ascontiguousarray(values, dtype=spec.dtype)).cast("B")
+        content = np.ascontiguousarray(values, dtype=spec.dtype).data.cast("B")
         with reporting_full_disk(self.path):
             for row, count, offset in self._runs(name, start, start + len(values)):
                 first = (row - start) * spec.row_bytes

@@ -224,9 +224,7 @@ class Ledger:
             InvalidInput: an input was already paid for; nothing is charged.
         """
         with self._recording() as connection:
-            teacher = connection.execute(
-                sa.select(sessions.c.teacher).where(sessions.c.id == session_id)
-            ).scalar_one()
+            teacher = connection.execute(sa.select(sessions.c.teacher).where(sessions.c.id == session_id)).scalar_one()
             _check_account(_account(connection, teacher), len(requests))
             first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
             ids = list(range(first, first + len(requests)))
@@ -241,7 +239,13 @@ class Ledger:
             }
             seq = _append(connection, "reserve", payload)
             rows = [
-                {"id": id_, "session": session_id, "teacher": teacher, "status": "reserved", "reserved_in": seq}
+                {
+                    "id": id_,
+                    "session": session_id,
+                    "teacher": teacher,
+                    "status": "reserved",
+                    "reserved_in": seq,
+                }
                 | {name: getattr(request, name) for name in ("input_digest", "sample", "row", "view")}
                 for id_, request in zip(ids, requests, strict=True)
             ]
@@ -278,9 +282,7 @@ class Ledger:
                 .values(status=status, settled_in=seq, output_digest=sa.bindparam("digest")),
                 [{"call": id_, "digest": digest} for id_, digest in settled],
             )
-            changed = sa.select(sa.func.count()).where(
-                calls.c.id.between(ids[0], ids[-1]), calls.c.settled_in == seq
-            )
+            changed = sa.select(sa.func.count()).where(calls.c.id.between(ids[0], ids[-1]), calls.c.settled_in == seq)
             assert connection.execute(changed).scalar_one() == len(ids), "only reserved calls can be settled"
             _move(connection, teacher, {"reserved": -len(ids), status: len(ids)})
 

@@ -63,7 +63,11 @@ def _settled_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
             "calls": id_ranges([row.id for row in rows]),
             "rows": settled_rows_digest((row.id, row.output_digest) for row in rows),
         }
-        if entry is None or json.loads(entry.payload) != payload or any(row.status != status[entry.kind] for row in rows):
+        if (
+            entry is None
+            or json.loads(entry.payload) != payload
+            or any(row.status != status[entry.kind] for row in rows)
+        ):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} settled"
     for seq in expected:
         yield f"the calls that ledger entry {seq} settled are missing or no longer settled"

@@ -63,8 +63,12 @@ sa.Index(
     sqlite_where=calls.c.status != "lost",
     postgresql_where=calls.c.status != "lost",
 )
-sa.Index("calls_by_status", calls.c.status, sqlite_where=calls.c.status == "reserved",
-         postgresql_where=calls.c.status == "reserved")
+sa.Index(
+    "calls_by_status",
+    calls.c.status,
+    sqlite_where=calls.c.status == "reserved",
+    postgresql_where=calls.c.status == "reserved",
+)
 
 accounts = sa.Table(
     "accounts",

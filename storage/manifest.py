@@ -175,20 +175,25 @@ def _shown(value: Any) -> str:
 def _manifest(document: dict[str, Any]) -> Manifest:
     identity = document.pop("identity")
     teacher, dataset = identity.pop("teacher"), identity.pop("dataset")
-    normalisation = {name: tuple(map(float, values)) for name, values in teacher.pop("normalisation").items()}
+    normalisation = Normalisation(**{name: _triple(values) for name, values in teacher.pop("normalisation").items()})
     outputs = tuple(_output(output) for output in identity.pop("outputs"))
     dataset["classes"] = tuple(dataset["classes"])
     manifest = Manifest(
         **document,
         identity=Identity(
             **identity | {"geometry": ViewGeometry(**identity["geometry"])},
-            teacher=TeacherIdentity(**teacher, normalisation=Normalisation(**normalisation)),
+            teacher=TeacherIdentity(**teacher, normalisation=normalisation),
             dataset=DatasetIdentity(**dataset),
             outputs=outputs,
         ),
     )
     _check_types(manifest)
     return manifest
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _output(document: dict[str, Any]) -> OutputSpec:
@@ -210,8 +215,15 @@ def _check_types(manifest: Manifest) -> None:
     sizes = (identity.views, *(getattr(identity.geometry, item.name) for item in fields(ViewGeometry)))
     if not all(isinstance(size, int) and 0 <= size <= 1 << 14 for size in sizes) or identity.views < 1:
         raise ValueError("views or geometry are impossible")
-    texts = (manifest.store_id, manifest.array_format, identity.view_policy, identity.teacher.name,
-             identity.teacher.fingerprint, identity.dataset.name, *identity.dataset.classes)
+    texts = (
+        manifest.store_id,
+        manifest.array_format,
+        identity.view_policy,
+        identity.teacher.name,
+        identity.teacher.fingerprint,
+        identity.dataset.name,
+        *identity.dataset.classes,
+    )
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name is not a text")
     names = [output.name for output in identity.outputs]

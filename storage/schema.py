@@ -77,9 +77,7 @@ def sample_arrays(image_size: int, views: int) -> tuple[ArraySpec, ...]:
 
 def output_arrays(outputs: tuple[OutputSpec, ...], views: int) -> tuple[ArraySpec, ...]:
     """Arrays that hold what the teacher said, then `digest` and `valid`, which vouch for it."""
-    said = [
-        ArraySpec(output_array(output.name), (views, *output.shape), np.dtype(output.dtype)) for output in outputs
-    ]
+    said = [ArraySpec(output_array(output.name), (views, *output.shape), np.dtype(output.dtype)) for output in outputs]
     return (
         *said,
         ArraySpec(DIGEST, (views, DIGEST_BYTES), np.dtype(np.uint8)),

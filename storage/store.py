@@ -142,10 +142,14 @@ class Store:
         """Which (row, view) are whole: (n, V) bool."""
         return self.read(VALID)
 
+    def whole_rows(self) -> np.ndarray:
+        """Which rows have all their views: (n,) bool."""
+        return np.asarray(self.valid().all(axis=1))
+
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
-        whole = self.valid().all(axis=1)
-        return int(len(whole) if whole.all() else whole.argmin())
+        torn = np.flatnonzero(~self.whole_rows())
+        return int(torn[0]) if len(torn) else self.manifest.n
 
     def write_outputs(self, first: int, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Write what the teacher said of rows first, first + 1, ...; not visible until `publish`.

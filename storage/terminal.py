@@ -60,8 +60,13 @@ class CommandGroup(click.Group):
 
 def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None:
     context.meta["debug"] = debug
-    logging.basicConfig(level="INFO", format="%(message)s", datefmt="%X", force=True,
-                        handlers=[RichHandler(console=stderr, show_path=False, show_level=False)])
+    logging.basicConfig(
+        level="INFO",
+        format="%(message)s",
+        datefmt="%X",
+        force=True,
+        handlers=[RichHandler(console=stderr, show_path=False, show_level=False)],
+    )
 
 
 @contextmanager
@@ -116,7 +121,11 @@ def progress(label: str, total: int | None, completed: int = 0) -> Iterator[Call
     )
     with Progress(*columns, console=stderr) as bar:
         task = bar.add_task(label, total=total, completed=completed, note="")
-        yield lambda steps, note="": bar.update(task, advance=steps, note=note)
+
+        def advance(steps: int, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
 
 
 class _Lines:

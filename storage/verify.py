@@ -18,7 +18,11 @@ _MAX_LISTED = 20
 
 def store_problems(store: Store, ledger: Ledger) -> list[str]:
     """Everything that is wrong, one sentence each; empty when the store can be trusted."""
-    return [*_limited(_sample_problems(store)), *_limited(_row_problems(store, ledger)), *ledger_problems(ledger)]
+    return [
+        *_limited(_sample_problems(store)),
+        *_limited(_row_problems(store, ledger)),
+        *ledger_problems(ledger),
+    ]
 
 
 def _limited(problems: Iterator[str]) -> list[str]:

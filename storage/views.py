@@ -125,7 +125,11 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def evaluation_batches(
-    images: Tensor, labels: Tensor, geometry: ViewGeometry, normalisation: Normalisation, batch_size: int = 256
+    images: Tensor,
+    labels: Tensor,
+    geometry: ViewGeometry,
+    normalisation: Normalisation,
+    batch_size: int = 256,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs (B, 3, h, w) float32 of the plain view, with their labels, on the images' device."""
     for first in range(0, len(images), batch_size):

@@ -76,7 +76,7 @@ class ZarrArrays(ArrayFile):
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """See `ArrayFile.write`."""
         array, spec = self._array(name), self.specs[name]
-        with reporting_full_disk(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+        with reporting_full_disk(self.path):
             array[start : start + len(values)] = values
         for chunk in range(start // spec.chunk_rows, -(-(start + len(values)) // spec.chunk_rows)):
             key = array.metadata.encode_chunk_key((chunk,) + (0,) * len(spec.row_shape))
@@ -95,7 +95,9 @@ class ZarrArrays(ArrayFile):
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._open:
             try:
-                array = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
+                # An array keeps the setting that it was opened under.
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    array = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
                 codecs = array.metadata.codecs  # type: ignore[union-attr]
             except Exception as error:
                 # A damaged zarr.json fails in too many ways to list; all of them mean the same to the user.

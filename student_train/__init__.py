@@ -1,0 +1,1 @@
+"""Stage two: store -> batches -> loss -> student -> run folder. Nothing here can reach a teacher."""

@@ -43,5 +43,5 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
                 gaps.append(target - signals.student.logits)
     if gaps:
         with torch.no_grad():
-            student.head.bias += torch.cat(gaps).mean(dim=0)
+            student.head.bias.add_(torch.cat(gaps).mean(dim=0))
     student.train(was_training)

@@ -22,7 +22,10 @@ from student_train.trainer import TrainConfig, Trainer
 @click.command()
 @click.version_option(package_name="teacher-cache")
 @click.option(
-    "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Store that stage one built."
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Store that stage one built.",
 )
 @click.option("--student", default="wrn16_2", show_default=True, help="Network to train.")
 @click.option("--method", help=f"Recipe: {', '.join(METHODS)}; settings as ckd:pairs=all.  [default: ckd]")

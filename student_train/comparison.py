@@ -50,8 +50,8 @@ class GroupComparison(Comparison):
         """See `Comparison.compare`; B = G * (positives + negatives)."""
         groups = len(tensor) // (self.positives + self.negatives)
         cut = groups * self.positives
-        positive = tensor[:cut].unflatten(0, (groups, self.positives)).mean(dim=1)
-        negative = tensor[cut:].unflatten(0, (groups, self.negatives)).mean(dim=1)
+        positive: Tensor = tensor[:cut].unflatten(0, (groups, self.positives)).mean(dim=1)
+        negative: Tensor = tensor[cut:].unflatten(0, (groups, self.negatives)).mean(dim=1)
         return positive - negative
 
 

@@ -90,7 +90,6 @@ class Method:
             total = total + term.weight * closed
         return total
 
-
     def logit_target(self, signals: Signals) -> Tensor | None:
         """Weighted mean of what the terms pull single samples' logits to, (B, K); None if none of them says."""
         said = [(term.weight, term.loss.logit_target(signals)) for term in self.terms]

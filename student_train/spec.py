@@ -27,9 +27,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
-def build_from(
-    kind: str, name: str, settings: Mapping[str, str], factories: Mapping[str, Callable[..., _T]]
-) -> _T:
+def build_from(kind: str, name: str, settings: Mapping[str, str], factories: Mapping[str, Callable[..., _T]]) -> _T:
     """Call the factory of that name with settings turned into the types of its signature.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Network, Representation, canonical_name, create_model
+from models import Representation, canonical_name, create_model
 from models.evaluation import accuracy
 from storage.errors import Interrupted, InvalidInput, UnknownName
 from storage.terminal import graceful_stop
@@ -151,9 +151,7 @@ class Trainer:
             return parts[0].map(Tensor.float)
         return Representation(
             logits=torch.cat([part.logits for part in parts]).float(),
-            features={
-                name: torch.cat([part.features[name] for part in parts]).float() for name in parts[0].features
-            },
+            features={name: torch.cat([part.features[name] for part in parts]).float() for name in parts[0].features},
         )
 
     def _train_and_evaluate(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Stage one: data set -> nested sample -> views -> teacher -> store."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from storage.digest import output_digests
-from storage.errors import InvalidInput, Interrupted, StoreUnreadable
+from storage.errors import Interrupted, InvalidInput, StoreUnreadable
 from storage.ledger import CallRequest, Ledger, RecordedCall, Session
 from storage.manifest import require_same
 from storage.schema import DIGEST, OutputSpec, output_array
@@ -124,10 +124,10 @@ class _Builder:
 
     def run(self) -> BuildReport:
         self._settle_interrupted()
-        missing = np.flatnonzero(~self.store.valid().all(axis=1))
+        missing = np.flatnonzero(~self.store.whole_rows())
         if len(missing):
             self._fill(missing)
-        self.report.rows_valid = int(self.store.valid().all(axis=1).sum())
+        self.report.rows_valid = int(self.store.whole_rows().sum())
         return self.report
 
     def _fill(self, missing: np.ndarray) -> None:
@@ -170,7 +170,7 @@ class _Builder:
             pending = writer.submit(self._keep, rows, *answered)
         if pending is not None:
             pending.result()
-        whole = int(self.store.valid().all(axis=1).sum())
+        whole = int(self.store.whole_rows().sum())
         if whole < self.store.manifest.n:
             raise Interrupted(
                 f"stopped with {whole} of {self.store.manifest.n} rows whole; run the same command again to go on"
@@ -206,9 +206,7 @@ class _Builder:
         assert len(inputs) == len(rows) * views
         return values, ids, [inputs[place] for place in first_places]
 
-    def _call(
-        self, rows: list[int], places: list[int], inputs: list[bytes]
-    ) -> tuple[dict[str, np.ndarray], list[int]]:
+    def _call(self, rows: list[int], places: list[int], inputs: list[bytes]) -> tuple[dict[str, np.ndarray], list[int]]:
         """Charge, then call the teacher on the views at `places` (row-major over rows and views)."""
         source, geometry = self.plan.sample.train, self.plan.identity.geometry
         at = [(rows[place // self.plan.identity.views], place % self.plan.identity.views) for place in places]
@@ -257,11 +255,15 @@ class _Builder:
     def _settle_interrupted(self) -> None:
         """Commit what an interrupted build had paid for and kept whole; mark the rest lost."""
         reserved = self.ledger.calls_of_store(self.store.manifest.store_id, "reserved")
-        whole = {row: self._whole_digests(row) for row in {call.row for call in reserved}}
-        adopted = [call for call in reserved if whole[call.row] is not None]
-        self.store.publish([(row, 1) for row in sorted({call.row for call in adopted})])
+        whole = {
+            row: digests
+            for row in sorted({call.row for call in reserved})
+            if (digests := self._whole_digests(row)) is not None
+        }
+        adopted = [call for call in reserved if call.row in whole]
+        lost = [call.id for call in reserved if call.row not in whole]
+        self.store.publish([(row, 1) for row in whole])
         self.ledger.commit([call.id for call in adopted], [whole[call.row][call.view] for call in adopted])
-        lost = [call.id for call in reserved if whole[call.row] is None]
         self.ledger.lose(lost)
         self.report.adopted_calls, self.report.lost_calls = len(adopted), len(lost)
         if reserved:
@@ -326,6 +328,9 @@ class _SourceRows:
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:
     """Sorted rows as (first, count) runs of neighbours."""
-    cuts = [0, *(place + 1 for place, (row, after) in enumerate(pairwise(rows)) if after != row + 1), len(rows)]
+    cuts = [
+        0,
+        *(place + 1 for place, (row, after) in enumerate(pairwise(rows)) if after != row + 1),
+        len(rows),
+    ]
     return [(rows[start], stop - start) for start, stop in pairwise(cuts)]
-

@@ -103,7 +103,7 @@ class BuildPlan:
     @property
     def total_calls(self) -> int:
         """n * V."""
-        return self.views.shape[0] * self.views.shape[1]
+        return len(self.input_digests) * self.identity.views
 
     @property
     def paid_calls(self) -> int:
@@ -144,7 +144,11 @@ def _plan(
     store = open_matching_store(config, identity)
     images = dataset.train.read(sample.train)
     views = sample_views(
-        dataset.geometry, config.view_policy, seed=config.seed, source_index=sample.train, num_views=config.views
+        dataset.geometry,
+        config.view_policy,
+        seed=config.seed,
+        source_index=sample.train,
+        num_views=config.views,
     )
     digests = input_digests(images, views, dataset.geometry)
     missing = _missing_rows(store, len(sample.train))
@@ -213,7 +217,7 @@ def _rows_wanted(config: BuildConfig) -> int:
 def _missing_rows(store: Store | None, n: int) -> np.ndarray:
     valid = np.zeros(n, dtype=np.bool_)
     if store is not None:
-        known = store.valid().all(axis=1)
+        known = store.whole_rows()
         valid[: len(known)] = known
     return np.flatnonzero(~valid)
 

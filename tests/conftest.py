@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Test workers run side by side; several threads in each would only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# How long a case takes says nothing on a shared machine.
+settings.register_profile("shared machine", deadline=None, max_examples=50)
+settings.load_profile("shared machine")
 
 COMMANDS = Path(sys.executable).parent
 
@@ -23,7 +28,13 @@ def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[st
     # As wide as a message needs, so that nothing is wrapped where a test looks.
     environment = os.environ | {"COLUMNS": "400"} | options.pop("env", {})
     return subprocess.run(
-        [COMMANDS / name, *rest], capture_output=True, text=True, timeout=300, env=environment, check=False, **options
+        [COMMANDS / name, *rest],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+        **options,
     )
 
 
@@ -37,22 +48,31 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", params=("zarr", "hdf5"))
-def built_store(request, tmp_path_factory, weights) -> Path:
-    """A whole store of 96 rows with all features, built by the library; treat it as read-only."""
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, weights) -> dict[str, Path]:
+    """A whole store of 96 rows with all features in each format; treat them as read-only."""
     from teacher_cache.build import build
     from teacher_cache.plan import BuildConfig, plan_build
 
-    folder = tmp_path_factory.mktemp("stores") / request.param
-    config = BuildConfig(
-        teacher="resnet8",
-        weights=weights,
-        dataset="digits",
-        n=96,
-        features="all",
-        array_format=request.param,
-        store=folder,
-        device="cpu",
-    )
-    build(plan_build(config))
-    return folder
+    folder, settings = tmp_path_factory.mktemp("stores"), {"dataset": "digits", "n": 96, "features": "all"}
+    for array_format in ("zarr", "hdf5"):
+        config = BuildConfig(
+            teacher="resnet8",
+            weights=weights,
+            array_format=array_format,
+            store=folder / array_format,
+            device="cpu",
+            **settings,
+        )
+        build(plan_build(config))
+    return {array_format: folder / array_format for array_format in ("zarr", "hdf5")}
+
+
+@pytest.fixture(scope="session")
+def built_store(stores) -> Path:
+    return stores["zarr"]
+
+
+@pytest.fixture(scope="session", params=("zarr", "hdf5"))
+def store_of_each_format(request, stores) -> Path:
+    return stores[request.param]

@@ -70,7 +70,7 @@ def _estimate(plan: BuildPlan) -> dict[str, Any]:
         "needed_calls": plan.needed_calls,
         "array_bytes": plan.array_bytes,
         "total_bytes": sum(plan.array_bytes.values()),
-        "seconds": round(estimate_seconds(plan, plan.needed_calls), 1),
+        "seconds": round(estimate_seconds(plan, plan.needed_calls), 3),
     }
 
 
@@ -78,8 +78,7 @@ def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
     arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
     return "\n".join(
         [
-            f"{plan.config.store}: {plan.total_calls} teacher calls in all, {plan.paid_calls} paid already, "
-            f"{plan.needed_calls} to be made",
+            f"{plan.config.store}: {plan.total_calls} teacher calls, of which {plan.needed_calls} are to be made",
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB",
             f"about {estimate['seconds']:.0f} s on {plan.teacher.compute.describe()}; nothing was called or written",

@@ -68,7 +68,14 @@ def summary(store: Path | None, url: str | None, as_json: bool) -> None:
         return
     table = Table("teacher", "committed", "reserved", "lost", "spent", "budget", "remaining")
     for fingerprint, row in per_teacher.items():
-        counts = [row["committed"], row["reserved"], row["lost"], row["spent"], row["budget"], row["remaining"]]
+        counts = [
+            row["committed"],
+            row["reserved"],
+            row["lost"],
+            row["spent"],
+            row["budget"],
+            row["remaining"],
+        ]
         table.add_row(f"{row['name']} {fingerprint[:12]}", *("-" if count is None else str(count) for count in counts))
     Console().print(table)
     click.echo(f"head {totals.head}")
@@ -80,9 +87,7 @@ def summary(store: Path | None, url: str | None, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Calls to show.")
 @click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Calls to pass over.")
 @json_option
-def list_calls(
-    store: Path | None, url: str | None, status: str | None, limit: int, offset: int, as_json: bool
-) -> None:
+def list_calls(store: Path | None, url: str | None, status: str | None, limit: int, offset: int, as_json: bool) -> None:
     """List calls in the order they were charged."""
     opened = open_ledger(store, url)
     rows = list(opened.list_calls(status=status, limit=limit, offset=offset))
@@ -136,4 +141,7 @@ def _write_json_lines(rows: Iterable[dict[str, Any]], out: Any) -> None:
         out.write(json.dumps(row) + "\n")
 
 
-_WRITERS: dict[str, Callable[[Iterable[dict[str, Any]], Any], None]] = {"csv": _write_csv, "jsonl": _write_json_lines}
+_WRITERS: dict[str, Callable[[Iterable[dict[str, Any]], Any], None]] = {
+    "csv": _write_csv,
+    "jsonl": _write_json_lines,
+}

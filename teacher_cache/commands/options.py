@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from models.compute import PRECISIONS
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
@@ -29,14 +32,14 @@ _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is 
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 
 
-def dataset_options(command: Any) -> Any:
+def dataset_options(command: _Command) -> _Command:
     """--dataset, --data-root, --image-size, --download."""
     for option in (_DOWNLOAD, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
         command = option(command)
     return command
 
 
-def compute_options(auto_precision: str) -> Any:
+def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:
     """--device and --precision; `auto_precision` says what auto means for the command."""
     precision = click.option(
         "--precision",

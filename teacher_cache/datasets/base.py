@@ -153,9 +153,7 @@ class FileSplit(Split):
         try:
             return hashlib.sha256((self.root / self.files[row]).read_bytes()).digest()
         except OSError as error:
-            raise InvalidInput(
-                f"cannot read {self.files[row]}: {_reason(error)}; {self.remedy} it"
-            ) from error
+            raise InvalidInput(f"cannot read {self.files[row]}: {_reason(error)}; {self.remedy} it") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

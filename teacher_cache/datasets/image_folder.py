@@ -46,8 +46,7 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
     unknown = sorted(set(_class_folders(root / test_name)) - set(classes))
     if unknown:
         raise InvalidInput(
-            f"{root / test_name} has {_listed(unknown)}, which train/ lacks; "
-            "add the same folder to train/ or remove it"
+            f"{root / test_name} has {_listed(unknown)}, which train/ lacks; add the same folder to train/ or remove it"
         )
     train = _list_split(root, "train", classes, size)
     empty = [name for label, name in enumerate(classes) if not (train.labels == label).any()]

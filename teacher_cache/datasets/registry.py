@@ -77,6 +77,4 @@ def open_dataset(
     if image_size is not None and not entry.is_folder:
         raise InvalidInput(f"{name} has images of a fixed size, got image size {image_size}; leave it out")
     root = Path(os.environ.get("CKD_DATA") or "data") if data_root is None else data_root
-    return entry.open(
-        Request(path=path, data_root=root.expanduser(), image_size=image_size, download=download)
-    )
+    return entry.open(Request(path=path, data_root=root.expanduser(), image_size=image_size, download=download))

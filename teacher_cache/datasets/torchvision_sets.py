@@ -48,9 +48,7 @@ def open_cifar100(root: Path, *, download: bool = False) -> ImageDataset:
     return _open_cifar("cifar100", CIFAR100, CIFAR100_NORMALISATION, root, download)
 
 
-def _open_cifar(
-    name: str, source: Any, normalisation: Normalisation, root: Path, download: bool
-) -> ImageDataset:
+def _open_cifar(name: str, source: Any, normalisation: Normalisation, root: Path, download: bool) -> ImageDataset:
     try:
         train, test = _load_cifar(source, root)
     except RuntimeError:  # torchvision's word for "absent or damaged"

@@ -81,9 +81,7 @@ def test_numpy_scalars_of_both_numpy_generations_are_read(
     tmp_path: Path, network: Network, scalar: np.generic, numpy_module: str
 ) -> None:
     path = tmp_path / "old.pth"
-    torch.save(
-        {"best_acc": scalar, "model": network.state_dict()}, path, _use_new_zipfile_serialization=False
-    )
+    torch.save({"best_acc": scalar, "model": network.state_dict()}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     here = f"c{np.float64(0).__reduce__()[0].__module__}\nscalar\n".encode()
     assert content.count(here) == 1
@@ -102,9 +100,7 @@ def test_kind_is_decided_by_content_not_by_extension(tmp_path: Path, network: Ne
 
 
 def test_step_counters_that_old_torch_did_not_save_may_be_missing(tmp_path: Path, network: Network) -> None:
-    old = {
-        key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
+    old = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pth")
     loaded = fresh()
     load_weights(loaded, tmp_path / "old.pth")
@@ -203,9 +199,7 @@ def test_missing_file_and_folder_say_so(tmp_path: Path) -> None:
         read_weights(tmp_path / "file" / "below.pth")
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {"epoch": 3}, {"model": {"epoch": 3}}, torch.zeros(2), "text", {}]
-)
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"epoch": 3}}, torch.zeros(2), "text", {}])
 def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match=r"empty\.pth holds no weights; give a state_dict"):
@@ -243,15 +237,11 @@ def test_long_lists_are_cut_after_five(tmp_path: Path, network: Network) -> None
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
-def test_weights_of_another_kind_of_number_are_misshapen(
-    tmp_path: Path, network: Network, kind: torch.dtype
-) -> None:
+def test_weights_of_another_kind_of_number_are_misshapen(tmp_path: Path, network: Network, kind: torch.dtype) -> None:
     weights = dict(network.state_dict())
     weights["conv1.weight"] = weights["conv1.weight"].to(kind)
     torch.save(weights, tmp_path / "kind.pth")
-    with pytest.raises(
-        CheckpointMismatch, match=r"misshapen: conv1\.weight (integer|complex) \(16, 3, 3, 3\)"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"misshapen: conv1\.weight (integer|complex) \(16, 3, 3, 3\)"):
         load_weights(network, tmp_path / "kind.pth")
 
 
@@ -326,10 +316,7 @@ def test_digest_changes_with_one_bit_anywhere(data: st.DataObject) -> None:
 
 
 def test_digest_tells_dtypes_apart_and_reads_bfloat16(network: Network) -> None:
-    assert (
-        len({weights_digest(network.to(kind)) for kind in (torch.float32, torch.float16, torch.bfloat16)})
-        == 3
-    )
+    assert len({weights_digest(network.to(kind)) for kind in (torch.float32, torch.float16, torch.bfloat16)}) == 3
 
 
 def test_digest_tells_names_and_shapes_apart() -> None:

@@ -132,13 +132,9 @@ def test_forward_is_the_logits_of_represent_and_every_weight_learns(name: str) -
         torch.testing.assert_close(network(images), network.represent(images).logits, rtol=0, atol=0)
     network.train()
     seen = network.represent(images, preactivations=True)
-    torch.autograd.backward(
-        [seen.logits.logsumexp(dim=1).sum(), *(t.mean() for t in seen.preactivations.values())]
-    )
+    torch.autograd.backward([seen.logits.logsumexp(dim=1).sum(), *(t.mean() for t in seen.preactivations.values())])
     assert [key for key, weight in network.named_parameters() if weight.grad is None] == []
-    assert all(
-        bool(weight.grad.isfinite().all()) for weight in network.parameters() if weight.grad is not None
-    )
+    assert all(bool(weight.grad.isfinite().all()) for weight in network.parameters() if weight.grad is not None)
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -146,9 +142,7 @@ def test_preactivations_do_not_update_running_statistics_twice(name: str) -> Non
     asked, plain = (create_model(name, num_classes=2, seed=1).train() for _ in range(2))
     images = formula_images(2, 32).float()
     with torch.no_grad():
-        torch.testing.assert_close(
-            asked.represent(images, preactivations=True).logits, plain(images), rtol=0, atol=0
-        )
+        torch.testing.assert_close(asked.represent(images, preactivations=True).logits, plain(images), rtol=0, atol=0)
     for ours, theirs in zip(batch_norms(asked), batch_norms(plain), strict=True):
         assert ours.num_batches_tracked == theirs.num_batches_tracked == 1
         assert torch.equal(ours.running_mean, theirs.running_mean)
@@ -189,9 +183,7 @@ def test_channels_last_gives_the_same_numbers_and_stays(name: str) -> None:
     images = formula_images(2, 32)
     with torch.no_grad():
         expected = network(images)
-        seen = network.to(memory_format=torch.channels_last).represent(
-            images.to(memory_format=torch.channels_last)
-        )
+        seen = network.to(memory_format=torch.channels_last).represent(images.to(memory_format=torch.channels_last))
     torch.testing.assert_close(seen.logits, expected)
     assert seen.features["layer2"].is_contiguous(memory_format=torch.channels_last)
 

@@ -30,17 +30,14 @@ def test_both_spellings_name_one_network(given_name: str, expected: str) -> None
 @given(name=st.sampled_from(model_names()), data=st.data())
 def test_case_underscores_and_hyphens_do_not_matter(name: str, data: st.DataObject) -> None:
     pieces = [
-        data.draw(st.sampled_from([letter.upper(), letter.lower()]))
-        + data.draw(st.sampled_from(["", "_", "-"]))
+        data.draw(st.sampled_from([letter.upper(), letter.lower()])) + data.draw(st.sampled_from(["", "_", "-"]))
         for letter in name
         if letter not in "_-"
     ]
     assert canonical_name("".join(pieces)) == name
 
 
-@pytest.mark.parametrize(
-    ("wrong", "nearest"), [("wrn_40_3", "wrn_40_2"), ("Resnet-9", "resnet8"), ("vgg_12", "vgg")]
-)
+@pytest.mark.parametrize(("wrong", "nearest"), [("wrn_40_3", "wrn_40_2"), ("Resnet-9", "resnet8"), ("vgg_12", "vgg")])
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UnknownModel, match=f"no network is called '{wrong}'; did you mean .*{nearest}"):
         create_model(wrong, num_classes=2)

@@ -51,7 +51,11 @@ def make_samples(identity: Identity, n: int = N) -> dict[str, np.ndarray]:
         samples[f"{split}/labels"] = np.array([row % CLASSES for row in range(count)])
         samples[f"{split}/source_index"] = np.arange(count) * 3
     views = sample_views(
-        identity.geometry, "augmented", seed=3, source_index=samples["train/source_index"], num_views=identity.views
+        identity.geometry,
+        "augmented",
+        seed=3,
+        source_index=samples["train/source_index"],
+        num_views=identity.views,
     )
     views[:, :, 2] = np.arange(identity.views)  # no image is shown twice alike
     samples["train/views"] = views

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import sqlalchemy as sa
@@ -227,4 +228,4 @@ def test_a_missing_or_foreign_ledger_is_a_sentence(tmp_path):
 def test_id_ranges_cover_exactly_the_ids(ids):
     runs = id_ranges(sorted(ids))
     assert {id_ for first, last in runs for id_ in range(first, last + 1)} == ids
-    assert all(after[0] > before[1] + 1 for before, after in zip(runs, runs[1:], strict=False))
+    assert all(after[0] > before[1] + 1 for before, after in pairwise(runs))

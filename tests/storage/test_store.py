@@ -13,7 +13,7 @@ from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncom
 from storage.manifest import Manifest, require_same
 from storage.schema import OutputSpec, output_array
 from storage.store import Store
-from tests.storage.conftest import N, VIEWS, make_identity, make_outputs, make_samples
+from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
 
 
 def read_with_the_library(store: Store, name: str) -> np.ndarray:
@@ -52,6 +52,17 @@ def test_rows_in_any_pieces_equal_rows_written_at_once(empty_store):
         outputs = make_outputs(make_identity(), first, count)
         found = read_with_the_library(empty_store.store, "train/features/layer1")
         np.testing.assert_array_equal(found[first : first + count], outputs["layer1"])
+
+
+def test_zeros_are_written_too(empty_store):
+    """A dead layer's map is an answer like any other; a chunk that is missing must mean that it was lost."""
+    outputs = {name: np.zeros_like(values) for name, values in make_outputs(make_identity(), 0, N).items()}
+    empty_store.store.write_outputs(0, outputs)
+    empty_store.store.publish([(0, N)])
+    if empty_store.store.manifest.array_format == "zarr":
+        chunks = empty_store.store.arrays.path / "train" / "features" / "layer1"
+        assert sorted(chunk.name for chunk in chunks.glob("c.*")) == ["c.0.0.0.0.0", "c.1.0.0.0.0"]
+    assert Store.open(empty_store.store.folder).read_outputs(["layer1"], N)["layer1"].max() == 0
 
 
 def test_written_rows_are_invisible_until_published(empty_store):
@@ -125,7 +136,11 @@ def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_form
 
 def test_only_one_builder_at_a_time(empty_store):
     other = Store.open(empty_store.store.folder)
-    with empty_store.store.locked(), pytest.raises(StoreBusy, match="another build is writing"), other.locked():
+    with (
+        empty_store.store.locked(),
+        pytest.raises(StoreBusy, match="another build is writing"),
+        other.locked(),
+    ):
         pass
     with other.locked():
         pass

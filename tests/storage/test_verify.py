@@ -29,9 +29,7 @@ def test_a_changed_feature_names_row_and_view(whole_store):
     values[0, 1, 0, 0, 0] += 1
     whole_store.store.arrays.write("train/features/layer1", 7, values)
     whole_store.store.arrays.sync()
-    assert problems(whole_store) == [
-        "train/logits or features: row 7 view 1 does not match its digest; it was changed"
-    ]
+    assert problems(whole_store) == ["train/logits or features: row 7 view 1 does not match its digest; it was changed"]
 
 
 def test_a_row_the_ledger_never_charged_is_found(empty_store):

@@ -57,8 +57,8 @@ def arrays_of(folder) -> dict[str, np.ndarray]:
     return {name: store.read(name) for name in store.arrays.specs}
 
 
-def test_stored_outputs_are_the_teachers_own_on_the_stored_views(built_store, weights):
-    store = Store.open(built_store)
+def test_stored_outputs_are_the_teachers_own_on_the_stored_views(store_of_each_format, weights):
+    store = Store.open(store_of_each_format)
     identity = store.manifest.identity
     network = create_model("resnet8", num_classes=10).eval()
     load_weights(network, weights)
@@ -83,9 +83,7 @@ def test_both_formats_keep_the_same(tmp_path, weights):
 
 
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
-def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(
-    tmp_path, weights, forwards, array_format
-):
+def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(tmp_path, weights, forwards, array_format):
     folder = tmp_path / "store"
     assert build(plan_build(config(folder, weights, array_format, n=40))).new_calls == 40
     assert sum(forwards) == 40
@@ -113,7 +111,13 @@ def test_planning_and_dry_runs_call_nothing_and_write_nothing(tmp_path, weights,
 def test_several_views_are_several_calls_and_equal_inputs_one(tmp_path, weights, forwards):
     # 25 different views of each image: of 12 drawn, some of the 20 images get one twice.
     asked = BuildConfig(
-        teacher="resnet8", weights=weights, dataset="digits", n=20, views=12, store=tmp_path / "store", device="cpu"
+        teacher="resnet8",
+        weights=weights,
+        dataset="digits",
+        n=20,
+        views=12,
+        store=tmp_path / "store",
+        device="cpu",
     )
     plan = plan_build(asked)
     distinct = {digest for row in plan.input_digests for digest in row}
@@ -151,7 +155,13 @@ def test_another_store_on_the_same_ledger_copies_instead_of_calling(tmp_path, we
 
 def test_a_budget_is_refused_before_the_first_call_and_before_anything_is_written(tmp_path, weights, forwards):
     asked = BuildConfig(
-        teacher="resnet8", weights=weights, dataset="digits", n=40, budget=39, store=tmp_path / "store", device="cpu"
+        teacher="resnet8",
+        weights=weights,
+        dataset="digits",
+        n=40,
+        budget=39,
+        store=tmp_path / "store",
+        device="cpu",
     )
     with pytest.raises(BudgetRefused, match="asked for 40 calls of resnet8, 0 are already paid and 39 of the budget"):
         plan_build(asked)
@@ -160,7 +170,13 @@ def test_a_budget_is_refused_before_the_first_call_and_before_anything_is_writte
 
 
 def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards):
-    base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "store": tmp_path / "s", "device": "cpu"}
+    base = {
+        "teacher": "resnet8",
+        "weights": weights,
+        "dataset": "digits",
+        "store": tmp_path / "s",
+        "device": "cpu",
+    }
     build(plan_build(BuildConfig(n=40, budget=50, **base)))
     with pytest.raises(BudgetRefused, match="asked for 20 calls .*, 40 are already paid and 10 of the budget of 50"):
         plan_build(BuildConfig(n=60, **base))
@@ -230,7 +246,12 @@ def test_unknown_choices_are_answered_with_the_nearest(tmp_path, weights, change
 
 def test_unknown_layers_are_answered_with_the_nearest(tmp_path, weights):
     asked = BuildConfig(
-        teacher="resnet8", weights=weights, dataset="digits", n=10, store=tmp_path / "s", features="stem,layr2"
+        teacher="resnet8",
+        weights=weights,
+        dataset="digits",
+        n=10,
+        store=tmp_path / "s",
+        features="stem,layr2",
     )
     with pytest.raises(UnknownName, match="no layer of resnet8 is called 'layr2'; did you mean layer2"):
         plan_build(asked)
@@ -253,7 +274,13 @@ def test_values_that_do_not_fit_the_stored_type_stop_the_build(tmp_path, forward
     path = tmp_path / "loud.safetensors"
     save_weights(network, path, {})
     asked = BuildConfig(
-        teacher="resnet8", weights=path, dataset="digits", n=10, store=tmp_path / "s", features="stem", device="cpu"
+        teacher="resnet8",
+        weights=path,
+        dataset="digits",
+        n=10,
+        store=tmp_path / "s",
+        features="stem",
+        device="cpu",
     )
     with pytest.raises(InvalidInput, match="stem holds values that float16 cannot keep; use --feature-dtype float32"):
         build(plan_build(asked))

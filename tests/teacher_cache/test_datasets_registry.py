@@ -92,9 +92,7 @@ def test_digit_pixels_are_the_scaled_values_resized():
 
 def test_every_digit_is_in_one_split_with_its_label(digits):
     source = load_digits()
-    expected = Counter(
-        (enlarge(v).tobytes(), int(d)) for v, d in zip(source.images, source.target, strict=True)
-    )
+    expected = Counter((enlarge(v).tobytes(), int(d)) for v, d in zip(source.images, source.target, strict=True))
     splits = (digits.train, digits.test)
     found = Counter(
         (image.tobytes(), int(label))

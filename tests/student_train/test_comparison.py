@@ -1,0 +1,168 @@
+"""Comparison as a transformation: any loss on differences, the fast path equal to the plain one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import Representation
+from storage.errors import InvalidInput, UnknownName
+from student_train.comparison import AllPairs, GroupComparison
+from student_train.losses import KD, MatchLabels, MatchLogits
+from student_train.methods import METHODS, Method, Term, parse_losses, parse_method
+from student_train.sampling import EpochSampling, GroupSampling
+from student_train.signals import Signals
+
+CLASSES = 4
+
+
+def signals(seed: int, samples: int) -> Signals:
+    generator = torch.Generator().manual_seed(seed)
+
+    def representation() -> Representation:
+        logits = torch.randn(samples, CLASSES, generator=generator, dtype=torch.float64)
+        layer = torch.randn(samples, 3, 2, 2, generator=generator, dtype=torch.float64)
+        return Representation(logits=logits, features={"layer1": layer})
+
+    labels = torch.randint(0, CLASSES, (samples,), generator=generator)
+    return Signals(representation(), representation(), labels, torch.arange(samples))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    groups=st.integers(1, 4),
+    positives=st.integers(1, 3),
+    negatives=st.integers(1, 3),
+)
+def test_a_group_is_mean_of_positives_minus_mean_of_negatives(seed, groups, positives, negatives):
+    given_signals = signals(seed, groups * (positives + negatives))
+    compared = GroupComparison(positives, negatives)(given_signals)
+    one_hot = np.eye(CLASSES)[given_signals.labels]
+    for group in range(groups):
+        ours = [group * positives + place for place in range(positives)]
+        theirs = [groups * positives + group * negatives + place for place in range(negatives)]
+        for before, after in [
+            (given_signals.student.logits, compared.student.logits),
+            (given_signals.teacher.logits, compared.teacher.logits),
+            (given_signals.student.features["layer1"], compared.student.features["layer1"]),
+            (torch.from_numpy(one_hot), compared.labels),
+        ]:
+            expected = before[ours].numpy().mean(axis=0) - before[theirs].numpy().mean(axis=0)
+            np.testing.assert_allclose(after[group].numpy(), expected, atol=1e-12)
+
+
+@given(seed=st.integers(0, 1000), samples=st.integers(1, 6))
+def test_all_pairs_lists_every_ordered_pair(seed, samples):
+    given_signals = signals(seed, samples)
+    compared = AllPairs()(given_signals)
+    logits = given_signals.student.logits
+    expected = [logits[i] - logits[j] for i in range(samples) for j in range(samples)]
+    torch.testing.assert_close(compared.student.logits, torch.stack(expected))
+
+
+@given(seed=st.integers(0, 1000), samples=st.integers(1, 8))
+def test_ckd_over_all_pairs_equals_the_plain_path(seed, samples):
+    """The closed form against the B * B differences themselves."""
+    given_signals = signals(seed, samples)
+    fast = parse_method("ckd:pairs=all,logits=0.7,labels=1.3").loss(given_signals)
+    compared = AllPairs()(given_signals)
+    plain = 0.7 * MatchLogits()(compared) + 1.3 * MatchLabels()(compared)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_any_loss_can_be_put_on_comparisons():
+    given_signals = signals(0, 6)
+    compared = GroupComparison(2, 1)(given_signals)
+    method = parse_losses(["kd:temperature=2,weight=0.5,compared=true"], "sampled:positives=2,negatives=1")
+    torch.testing.assert_close(method.loss(given_signals), 0.5 * KD(2.0)(compared))
+    assert method.sampling == GroupSampling(2, 1)
+    # A loss without a closed form sees the pairs themselves.
+    paired = parse_losses(["kd:compared=true"], "all")
+    torch.testing.assert_close(paired.loss(given_signals), KD()(AllPairs()(given_signals)))
+
+
+def test_the_named_methods_are_their_recipes():
+    given_signals = signals(3, 6)
+    logits, labels = given_signals.student.logits, given_signals.labels
+    cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(parse_method("vanilla").loss(given_signals), cross_entropy)
+    expected = cross_entropy + KD(4.0)(given_signals)
+    torch.testing.assert_close(parse_method("kd").loss(given_signals), expected)
+    ckd = METHODS["ckd"]()
+    assert ckd.sampling == GroupSampling(1, 1, joint=False)
+    compared = GroupComparison(1, 1)(given_signals)
+    torch.testing.assert_close(ckd.loss(given_signals), MatchLogits()(compared) + MatchLabels()(compared))
+    assert METHODS["vanilla"]().needs == frozenset()
+    assert METHODS["kd"]().needs == METHODS["ckd"]().needs == {"logits"}
+    assert parse_method("ckd:pairs=all").sampling == EpochSampling()
+
+
+def test_what_comparisons_leave_open_is_recognised():
+    assert parse_method("ckd").is_anchored
+    assert parse_method("ckd:pairs=all").is_anchored
+    assert not parse_method("ckd:anchor=false").is_anchored
+    assert not parse_method("kd").is_anchored
+    assert not parse_losses(["ce", "match_logits:compared=true"], "sampled").is_anchored
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_level_of_the_logits_changes_no_comparison(seed):
+    given_signals = signals(seed, 8)
+    student = given_signals.student
+    moved = Representation(logits=student.logits + torch.arange(CLASSES) * 10.0, features=student.features)
+    shifted = Signals(moved, given_signals.teacher, given_signals.labels, given_signals.index)
+    for spec in ("ckd", "ckd:positives=3", "ckd:pairs=all"):
+        method = parse_method(spec)
+        torch.testing.assert_close(method.loss(shifted), method.loss(given_signals), rtol=1e-9, atol=1e-9)
+
+
+def test_the_level_comes_from_the_weighted_targets():
+    given_signals = signals(5, 7)
+    target = parse_method("ckd:logits=3,labels=1").logit_target(given_signals)
+    expected = (3 * given_signals.teacher.logits + given_signals.label_targets) / 4
+    torch.testing.assert_close(target, expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("ckdd", UnknownName, "no method is called 'ckdd'; did you mean ckd"),
+        ("ckd:pear=all", UnknownName, "no setting of method ckd is called 'pear'"),
+        ("ckd:pairs=som", UnknownName, "no kind of pairs is called 'som'"),
+        ("ckd:pairs=all,positives=2", InvalidInput, "belong to pairs=sampled"),
+        ("ckd:positives=0", InvalidInput, "at least 1 sample on each side"),
+        ("ckd:positives=two", InvalidInput, "takes positives as int, got 'two'"),
+        ("kd:temperature=0", InvalidInput, "temperature must be above 0"),
+        ("kd:temperature", InvalidInput, "cannot read 'temperature'"),
+        ("kd:temperature=1,temperature=2", InvalidInput, "each key once"),
+        ("vanilla:x=1", UnknownName, "it has none"),
+    ],
+)
+def test_a_method_that_cannot_be_understood_is_a_sentence(spec, error, message):
+    with pytest.raises(error, match=message):
+        parse_method(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("kdd", UnknownName, "no loss is called 'kdd'; did you mean kd"),
+        ("kd:weight=heavy", InvalidInput, "cannot read"),
+        ("kd:compared=perhaps", InvalidInput, "is not true or false"),
+        ("ce:compared=true", InvalidInput, "ce has no meaning on differences"),
+    ],
+)
+def test_a_loss_that_cannot_be_understood_is_a_sentence(spec, error, message):
+    with pytest.raises(error, match=message):
+        parse_losses([spec], "sampled")
+
+
+def test_terms_without_a_teacher_need_none():
+    method = Method("labels", (Term(MatchLabels(), compared=True),), GroupSampling(), GroupComparison())
+    alone = signals(1, 4)
+    alone = Signals(alone.student, None, alone.labels, alone.index)
+    assert method.loss(alone).isfinite()
+    assert method.needs == frozenset()

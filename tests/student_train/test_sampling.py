@@ -1,0 +1,71 @@
+"""Batches depend on (seed, step) alone and cover what they should."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import InvalidInput
+from student_train.sampling import EpochSampling, GroupSampling
+
+
+@given(n=st.integers(2, 200), batch_size=st.integers(2, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_an_epoch_is_every_row_once(n, batch_size, seed, epoch):
+    steps = ceil(n / batch_size)
+    batches = [
+        EpochSampling().batch(epoch * steps + place, n=n, batch_size=batch_size, seed=seed) for place in range(steps)
+    ]
+    rows = torch.cat([batch.rows for batch in batches])
+    assert sorted(rows.tolist()) == list(range(n))
+    assert all(batch.passes == (slice(0, len(batch.rows)),) for batch in batches)
+    assert max(len(batch.rows) for batch in batches) <= batch_size
+
+
+def test_epochs_and_seeds_differ_and_history_does_not_matter():
+    sampling, options = EpochSampling(), {"n": 100, "batch_size": 100}
+    late = sampling.batch(7, seed=0, **options).rows
+    for step in range(7):
+        assert not torch.equal(sampling.batch(step, seed=0, **options).rows, late)
+    assert torch.equal(sampling.batch(7, seed=0, **options).rows, late)
+    assert not torch.equal(sampling.batch(7, seed=1, **options).rows, late)
+
+
+@given(n=st.integers(6, 50), positives=st.integers(1, 3), negatives=st.integers(1, 3), step=st.integers(0, 100))
+def test_a_group_never_holds_a_row_twice(n, positives, negatives, step):
+    sampling = GroupSampling(positives, negatives)
+    batch = sampling.batch(step, n=n, batch_size=8, seed=0)
+    cut = 8 * positives
+    assert batch.passes == (slice(0, cut), slice(cut, 8 * (positives + negatives)))
+    groups = torch.cat([batch.rows[:cut].view(8, positives), batch.rows[cut:].view(8, negatives)], dim=1)
+    assert all(len(set(group)) == positives + negatives for group in groups.tolist())
+    assert batch.rows.min() >= 0
+    assert batch.rows.max() < n
+    again = sampling.batch(step, n=n, batch_size=8, seed=0)
+    assert torch.equal(batch.rows, again.rows)
+
+
+def test_both_sides_go_through_together_when_joint():
+    batch = GroupSampling(2, 1, joint=True).batch(0, n=20, batch_size=4, seed=0)
+    assert batch.passes == (slice(0, 12),)
+
+
+def test_ordered_pairs_are_uniform():
+    rows = torch.cat(
+        [GroupSampling().batch(step, n=5, batch_size=500, seed=1).rows.view(2, 500) for step in range(20)],
+        dim=1,
+    )
+    counts = torch.zeros(5, 5)
+    counts.index_put_((rows[0], rows[1]), torch.ones(10_000), accumulate=True)
+    assert counts.diagonal().sum() == 0
+    apart = counts[~torch.eye(5, dtype=torch.bool)]
+    # 500 expected in each of 20 cells; chi-squared with 19 degrees of freedom stays below 44 with probability 0.999.
+    assert ((apart - 500) ** 2 / 500).sum() < 44
+
+
+def test_groups_larger_than_the_sample_are_refused():
+    with pytest.raises(InvalidInput, match=r"groups of 2 \+ 2 samples need more than --n 3"):
+        GroupSampling(2, 2).check(3)

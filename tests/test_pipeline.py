@@ -1,0 +1,50 @@
+"""The demonstration is both stages in earnest; once done, it does nothing again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import pipeline
+from models.compute import Compute
+from storage.ledger import Ledger
+from storage.store import LEDGER_FILE, Store
+from teacher_cache.teacher import Teacher
+from tests.conftest import run_command
+
+CPU = Compute(torch.device("cpu"), "fp32")
+SMALL = pipeline.DemoConfig(teacher="resnet8", teacher_epochs=1, sizes=(40, 80), steps=2)
+
+
+def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    results = pipeline.demo(out, SMALL, CPU)
+    expected = [(method, n) for n in (40, 80) for method in ("vanilla", "kd", "ckd")]
+    assert [(result["method"], result["n"]) for result in results] == expected
+    assert [result["teacher_calls"] for result in results] == [0, 40, 40, 0, 80, 80]
+    ledger = Ledger(out / "store" / LEDGER_FILE)
+    totals = ledger.summary()
+    ledger.close()
+    assert (totals.spent, totals.budget) == (80, 80)
+    assert Store.open(out / "store").valid_prefix() == 80
+
+    def forbidden(self, views):
+        raise AssertionError("the teacher was called again")
+
+    monkeypatch.setattr(Teacher, "call", forbidden)
+    assert pipeline.demo(out, SMALL, CPU) == results
+
+
+@pytest.mark.slow
+def test_the_demo_command_prints_the_table(tmp_path):
+    result = run_command("ckd-pipeline", "demo", "--out", tmp_path / "demo", "--json")
+    assert result.returncode == 0, result.stderr
+    table = {(row["method"], row["n"]): row["test_accuracy"] for row in json.loads(result.stdout)}
+    assert table["kd", 800] > 0.8
+    assert table["ckd", 800] > 0.8
+    shown = run_command("ckd-pipeline", "demo", "--out", tmp_path / "demo")
+    assert shown.returncode == 0
+    assert "teacher calls" in shown.stdout
+    assert f"ckd-cache verify --store {tmp_path / 'demo' / 'store'}" in shown.stdout
