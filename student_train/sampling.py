@@ -34,8 +34,15 @@ class Sampling(ABC):
     def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
         """The batch of a step, counted from 0."""
 
+    @property
+    def least_rows(self) -> int:
+        """The smallest sample that batches can be drawn from."""
+        return 2
+
     def check(self, n: int) -> None:
         """Raise `InvalidInput` if n rows are too few."""
+        if n < self.least_rows:
+            raise InvalidInput(f"--n {n} is too small for this method; give at least {self.least_rows}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,10 @@ class GroupSampling(Sampling):
                 f"a comparison needs at least 1 sample on each side, got {self.positives} and {self.negatives}"
             )
 
-    def check(self, n: int) -> None:
+    @property
+    def least_rows(self) -> int:
         """A group needs distinct rows."""
-        if n < self.positives + self.negatives:
-            raise InvalidInput(f"groups of {self.positives} + {self.negatives} samples need more than --n {n}")
+        return self.positives + self.negatives
 
     def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
         """B = batch_size * (positives + negatives) rows."""

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from math import ceil
 from typing import Any
@@ -53,7 +53,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     batch_size: int = 64
     student_view: str = "fresh"
-    protocol: ProtocolConfig = ProtocolConfig()
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
         if self.student_view not in STUDENT_VIEWS:

@@ -67,5 +67,5 @@ def test_ordered_pairs_are_uniform():
 
 
 def test_groups_larger_than_the_sample_are_refused():
-    with pytest.raises(InvalidInput, match=r"groups of 2 \+ 2 samples need more than --n 3"):
+    with pytest.raises(InvalidInput, match="--n 3 is too small for this method; give at least 4"):
         GroupSampling(2, 2).check(3)
