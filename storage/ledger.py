@@ -8,11 +8,9 @@ teacher's forwards by the batch in hand, and never undercounts them. Nothing is 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,11 +19,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from storage.database import make_engine, parse_url, sqlite_path
 from storage.errors import BudgetRefused, InvalidInput, StoreUnreadable
+from storage.ledger_chain import GENESIS, entry_hash, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_tables import accounts, calls, entries, metadata, sessions
 
 SCHEMA_VERSION = 1
-GENESIS = "0" * 64
 _LOOKUP_SIZE = 500
 
 
@@ -102,12 +101,12 @@ class Ledger:
     """
 
     def __init__(self, url: str | Path, *, create: bool = False) -> None:
-        self.url = _parse_url(url)
+        self.url = parse_url(url)
         self.shown_url = self.url.render_as_string(hide_password=True)
-        path = _sqlite_path(self.url)
+        path = sqlite_path(self.url)
         if path is not None and not create and not path.is_file():
             raise StoreUnreadable(f"there is no ledger at {path}; build a store first with: ckd-cache build")
-        self._engine = _make_engine(self.url)
+        self._engine = make_engine(self.url)
         with self._readable():
             if create:
                 self._create_tables()
@@ -345,38 +344,6 @@ def _check_account(account: Any, wanted: int) -> None:
     check_budget(account.name, spent=spent, budget=account.budget, wanted=wanted)
 
 
-def entry_hash(seq: int, kind: str, at: str, payload: str, previous: str) -> str:
-    """Hash of one journal entry, which covers the one before it."""
-    return hashlib.sha256(json.dumps([seq, kind, at, payload, previous]).encode()).hexdigest()
-
-
-def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, bytes]]) -> str:
-    """Digest of (id, sample, row, view, input digest) of the calls that one entry reserved."""
-    hasher = hashlib.sha256()
-    for *numbers, digest in rows:
-        hasher.update(struct.pack("<4q", *numbers) + digest)
-    return hasher.hexdigest()
-
-
-def settled_rows_digest(rows: Iterable[tuple[int, bytes | None]]) -> str:
-    """Digest of (id, output digest) of the calls that one entry settled."""
-    hasher = hashlib.sha256()
-    for id_, digest in rows:
-        hasher.update(struct.pack("<q", id_) + (digest or b""))
-    return hasher.hexdigest()
-
-
-def id_ranges(ids: Sequence[int]) -> list[list[int]]:
-    """Sorted ids as [first, last] runs."""
-    runs: list[list[int]] = []
-    for id_ in ids:
-        if runs and runs[-1][1] == id_ - 1:
-            runs[-1][1] = id_
-        else:
-            runs.append([id_, id_])
-    return runs
-
-
 def _recorded() -> sa.Select[Any]:
     columns = (calls.c.input_digest, calls.c.row, calls.c.view, calls.c.status, calls.c.output_digest)
     where = (sessions.c.store, sessions.c.location)
@@ -452,43 +419,3 @@ def _open_account(connection: sa.Connection, teacher: str, name: str) -> None:
 def _move(connection: sa.Connection, teacher: str, changes: Mapping[str, int]) -> None:
     values = {name: accounts.c[name] + change for name, change in changes.items()}
     connection.execute(sa.update(accounts).where(_is(teacher)).values(values))
-
-
-def _parse_url(url: str | Path) -> sa.URL:
-    if isinstance(url, Path) or "://" not in url:
-        return sa.URL.create("sqlite", database=str(url))
-    try:
-        parsed = sa.make_url(url)
-        parsed.get_dialect().import_dbapi()
-    except ImportError as error:
-        raise InvalidInput(f"this ledger needs the package {error.name}; install it with pip") from error
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
-        raise InvalidInput(
-            "the ledger URL cannot be used; give sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        ) from error
-    return parsed
-
-
-def _sqlite_path(url: sa.URL) -> Path | None:
-    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
-
-
-def _make_engine(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url)
-    if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    # The driver must not open transactions on its own: `_begin_sqlite` decides which kind.
-    connection.isolation_level = None
-    for pragma in ("busy_timeout = 60000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock at once, so that two of them queue instead of failing half-way.
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -10,7 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.ledger import GENESIS, Ledger, entry_hash, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger import Ledger
+from storage.ledger_chain import GENESIS, entry_hash, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_tables import accounts, calls, entries, sessions
 
 

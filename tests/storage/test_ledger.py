@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import BudgetRefused, InvalidInput, StoreUnreadable
-from storage.ledger import CallRequest, Ledger, Session, id_ranges
+from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger_chain import id_ranges
 from storage.ledger_check import ledger_problems
 
 TEACHER = "ab" * 32
