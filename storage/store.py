@@ -243,9 +243,11 @@ class Store:
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows."""
         identity = self.manifest.identity
+        # Of an image folder the store knows the name, not where this machine keeps it.
+        dataset = identity.dataset.name.replace("imagefolder:", "imagefolder:.../")
         return (
-            f"ckd-cache build --store {self.folder} --teacher {identity.teacher.name} "
-            f"--dataset {identity.dataset.name} --n {n} (and the other settings it was built with)"
+            f"ckd-cache build --store {self.folder} --teacher {identity.teacher.name} --dataset {dataset} --n {n} "
+            "(and the other settings it was built with)"
         )
 
     def size_bytes(self) -> int:

@@ -86,6 +86,7 @@ class BuildPlan:
         missing_rows: rows without whole outputs.
         needed_calls: distinct inputs among them that nobody has paid for yet.
         array_bytes: array name -> bytes it will take, uncompressed.
+        free_bytes: room on the store's disk.
     """
 
     config: BuildConfig
@@ -99,6 +100,7 @@ class BuildPlan:
     missing_rows: np.ndarray = field(repr=False)
     needed_calls: int
     array_bytes: dict[str, int]
+    free_bytes: int
 
     @property
     def total_calls(self) -> int:
@@ -167,6 +169,7 @@ def _plan(
         missing_rows=missing,
         needed_calls=len(needed),
         array_bytes={spec.name: _array_bytes(spec, rows[spec.split]) for spec in array_specs(identity)},
+        free_bytes=_free_bytes(config.store),
     )
     _require_disk(plan, store)
     return plan
@@ -245,14 +248,19 @@ def _array_bytes(spec: ArraySpec, rows: int) -> int:
     return -(-rows // spec.chunk_rows) * spec.chunk_rows * spec.row_bytes
 
 
+def _free_bytes(folder: Path) -> int:
+    """Room on the disk that holds, or will hold, a folder."""
+    absolute = folder.absolute()
+    return shutil.disk_usage(next(parent for parent in (absolute, *absolute.parents) if parent.exists())).free
+
+
 def _require_disk(plan: BuildPlan, store: Store | None) -> None:
-    folder = plan.config.store.absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
     have = 0 if store is None else store.arrays.size_bytes()
-    needed = max(0, sum(plan.array_bytes.values()) - have) + _SPARE_BYTES
-    if free < needed:
+    # An HDF5 store grows on a copy of itself.
+    copied = have if store is not None and len(plan.input_digests) > store.manifest.n else 0
+    needed = max(0, sum(plan.array_bytes.values()) - have) + copied + _SPARE_BYTES
+    if plan.free_bytes < needed:
         raise DiskFull(
-            f"the store needs {needed / 1e6:.0f} MB and {existing} has {free / 1e6:.0f} MB free; "
-            "free some space, keep fewer --features, or choose another --store"
+            f"the store needs {needed / 1e6:.0f} MB and the disk of {plan.config.store} has "
+            f"{plan.free_bytes / 1e6:.0f} MB free; free some space, keep fewer --features, or choose another --store"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from storage.terminal import print_json, progress, stderr
+from storage.terminal import print_json, progress
 from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
 from teacher_cache.commands.options import compute_options, dataset_options, json_option
@@ -70,6 +70,7 @@ def _estimate(plan: BuildPlan) -> dict[str, Any]:
         "needed_calls": plan.needed_calls,
         "array_bytes": plan.array_bytes,
         "total_bytes": sum(plan.array_bytes.values()),
+        "free_bytes": plan.free_bytes,
         "seconds": round(estimate_seconds(plan, plan.needed_calls), 3),
     }
 
@@ -78,9 +79,10 @@ def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
     arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
     return "\n".join(
         [
-            f"{plan.config.store}: {plan.total_calls} teacher calls, of which {plan.needed_calls} are to be made",
+            f"{plan.config.store}: {plan.total_calls} teacher calls in all",
+            f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made",
             *arrays,
-            f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB",
+            f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
             f"about {estimate['seconds']:.0f} s on {plan.teacher.compute.describe()}; nothing was called or written",
         ]
     )
@@ -92,6 +94,4 @@ def _report_text(report: BuildReport) -> str:
         lines.append(f"{report.reused_calls} answers were paid for already and copied")
     if report.adopted_calls or report.lost_calls:
         lines.append(f"of an interrupted build, {report.adopted_calls} calls were adopted, {report.lost_calls} lost")
-    if report.rows_valid < report.n:
-        stderr.print("The store is not whole; run the same command again.")
     return "\n".join(lines)

@@ -260,7 +260,7 @@ def test_unknown_layers_are_answered_with_the_nearest(tmp_path, weights):
 def test_a_disk_without_room_is_found_before_any_call(tmp_path, weights, forwards, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(DiskFull, match=r"the store needs \d+ MB and .* has 1 MB free"):
+    with pytest.raises(DiskFull, match=r"the store needs \d+ MB and the disk of .* has 1 MB free"):
         plan_build(config(tmp_path / "store", weights, "zarr"))
     assert forwards == []
 
