@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,20 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
     """Turn "no space left" from any write below `path` into a `DiskFull`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except (OSError, RuntimeError) as error:
+        if _error_number(error) not in _NO_ROOM:
             raise
         raise DiskFull(
-            f"no room left to write {error.filename or path}; free some space, then run the same command again: "
+            f"no room left to write {getattr(error, 'filename', None) or path}; free some space, then run the same command again: "
             "what is finished is kept"
         ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's number for an error; the HDF5 library has it in its text alone."""
+    number = getattr(error, "errno", None)
+    told = re.search(r"errno = (\d+)", str(error))
+    return int(told[1]) if number is None and told else number
 
 
 def fsync_path(path: Path) -> None:

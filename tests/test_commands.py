@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def make_folder_dataset(root, classes=("ant", "bee"), test_classes=None, per_cla
 def build(tmp_path, weights):
     """`ckd-cache build` of the digits with a small teacher; later arguments win."""
 
-    def run(*arguments):
+    def run(*arguments, **options):
         base = ("--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--device", "cpu")
-        return run_command("ckd-cache", "build", *base, "--store", tmp_path / "store", *arguments)
+        return run_command("ckd-cache", "build", *base, "--store", tmp_path / "store", *arguments, **options)
 
     return run
 
@@ -112,6 +113,30 @@ def test_a_budget_that_is_too_small_is_exit_3(build, tmp_path):
     assert refused.returncode == 3
     assert "asked for 40 calls of resnet8, 0 are already paid and 39 of the budget of 39 remain" in refused.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_path, array_format):
+    """A limit on file sizes stands in for a full disk: the kernel refuses the write in the same place."""
+    arguments = ("--n", 100, "--features", "all", "--format", array_format)
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))
+
+    full = build(*arguments, preexec_fn=limit_files)
+    assert full.returncode == 2, full.stderr
+    assert "no room left to write" in full.stderr
+    assert "Traceback" not in full.stderr
+    finished = build(*arguments, "--json")
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(finished.stdout)
+    assert report["rows_valid"] == 100
+    ledger = Ledger(tmp_path / "store" / LEDGER_FILE)
+    totals = ledger.summary()
+    ledger.close()
+    assert (totals.committed, totals.reserved) == (100, 0)
+    assert totals.lost == report["lost_calls"]
+    assert run_command("ckd-cache", "verify", "--store", tmp_path / "store").returncode == 0
 
 
 def test_a_teacher_is_trained_found_and_used(tmp_path):
