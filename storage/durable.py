@@ -29,9 +29,9 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if _error_number(error) not in _NO_ROOM:
             raise
+        where = getattr(error, "filename", None) or path
         raise DiskFull(
-            f"no room left to write {getattr(error, 'filename', None) or path}; free some space, then run the same command again: "
-            "what is finished is kept"
+            f"no room left to write {where}; free some space, then run the same command again: what is finished is kept"
         ) from error
 
 
