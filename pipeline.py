@@ -21,7 +21,7 @@ from models import ModelError
 from models.compute import Compute
 from storage.errors import CKDError
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import LEDGER_FILE
 from storage.terminal import CommandGroup, print_json, progress, stderr
 from student_train.data import StudentData
 from student_train.methods import parse_method
@@ -32,6 +32,9 @@ from teacher_cache.build import build
 from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildConfig, plan_build
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
+
+# Room in the budget for the calls that an interrupted build may lose.
+_SPARE_CALLS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,7 @@ def demo(out: Path, config: DemoConfig, compute: Compute) -> list[dict[str, Any]
 
     # Stage one: the only place where the teacher is called. The budget is a hard stop.
     store = out / "store"
-    build_demo_store(store, weights, config)
+    build_demo_store(store, weights, config, compute)
 
     # Stage two: any number of students, from the store alone.
     return [
@@ -101,7 +104,7 @@ def train_demo_teacher(weights: Path, config: DemoConfig, compute: Compute) -> N
     stderr.print(f"teacher {config.teacher}: test accuracy {report['test_accuracy']:.4f}")
 
 
-def build_demo_store(folder: Path, weights: Path, config: DemoConfig) -> None:
+def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: Compute) -> None:
     """Call the teacher once on each image of the largest sample, and show what was spent."""
     n = max(config.sizes)
     plan = plan_build(
@@ -110,7 +113,8 @@ def build_demo_store(folder: Path, weights: Path, config: DemoConfig) -> None:
             weights=weights,
             dataset=config.dataset,
             n=n,
-            budget=n,
+            budget=n + _SPARE_CALLS,
+            device=str(compute.device),
             store=folder,
             seed=config.seed,
         )
@@ -130,21 +134,14 @@ def train_demo_student(
     out: Path, store: Path, method: str, n: int, config: DemoConfig, compute: Compute
 ) -> dict[str, Any]:
     """Train one student, or return the result of a run that was finished before."""
-    folder = RunFolder(out / "runs" / f"{method}-n{n}")
-    folder.start(resume=True)
-    finished = folder.finished()
-    if finished is not None:
-        return finished
     recipe = parse_method(method)
     evaluations = config.steps // ceil(n / 64)
     protocol = ProtocolConfig(max_evals=evaluations)
     training = TrainConfig(student=config.student, method=method, seed=config.seed, protocol=protocol)
     data = StudentData.load(store, n, recipe.needs, compute)
-    source = {"store": str(store), "ledger_head": Store.open(store).ledger_head()}
+    trainer = Trainer(training, data, recipe, RunFolder(out / "runs" / f"{method}-n{n}"))
     with progress(f"{method} n={n}: evaluations", evaluations) as advance:
-        return Trainer(training, data, recipe, folder).run(
-            source, lambda row: advance(1, f"validation {row['val_accuracy']:.3f}")
-        )
+        return trainer.run(resume=True, on_eval=lambda row: advance(1, f"validation {row['val_accuracy']:.3f}"))
 
 
 def _show_results(out: Path, results: list[dict[str, Any]]) -> None:

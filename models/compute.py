@@ -43,6 +43,10 @@ class Compute:
         """The context in which a network's forward runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def exact(self) -> AbstractContextManager[object]:
+        """Within it, a GPU repeats itself bit for bit and does not round float32 to TF32."""
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
     def place(self, network: torch.nn.Module) -> None:
         """Put a network on the device, in the memory layout that is fast there."""
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -68,6 +72,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise NotImplementedError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto") from error

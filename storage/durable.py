@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,6 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_all(paths: Iterable[Path]) -> None:
-    """Put files on the disk, then each folder that holds one of them."""
-    files = sorted(set(paths))
-    for path in files:
-        fsync_path(path)
-    for folder in sorted({path.parent for path in files}):
-        fsync_path(folder)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, atomically and durably."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -78,6 +69,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace `path` by a JSON document, atomically and durably."""
     write_bytes(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what writers that were killed left below a folder; needs the folder's lock."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

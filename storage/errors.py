@@ -8,6 +8,7 @@
     ├── StoreUnreadable         missing, truncated or malformed: rebuild it
     ├── StoreIncomplete         rows are missing: run the build again
     ├── StoreBusy               another builder holds the store: wait for it
+    ├── Diverged                a loss is not finite: lower the learning rate
     ├── DiskFull                no room: free some, then run the same command again
     ├── BudgetRefused           exit 3: raise the budget or ask for less
     └── Interrupted             exit 130: run the same command again to go on
@@ -66,6 +67,10 @@ class StoreIncomplete(CKDError):
 
 class StoreBusy(CKDError):
     """Another process is building this store."""
+
+
+class Diverged(CKDError):
+    """A student's training went wrong in its numbers."""
 
 
 class DiskFull(CKDError):

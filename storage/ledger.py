@@ -106,7 +106,7 @@ class Ledger:
         path = sqlite_path(self.url)
         if path is not None and not create and not path.is_file():
             raise StoreUnreadable(f"there is no ledger at {path}; build a store first with: ckd-cache build")
-        self._engine = make_engine(self.url)
+        self._engine = make_engine(self.url, create=create)
         with self._readable():
             if create:
                 self._create_tables()
@@ -122,6 +122,15 @@ class Ledger:
         """Hash of the newest entry: it stands for everything recorded so far."""
         with self.reading() as connection:
             return _head(connection)[1]
+
+    def require_entry(self, hash_: str, store: Path) -> None:
+        """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
+        with self.reading() as connection:
+            if connection.execute(sa.select(entries.c.seq).where(entries.c.hash == hash_)).first() is None:
+                raise StoreUnreadable(
+                    f"the ledger at {self.shown_url} lacks entry {hash_[:12]} that {store} was built with: it was "
+                    "replaced or rolled back; bring back the right one"
+                )
 
     def summary(self, teacher: str | None = None) -> Summary:
         """Totals over one teacher, or over all; the budget of several teachers is None."""
@@ -186,22 +195,26 @@ class Ledger:
             connection.execute(sa.insert(sessions).values(id=session_id, **fields))
         return session_id
 
-    def set_budget(self, teacher: str, name: str, budget: int) -> None:
+    def set_budget(self, teacher: str, name: str, budget: int, wanted: int = 0) -> None:
         """Set the most calls that may ever be spent on a teacher; an unchanged budget records nothing.
 
+        Args:
+            wanted: calls about to be made, which the budget must leave room for.
+
         Raises:
-            BudgetRefused: more than that is already spent.
+            BudgetRefused: more than that is already spent or wanted; nothing is changed.
         """
         with self._recording() as connection:
             _open_account(connection, teacher, name)
             account = _account(connection, teacher)
-            if account.budget == budget:
-                return
             spent = account.committed + account.reserved + account.lost
             if budget < spent:
                 raise BudgetRefused(
                     f"a budget of {budget} calls is below the {spent} already spent on {name}; give {spent} or more"
                 )
+            check_budget(name, spent=spent, budget=budget, wanted=wanted)
+            if account.budget == budget:
+                return
             _append(connection, "budget", {"teacher": teacher, "from": account.budget, "to": budget})
             connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=budget))
 
@@ -312,8 +325,8 @@ class Ledger:
             ) from error
 
     def _create_tables(self) -> None:
+        metadata.create_all(self._engine)
         with self._recording() as connection:
-            metadata.create_all(connection)
             if _head(connection)[0] == 0:
                 _append(connection, "genesis", {"schema": SCHEMA_VERSION})
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 from storage.durable import write_json
 from storage.errors import IdentityMismatch, StoreUnreadable
 from storage.schema import OutputSpec
-from storage.views import Normalisation, ViewGeometry
+from storage.views import VIEW_POLICIES, Normalisation, ViewGeometry
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_ROWS = 1 << 40
+MAX_VIEWS = 1 << 10
+_MAX_SIZE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class Manifest:
         store_id: 32 hex digits, made once.
         array_format: "zarr" or "hdf5".
         n: training images; val and test likewise.
+        samples: sample array -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_head: hash of the ledger's newest entry when the last build ended.
         versions: package versions that made the store.
@@ -91,6 +95,7 @@ class Manifest:
     n: int
     num_val: int
     num_test: int
+    samples: Mapping[str, str]
     ledger: str | None = None
     ledger_head: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -207,25 +212,38 @@ def _output(document: dict[str, Any]) -> OutputSpec:
 
 
 def _check_types(manifest: Manifest) -> None:
-    for name in ("n", "num_val", "num_test"):
-        count = getattr(manifest, name)
-        if not isinstance(count, int) or not 0 <= count <= _MAX_ROWS:
-            raise ValueError(f"{name} is {count!r}")
+    """Refuse values that no build writes; the arrays are checked against the manifest when they are opened."""
     identity = manifest.identity
-    sizes = (identity.views, *(getattr(identity.geometry, item.name) for item in fields(ViewGeometry)))
-    if not all(isinstance(size, int) and 0 <= size <= 1 << 14 for size in sizes) or identity.views < 1:
-        raise ValueError("views or geometry are impossible")
-    texts = (
-        manifest.store_id,
-        manifest.array_format,
-        identity.view_policy,
-        identity.teacher.name,
-        identity.teacher.fingerprint,
-        identity.dataset.name,
-        *identity.dataset.classes,
-    )
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name is not a text")
+    counts = {"n": manifest.n, "num_val": manifest.num_val, "num_test": manifest.num_test, "seed": identity.seed}
+    for name, count in counts.items():
+        _require(type(count) is int and 0 <= count <= _MAX_ROWS, name, count)
+    _require(type(identity.views) is int and 1 <= identity.views <= MAX_VIEWS, "views", identity.views)
+    geometry = identity.geometry
+    for size in (geometry.image_size, geometry.crop_size, geometry.padding):
+        _require(type(size) is int and size <= _MAX_SIZE, "geometry", geometry)
+    _require(type(geometry.flips) is bool, "geometry", geometry)
+    teacher, dataset = identity.teacher, identity.dataset
+    for name, text in {
+        "array_format": manifest.array_format,
+        "view_policy": identity.view_policy,
+        "teacher.name": teacher.name,
+        "teacher.precision": teacher.precision,
+        "dataset.name": dataset.name,
+        **{f"class {place}": label for place, label in enumerate(dataset.classes)},
+    }.items():
+        _require(type(text) is str, name, text)
+    digests = {"store_id": (manifest.store_id, 32), "fingerprint": (teacher.fingerprint, 64)}
+    digests |= {"dataset.digest": (dataset.digest, 64)}
+    digests |= {f"digest of {name}": (value, 64) for name, value in manifest.samples.items()}
+    for name, (value, length) in digests.items():
+        _require(type(value) is str and re.fullmatch(f"[0-9a-f]{{{length}}}", value) is not None, name, value)
+    _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
     names = [output.name for output in identity.outputs]
-    if names[:1] != ["logits"] or len(set(names)) != len(names):
-        raise ValueError("the outputs must be logits, then layers of different names")
+    _require(names[:1] == ["logits"] and len(set(names)) == len(names), "outputs", names)
+    classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
+    _require(classes == {len(dataset.classes)}, "the number of classes", classes)
+
+
+def _require(holds: bool, name: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}")

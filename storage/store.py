@@ -6,9 +6,10 @@ Readers recompute the digest, so a row that was torn or changed is reported, not
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
-from storage.durable import exclusive_lock, fsync_path
+from storage.durable import exclusive_lock, fsync_path, remove_partials
 from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName
 from storage.hdf5_arrays import Hdf5Arrays
 from storage.ledger import Ledger
@@ -29,7 +30,7 @@ FORMATS: dict[str, type[ArrayFile]] = {kind.format: kind for kind in (ZarrArrays
 LEDGER_FILE = "ledger.sqlite"
 _LOCK_FILE = "build.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
-_BLOCK_ROWS = 256
+_BLOCK_ROWS = 64
 
 
 class Store:
@@ -77,7 +78,7 @@ class Store:
         """
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
-        _prepare_folder(folder)
+        prepare_folder(folder)
         rows = {split: len(samples[f"{split}/labels"]) for split in ("train", "val", "test")}
         kind = FORMATS[array_format]
         specs = array_specs(identity)
@@ -85,6 +86,7 @@ class Store:
         arrays = kind(folder / kind.file_name, specs)
         for name, values in samples.items():
             arrays.write(name, 0, values)
+        _clear_flags(arrays, 0, rows["train"])
         arrays.sync()
         manifest = Manifest(
             store_id=uuid.uuid4().hex,
@@ -93,6 +95,7 @@ class Store:
             n=rows["train"],
             num_val=rows["val"],
             num_test=rows["test"],
+            samples=_sample_digests(samples),
             ledger=ledger,
             versions={package: version(package) for package in _PACKAGES},
         )
@@ -108,17 +111,23 @@ class Store:
             first = self.manifest.rows[self.arrays.specs[name].split]
             if len(values) > first:
                 self.arrays.write(name, first, values[first:])
+        _clear_flags(self.arrays, self.manifest.n, manifest.n)
         self.arrays.sync()
-        self._save(manifest)
+        self._save(replace(manifest, samples=_sample_digests(samples)))
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Be the only builder; raises `StoreBusy` when another one is at work."""
-        busy = f"another build is writing to {self.folder}; wait until it ends"
-        return exclusive_lock(self.folder / _LOCK_FILE, busy)
+    @staticmethod
+    @contextmanager
+    def locked(folder: Path) -> Iterator[None]:
+        """Be the only builder in a folder; raises `StoreBusy` when another one is at work."""
+        busy = f"another build is writing to {folder}; wait until it ends"
+        with exclusive_lock(folder / _LOCK_FILE, busy):
+            remove_partials(folder)
+            yield
 
     def record_ledger_head(self, head: str) -> None:
         """Note the ledger's state in the manifest, for readers that cannot reach a shared ledger."""
-        self._save(replace(self.manifest, ledger_head=head))
+        if head != self.manifest.ledger_head:
+            self._save(replace(self.manifest, ledger_head=head))
 
     def ledger_head(self) -> str | None:
         """Newest hash of the store's own ledger, or the one noted when the last build ended."""
@@ -142,9 +151,23 @@ class Store:
         """Which (row, view) are whole: (n, V) bool."""
         return self.read(VALID)
 
-    def whole_rows(self) -> np.ndarray:
-        """Which rows have all their views: (n,) bool."""
-        return np.asarray(self.valid().all(axis=1))
+    def whole_rows(self, n: int | None = None) -> np.ndarray:
+        """Which of the first n rows have all their views, (n,) bool; rows that the store lacks have not."""
+        known = np.asarray(self.valid().all(axis=1))
+        whole = np.zeros(self.manifest.n if n is None else n, dtype=np.bool_)
+        whole[: len(known)] = known[: len(whole)]
+        return whole
+
+    def read_sample(self, name: str, rows: int | None = None) -> np.ndarray:
+        """The first rows of a sample array, or all, after checking the whole of it against the manifest.
+
+        Raises:
+            StoreUnreadable: it is not what was written.
+        """
+        values = self.read(name)
+        if _digest_of(values) != self.manifest.samples.get(name):
+            raise self.arrays.unreadable(name, "it is not what the build wrote")
+        return values[:rows]
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
@@ -180,26 +203,16 @@ class Store:
             self.arrays.write(VALID, first, np.ones((count, self.manifest.identity.views), dtype=np.bool_))
         self.arrays.sync()
 
-    def blocks(self, names: Sequence[str], rows: int) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
-        """Read outputs block by block, with each call's digest recomputed.
-
-        Args:
-            names: outputs to hand out; all are read, because a digest covers them all.
-            rows: how many rows, from the first on.
-
-        Yields:
-            First row, name -> (R, V, ...) values, and which (R, V) match their stored digest.
-        """
-        identity = self.manifest.identity
-        for first in range(0, rows, _BLOCK_ROWS):
-            last = min(first + _BLOCK_ROWS, rows)
-            values = {
-                output.name: self.arrays.read(output_array(output.name), first, last) for output in identity.outputs
-            }
-            flat = {name: block.reshape(-1, *block.shape[2:]) for name, block in values.items()}
-            digests = output_digests(identity.outputs, flat).reshape(last - first, identity.views, -1)
-            matches = (digests == self.arrays.read(DIGEST, first, last)).all(axis=2)
-            yield first, {name: values[name] for name in names}, matches
+    def matching(self) -> np.ndarray:
+        """Which (row, view) are there and match their digest: (n, V) bool."""
+        matches = np.zeros((self.manifest.n, self.manifest.identity.views), dtype=np.bool_)
+        for first in range(0, self.manifest.n, _BLOCK_ROWS):
+            last = min(first + _BLOCK_ROWS, self.manifest.n)
+            try:
+                _, matches[first:last] = self._read_block(first, last)
+            except StoreUnreadable:
+                continue
+        return matches
 
     def read_outputs(self, names: Sequence[str], rows: int) -> dict[str, np.ndarray]:
         """The first `rows` rows of some outputs, after checking that every one of them is whole.
@@ -215,17 +228,27 @@ class Store:
                 raise UnknownName("stored output", name, known)
         self.require_rows(rows)
         kept: dict[str, np.ndarray] = {}
-        for first, values, matches in self.blocks(names, rows):
+        for first in range(0, rows, _BLOCK_ROWS):
+            last = min(first + _BLOCK_ROWS, rows)
+            values, matches = self._read_block(first, last)
             if not matches.all():
                 row = first + int(np.argwhere(~matches)[0, 0])
                 raise StoreUnreadable(
                     f"row {row} of {self.folder} does not match its digest; see all damage with: "
                     f"ckd-cache verify --store {self.folder}"
                 )
-            for name, block in values.items():
-                target = kept.setdefault(name, np.empty((rows, *block.shape[1:]), dtype=block.dtype))
-                target[first : first + len(block)] = block
+            for name in names:
+                target = kept.setdefault(name, np.empty((rows, *values[name].shape[1:]), values[name].dtype))
+                target[first:last] = values[name]
         return kept
+
+    def _read_block(self, first: int, last: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """All outputs of some rows (a digest covers them all), and which (row, view) match their digest."""
+        identity = self.manifest.identity
+        values = {output.name: self.arrays.read(output_array(output.name), first, last) for output in identity.outputs}
+        flat = {name: block.reshape(-1, *block.shape[2:]) for name, block in values.items()}
+        digests = output_digests(identity.outputs, flat).reshape(last - first, identity.views, -1)
+        return values, (digests == self.arrays.read(DIGEST, first, last)).all(axis=2)
 
     def require_rows(self, rows: int) -> None:
         """Refuse to go on with fewer whole rows than `rows`, and say how to finish."""
@@ -266,13 +289,35 @@ def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     return (*samples, *output_arrays(identity.outputs, identity.views))
 
 
-def _prepare_folder(folder: Path) -> None:
-    """Make the folder; what an attempt without a manifest left is removed, anything else is refused."""
+def prepare_folder(folder: Path) -> None:
+    """Make a store's folder; one with anything in it that is no store's, or with calls but no manifest, is refused."""
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give another --store")
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {FILE_NAME, LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-shm", _LOCK_FILE}
-    ours |= {kind.file_name for kind in FORMATS.values()}
+    if (folder / FILE_NAME).exists():
+        return
+    # The ledger is begun after the manifest is written, so without one nothing in the folder was paid for.
+    ours = {_LOCK_FILE, *(kind.file_name for kind in FORMATS.values())}
     foreign = [item.name for item in folder.iterdir() if item.name not in ours and not item.name.endswith(".partial")]
+    if LEDGER_FILE in foreign:
+        raise StoreUnreadable(
+            f"{folder} has a ledger and no {FILE_NAME}: its calls are paid for; bring the manifest back, or give "
+            "another --store"
+        )
     if foreign:
         raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder as --store")
+
+
+def _clear_flags(arrays: ArrayFile, first: int, last: int) -> None:
+    """Write out that rows are not there yet: a chunk of flags that is missing later was lost."""
+    for name in (VALID, DIGEST):
+        spec = arrays.specs[name]
+        arrays.write(name, first, np.zeros((last - first, *spec.row_shape), dtype=spec.dtype))
+
+
+def _sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: _digest_of(values) for name, values in samples.items()}
+
+
+def _digest_of(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -77,13 +77,22 @@ def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) ->
     except user_errors as error:
         if debug:
             raise
-        stderr.print(Text(f"Error: {error}"), soft_wrap=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        _leave(str(error), getattr(error, "exit_code", 2))
+    except OSError as error:
+        # One with a file name is about a path that the user gave; any other is a bug.
+        if debug or error.filename is None:
+            raise
+        _leave(f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions", 2)
     except KeyboardInterrupt:
         if debug:
             raise
         stderr.print("Interrupted; run the same command again to go on.")
         sys.exit(Interrupted.exit_code)
+
+
+def _leave(sentence: str, exit_code: int) -> NoReturn:
+    stderr.print(Text(f"Error: {sentence}"), soft_wrap=True)
+    sys.exit(exit_code)
 
 
 def print_json(document: Any) -> None:

@@ -7,6 +7,7 @@ normalisation, so the padding is black as in torchvision's `RandomCrop` on image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,11 @@ class Normalisation:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
+            raise ValueError(f"three finite means and three positive deviations are needed, got {self}")
 
     def apply(self, images_u8: Tensor) -> Tensor:
         """Turn uint8 pixels (B, 3, H, W) into a network's float32 input of the same shape."""

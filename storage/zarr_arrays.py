@@ -1,12 +1,13 @@
 """Arrays as a Zarr v3 folder, uncompressed.
 
-Zarr writes each chunk to a temporary file and renames it, so a chunk is never torn, but it does not fsync;
-`sync` does, for the chunks touched and their folders. Empty chunks are written too: a chunk that is missing
-was lost, not skipped.
+Zarr renames each chunk into place but does not fsync it, so a power cut could empty a chunk, even one whose other
+rows were committed long before. `DurableStore` writes each file whole and fsynced before it takes the old one's
+place. Empty chunks are written too, and a missing one is an error: it was lost, not skipped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,23 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from storage.arrays import ArrayFile
-from storage.durable import fsync_all, reporting_full_disk
+from storage.durable import fsync_path, reporting_full_disk, write_bytes
 from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
+
+
+class DurableStore(LocalStore):
+    """A local Zarr store whose files are on the disk when a write returns."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Replace one file, atomically and durably."""
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(write_bytes, path, value.to_bytes())
 
 
 class ZarrArrays(ArrayFile):
@@ -33,14 +46,13 @@ class ZarrArrays(ArrayFile):
         if not (path / "zarr.json").is_file():
             raise StoreUnreadable(f"{path} is not a Zarr folder; build the store again in a new folder")
         self._open: dict[str, zarr.Array[Any]] = {}
-        self._touched: set[Path] = set()
 
     @classmethod
     def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.create`."""
         shutil.rmtree(path, ignore_errors=True)
         with reporting_full_disk(path):
-            group = zarr.create_group(path, zarr_format=3)
+            group = zarr.create_group(DurableStore(path), zarr_format=3)
             for spec in specs:
                 group.create_array(
                     spec.name,
@@ -53,7 +65,8 @@ class ZarrArrays(ArrayFile):
                     # One flat folder an array: one folder to fsync.
                     chunk_key_encoding={"name": "default", "separator": "."},
                 )
-            fsync_all(path.rglob("zarr.json"))
+            for folder in {file.parent.parent for file in path.rglob("zarr.json")}:
+                fsync_path(folder)
 
     def grow(self, rows: Mapping[str, int]) -> None:
         """See `ArrayFile.grow`."""
@@ -62,12 +75,16 @@ class ZarrArrays(ArrayFile):
                 array = self._array(name)
                 if array.shape[0] < rows[spec.split]:
                     array.resize((rows[spec.split], *spec.row_shape))
-            fsync_all(self.path / name / "zarr.json" for name in self.specs)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """See `ArrayFile.read`."""
         array = self._array(name)
         self.check_rows(name, array.shape[0], stop)
+        spec = self.specs[name]
+        for chunk in range(start // spec.chunk_rows, -(-stop // spec.chunk_rows)):
+            key = array.metadata.encode_chunk_key((chunk,) + (0,) * len(spec.row_shape))
+            if not (self.path / name / key).is_file():
+                raise self.unreadable(name, f"chunk {key}, which holds row {chunk * spec.chunk_rows}, is missing")
         try:
             return np.asarray(array[start:stop])
         except (OSError, ValueError) as error:
@@ -75,18 +92,11 @@ class ZarrArrays(ArrayFile):
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """See `ArrayFile.write`."""
-        array, spec = self._array(name), self.specs[name]
         with reporting_full_disk(self.path):
-            array[start : start + len(values)] = values
-        for chunk in range(start // spec.chunk_rows, -(-(start + len(values)) // spec.chunk_rows)):
-            key = array.metadata.encode_chunk_key((chunk,) + (0,) * len(spec.row_shape))
-            self._touched.add(self.path / name / key)
+            self._array(name)[start : start + len(values)] = values
 
     def sync(self) -> None:
-        """See `ArrayFile.sync`."""
-        touched, self._touched = self._touched, set()
-        with reporting_full_disk(self.path):
-            fsync_all(touched)
+        """See `ArrayFile.sync`: every write was durable when it returned."""
 
     def size_bytes(self) -> int:
         """See `ArrayFile.size_bytes`."""
@@ -97,7 +107,7 @@ class ZarrArrays(ArrayFile):
             try:
                 # An array keeps the setting that it was opened under.
                 with zarr.config.set({"array.write_empty_chunks": True}):
-                    array = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
+                    array = zarr.open_array(DurableStore(self.path / name), mode="r+", zarr_format=3)
                 codecs = array.metadata.codecs  # type: ignore[union-attr]
             except Exception as error:
                 # A damaged zarr.json fails in too many ways to list; all of them mean the same to the user.

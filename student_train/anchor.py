@@ -4,7 +4,7 @@ A difference between samples stays the same when one vector is added to the logi
 terms are all comparisons therefore never learns that vector: the head's bias gets no gradient, and which class wins
 is decided by where the bias happens to be. The paper does not mention it. Here the bias is set, before each
 evaluation, so that the mean logits over training rows are those that the method's losses pull single samples to.
-No gradient depends on the bias, so training is the same with and without; no teacher call is made.
+No gradient of another weight depends on the bias, so all of them train as they would without; no call is made.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
         for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
             with data.compute.autocast():
                 said = student.represent(inputs)
-            teacher = data.teacher(part, torch.zeros_like(part))
-            index = data.compute.to_device(part)
-            signals = Signals(said.map(Tensor.float), teacher, classes, index)
-            target = method.logit_target(signals)
-            if target is not None:
-                gaps.append(target - signals.student.logits)
+            said, index = said.map(Tensor.float), data.compute.to_device(part)
+            for view in range(identity.views):
+                teacher = data.teacher(part, torch.full_like(part, view))
+                target = method.logit_target(Signals(said, teacher, classes, index))
+                if target is not None:
+                    gaps.append(target - said.logits)
     if gaps:
         with torch.no_grad():
             student.head.bias.add_(torch.cat(gaps).mean(dim=0))

@@ -10,7 +10,6 @@ import click
 from models import ModelError, canonical_name
 from models.compute import PRECISIONS, Compute
 from storage.errors import CKDError, InvalidInput
-from storage.store import Store
 from storage.terminal import print_json, progress, reported_errors
 from student_train.data import StudentData
 from student_train.methods import METHODS, Method, parse_losses, parse_method
@@ -32,12 +31,10 @@ from student_train.trainer import TrainConfig, Trainer
 @click.option("--loss", "losses", multiple=True, help="Own sum of losses, repeatable: kd:temperature=4,weight=0.9.")
 @click.option(
     "--comparison",
-    default="sampled",
-    show_default=True,
-    help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.",
+    help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.  [default: sampled]",
 )
 @click.option("--n", type=int, help="Train on the first n rows.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--lr", type=float, default=0.05, show_default=True)
 @click.option("--batch-size", type=int, default=64, show_default=True)
 @click.option("--patience", type=int, default=50, show_default=True, help="Evaluations without progress to a plateau.")
@@ -68,7 +65,7 @@ def run(
     student: str,
     method: str | None,
     losses: tuple[str, ...],
-    comparison: str,
+    comparison: str | None,
     n: int | None,
     seed: int,
     lr: float,
@@ -95,32 +92,28 @@ def run(
     )
     data = StudentData.load(store, n, recipe.needs, Compute.choose(device, precision))
     folder = RunFolder(out if out is not None else _default_out(store, config, data.n))
-    folder.start(resume=resume)
-    result = folder.finished()
-    if result is None:
-        result = _train(Trainer(config, data, recipe, folder), store)
+    trainer = Trainer(config, data, recipe, folder)
+    with progress(f"{config.student} by {config.method}: evaluations", None) as advance:
+        result = trainer.run(resume=resume, on_eval=lambda row: advance(1, _note(row)))
     if as_json:
         print_json(result)
         return
     click.echo(
-        f"{folder.path}: {result['student']} by {result['method_spec']} on {result['n']} rows "
+        f"{folder.path}: {result['student']} by {config.method} on {result['n']} rows "
         f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
         f"at best validation accuracy {result['best_val_accuracy']:.4f}"
     )
 
 
-def _recipe(method: str | None, losses: tuple[str, ...], comparison: str) -> tuple[Method, str]:
+def _recipe(method: str | None, losses: tuple[str, ...], comparison: str | None) -> tuple[Method, str]:
     if method is not None and losses:
         raise InvalidInput("--method and --loss exclude each other: a method is a list of losses; give one of them")
     if losses:
         return parse_losses(losses, comparison), "+".join(losses)
-    return parse_method(method or "ckd"), method or "ckd"
-
-
-def _train(trainer: Trainer, store: Path) -> dict[str, Any]:
-    source = {"store": str(store), "ledger_head": Store.open(store).ledger_head()}
-    with progress(f"{trainer.config.student} by {trainer.config.method}: evaluations", None) as advance:
-        return trainer.run(source, lambda row: advance(1, _note(row)))
+    if comparison is not None:
+        raise InvalidInput("--comparison goes with --loss; a method has its own, as --method ckd:pairs=all")
+    name = "ckd" if method is None else method
+    return parse_method(name), name
 
 
 def _note(row: Any) -> str:
@@ -128,5 +121,5 @@ def _note(row: Any) -> str:
 
 
 def _default_out(store: Path, config: TrainConfig, n: int) -> Path:
-    method = "".join(letter if letter.isalnum() else "-" for letter in config.method)
+    method = "".join(letter if letter.isalnum() else "-" for letter in config.method)[:100]
     return Path("runs") / store.resolve().name / f"{config.student}-{method}-n{n}-seed{config.seed}"

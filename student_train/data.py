@@ -6,6 +6,7 @@ and otherwise stay in main memory, from where each batch is fetched.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from models import Representation
 from models.compute import Compute
 from storage.errors import InvalidInput, StoreIncomplete
 from storage.manifest import Manifest
+from storage.schema import output_array
 from storage.seeding import generator_for
 from storage.store import Store
 from storage.views import apply_views, draw_views
@@ -39,8 +41,12 @@ class StudentData:
     Args:
         views: (n, V, 3), what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
+        folder: the store's.
+        ledger_head: newest hash of its ledger when the data were read.
     """
 
+    folder: Path
+    ledger_head: str | None
     manifest: Manifest
     compute: Compute
     train: LabelledImages
@@ -61,11 +67,13 @@ class StudentData:
             StoreUnreadable, StoreIncomplete: the store is missing, damaged, unfinished, or lacks an output.
         """
         store = Store.open(folder)
+        head = store.ledger_head()
         rows = store.manifest.n if n is None else n
         if rows < 2:
             raise InvalidInput(f"--n {rows} is too small to train on; give at least 2")
         store.require_rows(rows)
         names = _require_outputs(store, needs)
+        _require_memory(store, names, rows)
         # With no teacher involved, what the teacher said does not have to be read.
         kept = store.read_outputs(names, rows) if names else {}
         outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
@@ -73,13 +81,15 @@ class StudentData:
         if size < _free_bytes(compute) / 2:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
+            folder=folder.resolve(),
+            ledger_head=head,
             manifest=store.manifest,
             compute=compute,
             train=_labelled(store, "train", rows, compute),
             # A smaller n keeps the paper's proportion: four training images for one of validation.
             val=_labelled(store, "val", min(max(1, rows // 4), store.manifest.num_val), compute),
             test=_labelled(store, "test", store.manifest.num_test, compute),
-            views=torch.from_numpy(store.read("train/views", rows)),
+            views=torch.from_numpy(store.read_sample("train/views", rows)),
             outputs=outputs,
         )
 
@@ -141,8 +151,19 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     return sorted({"logits", *wanted})
 
 
+def _require_memory(store: Store, names: list[str], rows: int) -> None:
+    """Refuse before loading what main memory cannot hold."""
+    needed = rows * sum(store.arrays.specs[output_array(name)].row_bytes for name in names)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise InvalidInput(
+            f"{', '.join(names)} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
+            "lower --n, or use losses that need fewer features"
+        )
+
+
 def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
-    images, labels = store.read(f"{split}/images", rows), store.read(f"{split}/labels", rows)
+    images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
     return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))
 
 

@@ -6,8 +6,10 @@ line offers is what `METHODS` holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from student_train.comparison import AllPairs, Comparison, GroupComparison
 from student_train.losses import KD, LOSSES, CrossEntropy, DistillationLoss, MatchLabels, MatchLogits
 from student_train.sampling import EpochSampling, GroupSampling, Sampling
 from student_train.signals import Signals
-from student_train.spec import build_from, split_spec, to_bool
+from student_train.spec import build_from, split_spec, to_bool, to_float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,18 @@ class Term:
     weight: float = 1.0
     compared: bool = False
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise InvalidInput(f"the weight of a loss must be a finite number of at least 0, got {self.weight}")
+
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """How samples are compared: the rows to draw, and what to make of them."""
+    """How samples are compared: the rows to draw, what to make of them, and whether to anchor."""
 
     sampling: Sampling
     comparison: Comparison
+    anchor: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,29 @@ class Method:
     comparison: Comparison | None = None
     anchor: bool = True
 
+    def __post_init__(self) -> None:
+        if not any(term.weight for term in self.terms):
+            raise InvalidInput(f"every loss of {self.name} has weight 0; nothing would be learned")
+
     @property
     def is_anchored(self) -> bool:
         """Whether the level of the logits is open, and to be set."""
-        return self.anchor and all(term.compared for term in self.terms)
+        terms = [term for term in self.terms if term.weight > 0]
+        determined = any(not term.compared and term.loss.constrains_logits for term in terms)
+        return self.anchor and not determined and any(term.compared for term in terms)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that makes this recipe what it is, in plain values."""
+        losses = [
+            {"loss": type(term.loss).__name__, **term.loss.settings, "weight": term.weight, "compared": term.compared}
+            for term in self.terms
+        ]
+        return {
+            "losses": losses,
+            "sampling": {"kind": type(self.sampling).__name__, **asdict(self.sampling)},
+            "comparison": None if self.comparison is None else type(self.comparison).__name__,
+            "anchored": self.is_anchored,
+        }
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,14 +126,14 @@ class Method:
         return torch.stack([weight * target for weight, target in targets]).sum(dim=0) / total
 
 
-def sampled(positives: int = 1, negatives: int = 1, joint: bool = False) -> Pairing:
+def sampled(positives: int = 1, negatives: int = 1, joint: bool = False, anchor: bool = True) -> Pairing:
     """Groups drawn afresh each step."""
-    return Pairing(GroupSampling(positives, negatives, joint), GroupComparison(positives, negatives))
+    return Pairing(GroupSampling(positives, negatives, joint), GroupComparison(positives, negatives), anchor)
 
 
-def all_pairs() -> Pairing:
+def all_pairs(anchor: bool = True) -> Pairing:
     """Every ordered pair of each batch."""
-    return Pairing(EpochSampling(), AllPairs())
+    return Pairing(EpochSampling(), AllPairs(), anchor)
 
 
 PAIRINGS: dict[str, Callable[..., Pairing]] = {"sampled": sampled, "all": all_pairs}
@@ -145,9 +171,9 @@ def ckd(
         raise UnknownName("kind of pairs", pairs, PAIRINGS)
     if pairs == "all" and (positives, negatives, joint) != (1, 1, False):
         raise InvalidInput("positives, negatives and joint belong to pairs=sampled; leave them out with pairs=all")
-    pairing = sampled(positives, negatives, joint) if pairs == "sampled" else all_pairs()
+    pairing = sampled(positives, negatives, joint, anchor) if pairs == "sampled" else all_pairs(anchor)
     terms = (Term(MatchLogits(), logits, compared=True), Term(MatchLabels(), labels, compared=True))
-    return Method("ckd", terms, pairing.sampling, pairing.comparison, anchor)
+    return Method("ckd", terms, pairing.sampling, pairing.comparison, pairing.anchor)
 
 
 METHODS: dict[str, Callable[..., Method]] = {"vanilla": vanilla, "kd": kd, "ckd": ckd}
@@ -159,26 +185,28 @@ def parse_method(text: str) -> Method:
     return build_from("method", name, settings, METHODS)
 
 
-def parse_losses(specs: Sequence[str], pairing: str) -> Method:
+def parse_losses(specs: Sequence[str], pairing: str | None = None) -> Method:
     """The user's own sum of losses.
 
     Args:
         specs: as "kd:temperature=4,weight=0.9"; `weight` and `compared` are understood for every loss.
-        pairing: how compared losses pair samples, as "sampled:positives=2" or "all".
+        pairing: how compared losses pair samples, as "sampled:positives=2" or "all"; None is "sampled".
     """
     terms = tuple(_parse_term(spec) for spec in specs)
     name = "+".join(specs)
     if not any(term.compared for term in terms):
+        if pairing is not None:
+            raise InvalidInput("--comparison is for losses with compared=true, and there is none; leave it out")
         return Method(name, terms)
-    kind, settings = split_spec(pairing)
+    kind, settings = split_spec(pairing or "sampled")
     chosen = build_from("comparison", kind, settings, PAIRINGS)
-    return Method(name, terms, chosen.sampling, chosen.comparison)
+    return Method(name, terms, chosen.sampling, chosen.comparison, chosen.anchor)
 
 
 def _parse_term(spec: str) -> Term:
     name, settings = split_spec(spec)
     try:
-        weight = float(settings.pop("weight", "1"))
+        weight = to_float(settings.pop("weight", "1"))
         compared = to_bool(settings.pop("compared", "false"))
     except ValueError as error:
         raise InvalidInput(f"cannot read {spec!r}: {error}") from error

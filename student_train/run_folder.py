@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from models import Network, save_weights
-from storage.durable import fsync_path, reporting_full_disk, write_bytes, write_json
+from storage.durable import exclusive_lock, write_bytes, write_json
 from storage.errors import InvalidInput
 
 METRICS = ("step", "epoch", "lr", "train_loss", "val_accuracy", "test_accuracy")
 _RUN = "run.json"
 _RESUME = "resume.pt"
+_STUDENT = "student.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +32,44 @@ class RunFolder:
 
     path: Path
 
-    def start(self, *, resume: bool) -> None:
-        """Make the folder; raises `InvalidInput` if it holds a run that is not to be gone on with."""
-        taken = [name for name in (_RUN, _RESUME) if (self.path / name).exists()]
+    @contextmanager
+    def opened(self, *, resume: bool) -> Iterator[None]:
+        """Make the folder and be the only one at work in it.
+
+        Raises:
+            InvalidInput: it holds a run that is not to be gone on with, or it is something else's.
+            StoreBusy: another training writes to it.
+        """
+        taken = [name for name in (_RUN, _RESUME, _STUDENT) if (self.path / name).exists()]
         if taken and not resume:
             raise InvalidInput(f"{self.path} holds a run already; go on with --resume, or give another --out")
+        if (self.path / "manifest.json").exists():
+            raise InvalidInput(f"{self.path} is a store; give another --out")
         if self.path.exists() and not self.path.is_dir():
             raise InvalidInput(f"{self.path} is a file; give another --out")
         self.path.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(self.path / "run.lock", f"another training writes to {self.path}; give another --out"):
+            yield
 
-    def finished(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+    def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The result of a finished run of these settings, or None; raises `InvalidInput` for one of others."""
         path = self.path / _RUN
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
+            document = json.loads(path.read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
         except ValueError as error:
-            raise InvalidInput(f"{path} is not JSON; delete it and resume, or give another --out") from error
+            raise InvalidInput(f"{path} is not a run's result ({error}); delete it, or give another --out") from error
+        self._require_same(document, config)
         return document
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep what resuming needs: tensors, numbers and text only."""
-        path, partial = self.path / _RESUME, self.path / f".{_RESUME}.partial"
-        with reporting_full_disk(path):
-            torch.save(dict(state), partial)
-            fsync_path(partial)
-            os.replace(partial, path)
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        write_bytes(self.path / _RESUME, content.getvalue())
 
     def load_state(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `save_state` kept, or None at the first start.
@@ -74,14 +86,18 @@ class RunFolder:
         except Exception as error:
             # A damaged or foreign file fails in too many ways to list; none of them runs code.
             raise InvalidInput(f"{path} cannot be resumed from; delete it to start again") from error
-        differing = [name for name, value in config.items() if found.get(name) != value]
+        self._require_same(found, config)
+        return state
+
+    def _require_same(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        # Through JSON, so that a tuple that was written as a list is not a difference.
+        differing = [name for name, value in json.loads(json.dumps(config)).items() if found.get(name) != value]
         if differing:
             name = differing[0]
             raise InvalidInput(
                 f"{self.path} was started with {name} {found.get(name)}, not {config[name]}; "
                 "give the same settings, or another --out"
             )
-        return state
 
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `metrics.csv`, a row an evaluation; accuracies in [0, 1], empty where not measured."""
@@ -94,6 +110,6 @@ class RunFolder:
     def save_result(self, student: Network, result: Mapping[str, Any]) -> None:
         """Write the student and `run.json`; nothing is left to resume."""
         described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")
-        save_weights(student, self.path / "student.safetensors", {name: str(result[name]) for name in described})
+        save_weights(student, self.path / _STUDENT, {name: str(result[name]) for name in described})
         write_json(self.path / _RUN, dict(result))
         (self.path / _RESUME).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ class Batch:
     passes: tuple[slice, ...]
 
 
+@dataclass(frozen=True)
 class Sampling(ABC):
     """Draws batches."""
 
@@ -45,18 +46,22 @@ class Sampling(ABC):
             raise InvalidInput(f"--n {n} is too small for this method; give at least {self.least_rows}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EpochSampling(Sampling):
     """Every row once an epoch, in an order that depends on (seed, epoch)."""
 
     def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
-        """The last batch of an epoch may be smaller."""
-        epoch, place = divmod(step, ceil(n / batch_size))
-        rows = _epoch_order(seed, epoch, n)[place * batch_size : (place + 1) * batch_size]
+        """The last batch of an epoch may be smaller, but never one row: batch norm needs two."""
+        steps = ceil(n / batch_size)
+        epoch, place = divmod(step, steps)
+        cuts = [*range(0, n, batch_size), n]
+        if steps > 1 and n % batch_size == 1:
+            cuts[-2] -= 1
+        rows = _epoch_order(seed, epoch, n)[cuts[place] : cuts[place + 1]]
         return Batch(rows, (slice(0, len(rows)),))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GroupSampling(Sampling):
     """`batch_size` groups of distinct rows, drawn afresh each step; sides as `GroupComparison` wants them.
 
@@ -83,10 +88,7 @@ class GroupSampling(Sampling):
     def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
         """B = batch_size * (positives + negatives) rows."""
         generator = generator_for(seed, "groups", step)
-        size = self.positives + self.negatives
-        groups = torch.randint(0, n, (batch_size, size), generator=generator)
-        while (repeated := _has_repeats(groups)).any():
-            groups[repeated] = torch.randint(0, n, (int(repeated.sum()), size), generator=generator)
+        groups = _draw_groups(n, batch_size, self.positives + self.negatives, generator)
         rows = torch.cat([groups[:, : self.positives].flatten(), groups[:, self.positives :].flatten()])
         cut = batch_size * self.positives
         sides = (slice(0, cut), slice(cut, len(rows)))
@@ -96,6 +98,17 @@ class GroupSampling(Sampling):
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator_for(seed, "epoch", epoch))
+
+
+def _draw_groups(n: int, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Groups of distinct rows, uniform: (count, size)."""
+    if size * size > n:
+        # Drawing again until nothing repeats would take long, or for ever.
+        return torch.rand(count, n, generator=generator).topk(size, dim=1).indices
+    groups = torch.randint(0, n, (count, size), generator=generator)
+    while (repeated := _has_repeats(groups)).any():
+        groups[repeated] = torch.randint(0, n, (int(repeated.sum()), size), generator=generator)
+    return groups
 
 
 def _has_repeats(groups: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
@@ -58,7 +59,15 @@ def to_bool(text: str) -> bool:
     return known[text.lower()]
 
 
-_CONVERTERS: dict[Any, Callable[[str], Any]] = {bool: to_bool, int: int, float: float, str: str}
+def to_float(text: str) -> float:
+    """A finite number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a finite number")
+    return number
+
+
+_CONVERTERS: dict[Any, Callable[[str], Any]] = {bool: to_bool, int: int, float: to_float, str: str}
 
 
 def _convert(owner: str, key: str, text: str, kind: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from models import Representation, canonical_name, create_model
 from models.evaluation import accuracy
-from storage.errors import Interrupted, InvalidInput, UnknownName
-from storage.terminal import graceful_stop
+from storage.errors import Diverged, Interrupted, InvalidInput, UnknownName
+from storage.terminal import StopRequest, graceful_stop
 from storage.views import evaluation_batches
 from student_train.anchor import anchor
 from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData
@@ -58,8 +59,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.student_view not in STUDENT_VIEWS:
             raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
-        if self.batch_size < 2 or not self.lr > 0:
-            raise InvalidInput(f"--batch-size ({self.batch_size}) must be at least 2 and --lr ({self.lr}) above 0")
+        if self.batch_size < 4:
+            raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
 
 
 class Trainer:
@@ -88,41 +91,60 @@ class Trainer:
         self.eval_every = ceil(data.n / config.batch_size)
         self.step = 0
         self.rows: list[dict[str, Any]] = []
-        self.best = _copy_of(self._modules())
+        self.losses: list[Tensor] = []
+        self.modules = nn.ModuleList([self.student, self.learned])
+        self.best = _copy_of(self.modules)
         self.seconds = 0.0
 
     def run(
-        self, source: Mapping[str, Any], on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
+        self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
     ) -> dict[str, Any]:
-        """Train to the end of the protocol and write the results.
-
-        Args:
-            source: where the data came from, for run.json: `store` and `ledger_head`.
+        """Train to the end of the protocol and write the results; a finished run only returns them.
 
         Returns:
             The content of run.json.
 
         Raises:
+            InvalidInput, StoreBusy: the folder is another run's, or in use.
+            Diverged: a loss is not finite.
             Interrupted: the user asked to stop; resume to go on.
         """
-        state = self.folder.load_state(self._identity())
-        if state is not None:
-            self._restore(state)
+        with self.folder.opened(resume=resume):
+            finished = self.folder.finished(self._identity())
+            if finished is not None:
+                return finished
+            state = self.folder.load_state(self._identity())
+            if state is not None:
+                self._restore(state)
+            with graceful_stop() as stop, self.data.compute.exact():
+                self._train(stop, on_eval)
+            return self._finish()
+
+    def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
         before = self.seconds
-        with graceful_stop() as stop:
-            while not self.protocol.finished:
-                row = self._train_and_evaluate()
-                self.seconds = before + time.monotonic() - started
-                on_eval(row)
-                if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
-                if stop.requested and not self.protocol.finished:
-                    raise Interrupted(
-                        f"stopped after {self.protocol.evals} evaluations; go on with the same command and --resume"
-                    )
-        return self._finish(source)
+        while not self.protocol.finished:
+            reached = self._train_interval(stop)
+            if reached:
+                on_eval(self._evaluate())
+            self.seconds = before + time.monotonic() - started
+            if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if stop.requested and not self.protocol.finished:
+                raise Interrupted(f"stopped after step {self.step}; go on with the same command and --resume")
+
+    def _train_interval(self, stop: StopRequest) -> bool:
+        """Train until an evaluation is due; false if the user asked to stop before."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr
+        self.student.train()
+        due = (self.protocol.evals + 1) * self.eval_every
+        while self.step < due:
+            self.losses.append(self.train_step())
+            if stop.requested and self.step < due:
+                return False
+        return True
 
     def train_step(self) -> Tensor:
         """One step of gradient descent; returns the detached loss, on the device."""
@@ -154,23 +176,29 @@ class Trainer:
             features={name: torch.cat([part.features[name] for part in parts]).float() for name in parts[0].features},
         )
 
-    def _train_and_evaluate(self) -> dict[str, Any]:
-        lr = self.config.lr * 0.1**self.protocol.reached
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.student.train()
-        losses = [self.train_step() for _ in range(self.eval_every)]
-        train_loss = torch.stack(losses).mean().item()
+    @property
+    def _lr(self) -> float:
+        return self.config.lr * 0.1**self.protocol.reached
+
+    def _evaluate(self) -> dict[str, Any]:
+        train_loss, lr = torch.stack(self.losses).mean().item(), self._lr
+        self.losses = []
+        if not math.isfinite(train_loss):
+            raise Diverged(
+                f"the loss is {train_loss} at step {self.step}; lower --lr ({self.config.lr}) or the weights"
+            )
         if self.method.is_anchored:
             anchor(self.student, self.data, self.method)
         val_accuracy = self._accuracy(self.data.val)
         decision = self.protocol.update(val_accuracy)
         test_accuracy = None
         if decision is Decision.IMPROVED:
-            self.best = _copy_of(self._modules())
+            self.best = _copy_of(self.modules)
             test_accuracy = self._accuracy(self.data.test)
         elif decision is Decision.LOWER:
-            _load(self._modules(), self.best)
+            self.modules.load_state_dict(self.best)
+            # What pushed away from the best weights is not carried over to them.
+            self.optimizer.state.clear()
         row = {
             "step": self.step,
             "epoch": self.protocol.evals,
@@ -188,19 +216,18 @@ class Trainer:
         batches = evaluation_batches(images.images, images.labels, identity.geometry, normalisation)
         return accuracy(self.student, batches, self.data.compute)
 
-    def _finish(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        last_test = self._accuracy(self.data.test)
-        _load(self._modules(), self.best)
-        measured = [row["test_accuracy"] for row in self.rows if row["test_accuracy"] is not None]
+    def _finish(self) -> dict[str, Any]:
+        last_test_accuracy = self._accuracy(self.data.test)
+        self.modules.load_state_dict(self.best)
+        at_best = [row["test_accuracy"] for row in self.rows if row["test_accuracy"] is not None][-1]
         result = {
             **self._identity(),
-            **source,
-            "method": self.method.name,
+            "store": str(self.data.folder),
+            "ledger_head": self.data.ledger_head,
             "teacher_calls": self._teacher_calls(),
-            "test_accuracy": measured[-1],
+            "test_accuracy": at_best,
             "best_val_accuracy": self.protocol.best,
-            "last_test_accuracy": last_test,
-            "best_test_accuracy": max([*measured, last_test]),
+            "last_test_accuracy": last_test_accuracy,
             "evaluations": self.protocol.evals,
             "steps": self.step,
             "seconds": round(self.seconds, 2),
@@ -221,7 +248,8 @@ class Trainer:
         return {
             **asdict(self.config),
             "student": canonical_name(self.config.student),
-            "method_spec": self.config.method,
+            "method": self.method.name,
+            "recipe": self.method.describe(),
             "n": self.data.n,
             "precision": self.data.compute.precision,
             "store_id": self.data.manifest.store_id,
@@ -232,37 +260,38 @@ class Trainer:
 
     # State
 
-    def _modules(self) -> nn.ModuleList:
-        return nn.ModuleList([self.student, self.learned])
-
     def _save(self) -> None:
         self.folder.save_metrics(self.rows)
         self.folder.save_state(
             {
                 "config": json.dumps(self._identity()),
                 "step": self.step,
+                "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
                 "rows": json.dumps(self.rows),
                 "seconds": self.seconds,
                 "protocol": self.protocol.state(),
-                "modules": self._modules().state_dict(),
+                "modules": self.modules.state_dict(),
                 "best": self.best,
                 "optimizer": self.optimizer.state_dict(),
             }
         )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.rows = json.loads(state["rows"])
-        self.protocol.restore(state["protocol"])
-        _load(self._modules(), state["modules"])
-        self.best = state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        log.info("going on after evaluation %d", self.protocol.evals)
+        try:
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.losses = list(state["losses"].to(self.data.compute.device))
+            self.rows = json.loads(state["rows"])
+            self.protocol.restore(state["protocol"])
+            self.modules.load_state_dict(state["best"])
+            self.best = _copy_of(self.modules)
+            self.modules.load_state_dict(state["modules"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InvalidInput(
+                f"the state in {self.folder.path} is damaged; delete resume.pt to start again"
+            ) from error
+        log.info("going on after step %d", self.step)
 
 
 def _copy_of(modules: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}
-
-
-def _load(modules: nn.Module, state: Mapping[str, Tensor]) -> None:
-    modules.load_state_dict(dict(state))

@@ -8,8 +8,9 @@ committed. A build that is stopped anywhere is finished by running it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from storage.digest import output_digests
-from storage.errors import Interrupted, InvalidInput, StoreUnreadable
+from storage.errors import Interrupted, InvalidInput
 from storage.ledger import CallRequest, Ledger, RecordedCall, Session
-from storage.manifest import require_same
-from storage.schema import DIGEST, OutputSpec, output_array
-from storage.store import Store
+from storage.store import Store, prepare_folder
 from storage.terminal import StopRequest, graceful_stop
 from storage.views import apply_views
-from teacher_cache.plan import BuildPlan, ledger_location, open_matching_store
+from teacher_cache.plan import BuildPlan, open_ledger_of, open_matching_store, shared_ledger
+from teacher_cache.reuse import PaidAnswers
+from teacher_cache.settle import settle
 from teacher_cache.teacher import to_arrays
 
 log = logging.getLogger(__name__)
@@ -33,60 +33,42 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class BuildReport:
-    """What a build did, in teacher calls; rows are (image, all its views)."""
+    """What a build did, in teacher calls; rows are (image, all its views), the first n of the store."""
 
     store: Path
+    n: int
     new_calls: int = 0
     reused_calls: int = 0
     adopted_calls: int = 0
     lost_calls: int = 0
     rows_valid: int = 0
-    n: int = 0
 
 
 def build(plan: BuildPlan, on_progress: Callable[[int, str], None] = lambda steps, note: None) -> BuildReport:
-    """Make the store whole, calling the teacher on what nobody has paid for.
+    """Make the store's first n rows whole, calling the teacher on what nobody has paid for.
 
     Raises:
         BudgetRefused: before the first call, if the budget does not allow all that are needed.
         Interrupted: the user asked to stop; everything called so far is kept.
         StoreBusy, DiskFull, StoreUnreadable: nothing that was finished is lost.
     """
-    store = _open_store(plan)
-    with store.locked():
-        # What the plan saw may have changed before the lock was ours.
-        store = Store.open(plan.config.store)
-        require_same(store.manifest.identity, plan.identity, store.folder)
-        if len(plan.sample.train) > store.manifest.n:
-            store.grow(_sample_values(plan))
-        ledger = Ledger(ledger_location(plan.config), create=True)
-        try:
-            return _Builder(plan, store, ledger, on_progress).run()
-        finally:
+    prepare_folder(plan.config.store)
+    with Store.locked(plan.config.store):
+        store = open_matching_store(plan.config, plan.identity) or _create_store(plan)
+        with closing(open_ledger_of(store, plan.config, create=True)) as ledger:
+            report = _Builder(plan, store, ledger, on_progress).run()
             store.record_ledger_head(ledger.head())
-            ledger.close()
+    return report
 
 
-def _open_store(plan: BuildPlan) -> Store:
-    store = open_matching_store(plan.config, plan.identity)
-    if store is not None:
-        return store
-    shared = None if plan.config.ledger is None else _shown(plan.config.ledger)
+def _create_store(plan: BuildPlan) -> Store:
     return Store.create(
         plan.config.store,
         plan.identity,
         array_format=plan.config.array_format,
         samples=_sample_values(plan),
-        ledger=shared,
+        ledger=shared_ledger(plan.config),
     )
-
-
-def _shown(url: str) -> str:
-    ledger = Ledger(url, create=True)
-    try:
-        return ledger.shown_url
-    finally:
-        ledger.close()
 
 
 def _sample_values(plan: BuildPlan) -> dict[str, np.ndarray]:
@@ -116,27 +98,45 @@ class _Builder:
     ledger: Ledger
     on_progress: Callable[[int, str], None]
     report: BuildReport = field(init=False)
+    answers: PaidAnswers = field(init=False)
     paid: dict[bytes, RecordedCall] = field(init=False)
     session: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.report = BuildReport(self.store.folder, n=self.store.manifest.n)
+        self.report = BuildReport(self.store.folder, self.plan.n)
+        self.answers = PaidAnswers(self.store)
 
     def run(self) -> BuildReport:
-        self._settle_interrupted()
-        missing = np.flatnonzero(~self.store.whole_rows())
+        found = settle(self.store, self.ledger)
+        self.report.adopted_calls, self.report.lost_calls = len(found.adopted), len(found.lost)
+        if found.adopted or found.lost:
+            log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))
+        self._check_budget()
+        if self.plan.n > self.store.manifest.n:
+            self.store.grow(_sample_values(self.plan))
+        missing = self._missing()
         if len(missing):
             self._fill(missing)
-        self.report.rows_valid = int(self.store.whole_rows().sum())
+        self.report.rows_valid = self.plan.n - len(self._missing())
         return self.report
+
+    def _missing(self) -> np.ndarray:
+        """Rows of this build that are not whole; those beyond n are another build's concern."""
+        return np.flatnonzero(~self.store.whole_rows(self.plan.n))
+
+    def _check_budget(self) -> None:
+        """Refuse before anything is called or grown; otherwise record the budget that was given."""
+        teacher = self.plan.identity.teacher
+        inputs = {digest for row in self._missing().tolist() for digest in self.plan.input_digests[row]}
+        self.paid = self.ledger.known_calls(teacher.fingerprint, sorted(inputs))
+        needed = len(inputs - self.paid.keys())
+        if self.plan.config.budget is None:
+            self.ledger.require_budget(teacher.fingerprint, needed)
+        elif needed or self.plan.config.budget >= self.ledger.summary(teacher.fingerprint).spent:
+            self.ledger.set_budget(teacher.fingerprint, teacher.name, self.plan.config.budget, needed)
 
     def _fill(self, missing: np.ndarray) -> None:
         teacher = self.plan.identity.teacher
-        inputs = {digest for row in missing.tolist() for digest in self.plan.input_digests[row]}
-        self.paid = self.ledger.known_calls(teacher.fingerprint, sorted(inputs))
-        if self.plan.config.budget is not None:
-            self.ledger.set_budget(teacher.fingerprint, teacher.name, self.plan.config.budget)
-        self.ledger.require_budget(teacher.fingerprint, len(inputs - self.paid.keys()))
         self.session = self.ledger.start_session(
             Session(
                 teacher=teacher.fingerprint,
@@ -151,6 +151,11 @@ class _Builder:
         )
         with graceful_stop() as stop, ThreadPoolExecutor(1, "store-writer") as writer:
             self._fill_batches(missing, stop, writer)
+        torn = len(self._missing())
+        if torn:
+            raise Interrupted(
+                f"stopped with {self.plan.n - torn} of {self.plan.n} rows whole; run the same command again to go on"
+            )
 
     def _fill_batches(self, missing: np.ndarray, stop: StopRequest, writer: ThreadPoolExecutor) -> None:
         rows_per_batch = max(1, self.plan.config.batch_size // self.plan.identity.views)
@@ -163,174 +168,92 @@ class _Builder:
             inputs = [digest for row in rows for digest in self.plan.input_digests[row]]
             if pending is not None and not unwritten.isdisjoint(inputs):
                 pending.result()
-            answered = self._answer(rows, inputs)
+            values, ids, called = self._answer(rows, inputs)
             if pending is not None:
                 pending.result()
             unwritten = set(inputs)
-            pending = writer.submit(self._keep, rows, *answered)
+            pending = writer.submit(self._keep, rows, values, ids, called)
         if pending is not None:
             pending.result()
-        whole = int(self.store.whole_rows().sum())
-        if whole < self.store.manifest.n:
-            raise Interrupted(
-                f"stopped with {whole} of {self.store.manifest.n} rows whole; run the same command again to go on"
-            )
 
     def _answer(self, rows: list[int], inputs: list[bytes]) -> tuple[dict[str, np.ndarray], list[int], list[bytes]]:
-        """Outputs of all views of some rows: the new inputs from the teacher, the others from where they are kept.
+        """Outputs of all views of some rows: new inputs from the teacher, the others from where they are kept.
 
         Returns:
             Name -> (R * V, ...) values; ids of the calls made; and their inputs.
         """
-        views = self.plan.identity.views
-        new = [place for place, digest in enumerate(inputs) if digest not in self.paid]
-        first_places = list({inputs[place]: place for place in reversed(new)}.values())[::-1]
-        called, ids = self._call(rows, first_places, inputs) if first_places else ({}, [])
-        if len(first_places) == len(inputs):
-            return called, ids, [inputs[place] for place in first_places]
-        source = {inputs[place]: index for index, place in enumerate(first_places)}
-        kept = _SourceRows(self.store)
+        # The first place of each input that nobody has paid for yet.
+        places: dict[bytes, int] = {}
+        for place, digest in enumerate(inputs):
+            if digest not in self.paid:
+                places.setdefault(digest, place)
+        called, ids = self._call(rows, list(places.values()), inputs) if places else ({}, [])
+        if len(places) == len(inputs):
+            return called, ids, inputs
+        order = {digest: index for index, digest in enumerate(places)}
         values = {
             output.name: np.empty((len(inputs), *output.shape), dtype=output.dtype)
             for output in self.plan.identity.outputs
         }
         for place, digest in enumerate(inputs):
             answer = (
-                {name: array[source[digest]] for name, array in called.items()}
-                if digest in source
-                else kept.read(self.paid[digest])
+                {name: array[order[digest]] for name, array in called.items()}
+                if digest in order
+                else self.answers.read(self.paid[digest])
             )
             for name, array in values.items():
                 array[place] = answer[name]
-        self.report.reused_calls += len(inputs) - len(first_places)
-        assert len(inputs) == len(rows) * views
-        return values, ids, [inputs[place] for place in first_places]
+        self.report.reused_calls += len(inputs) - len(places)
+        return values, ids, list(places)
 
     def _call(self, rows: list[int], places: list[int], inputs: list[bytes]) -> tuple[dict[str, np.ndarray], list[int]]:
         """Charge, then call the teacher on the views at `places` (row-major over rows and views)."""
-        source, geometry = self.plan.sample.train, self.plan.identity.geometry
-        at = [(rows[place // self.plan.identity.views], place % self.plan.identity.views) for place in places]
+        source, identity = self.plan.sample.train, self.plan.identity
+        at = [(rows[place // identity.views], place % identity.views) for place in places]
         requests = [
             CallRequest(inputs[place], int(source[row]), row, view)
             for place, (row, view) in zip(places, at, strict=True)
         ]
         row_index, view_index = (np.array(index) for index in zip(*at, strict=True))
         images = torch.from_numpy(self.plan.images[row_index])
-        views = torch.from_numpy(self.plan.views[row_index, view_index])
-        pixels = apply_views(images, views, geometry)
+        pixels = apply_views(images, torch.from_numpy(self.plan.views[row_index, view_index]), identity.geometry)
         ids = self.ledger.reserve(self.session, requests)
         said = self.plan.teacher.call(pixels)
         self.report.new_calls += len(ids)
-        return to_arrays(said, self.plan.identity.outputs), ids
+        try:
+            return to_arrays(said, identity.outputs), ids
+        except InvalidInput:
+            self.ledger.lose(ids)  # answered, and nothing that can be kept
+            raise
 
-    def _keep(self, rows: list[int], values: dict[str, np.ndarray], ids: list[int], inputs: list[bytes]) -> None:
+    def _keep(self, rows: list[int], values: dict[str, np.ndarray], ids: list[int], called: list[bytes]) -> None:
         """Write rows, make them durable and visible, and commit their calls; runs in the writer thread."""
-        manifest, views = self.store.manifest, self.plan.identity.views
+        views = self.plan.identity.views
         blocks = {name: array.reshape(len(rows), views, *array.shape[1:]) for name, array in values.items()}
-        runs = _runs(rows)
-        digests: dict[bytes, bytes] = {}
+        runs, written, start = _runs(rows), [], 0
         for first, count in runs:
-            start = rows.index(first)
             block = {name: array[start : start + count] for name, array in blocks.items()}
-            written = self.store.write_outputs(first, block).reshape(count * views, -1)
-            keys = [digest for row in range(first, first + count) for digest in self.plan.input_digests[row]]
-            digests.update(zip(keys, (digest.tobytes() for digest in written), strict=True))
+            written += list(self.store.write_outputs(first, block).reshape(count * views, -1))
+            start += count
         self.store.publish(runs)
-        self.ledger.commit(ids, [digests[digest] for digest in inputs])
-        self._remember(rows, ids, inputs, digests, manifest.store_id)
-        self.on_progress(len(rows) * views, f"{self.report.new_calls} calls spent")
+        inputs = [digest for row in rows for digest in self.plan.input_digests[row]]
+        outputs = {digest: answer.tobytes() for digest, answer in zip(inputs, written, strict=True)}
+        self.ledger.commit(ids, [outputs[digest] for digest in called])
+        self._remember(rows, dict(zip(called, ids, strict=True)), outputs)
+        self.on_progress(len(inputs), f"{self.report.new_calls} calls spent")
 
-    def _remember(
-        self, rows: list[int], ids: list[int], inputs: list[bytes], digests: dict[bytes, bytes], store_id: str
-    ) -> None:
+    def _remember(self, rows: list[int], ids: dict[bytes, int], outputs: dict[bytes, bytes]) -> None:
         """Let later batches with the same input copy from these rows."""
-        location, id_of = str(self.store.folder), dict(zip(inputs, ids, strict=True))
+        store_id, location = self.store.manifest.store_id, str(self.store.folder)
         for row in rows:
             for view, digest in enumerate(self.plan.input_digests[row]):
-                if digest in id_of and digest not in self.paid:
+                if digest in ids and digest not in self.paid:
                     self.paid[digest] = RecordedCall(
-                        id_of[digest], store_id, location, digest, row, view, "committed", digests[digest]
+                        ids[digest], store_id, location, digest, row, view, "committed", outputs[digest]
                     )
-
-    def _settle_interrupted(self) -> None:
-        """Commit what an interrupted build had paid for and kept whole; mark the rest lost."""
-        reserved = self.ledger.calls_of_store(self.store.manifest.store_id, "reserved")
-        whole = {
-            row: digests
-            for row in sorted({call.row for call in reserved})
-            if (digests := self._whole_digests(row)) is not None
-        }
-        adopted = [call for call in reserved if call.row in whole]
-        lost = [call.id for call in reserved if call.row not in whole]
-        self.store.publish([(row, 1) for row in whole])
-        self.ledger.commit([call.id for call in adopted], [whole[call.row][call.view] for call in adopted])
-        self.ledger.lose(lost)
-        self.report.adopted_calls, self.report.lost_calls = len(adopted), len(lost)
-        if reserved:
-            log.info("an earlier build stopped: %d of its calls adopted, %d lost", len(adopted), len(lost))
-
-    def _whole_digests(self, row: int) -> list[bytes] | None:
-        """Digests of a row's outputs if all of them match what was written last, else None."""
-        if row >= self.store.manifest.n:
-            return None
-        outputs = self.plan.identity.outputs
-        try:
-            values = {
-                output.name: self.store.arrays.read(output_array(output.name), row, row + 1)[0] for output in outputs
-            }
-            stored = self.store.arrays.read(DIGEST, row, row + 1)[0]
-        except StoreUnreadable:
-            return None  # a torn row: the call is lost, and made again
-        computed = output_digests(outputs, values)
-        return [digest.tobytes() for digest in stored] if np.array_equal(computed, stored) else None
-
-
-class _SourceRows:
-    """Rows that were paid for already, in this store or in another one that shares the ledger."""
-
-    def __init__(self, store: Store) -> None:
-        self._own = store
-        self._stores = {store.manifest.store_id: store}
-
-    def read(self, call: RecordedCall) -> dict[str, np.ndarray]:
-        """What the teacher answered to a call, checked by digest: name -> (...) values."""
-        store = self._open(call)
-        outputs: Sequence[OutputSpec] = self._own.manifest.identity.outputs
-        values = {
-            output.name: store.arrays.read(output_array(output.name), call.row, call.row + 1)[0, call.view]
-            for output in outputs
-        }
-        digest = output_digests(outputs, {name: value[None] for name, value in values.items()})[0].tobytes()
-        if digest != call.output_digest:
-            raise StoreUnreadable(
-                f"row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
-                f"see the damage with: ckd-cache verify --store {store.folder}"
-            )
-        return values
-
-    def _open(self, call: RecordedCall) -> Store:
-        if call.store not in self._stores:
-            try:
-                store = Store.open(Path(call.location))
-            except StoreUnreadable as error:
-                raise InvalidInput(
-                    f"call {call.id} is paid for and kept in a store at {call.location} that cannot be read; "
-                    "bring it back, or use another --ledger"
-                ) from error
-            if store.manifest.identity.outputs != self._own.manifest.identity.outputs:
-                raise InvalidInput(
-                    f"call {call.id} is paid for, and the store at {call.location} kept other outputs of it; "
-                    "give the same --features and --feature-dtype, or use another --ledger"
-                )
-            self._stores[call.store] = store
-        return self._stores[call.store]
 
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:
     """Sorted rows as (first, count) runs of neighbours."""
-    cuts = [
-        0,
-        *(place + 1 for place, (row, after) in enumerate(pairwise(rows)) if after != row + 1),
-        len(rows),
-    ]
+    cuts = [0, *(place + 1 for place, (row, after) in enumerate(pairwise(rows)) if after != row + 1), len(rows)]
     return [(rows[start], stop - start) for start, stop in pairwise(cuts)]

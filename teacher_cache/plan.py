@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import torch
 
 from models import create_model
 from models.compute import Compute
+from storage.database import ledger_exists, shown_url
 from storage.digest import input_digests
-from storage.errors import DiskFull, InvalidInput, UnknownName
+from storage.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
 from storage.ledger import Ledger, check_budget
-from storage.manifest import FILE_NAME, DatasetIdentity, Identity, require_same
+from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
 from storage.schema import ArraySpec
 from storage.store import FORMATS, LEDGER_FILE, Store, array_specs
 from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.sample import NestedSample, draw_sample
+from teacher_cache.settle import find_leftovers
 from teacher_cache.teacher import Teacher, choose_outputs, find_weights, load_teacher
 
 _SPARE_BYTES = 32 << 20
@@ -70,9 +73,9 @@ class BuildConfig:
                 raise UnknownName(kind, name, known)
         if self.view_policy == "plain" and self.views > 1:
             raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
-        for name in ("views", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name, most in (("views", MAX_VIEWS), ("batch_size", 1 << 16)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InvalidInput(f"--{name.replace('_', '-')} must be 1 to {most}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +106,14 @@ class BuildPlan:
     free_bytes: int
 
     @property
+    def n(self) -> int:
+        """Rows this build makes whole; the store may have more."""
+        return len(self.input_digests)
+
+    @property
     def total_calls(self) -> int:
         """n * V."""
-        return len(self.input_digests) * self.identity.views
+        return self.n * self.identity.views
 
     @property
     def paid_calls(self) -> int:
@@ -125,7 +133,7 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     dataset = open_dataset(
         config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
     )
-    sample = draw_sample(len(dataset.train), _rows_wanted(config), config.seed)
+    sample = draw_sample(len(dataset.train), config.n, config.seed)
     outputs = choose_outputs(config.teacher, dataset, config.features, config.feature_dtype)
     teacher = load_teacher(config.teacher, find_weights(config.teacher, dataset, config.weights), dataset, compute)
     identity = Identity(
@@ -155,7 +163,7 @@ def _plan(
     digests = input_digests(images, views, dataset.geometry)
     missing = _missing_rows(store, len(sample.train))
     wanted = {digest for row in missing.tolist() for digest in digests[row]}
-    needed = _unpaid(config, identity, wanted)
+    needed = _unpaid(config, identity, store, wanted)
     rows = {"train": len(sample.train), "val": len(sample.val), "test": len(dataset.test)}
     plan = BuildPlan(
         config=config,
@@ -189,9 +197,38 @@ def open_matching_store(config: BuildConfig, identity: Identity) -> Store | None
     return store
 
 
-def ledger_location(config: BuildConfig) -> str | Path:
-    """Where this build's calls are recorded."""
-    return config.ledger if config.ledger is not None else config.store / LEDGER_FILE
+def shared_ledger(config: BuildConfig) -> str | None:
+    """How a manifest names the ledger that was asked for; None is the store's own."""
+    return None if config.ledger is None else shown_url(config.ledger)
+
+
+def open_ledger_of(store: Store, config: BuildConfig, *, create: bool = False) -> Ledger:
+    """The ledger that a store's calls are recorded in, after checking that it is the same one as ever.
+
+    Args:
+        create: begin it if the store was only just made.
+
+    Raises:
+        IdentityMismatch: another ledger is asked for.
+        StoreUnreadable: the ledger lacks what the store's calls were recorded in.
+    """
+    recorded, asked = store.manifest.ledger, shared_ledger(config)
+    if asked != recorded and not (asked is None and recorded is not None and "***" not in recorded):
+        raise IdentityMismatch(
+            f"the calls of {config.store} are recorded in {recorded or 'its own ledger'}, not in "
+            f"{asked or 'its own'}; {'give that as --ledger' if recorded else 'leave --ledger out'}, "
+            "or another --store"
+        )
+    is_new = store.manifest.ledger_head is None
+    if recorded is None:
+        ledger = Ledger(store.folder / LEDGER_FILE, create=create and is_new)
+    else:
+        ledger = Ledger(config.ledger or recorded, create=create)
+    if is_new and create:
+        store.record_ledger_head(ledger.head())
+    if store.manifest.ledger_head is not None:
+        ledger.require_entry(store.manifest.ledger_head, config.store)
+    return ledger
 
 
 def estimate_seconds(plan: BuildPlan, calls: int) -> float:
@@ -210,33 +247,27 @@ def estimate_seconds(plan: BuildPlan, calls: int) -> float:
     return min(seconds) / len(batch) * calls
 
 
-def _rows_wanted(config: BuildConfig) -> int:
-    """n, or what the store already has if that is more: a store never shrinks."""
-    if (config.store / FILE_NAME).exists():
-        return max(config.n, Store.open(config.store).manifest.n)
-    return config.n
-
-
 def _missing_rows(store: Store | None, n: int) -> np.ndarray:
-    valid = np.zeros(n, dtype=np.bool_)
-    if store is not None:
-        known = store.whole_rows()
-        valid[: len(known)] = known
-    return np.flatnonzero(~valid)
+    whole = np.zeros(n, dtype=np.bool_) if store is None else store.whole_rows(n)
+    return np.flatnonzero(~whole)
 
 
-def _unpaid(config: BuildConfig, identity: Identity, wanted: set[bytes]) -> set[bytes]:
+def _unpaid(config: BuildConfig, identity: Identity, store: Store | None, wanted: set[bytes]) -> set[bytes]:
     """Inputs that nobody has paid for; raises `BudgetRefused` if the budget does not allow them."""
-    teacher, location = identity.teacher, ledger_location(config)
-    if isinstance(location, Path) and not location.is_file():
+    teacher = identity.teacher
+    if store is None and (config.ledger is None or not ledger_exists(config.ledger)):
         check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
         return wanted
-    ledger = Ledger(location, create=config.ledger is not None)
-    try:
-        needed = wanted - ledger.known_calls(teacher.fingerprint, sorted(wanted)).keys()
+    if store is None:
+        assert config.ledger is not None
+        opened = Ledger(config.ledger)
+    else:
+        opened = open_ledger_of(store, config)
+    with closing(opened) as ledger:
+        # What an interrupted build charged and did not keep has to be called again.
+        lost = set() if store is None else {call.input_digest for call in find_leftovers(store, ledger).lost}
+        needed = wanted - (ledger.known_calls(teacher.fingerprint, sorted(wanted)).keys() - lost)
         summary = ledger.summary(teacher.fingerprint)
-    finally:
-        ledger.close()
     if needed:
         budget = summary.budget if config.budget is None else config.budget
         check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))

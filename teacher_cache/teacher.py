@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +39,7 @@ class Teacher:
 
     def call(self, views: Tensor) -> Representation:
         """One teacher call per view: (C, 3, h, w) uint8 in, logits and feature maps out, on the device."""
-        # No TF32 on a GPU: these numbers are paid for and kept.
-        full_float32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), full_float32, self.compute.autocast():
+        with torch.inference_mode(), self.compute.exact(), self.compute.autocast():
             return self.network.represent(self.identity.normalisation.apply(self.compute.to_device(views)))
 
 
@@ -53,13 +52,13 @@ def load_teacher(name: str, weights: Path, dataset: ImageDataset, compute: Compu
     """
     network = create_model(name, num_classes=len(dataset.classes))
     metadata = load_weights(network, weights)
-    classes = metadata.get("classes")
-    if classes is not None and tuple(json.loads(classes)) != dataset.classes:
+    classes = _from_metadata(metadata, "classes", weights)
+    if classes is not None and classes != list(dataset.classes):
         raise InvalidInput(
             f"{weights} was trained on {metadata.get('dataset', 'other data')}, whose classes are not those of "
             f"{dataset.name}; give that data set, or other --weights"
         )
-    normalisation = _normalisation(metadata, dataset)
+    normalisation = _normalisation(metadata, dataset, weights)
     identity = TeacherIdentity(
         name=canonical_name(name),
         fingerprint=fingerprint(canonical_name(name), weights_digest(network), normalisation),
@@ -133,16 +132,29 @@ def to_arrays(said: Representation, outputs: tuple[OutputSpec, ...]) -> dict[str
         tensor = said.logits if output.name == "logits" else said.features[output.name]
         kind = getattr(torch, output.dtype)
         if not tensor.float().abs().amax() <= torch.finfo(kind).max:  # false for NaN too
-            raise InvalidInput(
-                f"the teacher's {output.name} holds values that {output.dtype} cannot keep; "
-                "use --feature-dtype float32, or check the weights"
-            )
+            advice = "check the weights" if output.dtype == "float32" else "use --feature-dtype float32"
+            raise InvalidInput(f"the teacher's {output.name} holds values that {output.dtype} cannot keep; {advice}")
         arrays[output.name] = tensor.to(kind).cpu().contiguous().numpy()
     return arrays
 
 
-def _normalisation(metadata: Mapping[str, str], dataset: ImageDataset) -> Normalisation:
-    if "normalisation" not in metadata:
+def _normalisation(metadata: Mapping[str, str], dataset: ImageDataset, weights: Path) -> Normalisation:
+    constants = _from_metadata(metadata, "normalisation", weights)
+    if constants is None:
         return dataset.normalisation
-    constants = json.loads(metadata["normalisation"])
-    return Normalisation(mean=tuple(constants["mean"]), std=tuple(constants["std"]))
+    try:
+        return Normalisation(mean=tuple(constants["mean"]), std=tuple(constants["std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{weights} says in its metadata that it was trained with the normalisation {constants}, which cannot be; "
+            "correct it, or remove it there"
+        ) from error
+
+
+def _from_metadata(metadata: Mapping[str, str], name: str, weights: Path) -> Any:
+    try:
+        return json.loads(metadata[name]) if name in metadata else None
+    except ValueError as error:
+        raise InvalidInput(
+            f"{weights} has {name} in its metadata that is not JSON; correct it, or remove it"
+        ) from error

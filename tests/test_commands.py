@@ -244,6 +244,8 @@ BAD_TRAININGS = {
     "too many rows": (("--n", "97"), "asks for more than the 96 images"),
     "no rows": (("--n", "1"), "too small to train on"),
     "no learning rate": (("--lr", "0"), "above 0"),
+    "no number": (("--lr", "nan"), "finite number above 0"),
+    "idle comparison": (("--comparison", "all"), "goes with --loss"),
     "unknown view": (("--student-view", "stale"), "no student view is called 'stale'"),
     "a lost device": (("--device", "cuda:99"), "pass --device cpu"),
 }

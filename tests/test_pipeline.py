@@ -27,7 +27,7 @@ def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
     ledger = Ledger(out / "store" / LEDGER_FILE)
     totals = ledger.summary()
     ledger.close()
-    assert (totals.spent, totals.budget) == (80, 80)
+    assert (totals.spent, totals.budget) == (80, 80 + 128)
     assert Store.open(out / "store").valid_prefix() == 80
 
     def forbidden(self, views):

@@ -16,10 +16,18 @@ class DistillationLoss(nn.Module, ABC):
     Attributes:
         needs: names of teacher outputs that must be in the store: "logits" or layer names.
         comparable: whether it means something on differences between samples.
+        constrains_logits: whether, uncompared, it determines the level of the logits.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     comparable: ClassVar[bool] = True
+    constrains_logits: ClassVar[bool] = True
+
+    @property
+    def settings(self) -> dict[str, float | int | str]:
+        """The numbers and texts it was made with, for the record."""
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return {name: value for name, value in public.items() if isinstance(value, (int, float, str))}
 
     @abstractmethod
     def forward(self, signals: Signals) -> Tensor:

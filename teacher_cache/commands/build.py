@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from models import canonical_name
 from storage.terminal import print_json, progress
 from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
@@ -30,7 +31,9 @@ from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_bu
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
 @click.option("--view-policy", default="augmented", show_default=True, help="augmented or plain.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample and the views.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the sample and the views."
+)
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @click.option("--ledger", help="URL of a ledger that stores share.  [default: the store's own]")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
@@ -59,7 +62,8 @@ def build(store: Path | None, dry_run: bool, as_json: bool, **settings: Any) -> 
 
 
 def _default_store(teacher: str, dataset: str) -> Path:
-    return Path("stores") / f"{teacher}-{Path(dataset.replace(':', '/')).name}"
+    data = Path(dataset.partition(":")[2] or dataset).absolute().name
+    return Path("stores") / f"{canonical_name(teacher)}-{data}"
 
 
 def _estimate(plan: BuildPlan) -> dict[str, Any]:

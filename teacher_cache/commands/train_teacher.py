@@ -31,7 +31,7 @@ from teacher_cache.teacher_training import train_teacher as run_training
 @click.option("--momentum", type=float, default=0.9, show_default=True)
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True)
 @click.option("--batch-size", type=int, default=64, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**40), default=0, show_default=True)
 @compute_options("bf16 where the device is fast at it, else fp32")
 @json_option
 def train_teacher(

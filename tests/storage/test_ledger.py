@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -202,6 +203,25 @@ def test_two_teachers_have_separate_accounts(ledger):
     assert ledger.summary().spent == 5
     assert ledger.summary(TEACHER).spent == 2
     assert ledger.teachers() == {TEACHER: "wrn_40_2", "cd" * 32: "vgg8"}
+
+
+def test_a_ledger_is_read_where_nothing_can_be_written(ledger, tmp_path, monkeypatch):
+    ledger.reserve(ledger.start_session(SESSION), requests(0, 3))
+    ledger.close()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    reader = Ledger(tmp_path / "ledger.sqlite")
+    assert reader.summary().reserved == 3
+    with pytest.raises(StoreUnreadable, match="readonly|read-only"):
+        reader.start_session(SESSION)
+    reader.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///:memory:", "sqlite:///x?mode=memory&uri=true"])
+def test_a_ledger_that_would_not_last_is_refused(url):
+    with pytest.raises(InvalidInput, match="names no ledger|would be lost"):
+        Ledger(url, create=True)
 
 
 @pytest.mark.parametrize("url", ["mysql+nothing://x/y", "://", "postgresql://"])

@@ -127,6 +127,35 @@ def test_creation_that_was_interrupted_is_started_afresh(tmp_path, array_format)
     assert store.manifest.n == 20
 
 
+def test_a_folder_with_paid_calls_and_no_manifest_is_not_wiped(whole_store):
+    folder = whole_store.store.folder
+    (folder / "manifest.json").rename(folder.parent / "aside.json")
+    with pytest.raises(StoreUnreadable, match="has a ledger and no manifest.json: its calls are paid for"):
+        Store.create(folder, make_identity(), array_format="zarr", samples=make_samples(make_identity()))
+    (folder.parent / "aside.json").rename(folder / "manifest.json")
+    assert Store.open(folder).valid_prefix() == N
+
+
+@pytest.mark.parametrize("name", ["train/labels", "val/images", "test/labels", "train/views"])
+def test_a_changed_sample_is_refused_not_used(whole_store, name):
+    arrays = whole_store.store.arrays
+    values = arrays.read(name, 2, 3)
+    values.view(np.uint8).reshape(-1)[0] ^= 1
+    arrays.write(name, 2, values)
+    arrays.sync()
+    with pytest.raises(StoreUnreadable, match=f"array {name} in .*it is not what the build wrote"):
+        Store.open(whole_store.store.folder).read_sample(name)
+
+
+def test_a_missing_chunk_is_an_error_not_zeros(tmp_path):
+    identity = make_identity()
+    store = Store.create(tmp_path / "s", identity, array_format="zarr", samples=make_samples(identity))
+    (tmp_path / "s" / "data.zarr" / "train" / "labels" / "c.1").unlink()
+    assert store.read("train/labels", 64).tolist() == [row % 5 for row in range(64)]
+    with pytest.raises(StoreUnreadable, match=r"chunk c\.1, which holds row 64, is missing"):
+        store.read("train/labels")
+
+
 def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_format):
     (tmp_path / "thesis.tex").write_text("years of work")
     identity = make_identity()
@@ -137,12 +166,12 @@ def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_form
 def test_only_one_builder_at_a_time(empty_store):
     other = Store.open(empty_store.store.folder)
     with (
-        empty_store.store.locked(),
+        Store.locked(empty_store.store.folder),
         pytest.raises(StoreBusy, match="another build is writing"),
-        other.locked(),
+        Store.locked(other.folder),
     ):
         pass
-    with other.locked():
+    with Store.locked(other.folder):
         pass
 
 

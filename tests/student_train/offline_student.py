@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.abc import MetaPathFinder
 
-FORBIDDEN = ("teacher_cache", "pipeline", "torchvision", "sklearn", "PIL")
+FORBIDDEN = ("teacher_cache", "pipeline", "torchvision")
 
 
 class Refuse(MetaPathFinder):

@@ -135,6 +135,10 @@ def test_the_level_comes_from_the_weighted_targets():
         ("ckd:pairs=all,positives=2", InvalidInput, "belong to pairs=sampled"),
         ("ckd:positives=0", InvalidInput, "at least 1 sample on each side"),
         ("ckd:positives=two", InvalidInput, "takes positives as int, got 'two'"),
+        ("kd:temperature=inf", InvalidInput, "takes temperature as float"),
+        ("ckd:logits=nan", InvalidInput, "takes logits as float"),
+        ("ckd:logits=-1", InvalidInput, "finite number of at least 0"),
+        ("ckd:logits=0,labels=0", InvalidInput, "has weight 0; nothing would be learned"),
         ("kd:temperature=0", InvalidInput, "temperature must be above 0"),
         ("kd:temperature", InvalidInput, "cannot read 'temperature'"),
         ("kd:temperature=1,temperature=2", InvalidInput, "each key once"),
@@ -157,7 +161,20 @@ def test_a_method_that_cannot_be_understood_is_a_sentence(spec, error, message):
 )
 def test_a_loss_that_cannot_be_understood_is_a_sentence(spec, error, message):
     with pytest.raises(error, match=message):
-        parse_losses([spec], "sampled")
+        parse_losses([spec])
+
+
+def test_a_pairing_that_nothing_uses_is_refused():
+    with pytest.raises(InvalidInput, match="there is none; leave it out"):
+        parse_losses(["kd"], "all")
+
+
+def test_a_recipe_tells_settings_apart_and_spellings_not():
+    assert parse_method("ckd").describe() == parse_method("ckd:positives=1,pairs=sampled").describe()
+    specs = ("kd", "kd:temperature=2", "ckd", "ckd:pairs=all", "ckd:anchor=false", "ckd:joint=true", "ckd:labels=2")
+    assert len({str(parse_method(spec).describe()) for spec in specs}) == len(specs)
+    one, other = (parse_losses(["kd:compared=true"], pairing) for pairing in ("all", "sampled:positives=2"))
+    assert one.describe() != other.describe()
 
 
 def test_terms_without_a_teacher_need_none():

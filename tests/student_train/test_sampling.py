@@ -13,13 +13,14 @@ from storage.errors import InvalidInput
 from student_train.sampling import EpochSampling, GroupSampling
 
 
-@given(n=st.integers(2, 200), batch_size=st.integers(2, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+@given(n=st.integers(2, 200), batch_size=st.integers(4, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_is_every_row_once(n, batch_size, seed, epoch):
     steps = ceil(n / batch_size)
     batches = [
         EpochSampling().batch(epoch * steps + place, n=n, batch_size=batch_size, seed=seed) for place in range(steps)
     ]
     rows = torch.cat([batch.rows for batch in batches])
+    assert min(len(batch.rows) for batch in batches) >= 2
     assert sorted(rows.tolist()) == list(range(n))
     assert all(batch.passes == (slice(0, len(batch.rows)),) for batch in batches)
     assert max(len(batch.rows) for batch in batches) <= batch_size
@@ -46,6 +47,12 @@ def test_a_group_never_holds_a_row_twice(n, positives, negatives, step):
     assert batch.rows.max() < n
     again = sampling.batch(step, n=n, batch_size=8, seed=0)
     assert torch.equal(batch.rows, again.rows)
+
+
+def test_a_group_can_be_the_whole_sample():
+    batch = GroupSampling(3, 3).batch(0, n=6, batch_size=50, seed=0)
+    groups = torch.cat([batch.rows[:150].view(50, 3), batch.rows[150:].view(50, 3)], dim=1)
+    assert all(sorted(group) == list(range(6)) for group in groups.tolist())
 
 
 def test_both_sides_go_through_together_when_joint():

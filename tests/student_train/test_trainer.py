@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -18,20 +19,22 @@ from safetensors.torch import load_file
 
 from models import create_model, load_weights
 from models.compute import Compute
-from storage.errors import InvalidInput, StoreIncomplete
+from storage.errors import Diverged, Interrupted, InvalidInput, StoreBusy, StoreIncomplete
 from storage.store import Store
+from storage.terminal import StopRequest
 from storage.views import apply_views, evaluation_batches
 from student_train import trainer as trainer_module
 from student_train.anchor import anchor
 from student_train.data import StudentData
-from student_train.methods import parse_method
+from student_train.methods import Method, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
+from teacher_cache.build import build
+from teacher_cache.plan import BuildConfig, plan_build
 from tests.conftest import COMMANDS, run_command
 
 CPU = Compute(torch.device("cpu"), "fp32")
-SOURCE = {"store": "a store", "ledger_head": "a hash"}
 
 
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
@@ -41,9 +44,7 @@ def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     data = StudentData.load(store, n, recipe.needs, CPU)
     protocol = ProtocolConfig(max_evals=evals, patience=patience)
     config = TrainConfig(student="resnet8", method=method, protocol=protocol, **settings)
-    folder = RunFolder(out)
-    folder.start(resume=True)
-    return Trainer(config, data, recipe, folder)
+    return Trainer(config, data, recipe, RunFolder(out))
 
 
 def assert_same_run(one, other):
@@ -60,9 +61,9 @@ def assert_same_run(one, other):
 @pytest.mark.parametrize("method", ["vanilla", "kd", "ckd", "ckd:pairs=all"])
 def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
     for name in ("one", "other"):
-        make_trainer(built_store, tmp_path / name, method, max_evals=2).run(SOURCE)
+        make_trainer(built_store, tmp_path / name, method, max_evals=2).run(resume=True)
     assert_same_run(tmp_path / "one", tmp_path / "other")
-    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1).run(SOURCE)
+    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1).run(resume=True)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "one", tmp_path / "third")
 
@@ -72,24 +73,175 @@ def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkey
     monkeypatch.setattr(trainer_module, "_SAVE_EVERY_SECONDS", 0.0)
     # A patience of 1 makes plateaus likely, so that going back to the best weights is part of what is resumed.
     settings = {"max_evals": 7, "patience": 1, "lr": 0.3}
-    make_trainer(built_store, tmp_path / "whole", method, **settings).run(SOURCE)
+    make_trainer(built_store, tmp_path / "whole", method, **settings).run(resume=True)
 
     def die(row):
         if row["epoch"] == 4:
             raise MemoryError("as if the process had died")
 
     with pytest.raises(MemoryError):
-        make_trainer(built_store, tmp_path / "resumed", method, **settings).run(SOURCE, die)
+        make_trainer(built_store, tmp_path / "resumed", method, **settings).run(resume=True, on_eval=die)
     resumed = make_trainer(built_store, tmp_path / "resumed", method, **settings)
-    resumed.run(SOURCE)
+    resumed.run(resume=True)
+    assert len({row["lr"] for row in resumed.rows}) > 1, "the test needs a plateau"
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
+    """The state in the middle of an interval, with the losses so far, is part of what is kept."""
+    make_trainer(built_store, tmp_path / "whole", "kd", max_evals=3, batch_size=16).run()
+    stopped = make_trainer(built_store, tmp_path / "stopped", "kd", max_evals=3, batch_size=16)
+    step = stopped.train_step
+
+    def stop_at_step_8():
+        if stopped.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step()
+
+    stopped.train_step = stop_at_step_8
+    with pytest.raises(Interrupted, match="stopped after step 9"):
+        stopped.run()
+    make_trainer(built_store, tmp_path / "stopped", "kd", max_evals=3, batch_size=16).run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
+    arguments = [
+        "--store",
+        built_store,
+        "--student",
+        "resnet8",
+        "--method",
+        "kd",
+        "--device",
+        "cpu",
+        "--max-evals",
+        "4",
+    ]
+    killed = [sys.executable, "-m", "tests.student_train.killed_student", "2", *arguments, "--out", tmp_path / "killed"]
+    child = subprocess.run([str(part) for part in killed], capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    for name, more in (("killed", ["--resume"]), ("whole", [])):
+        done = run_command("ckd-train", *arguments, "--out", tmp_path / name, *more, env={"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_plateau_goes_back_to_the_best_weights_with_a_lower_rate_and_no_momentum(built_store, tmp_path, monkeypatch):
+    trainer = make_trainer(built_store, tmp_path / "run", patience=1, max_evals=9)
+    accuracies = iter([0.5, 0.9, 0.4])  # validation, test at the improvement, validation at the plateau
+    monkeypatch.setattr(trainer, "_accuracy", lambda images: next(accuracies))
+    stop = StopRequest()
+    trainer._train_interval(stop)
+    trainer._evaluate()
+    best = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    trainer._train_interval(stop)
+    assert trainer._evaluate()["lr"] == 0.05
+    for name, tensor in trainer.student.state_dict().items():
+        torch.testing.assert_close(tensor, best[name], rtol=0, atol=0)
+    assert not trainer.optimizer.state
+    trainer._train_interval(stop)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_a_diverging_loss_is_a_sentence_not_a_result(built_store, tmp_path):
+    with pytest.raises(Diverged, match="the loss is (nan|inf) at step .*; lower --lr"):
+        make_trainer(built_store, tmp_path / "run", "ckd", lr=1e9, max_evals=20).run()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_finished_run_of_other_settings_is_not_passed_off(built_store, tmp_path):
+    done = make_trainer(built_store, tmp_path / "run", "kd", n=32, max_evals=1).run()
+    assert make_trainer(built_store, tmp_path / "run", "kd", n=32, max_evals=1).run(resume=True) == done
+    with pytest.raises(InvalidInput, match="was started with n 32, not 40"):
+        make_trainer(built_store, tmp_path / "run", "kd", n=40, max_evals=1).run(resume=True)
+    with pytest.raises(InvalidInput, match="was started with recipe"):
+        make_trainer(built_store, tmp_path / "run", "kd:temperature=2", n=32, max_evals=1).run(resume=True)
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        make_trainer(built_store, tmp_path / "run", "kd", n=32, max_evals=1).run()
+
+
+def test_two_trainings_do_not_share_a_folder(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", max_evals=1)
+    with trainer.folder.opened(resume=False), pytest.raises(StoreBusy, match="another training writes"):
+        trainer.run()
+    with pytest.raises(InvalidInput, match="is a store; give another --out"):
+        make_trainer(built_store, built_store, max_evals=1).run()
+
+
+def test_training_anchors_before_it_measures(built_store, tmp_path):
+    """Where the level of the logits is thrown off, anchoring brings it back."""
+    for spec, moved in (("ckd", False), ("ckd:anchor=false", True)):
+        trainer = make_trainer(built_store, tmp_path / spec, spec, max_evals=1)
+        step = trainer.train_step
+
+        def throw_off(trainer=trainer, step=step):
+            loss = step()
+            with torch.no_grad():
+                trainer.student.head.bias[3] += 1e3
+            return loss
+
+        trainer.train_step = throw_off
+        trainer.run()
+        assert (trainer.student.head.bias[3].item() > 500) is moved
+
+
+def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", "ckd", batch_size=8)
+    batch = trainer.method.sampling.batch(0, n=96, batch_size=8, seed=0)
+    inputs, _ = trainer.data.inputs(batch.rows, 0, seed=0, student_view="fresh")
+    trainer.student.train()
+    found = trainer._represent(inputs, batch).logits
+    apart = torch.cat([trainer.student(inputs[:8]), trainer.student(inputs[8:])])
+    together = trainer.student(inputs)
+    torch.testing.assert_close(found, apart)
+    assert not torch.allclose(found, together, atol=1e-3)
+
+
+def test_views_stay_with_their_answers(tmp_path, weights):
+    """Of several views, the one that is replayed is the one whose logits are handed out."""
+    config = BuildConfig(
+        teacher="resnet8", weights=weights, dataset="digits", n=20, views=3, store=tmp_path / "s", device="cpu"
+    )
+    build(plan_build(config))
+    data = StudentData.load(tmp_path / "s", None, {"logits"}, CPU)
+    network = create_model("resnet8", num_classes=10).eval()
+    load_weights(network, weights)
+    rows = torch.arange(20)
+    inputs, which = data.inputs(rows, 5, seed=0, student_view="teacher")
+    assert set(which.tolist()) == {0, 1, 2}
+    with torch.inference_mode():
+        torch.testing.assert_close(data.teacher(rows, which).logits, network(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_losses_are_float32_under_autocast(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", "kd")
+    trainer.data = dataclasses.replace(trainer.data, compute=Compute(torch.device("cpu"), "bf16"))
+    seen, original = [], Method.loss
+
+    def looking(self, signals):
+        seen.append((signals.student.logits.dtype, signals.teacher.logits.dtype))
+        return original(self, signals)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Method, "loss", looking)
+        assert trainer.train_step().dtype == torch.float32
+    assert seen == [(torch.float32, torch.float32)]
 
 
 def test_run_json_says_what_was_measured(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", n=64, max_evals=3)
-    result = trainer.run(SOURCE)
+    result = trainer.run(resume=True)
     assert result == json.loads((tmp_path / "run" / "run.json").read_text())
-    expected = {"method": "kd", "student": "resnet8", "n": 64, "seed": 0, "teacher_calls": 64} | SOURCE
+    expected = {
+        "method": "kd",
+        "student": "resnet8",
+        "n": 64,
+        "seed": 0,
+        "teacher_calls": 64,
+        "store": str(built_store),
+    }
+    expected["ledger_head"] = Store.open(built_store).ledger_head()
     assert {name: result[name] for name in expected} == expected
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -115,13 +267,13 @@ def test_run_json_says_what_was_measured(built_store, tmp_path):
 
 
 def test_labels_alone_cost_no_teacher_call(built_store, tmp_path):
-    assert make_trainer(built_store, tmp_path / "run", "vanilla", max_evals=1).run(SOURCE)["teacher_calls"] == 0
+    assert make_trainer(built_store, tmp_path / "run", "vanilla", max_evals=1).run(resume=True)["teacher_calls"] == 0
 
 
 def test_an_evaluation_comes_every_epoch_worth_of_steps(built_store, tmp_path):
     for method in ("kd", "ckd"):
         trainer = make_trainer(built_store, tmp_path / method, method, n=90, max_evals=2, batch_size=32)
-        assert trainer.run(SOURCE)["steps"] == 2 * 3, "ceil(90 / 32) steps each"
+        assert trainer.run(resume=True)["steps"] == 2 * 3, "ceil(90 / 32) steps each"
 
 
 def test_a_teacher_that_can_be_learned_is_learned(built_store, tmp_path):
@@ -129,7 +281,7 @@ def test_a_teacher_that_can_be_learned_is_learned(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "kd:ce=0", max_evals=40, student_view="teacher", lr=0.1)
     first = float(trainer.train_step())
     trainer.step = 0
-    trainer.run(SOURCE)
+    trainer.run(resume=True)
     last = trainer.rows[-1]["train_loss"]
     assert last < first / 3
 
@@ -271,7 +423,8 @@ def test_a_hostile_resume_file_runs_no_code(built_store, tmp_path):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
     trainer = make_trainer(built_store, tmp_path / "run")
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "resume.pt").write_bytes(pickle.dumps({"config": Bomb()}))
     with pytest.raises(InvalidInput, match="cannot be resumed from"):
-        trainer.run(SOURCE)
+        trainer.run(resume=True)
     assert not (tmp_path / "exploded").exists()

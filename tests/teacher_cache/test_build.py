@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from models import create_model, load_weights
-from storage.errors import BudgetRefused, DiskFull, IdentityMismatch, InvalidInput, UnknownName
+from models import create_model, load_weights, save_weights
+from storage.errors import (
+    BudgetRefused,
+    DiskFull,
+    IdentityMismatch,
+    InvalidInput,
+    StoreBusy,
+    StoreUnreadable,
+    UnknownName,
+)
 from storage.ledger import Ledger
 from storage.schema import output_array
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from storage.views import apply_views
-from teacher_cache.build import build
+from teacher_cache.build import _sample_values, build
 from teacher_cache.plan import BuildConfig, plan_build
 from teacher_cache.teacher import Teacher
 from tests.teacher_cache.crash_build import STEPS, config
@@ -96,9 +104,75 @@ def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(tmp_
     for name, values in arrays_of(folder).items():
         np.testing.assert_array_equal(values[: len(before[name])], before[name], err_msg=name)
     assert summary(folder).committed == 57
-    # A store never shrinks: asking for less finds everything paid.
-    assert build(plan_build(config(folder, weights, array_format, n=10))).n == 57
+    # Asking for less finds it paid, and takes nothing away.
+    report = build(plan_build(config(folder, weights, array_format, n=10)))
+    assert (report.new_calls, report.rows_valid) == (0, 10)
+    assert Store.open(folder).valid_prefix() == 57
     assert problems(folder) == []
+
+
+def test_a_smaller_n_never_pays_for_rows_beyond_it(tmp_path, weights, forwards):
+    """A store that was planned for more and interrupted is not filled by a build that asks for less."""
+    folder = tmp_path / "store"
+    build(plan_build(config(folder, weights, "zarr", n=40)))
+    store = Store.open(folder)
+    store.grow(_sample_values(plan_build(config(folder, weights, "zarr", n=96))))
+    del forwards[:]
+    assert build(plan_build(config(folder, weights, "zarr", n=45))).new_calls == 5
+    assert sum(forwards) == 5
+    assert Store.open(folder).valid_prefix() == 45
+
+
+def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weights, forwards):
+    shared = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "device": "cpu"}
+    build(plan_build(BuildConfig(n=20, store=tmp_path / "one", ledger=shared, budget=30, **base)))
+    with pytest.raises(BudgetRefused, match="30"):
+        plan_build(BuildConfig(n=40, store=tmp_path / "one", **base))
+    with pytest.raises(IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in"):
+        plan_build(BuildConfig(n=40, store=tmp_path / "one", ledger=str(tmp_path / "other.sqlite"), **base))
+    build(plan_build(BuildConfig(n=20, store=tmp_path / "two", **base)))
+    (tmp_path / "two" / LEDGER_FILE).unlink()
+    with pytest.raises(StoreUnreadable, match="there is no ledger at"):
+        plan_build(BuildConfig(n=40, store=tmp_path / "two", **base))
+    Ledger(tmp_path / "two" / LEDGER_FILE, create=True).close()
+    with pytest.raises(StoreUnreadable, match="was replaced or rolled back"):
+        plan_build(BuildConfig(n=40, store=tmp_path / "two", **base))
+    assert sum(forwards) == 40
+
+
+def test_a_dry_run_after_a_crash_counts_what_was_lost(tmp_path, weights):
+    folder = tmp_path / "store"
+    crash = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
+    subprocess.run(crash, capture_output=True, check=False)
+    plan = plan_build(config(folder, weights, "zarr"))
+    assert plan.needed_calls == build(plan).new_calls
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"normalisation": '{"mean": [0, 0, 0], "std": [0, 0, 0]}'}, "which cannot be"),
+        ({"normalisation": '{"mean": [0, 0], "std": [1, 1]}'}, "which cannot be"),
+        ({"normalisation": "{bad"}, "is not JSON|no JSON"),
+        ({"classes": "7"}, "whose classes are not those of digits"),
+    ],
+)
+def test_odd_notes_in_a_teachers_file_are_refused_before_any_call(tmp_path, forwards, metadata, message):
+    path = tmp_path / "odd.safetensors"
+    save_weights(create_model("resnet8", num_classes=10, seed=0), path, metadata)
+    with pytest.raises(InvalidInput, match=message):
+        plan_build(BuildConfig(teacher="resnet8", weights=path, dataset="digits", n=10, store=tmp_path / "s"))
+    assert forwards == []
+
+
+def test_two_builds_at_once_do_not_meet(tmp_path, weights):
+    plan = plan_build(config(tmp_path / "store", weights, "zarr"))
+    (tmp_path / "store").mkdir()
+    with Store.locked(tmp_path / "store"), pytest.raises(StoreBusy, match="another build is writing"):
+        build(plan)
+    assert build(plan).new_calls == 96
+    assert build(plan).new_calls == 0, "a plan made before another build finds its rows"
 
 
 def test_planning_and_dry_runs_call_nothing_and_write_nothing(tmp_path, weights, forwards):
@@ -266,8 +340,6 @@ def test_a_disk_without_room_is_found_before_any_call(tmp_path, weights, forward
 
 
 def test_values_that_do_not_fit_the_stored_type_stop_the_build(tmp_path, forwards):
-    from models import save_weights
-
     network = create_model("resnet8", num_classes=10, seed=0)
     with torch.no_grad():
         network.bn1.bias.fill_(1e6)
