@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -77,14 +78,12 @@ def make_images(folder: Path, n: int) -> None:
 
 def builder(base: BuildConfig, features: str, array_format: str) -> Callable[[], object]:
     """A whole build in a fresh folder: store, ledger, reservations, fsync and all."""
-    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
-    config = BuildConfig(**fields | {"features": features, "array_format": array_format})
+    plan = plan_build(replace(base, features=features, array_format=array_format))
 
     def run() -> None:
-        shutil.rmtree(config.store, ignore_errors=True)
-        build(plans[0])
+        shutil.rmtree(base.store, ignore_errors=True)
+        build(plan)
 
-    plans = [plan_build(config)]
     return run
 
 

@@ -4,12 +4,15 @@
 
 The bare step sees one fixed batch in the precision and memory layout that training uses. A `ckd` step with sampled
 pairs sends twice the images through the student, so it is held against a bare step on as many images, in as many
-passes. Prints the ratio for each method, and the peak memory of the process.
+passes. Evaluations are not part of a step. Peak memory is that of a process of its own for each method, with imports,
+loading and three steps in it.
 """
 
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import take_turns
+from benchmarks.measure import Timing, take_turns
 from models import create_model
 from models.compute import Compute
 from storage.digest import input_digests
@@ -41,7 +44,12 @@ METHODS = {"vanilla": 1, "kd": 1, "ckd": 2, "ckd:pairs=all": 1}
 @click.option("--n", default=2400, show_default=True)
 @click.option("--steps", default=8, show_default=True, help="Steps in each round.")
 @click.option("--rounds", default=5, show_default=True)
-def main(student: str, n: int, steps: int, rounds: int) -> None:
+@click.option("--peak", help="Only print the peak memory of this method on --store; for the benchmark itself.")
+@click.option("--store", type=click.Path(path_type=Path))
+def main(student: str, n: int, steps: int, rounds: int, peak: str | None, store: Path | None) -> None:
+    if peak is not None and store is not None:
+        print_peak_memory(student, store, n, peak)
+        return
     compute = Compute.choose()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,13 +64,33 @@ def main(student: str, n: int, steps: int, rounds: int) -> None:
             trainer = Trainer(config, data, recipe, RunFolder(folder / "run"))
             subjects[method] = lambda trainer=trainer: train_steps(trainer, steps)
         timings = take_turns(rounds, subjects)
+        print_timings(student, steps, compute, timings)
+        for method in METHODS:
+            command = [sys.executable, "-m", "benchmarks.stage_two", "--student", student, "--n", str(n)]
+            command += ["--peak", method, "--store", str(folder / "store")]
+            click.echo(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def print_timings(student: str, steps: int, compute: Compute, timings: dict[str, Timing]) -> None:
     click.echo(f"{student}, batches of 64, {compute.describe()} {compute.precision}")
     for label, timing in timings.items():
         line = f"{label:<22} {timing.median / steps * 1e3:8.1f} ms/step"
         if label in METHODS:
             line += f"   {timing.over(timings[f'bare, {METHODS[label]} x 64 images']):6.3f} of the bare step"
         click.echo(line)
-    click.echo(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+
+
+def print_peak_memory(student: str, store: Path, n: int, method: str) -> None:
+    compute = Compute.choose()
+    recipe = parse_method(method)
+    data = StudentData.load(store, n, recipe.needs, compute)
+    trainer = Trainer(TrainConfig(student=student, method=method), data, recipe, RunFolder(store / "unused"))
+    train_steps(trainer, 3)
+    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    device = ""
+    if compute.device.type == "cuda":
+        device = f", {torch.cuda.max_memory_allocated(compute.device) / 1e6:.0f} MB of GPU memory"
+    click.echo(f"{method:<22} peak memory {megabytes:6.0f} MB{device}")
 
 
 def bare_steps(student: str, passes: int, steps: int, compute: Compute) -> Callable[[], object]:

@@ -21,7 +21,7 @@ class NestedSample:
 
     Args:
         train: (n,) int64.
-        val: (n // 4,) int64, at least one.
+        val: (n // 4,) int64, at least one, at most a fifth of the pool.
     """
 
     train: np.ndarray

@@ -101,7 +101,7 @@ def test_a_damaged_store_fails_verification_and_is_not_trained_from(build, tmp_p
     (store / "data.h5").write_bytes(content)
     verified = run_command("ckd-cache", "verify", "--store", store)
     assert verified.returncode == 1
-    assert "row 7 view 0 does not match its digest" in verified.stdout
+    assert "row 7 view 0 are missing or do not match their digest" in verified.stdout
     trained = run_command("ckd-train", "--store", store, "--out", tmp_path / "run")
     assert trained.returncode == 2
     assert "row 7 of" in trained.stderr

