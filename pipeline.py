@@ -52,7 +52,7 @@ class DemoConfig:
     teacher_epochs: int = 6
     sizes: tuple[int, ...] = (200, 800)
     methods: tuple[str, ...] = ("vanilla", "kd", "ckd")
-    steps: int = 195
+    steps: int = 156
     seed: int = 0
 
 
