@@ -1,6 +1,6 @@
 """What caching costs over merely running the teacher.
 
-    python -m benchmarks.stage_one [--n 512] [--rounds 3]
+    python -m benchmarks.stage_one [--n 1024] [--rounds 3]
 
 Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
 whole build of a store (plan excluded), with logits and with all features, in both formats; and caching one image at
@@ -29,7 +29,7 @@ from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
 
 @click.command()
 @click.option("--teacher", default="wrn_40_2", show_default=True)
-@click.option("--n", default=512, show_default=True, help="Teacher calls in each round.")
+@click.option("--n", default=1024, show_default=True, help="Teacher calls in each round.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:

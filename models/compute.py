@@ -70,13 +70,14 @@ class Compute:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unusable = ModelError(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise NotImplementedError
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto") from error
+    except (RuntimeError, AssertionError) as error:
+        raise unusable from error
+    if device.type not in ("cpu", "cuda"):
+        raise unusable
     return device
 
 
