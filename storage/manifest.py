@@ -105,11 +105,6 @@ class Manifest:
         """Rows of each split."""
         return {"train": self.n, "val": self.num_val, "test": self.num_test}
 
-    @property
-    def num_calls(self) -> int:
-        """Teacher calls that a whole store stands for."""
-        return self.n * self.identity.views
-
     def grown(self, n: int, num_val: int) -> Manifest:
         """The same store with more rows."""
         return replace(self, n=max(n, self.n), num_val=max(num_val, self.num_val))

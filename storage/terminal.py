@@ -86,7 +86,7 @@ def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) ->
     except KeyboardInterrupt:
         if debug:
             raise
-        stderr.print("Interrupted; run the same command again to go on.")
+        stderr.print("Interrupted; run the same command again to go on (ckd-train with --resume).")
         sys.exit(Interrupted.exit_code)
 
 

@@ -31,7 +31,7 @@ def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[st
         [COMMANDS / name, *rest],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=300,
         env=environment,
         check=False,
         **options,

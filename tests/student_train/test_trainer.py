@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     protocol = ProtocolConfig(max_evals=evals, patience=patience)
     config = TrainConfig(student="resnet8", method=method, protocol=protocol, **settings)
     return Trainer(config, data, recipe, RunFolder(out))
+
+
+def train_arguments(store, evaluations: int) -> list[object]:
+    """What the installed command is given where it must repeat itself."""
+    settings = {"--student": "resnet8", "--method": "kd", "--device": "cpu", "--precision": "fp32"}
+    return ["--store", store, *chain.from_iterable(settings.items()), "--max-evals", evaluations]
 
 
 def assert_same_run(one, other):
@@ -106,18 +113,7 @@ def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
 
 
 def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
-    arguments = [
-        "--store",
-        built_store,
-        "--student",
-        "resnet8",
-        "--method",
-        "kd",
-        "--device",
-        "cpu",
-        "--max-evals",
-        "4",
-    ]
+    arguments = train_arguments(built_store, 4)
     killed = [sys.executable, "-m", "tests.student_train.killed_student", "2", *arguments, "--out", tmp_path / "killed"]
     child = subprocess.run([str(part) for part in killed], capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
@@ -359,19 +355,7 @@ def test_anchoring_changes_no_gradient(built_store, tmp_path):
 
 def test_an_interrupted_command_goes_on_with_resume(built_store, tmp_path):
     out = tmp_path / "run"
-    command = [
-        "--store",
-        built_store,
-        "--student",
-        "resnet8",
-        "--method",
-        "kd",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    command += ["--max-evals", "30", "--precision", "fp32"]
+    command = [*train_arguments(built_store, 30), "--out", out]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [COMMANDS / "ckd-train", *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment
