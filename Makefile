@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-all lint check bench clean
+.PHONY: help install demo test test-slow test-all lint check bench torture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,12 @@ check: lint test  ## before every commit
 bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_one
 	$(BIN)/python -m benchmarks.stage_two
+	$(BIN)/python -m benchmarks.guarantees
+	$(BIN)/python -m benchmarks.ledger
+
+torture: $(INSTALLED)  ## kill builds and damage stores at random, and see what is left
+	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m benchmarks.fuzz
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -156,17 +156,18 @@ def make_store(folder: Path, n: int) -> None:
         teacher_name="wrn_40_2",
         store=store.manifest.store_id,
         location=str(folder),
-        purpose="train",
+        purpose="build",
         device="cpu",
         precision="fp32",
         outputs=("logits",),
+        host="here",
     )
     inputs = input_digests(samples["train/images"], samples["train/views"], geometry)
     requests = [CallRequest(row[0], place, place, 0) for place, row in enumerate(inputs)]
-    ids = ledger.reserve(ledger.start_session(session), requests)
-    digests = store.write_outputs(0, {"logits": rng.normal(size=(n, 1, 100)).astype(np.float32)})
-    store.publish([(0, n)])
-    ledger.commit(ids, [digest.tobytes() for digest in digests[:, 0]])
+    ids = ledger.reserve(ledger.start_session(session), requests).ids.values()
+    digests = store.write_outputs(range(n), {"logits": rng.normal(size=(n, 100)).astype(np.float32)})
+    store.publish(range(n))
+    ledger.commit({id_: digest.tobytes() for id_, digest in zip(ids, digests, strict=True)})
     ledger.close()
 
 

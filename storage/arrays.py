@@ -1,18 +1,28 @@
 """What the store asks of an array format; Zarr and HDF5 answer it with the same guarantees.
 
-- `write` may be torn by a crash; once `sync` has returned, everything written before it is on the disk.
-- A crash at any moment leaves a file that opens.
-- Only plain numbers are read: no pickles, no object arrays, no compiled filters.
+A format's library lays the arrays out once: uncompressed chunks of whole rows, their room on the disk taken. Values
+are then read and written by position, as in any flat file, so that
+
+- only the bytes of the rows in hand are touched, and a crash cannot harm any others;
+- metadata does not change during a build, and a killed one leaves arrays that open;
+- a disk that fills is found when the store is made, before anything is paid for;
+- nothing but plain numbers is ever read: no pickles, no object arrays, no compiled filters.
+
+A row holds one or several *cells*, its views; cell c of an array is view c % V of row c // V.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from storage.durable import reporting_full_disk
 from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
 
@@ -26,36 +36,85 @@ class ArrayFile(ABC):
     """
 
     format: str
-    file_name: str
+    suffix: str
 
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         self.path = path
         self.specs: Mapping[str, ArraySpec] = {spec.name: spec for spec in specs}
+        self._unsynced: dict[Path, int] = {}
 
     @classmethod
     @abstractmethod
     def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
-        """Make the arrays, `rows[split]` rows each, replacing what is at `path`; zero until written."""
+        """Make the arrays, `rows[split]` rows each, replacing what is at `path`; zero until written.
+
+        Raises:
+            DiskFull: they do not all fit.
+        """
 
     @abstractmethod
     def grow(self, rows: Mapping[str, int]) -> None:
         """Make every array at least `rows[split]` rows long; existing rows stay as they are."""
 
     @abstractmethod
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one array; raises `StoreUnreadable` if they are not there."""
+    def num_rows(self, name: str) -> int:
+        """Rows an array has; raises `StoreUnreadable` if it is not there, or not laid out as expected."""
 
     @abstractmethod
-    def write(self, name: str, start: int, values: np.ndarray) -> None:
-        """Put `values` at rows start, start + 1, ... of one array."""
+    def missing_files(self, rows: Mapping[str, int]) -> list[Path]:
+        """Files of these arrays that were deleted or cut short, and can be made again, without what was in them."""
 
     @abstractmethod
-    def sync(self) -> None:
-        """Return when everything written so far is on the disk, folder entries too."""
+    def make_missing(self, rows: Mapping[str, int]) -> None:
+        """Make such files again: zeros where values are gone."""
+
+    @abstractmethod
+    def _place(self, name: str, chunk: int) -> tuple[Path, int]:
+        """File of a chunk, and where in it the chunk begins."""
 
     @abstractmethod
     def size_bytes(self) -> int:
         """Bytes on the disk."""
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of one array; raises `StoreUnreadable` if they are not there."""
+        spec = self.specs[name]
+        return self._read(spec, start * spec.row_bytes, (max(0, stop - start), *spec.row_shape))
+
+    def read_cells(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Cells start..stop of an array whose rows have views."""
+        spec = self.specs[name]
+        return self._read(spec, start * spec.cell_bytes, (max(0, stop - start), *spec.row_shape[1:]))
+
+    def read_what_is_there(self, name: str, rows: int) -> np.ndarray:
+        """The first rows of an array, with zeros in place of those that cannot be read."""
+        spec = self.specs[name]
+        values = np.zeros((rows, *spec.row_shape), dtype=spec.dtype)
+        for first in range(0, rows, spec.chunk_rows):
+            last = min(first + spec.chunk_rows, rows)
+            with suppress(StoreUnreadable):
+                values[first:last] = self.read(name, first, last)
+        return values
+
+    def write(self, name: str, start: int, values: np.ndarray) -> None:
+        """Put `values` at rows start, start + 1, ... of one array; on the disk after `sync`."""
+        spec = self.specs[name]
+        self._write(spec, start * spec.row_bytes, values)
+
+    def write_cells(self, name: str, start: int, values: np.ndarray) -> None:
+        """Put `values` at cells start, start + 1, ... of an array whose rows have views."""
+        spec = self.specs[name]
+        self._write(spec, start * spec.cell_bytes, values)
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk."""
+        with reporting_full_disk(self.path):
+            for path in list(self._unsynced):
+                descriptor = self._unsynced.pop(path)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def unreadable(self, name: str, why: object) -> StoreUnreadable:
         """The error for an array that cannot be read."""
@@ -64,16 +123,63 @@ class ArrayFile(ABC):
             f"ckd-cache verify --store {self.path.parent}"
         )
 
-    def check_rows(self, name: str, available: int, stop: int) -> None:
-        """Refuse rows that an array does not have."""
-        if stop > available:
-            raise self.unreadable(name, f"it has {available} rows, {stop} are needed")
+    def _read(self, spec: ArraySpec, position: int, shape: tuple[int, ...]) -> np.ndarray:
+        available = self.num_rows(spec.name)
+        size = prod(shape) * spec.dtype.itemsize
+        if position + size > available * spec.row_bytes:
+            needed = -(-(position + size) // spec.row_bytes)
+            raise self.unreadable(spec.name, f"it has {available} rows, {needed} are needed")
+        try:
+            values = np.empty(shape, dtype=spec.dtype)
+        except MemoryError as error:
+            raise self.unreadable(spec.name, f"{size / 1e9:.0f} GB do not fit into memory") from error
+        content = values.reshape(-1).view(np.uint8).data if values.size else memoryview(b"")
+        for path, offset, first, count in self._pieces(spec, position, values.nbytes):
+            try:
+                found = _read_at(path, content[first : first + count], offset)
+            except OSError as error:
+                row = (position + first) // spec.row_bytes
+                raise self.unreadable(spec.name, f"{path.name}, which holds row {row}: {error.strerror}") from error
+            if found != count:
+                row = (position + first + found) // spec.row_bytes
+                raise self.unreadable(spec.name, f"{path.name} ends before row {row}")
+        return values
 
-    def check_array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """Refuse an array of another type or row shape than the manifest implies."""
-        spec = self.specs[name]
-        if tuple(shape[1:]) != spec.row_shape or np.dtype(dtype) != spec.dtype:
-            raise self.unreadable(
-                name,
-                f"it holds {dtype} rows of {tuple(shape[1:])}, expected {spec.dtype} of {spec.row_shape}",
-            )
+    def _write(self, spec: ArraySpec, position: int, values: np.ndarray) -> None:
+        content = np.ascontiguousarray(values, dtype=spec.dtype).reshape(-1).view(np.uint8).data
+        with reporting_full_disk(self.path):
+            for path, offset, first, count in self._pieces(spec, position, len(content)):
+                if path not in self._unsynced:
+                    self._unsynced[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                _write_at(self._unsynced[path], content[first : first + count], offset)
+
+    def _pieces(self, spec: ArraySpec, position: int, size: int) -> Iterator[tuple[Path, int, int, int]]:
+        """Cut bytes of an array at chunk borders: (file, offset in it, first byte of the piece, bytes)."""
+        chunk_bytes, first = spec.chunk_rows * spec.row_bytes, 0
+        while first < size:
+            chunk, within = divmod(position + first, chunk_bytes)
+            count = min(chunk_bytes - within, size - first)
+            path, offset = self._place(spec.name, chunk)
+            yield path, offset + within, first, count
+            first += count
+
+
+def _read_at(path: Path, content: memoryview, offset: int) -> int:
+    """Fill `content` from a file, as far as it goes; a link is not followed."""
+    # A pipe in place of a file must not make us wait.
+    descriptor, found = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), 0
+    try:
+        while found < len(content):
+            size = os.preadv(descriptor, [content[found:]], offset + found)
+            if size == 0:
+                break
+            found += size
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written

@@ -1,33 +1,173 @@
-"""Opening the ledger's database: SQLite made durable and patient, or whatever else SQLAlchemy reaches."""
+"""Opening the ledger's database: SQLite made durable and patient, or PostgreSQL, and its errors as sentences."""
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from storage.errors import InvalidInput, StoreUnreadable
+from storage.errors import DiskFull, InvalidInput, StoreUnreadable
+
+log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+_MAX_WAIT_SECONDS = 5.0
+# Any number will do, as long as every release takes the same.
+_CREATION_LOCK = 0x636B64
+
+
+class Database:
+    """Transactions on one database; those that write take turns.
+
+    Args:
+        url: an SQLAlchemy URL, or the path of an SQLite file.
+        create: make the file of an SQLite database.
+        patience_seconds: how long to wait for a server that went away before giving up.
+    """
+
+    def __init__(self, url: str | Path, *, create: bool, patience_seconds: float) -> None:
+        self.url = parse_url(url)
+        self.shown_url = self.url.render_as_string(hide_password=True)
+        self.file = sqlite_path(self.url)
+        if self.file is not None and not create and not self.file.is_file():
+            raise StoreUnreadable(f"there is no ledger at {self.file}; build a store first with: ckd-cache build")
+        self._engine = make_engine(self.url, create=create)
+        self._patience = patience_seconds
+        self._file_id: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Release it; an SQLite database is then a single file again."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection that sees one consistent state."""
+        with self._explained(), self._engine.connect() as connection:
+            yield connection
+
+    def write(self, work: Callable[[sa.Connection], _Result], *, lock: sa.Table | None = None) -> _Result:
+        """Do some work in one transaction; if the server goes away, wait for it and do it again.
+
+        Args:
+            work: must have the same effect done twice as once, since an answer can be lost on its way back.
+            lock: a table that nobody else may write to meanwhile.
+        """
+        return self._patiently(lambda: self._attempt(work, lock))
+
+    def read(self, work: Callable[[sa.Connection], _Result]) -> _Result:
+        """Look at one consistent state; if the server goes away, wait for it and look again."""
+
+        def attempt() -> _Result:
+            with self._engine.connect() as connection:
+                return work(connection)
+
+        return self._patiently(attempt)
+
+    def _patiently(self, attempt: Callable[[], _Result]) -> _Result:
+        started, wait = time.monotonic(), 0.1
+        while True:
+            try:
+                with self._explained():
+                    return attempt()
+            except _ServerGone as gone:
+                left = self._patience - (time.monotonic() - started)
+                if left <= 0:
+                    raise StoreUnreadable(str(gone)) from gone
+                log.warning("%s; trying again for %.0f s", gone, left)
+                time.sleep(min(wait, left))
+                wait = min(2 * wait, _MAX_WAIT_SECONDS)
+
+    def create_tables(self, metadata: sa.MetaData) -> None:
+        """Make the tables that are not there, while nobody else does."""
+
+        def create(connection: sa.Connection) -> None:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+            metadata.create_all(connection)
+
+        self.write(create)
+
+    def _attempt(self, work: Callable[[sa.Connection], _Result], lock: sa.Table | None) -> _Result:
+        self._require_same_file()
+        engine = self._engine.execution_options(writes=True)
+        if self.file is None:
+            engine = engine.execution_options(isolation_level="READ COMMITTED")
+        with engine.begin() as connection:
+            if lock is not None and connection.dialect.name == "postgresql":
+                connection.execute(sa.text(f"LOCK TABLE {lock.name} IN EXCLUSIVE MODE"))
+            return work(connection)
+
+    def _require_same_file(self) -> None:
+        """SQLite goes on writing to a file that was deleted or replaced: all it records would be lost."""
+        if self.file is None:
+            return
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            if self._file_id is None:
+                return
+            raise StoreUnreadable(f"the ledger {self.file} was deleted; bring it back before going on") from None
+        if self._file_id is not None and self._file_id != (found.st_dev, found.st_ino):
+            raise StoreUnreadable(f"the ledger {self.file} was replaced by another file; bring back the right one")
+        self._file_id = (found.st_dev, found.st_ino)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
+            reason = " ".join(str(error.orig).split())
+            sentence = f"the ledger at {self.shown_url} cannot be used ({reason}); nothing was charged by this step"
+            if self.file is not None and ("disk is full" in reason or "disk I/O error" in reason):
+                raise DiskFull(
+                    f"no room left to write {self.shown_url}, or its disk fails ({reason}); free some space, then run "
+                    "the same command again: what is finished is kept"
+                ) from error
+            if self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+                raise _ServerGone(sentence) from error
+            raise StoreUnreadable(sentence) from error
+
+
+class _ServerGone(StoreUnreadable):
+    """A server does not answer, or stopped doing so."""
 
 
 def parse_url(url: str | Path) -> sa.URL:
     """A URL from a URL or the path of an SQLite file; raises `InvalidInput` if no driver can open it."""
+    if not str(url).isprintable():
+        # Undecodable bytes of a file name, or control characters: no database or terminal takes them.
+        raise InvalidInput(f"the ledger's place {str(url)!a} is no printable text; use another name")
     if isinstance(url, Path) or "://" not in url:
         if not str(url):
             raise InvalidInput("an empty ledger URL names no ledger; give sqlite:///FILE or postgresql://...")
         return sa.URL.create("sqlite", database=str(Path(url).absolute()))
     try:
         parsed = sa.make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
-        raise InvalidInput(f"this ledger needs the package {error.name}; install it with pip") from error
+        raise InvalidInput(
+            f"this ledger needs the package {error.name}; install it with: pip install 'teacher-cache[postgresql]'"
+        ) from error
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
         raise InvalidInput(
             "the ledger URL cannot be used; give sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         ) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InvalidInput(
+            f"a ledger in {parsed.get_backend_name()} is not known; give sqlite:///FILE or postgresql://"
+        )
     if parsed.get_backend_name() != "sqlite":
+        if "password" in parsed.query:
+            raise InvalidInput("give the ledger's password before the @ of its URL, or in PGPASSWORD, not as an option")
         return parsed
     if not parsed.database or parsed.database == ":memory:" or parsed.query:
         raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE, without options")
@@ -55,7 +195,7 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     path = sqlite_path(url)
     if path is None:
         # A reader sees one state from its first query to its last.
-        return sa.create_engine(url, isolation_level="REPEATABLE READ")
+        return sa.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
     if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return _read_only_engine(path)
     engine = sa.create_engine(url)
@@ -79,7 +219,8 @@ def _read_only_engine(path: Path) -> sa.Engine:
 def _prepare_sqlite(connection: Any, _: object) -> None:
     # The driver must not open transactions on its own: `_begin_sqlite` decides which kind.
     connection.isolation_level = None
-    for pragma in ("busy_timeout = 60000", "synchronous = FULL", "foreign_keys = ON"):
+    # A file from a stranger runs none of its own functions.
+    for pragma in ("busy_timeout = 60000", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

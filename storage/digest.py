@@ -38,25 +38,24 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
 
 
 def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Digest of everything kept of each call.
+    """Digest of each output of each call.
 
     Args:
-        outputs: what is kept, in the store's order; names, shapes and types are part of the digest.
+        outputs: which ones; name, shape and type are part of the digest.
         values: name -> (C, ...) array as stored, one row a call.
 
     Returns:
-        (C, 16) uint8.
+        (C, O, 16) uint8.
     """
-    header = repr([(output.name, output.shape, output.dtype) for output in outputs]).encode()
-    arrays = [np.ascontiguousarray(values[output.name]) for output in outputs]
-    digests = np.empty((len(arrays[0]), DIGEST_BYTES), dtype=np.uint8)
-    for call, digest in enumerate(digests):
-        digest[:] = np.frombuffer(_digest(header, *(array[call] for array in arrays)), dtype=np.uint8)
+    digests = np.empty((len(values[outputs[0].name]), len(outputs), DIGEST_BYTES), dtype=np.uint8)
+    for place, output in enumerate(outputs):
+        header = repr((output.name, output.shape, output.dtype)).encode()
+        for call, value in enumerate(np.ascontiguousarray(values[output.name])):
+            digests[call, place] = np.frombuffer(_digest(header, value), dtype=np.uint8)
     return digests
 
 
-def _digest(header: bytes, *arrays: np.ndarray) -> bytes:
+def _digest(header: bytes, array: np.ndarray) -> bytes:
     hasher = hashlib.sha256(header)
-    for array in arrays:
-        hasher.update(np.ascontiguousarray(array).data)
+    hasher.update(np.ascontiguousarray(array).data)
     return hasher.digest()[:DIGEST_BYTES]

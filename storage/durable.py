@@ -7,7 +7,6 @@ A rename is atomic but not durable, so the file and its folder are both fsynced.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DiskFull, StoreBusy
+from storage.errors import DiskFull
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -51,6 +50,22 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def allocate(path: Path, size: int) -> None:
+    """Make a file of zeros, or lengthen one with zeros, whose room on the disk is taken: writing into it cannot fail
+    for lack of any.
+    """
+    with reporting_full_disk(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            if hasattr(os, "posix_fallocate") and size:
+                os.posix_fallocate(descriptor, 0, size)
+            else:  # macOS has no such call: the room is then only promised
+                os.truncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, atomically and durably."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -75,14 +90,3 @@ def remove_partials(folder: Path) -> None:
     """Delete what writers that were killed left below a folder; needs the folder's lock."""
     for partial in folder.rglob(".*.partial"):
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold `path` locked, or raise `StoreBusy(busy)` at once; the kernel frees it if we die."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreBusy(busy) from error
-        yield

@@ -2,30 +2,41 @@
 
 A call is reserved, which debits the budget, before the teacher runs; it is committed when its outputs are on the
 disk, or marked lost when a crash came in between. So spent = committed + reserved + lost can overcount the
-teacher's forwards by the batch in hand, and never undercounts them. Nothing is ever deleted. The tables are in
-`storage/ledger_tables.py`; `storage/ledger_check.py` recomputes the chain.
+teacher's forwards by the batch in hand, and never undercounts them. Nothing is ever deleted. The protocol is in
+docs/ledger.md; the tables are in `storage/ledger_tables.py`, `storage/ledger_report.py` reads them for people, and
+`storage/ledger_check.py` recomputes the chain.
+
+A reservation belongs to a *session*, one run of a builder, and is good for as long as the session's lease is: a
+heartbeat that others watch. Who sees it stand still takes the lease away and settles what the session left.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from storage.database import make_engine, parse_url, sqlite_path
-from storage.errors import BudgetRefused, InvalidInput, StoreUnreadable
-from storage.ledger_chain import GENESIS, entry_hash, id_ranges, reserved_rows_digest, settled_rows_digest
-from storage.ledger_tables import accounts, calls, entries, metadata, sessions
+from storage.database import Database
+from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
+from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger_tables import accounts, calls, entries, leases, metadata, sessions
+from storage.schema import DIGEST_BYTES
 
-SCHEMA_VERSION = 1
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
 _LOOKUP_SIZE = 500
+_COUNTS = ("committed", "reserved", "lost")
+_SESSION_COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +48,11 @@ class Session:
         teacher_name: architecture, for people.
         store: id of the store that keeps the outputs.
         location: absolute folder of that store, so that other builds can copy from it.
-        purpose: what the calls are for.
+        purpose: what the calls are for: "build", or "extend", which pays again for inputs whose calls were
+            committed without the outputs that are wanted now.
         device, precision: where and in which number format the teacher runs.
         outputs: names of what is kept of each call.
+        host: the machine, as its lease names it.
     """
 
     teacher: str
@@ -50,6 +63,7 @@ class Session:
     device: str
     precision: str
     outputs: tuple[str, ...]
+    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +78,44 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """What the ledger knows of a call."""
+    """What the ledger knows of a call; `output_digest` holds 16 bytes for each of `outputs`."""
 
     id: int
+    session: int
     store: str
     location: str
+    outputs: tuple[str, ...]
     input_digest: bytes
+    repeat: int
     row: int
     view: int
     status: str
     output_digest: bytes | None
+
+    def digest_of(self, output: str) -> bytes | None:
+        """What the call's outputs must digest to, or None for one that was not kept."""
+        if self.output_digest is None or output not in self.outputs:
+            return None
+        first = self.outputs.index(output) * DIGEST_BYTES
+        return self.output_digest[first : first + DIGEST_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What became of requests: ids of those that are charged, and the calls that already answer the others."""
+
+    ids: dict[bytes, int]
+    known: dict[bytes, list[RecordedCall]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A living session's: `beat` grows for as long as it lives."""
+
+    session: int
+    store: str
+    host: str
+    beat: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,54 +134,71 @@ class Summary:
 class Ledger:
     """A ledger at a database URL; every change is one transaction and one chained entry.
 
+    With a key in `CKD_LEDGER_KEY`, a new ledger is sealed with it; a ledger and the key must belong together.
+
     Args:
         url: an SQLAlchemy URL, or the path of an SQLite file.
         create: make the tables if they are not there; otherwise a missing ledger is an error.
+        patience_seconds: how long to wait for a server that went away.
 
     Raises:
         StoreUnreadable: there is no ledger at `url`, or it cannot be read.
+        InvalidInput: it is not sealed with the key that is set.
     """
 
-    def __init__(self, url: str | Path, *, create: bool = False) -> None:
-        self.url = parse_url(url)
-        self.shown_url = self.url.render_as_string(hide_password=True)
-        path = sqlite_path(self.url)
-        if path is not None and not create and not path.is_file():
-            raise StoreUnreadable(f"there is no ledger at {path}; build a store first with: ckd-cache build")
-        self._engine = make_engine(self.url, create=create)
-        with self._readable():
+    def __init__(self, url: str | Path, *, create: bool = False, patience_seconds: float = 0.0) -> None:
+        self._database = Database(url, create=create, patience_seconds=patience_seconds)
+        self.shown_url = self._database.shown_url
+        self.seal = Seal.from_environment()
+        try:
             if create:
-                self._create_tables()
-            self._check_version()
+                self._database.create_tables(metadata)
+                self._record(self._begin)
+            self.sealed_as = self._check_genesis()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the database; an SQLite ledger is then a single file again."""
-        self._engine.dispose()
+        self._database.close()
+
+    def require_key(self) -> None:
+        """Raise `InvalidInput` when the ledger is sealed with a key and none is set."""
+        if self.sealed_as != self.seal.name:
+            raise InvalidInput(f"the ledger at {self.shown_url} is sealed with a key; set it in {KEY_VARIABLE}")
 
     # Reading
 
+    def reading(self) -> AbstractContextManager[sa.Connection]:
+        """A connection that sees one consistent state."""
+        return self._database.reading()
+
     def head(self) -> str:
         """Hash of the newest entry: it stands for everything recorded so far."""
-        with self.reading() as connection:
-            return _head(connection)[1]
+        return self._database.read(lambda connection: _head(connection)[1])
+
+    def has_entry(self, hash_: str) -> bool:
+        """Whether an entry has this hash."""
+        query = sa.select(entries.c.seq).where(entries.c.hash == hash_)
+        return self._database.read(lambda connection: connection.execute(query).first()) is not None
 
     def require_entry(self, hash_: str, store: Path) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
-        with self.reading() as connection:
-            if connection.execute(sa.select(entries.c.seq).where(entries.c.hash == hash_)).first() is None:
-                raise StoreUnreadable(
-                    f"the ledger at {self.shown_url} lacks entry {hash_[:12]} that {store} was built with: it was "
-                    "replaced or rolled back; bring back the right one"
-                )
+        if not self.has_entry(hash_):
+            raise StoreUnreadable(
+                f"the ledger at {self.shown_url} lacks entry {hash_[:12]} that {store} was built with: it was "
+                "replaced or rolled back; bring back the right one"
+            )
 
     def summary(self, teacher: str | None = None) -> Summary:
         """Totals over one teacher, or over all; the budget of several teachers is None."""
         query = sa.select(accounts)
         if teacher is not None:
             query = query.where(accounts.c.teacher == teacher)
-        with self.reading() as connection:
-            rows = connection.execute(query).all()
-            head = _head(connection)[1]
+        rows, head = self._database.read(
+            lambda connection: (connection.execute(query).all(), _head(connection)[1]),
+        )
         committed, reserved, lost = (sum(getattr(row, name) for row in rows) for name in _COUNTS)
         spent = committed + reserved + lost
         budget = rows[0].budget if len(rows) == 1 else None
@@ -148,52 +207,86 @@ class Ledger:
 
     def teachers(self) -> dict[str, str]:
         """Fingerprint -> name of every teacher in the ledger."""
-        with self.reading() as connection:
-            return dict(connection.execute(sa.select(accounts.c.teacher, accounts.c.name)).all())
+        query = sa.select(accounts.c.teacher, accounts.c.name).order_by(accounts.c.id)
+        return dict(self._database.read(lambda connection: connection.execute(query).all()))
 
-    def known_calls(self, teacher: str, digests: Sequence[bytes]) -> dict[bytes, RecordedCall]:
-        """Calls to `teacher` on these inputs that are paid for and not lost."""
-        found = {}
-        with self.reading() as connection:
-            for first in range(0, len(digests), _LOOKUP_SIZE):
-                query = _recorded().where(
-                    calls.c.teacher == teacher,
-                    calls.c.status != "lost",
-                    calls.c.input_digest.in_(digests[first : first + _LOOKUP_SIZE]),
-                )
-                found.update({row.input_digest: RecordedCall(*row) for row in connection.execute(query)})
-        return found
+    def known_calls(self, teacher: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+        """Calls to `teacher` on these inputs that are paid for and not lost; inputs without any are left out."""
+
+        def look(connection: sa.Connection) -> dict[bytes, list[RecordedCall]]:
+            account = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
+            return {} if account is None else _known(connection, account, digests)
+
+        return self._database.read(look)
 
     def calls_of_store(self, store: str, status: str) -> list[RecordedCall]:
         """Calls with this status whose outputs belong to a store, in order of their ids."""
         query = _recorded().where(sessions.c.store == store, calls.c.status == status).order_by(calls.c.id)
-        with self.reading() as connection:
-            return [RecordedCall(*row) for row in connection.execute(query)]
+        return self._database.read(lambda connection: _calls(connection.execute(query)))
 
-    def list_calls(
-        self, *, status: str | None = None, limit: int | None = None, offset: int = 0
-    ) -> Iterator[dict[str, Any]]:
-        """Calls in order, one flat dict each, for printing and export."""
-        query = _listing().order_by(calls.c.id).offset(offset)
-        if status is not None:
-            query = query.where(calls.c.status == status)
-        if limit is not None:
-            query = query.limit(limit)
-        with self.reading() as connection:
-            for row in connection.execution_options(stream_results=True).execute(query).mappings():
-                yield {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
+    def unsettled_calls(self, session: int) -> list[RecordedCall]:
+        """Calls that a session reserved, and nobody settled."""
+        query = _recorded().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
+        return self._database.read(lambda connection: _calls(connection.execute(query)))
+
+    def leases(self) -> dict[int, Lease]:
+        """The lease of every session that has one."""
+        query = sa.select(leases.c.session, sessions.c.store, leases.c.host, leases.c.beat).join(sessions)
+        rows = self._database.read(lambda connection: connection.execute(query).all())
+        return {row.session: Lease(*row) for row in rows}
+
+    def store_record(self, store: str) -> dict[str, Any] | None:
+        """What was last recorded of a store by `record_store`."""
+        return self._database.read(lambda connection: _store_record(connection, store))
+
+    # Sessions and their leases
+
+    def start_session(self, session: Session) -> int:
+        """Record who is about to call, open the teacher's account and a lease, and return the session's number."""
+        fields = asdict(session) | {"outputs": ",".join(session.outputs)}
+
+        def work(connection: sa.Connection) -> int:
+            account = _open_account(connection, session.teacher, session.teacher_name)
+            number = (connection.execute(sa.select(sa.func.max(sessions.c.id))).scalar() or 0) + 1
+            self._append(connection, "session", {"id": number, **fields})
+            columns = {name: fields[name] for name in _SESSION_COLUMNS}
+            connection.execute(sa.insert(sessions).values(id=number, account=account, **columns))
+            connection.execute(sa.insert(leases).values(session=number, host=session.host, beat=0))
+            return number
+
+        self._warn_of_clock()
+        return self._record(work)
+
+    def beat(self, session: int) -> bool:
+        """Show that a session lives; False when its lease was taken away."""
+        query = sa.update(leases).where(leases.c.session == session).values(beat=leases.c.beat + 1)
+        return self._database.write(lambda connection: connection.execute(query).rowcount) == 1
+
+    def holds_lease(self, session: int) -> bool:
+        """Whether a session's lease is still its own."""
+        query = sa.select(leases.c.session).where(leases.c.session == session)
+        return self._database.read(lambda connection: connection.execute(query).first()) is not None
+
+    def take_lease(self, lease: Lease) -> bool:
+        """End a session that stands still at this beat; False when it moved, or somebody else was faster."""
+        query = sa.delete(leases).where(leases.c.session == lease.session, leases.c.beat == lease.beat)
+        return self._database.write(lambda connection: connection.execute(query).rowcount) == 1
+
+    def end_session(self, session: int) -> None:
+        """Give the lease back: what the session left unsettled is then anybody's to settle."""
+        query = sa.delete(leases).where(leases.c.session == session)
+        self._database.write(lambda connection: connection.execute(query).rowcount)
 
     # Recording
 
-    def start_session(self, session: Session) -> str:
-        """Record who is about to call, open the teacher's account, and return the session's id."""
-        session_id = uuid.uuid4().hex
-        fields = {**asdict(session), "outputs": ",".join(session.outputs)}
-        with self._recording() as connection:
-            _open_account(connection, session.teacher, session.teacher_name)
-            _append(connection, "session", {"id": session_id, **fields})
-            connection.execute(sa.insert(sessions).values(id=session_id, **fields))
-        return session_id
+    def record_store(self, store: str, content: Mapping[str, Any]) -> None:
+        """Chain what a store is (its manifest's digest among it), unless that is what was recorded last."""
+
+        def work(connection: sa.Connection) -> None:
+            if _store_record(connection, store) != {"store": store, **content}:
+                self._append(connection, "store", {"store": store, **content})
+
+        self._record(work)
 
     def set_budget(self, teacher: str, name: str, budget: int, wanted: int = 0) -> None:
         """Set the most calls that may ever be spent on a teacher; an unchanged budget records nothing.
@@ -204,9 +297,10 @@ class Ledger:
         Raises:
             BudgetRefused: more than that is already spent or wanted; nothing is changed.
         """
-        with self._recording() as connection:
+
+        def work(connection: sa.Connection) -> None:
             _open_account(connection, teacher, name)
-            account = _account(connection, teacher)
+            account = connection.execute(sa.select(accounts).where(_is(teacher))).one()
             spent = account.committed + account.reserved + account.lost
             if budget < spent:
                 raise BudgetRefused(
@@ -215,132 +309,236 @@ class Ledger:
             check_budget(name, spent=spent, budget=budget, wanted=wanted)
             if account.budget == budget:
                 return
-            _append(connection, "budget", {"teacher": teacher, "from": account.budget, "to": budget})
+            self._append(
+                connection, "budget", {"teacher": teacher, "name": account.name, "from": account.budget, "to": budget}
+            )
             connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=budget))
+
+        self._record(work)
 
     def require_budget(self, teacher: str, wanted: int) -> None:
         """Raise `BudgetRefused` now if `wanted` more calls could not all be reserved."""
-        with self.reading() as connection:
-            account = connection.execute(sa.select(accounts).where(_is(teacher))).first()
+        query = sa.select(accounts).where(_is(teacher))
+        account = self._database.read(lambda connection: connection.execute(query).first())
         if account is not None:
             _check_account(account, wanted)
 
-    def reserve(self, session_id: str, requests: Sequence[CallRequest]) -> list[int]:
-        """Charge calls before they are made, all or none.
+    def reserve(self, session: int, requests: Sequence[CallRequest]) -> Reservation:
+        """Charge calls before they are made: all that nobody has paid for yet, or none.
 
-        Returns:
-            The ids of the calls, in the order of `requests`.
+        Args:
+            requests: of distinct inputs.
 
         Raises:
-            BudgetRefused: the budget does not allow them all; nothing is charged.
-            InvalidInput: an input was already paid for; nothing is charged.
+            BudgetRefused: the budget does not allow them; nothing is charged.
+            StoreBusy: the session's lease was taken away.
         """
-        with self._recording() as connection:
-            teacher = connection.execute(sa.select(sessions.c.teacher).where(sessions.c.id == session_id)).scalar_one()
-            _check_account(_account(connection, teacher), len(requests))
-            first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
-            ids = list(range(first, first + len(requests)))
-            payload = {
-                "session": session_id,
-                "first": first,
-                "count": len(ids),
-                "rows": reserved_rows_digest(
-                    (id_, request.sample, request.row, request.view, request.input_digest)
-                    for id_, request in zip(ids, requests, strict=True)
-                ),
+
+        def work(connection: sa.Connection) -> Reservation:
+            if connection.execute(sa.select(leases.c.session).where(leases.c.session == session)).first() is None:
+                raise lease_lost()
+            who = connection.execute(sa.select(sessions).where(sessions.c.id == session)).one()
+            known = _known(connection, who.account, [request.input_digest for request in requests])
+            # An answer that was lost on its way back: the calls are charged, and ours.
+            ids = {
+                digest: call.id
+                for digest, found in known.items()
+                for call in found
+                if call.session == session and call.status == "reserved"
             }
-            seq = _append(connection, "reserve", payload)
-            rows = [
-                {
-                    "id": id_,
-                    "session": session_id,
-                    "teacher": teacher,
-                    "status": "reserved",
-                    "reserved_in": seq,
-                }
-                | {name: getattr(request, name) for name in ("input_digest", "sample", "row", "view")}
-                for id_, request in zip(ids, requests, strict=True)
-            ]
-            try:
-                connection.execute(sa.insert(calls), rows)
-            except sa.exc.IntegrityError as error:
-                raise InvalidInput(
-                    "a call in this batch is already paid for by another build that shares the ledger; "
-                    "run the same command again to use its outputs"
-                ) from error
-            _move(connection, teacher, {"reserved": len(ids)})
-        return ids
+            wanted = set(who.outputs.split(",")) if who.purpose == "extend" else set()
+            answered = {
+                digest: answers
+                for digest, found in known.items()
+                if digest not in ids and (answers := [call for call in found if wanted <= set(call.outputs)])
+            }
+            new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
+            if new:
+                repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in known.items()}
+                ids |= self._charge(connection, session, who.account, new, repeats)
+            return Reservation(ids, answered)
 
-    def commit(self, ids: Sequence[int], output_digests: Sequence[bytes]) -> None:
-        """Record that the outputs of reserved calls are on the disk."""
-        self._settle("committed", list(zip(ids, output_digests, strict=True)))
+        return self._record(work)
 
-    def lose(self, ids: Sequence[int]) -> None:
-        """Record that reserved calls left no whole outputs: they stay spent."""
-        self._settle("lost", [(id_, None) for id_ in ids])
+    def _charge(
+        self,
+        connection: sa.Connection,
+        session: int,
+        account: int,
+        requests: Sequence[CallRequest],
+        repeats: Mapping[bytes, int],
+    ) -> dict[bytes, int]:
+        _check_account(connection.execute(sa.select(accounts).where(accounts.c.id == account)).one(), len(requests))
+        first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
+        rows: list[dict[str, Any]] = [
+            {
+                "id": first + place,
+                "session": session,
+                "account": account,
+                "status": "reserved",
+                "input_digest": request.input_digest,
+                "repeat": repeats.get(request.input_digest, 0),
+                "sample": request.sample,
+                "row": request.row,
+                "view": request.view,
+            }
+            for place, request in enumerate(requests)
+        ]
+        payload = {
+            "session": session,
+            "first": first,
+            "count": len(rows),
+            "rows": reserved_rows_digest(
+                (row["id"], row["repeat"], row["sample"], row["row"], row["view"], row["input_digest"]) for row in rows
+            ),
+        }
+        seq = self._append(connection, "reserve", payload)
+        connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
+        _move(connection, account, {"reserved": len(rows)})
+        return {request.input_digest: first + place for place, request in enumerate(requests)}
 
-    def _settle(self, status: str, settled: list[tuple[int, bytes | None]]) -> None:
-        if not settled:
+    def commit(self, answers: Mapping[int, bytes], seconds: float = 0.0) -> None:
+        """Record that the outputs of reserved calls of one session are on the disk.
+
+        Args:
+            answers: call -> output digests, 16 bytes for each output the session keeps.
+            seconds: time the teacher took for them.
+
+        Raises:
+            StoreBusy: somebody gave them up meanwhile, and marked them lost.
+        """
+        if self._settle("commit", answers, {"seconds": round(seconds, 6)}) == len(answers):
             return
-        settled.sort()
-        ids = [id_ for id_, _ in settled]
-        with self._recording() as connection:
-            teacher = connection.execute(sa.select(calls.c.teacher).where(calls.c.id == ids[0])).scalar_one()
-            payload = {"calls": id_ranges(ids), "rows": settled_rows_digest(settled)}
-            seq = _append(connection, _ENTRY_KIND[status], payload)
+        # Settled before: by us, if the answer was lost on its way back.
+        query = sa.select(calls.c.id).where(calls.c.id.in_(list(answers)), calls.c.status == "lost")
+        if self._database.read(lambda connection: connection.execute(query).first()) is not None:
+            raise lease_lost()
+
+    def lose(self, ids: Sequence[int]) -> int:
+        """Record that reserved calls of one session left no whole outputs: they stay spent.
+
+        Returns:
+            How many were settled now; those that were settled before are left as they are.
+        """
+        return self._settle("lose", dict.fromkeys(ids), {})
+
+    def _settle(self, kind: str, answers: Mapping[int, bytes | None], details: Mapping[str, Any]) -> int:
+        status = SETTLED_STATUS[kind]
+
+        def work(connection: sa.Connection) -> int:
+            settled = sorted(_reserved_only(connection, answers).items())
+            if not settled:
+                return 0
+            who = connection.execute(sa.select(calls.c.session, calls.c.account).where(calls.c.id == settled[0][0]))
+            session, account = who.one()
+            payload = {
+                "session": session,
+                "calls": id_ranges([id_ for id_, _ in settled]),
+                "rows": settled_rows_digest(settled),
+                **details,
+            }
+            seq = self._append(connection, kind, payload)
             connection.execute(
                 sa.update(calls)
-                .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
+                .where(calls.c.id == sa.bindparam("call"))
                 .values(status=status, settled_in=seq, output_digest=sa.bindparam("digest")),
                 [{"call": id_, "digest": digest} for id_, digest in settled],
             )
-            changed = sa.select(sa.func.count()).where(calls.c.id.between(ids[0], ids[-1]), calls.c.settled_in == seq)
-            assert connection.execute(changed).scalar_one() == len(ids), "only reserved calls can be settled"
-            _move(connection, teacher, {"reserved": -len(ids), status: len(ids)})
+            _move(connection, account, {"reserved": -len(settled), status: len(settled)})
+            return len(settled)
 
-    # The database
+        return self._record(work) if answers else 0
 
-    @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A connection that sees one consistent state."""
-        with self._readable(), self._engine.connect() as connection:
-            yield connection
+    def revoke(self, ids: Sequence[int]) -> int:
+        """Mark committed calls of one teacher lost, since their outputs are damaged and nowhere else."""
 
-    @contextmanager
-    def _recording(self) -> Iterator[sa.Connection]:
+        def work(connection: sa.Connection) -> int:
+            query = sa.select(calls.c.id, calls.c.account).where(calls.c.status == "committed").order_by(calls.c.id)
+            found = [
+                row for part in _parts(sorted(ids)) for row in connection.execute(query.where(calls.c.id.in_(part)))
+            ]
+            if not found:
+                return 0
+            seq = self._append(connection, "revoke", {"calls": id_ranges([row.id for row in found])})
+            connection.execute(
+                sa.update(calls).where(calls.c.id == sa.bindparam("call")).values(status="lost", revoked_in=seq),
+                [{"call": row.id} for row in found],
+            )
+            _move(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
+            return len(found)
+
+        return self._record(work) if ids else 0
+
+    # The journal
+
+    def _record(self, work: Callable[[sa.Connection], _Result]) -> _Result:
         """One transaction at a time, from any process: the chain has one newest entry."""
-        engine = self._engine.execution_options(writes=True)
-        with self._readable(), engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.text("LOCK TABLE entries IN EXCLUSIVE MODE"))
-            yield connection
+        return self._database.write(work, lock=entries)
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _append(self, connection: sa.Connection, kind: str, content: Mapping[str, Any]) -> int:
+        seq, previous = _head(connection)
+        if seq:
+            self.require_key()
+        seq += 1
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        payload = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        hash_ = self.seal.hash(seq, kind, at, payload, previous)
+        connection.execute(
+            sa.insert(entries).values(seq=seq, kind=kind, at=at, payload=payload, previous=previous, hash=hash_)
+        )
+        return seq
+
+    def _begin(self, connection: sa.Connection) -> None:
+        self.sealed_as = self.seal.name
+        if _head(connection)[0] == 0:
+            self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name})
+
+    def _check_genesis(self) -> str:
+        """How the ledger is sealed; raises if that is not with the key that is set."""
+        query = sa.select(entries).where(entries.c.seq == 1)
+        first = self._database.read(lambda connection: connection.execute(query).first())
         try:
-            yield
-        except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
-            raise StoreUnreadable(
-                f"the ledger at {self.shown_url} cannot be used ({error.orig}); nothing was charged by this step"
-            ) from error
-
-    def _create_tables(self) -> None:
-        metadata.create_all(self._engine)
-        with self._recording() as connection:
-            if _head(connection)[0] == 0:
-                _append(connection, "genesis", {"schema": SCHEMA_VERSION})
-
-    def _check_version(self) -> None:
-        with self.reading() as connection:
-            first = connection.execute(sa.select(entries.c.payload).where(entries.c.seq == 1)).scalar()
-        if first is None or json.loads(first).get("schema") != SCHEMA_VERSION:
+            content = json.loads(first.payload if first else "{}")
+            version, sealed_as = content["schema"], content.get("seal")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            version = sealed_as = None
+        if first is None or version != SCHEMA_VERSION or not isinstance(sealed_as, str):
             raise StoreUnreadable(
                 f"the ledger at {self.shown_url} is not of version {SCHEMA_VERSION}; use the release that made it"
             )
+        if self.seal.name != "sha256":
+            if sealed_as != self.seal.name:
+                raise InvalidInput(
+                    f"{KEY_VARIABLE} is set, and the ledger at {self.shown_url} is sealed without a key: it was begun "
+                    f"without one, or forged; unset {KEY_VARIABLE} to look at it"
+                )
+            if first.hash != self.seal.hash(first.seq, first.kind, first.at, first.payload, first.previous):
+                raise InvalidInput(
+                    f"the ledger at {self.shown_url} is sealed with another key than the one in {KEY_VARIABLE}"
+                )
+        return sealed_as
+
+    def _warn_of_clock(self) -> None:
+        query = sa.select(entries.c.at).order_by(entries.c.seq.desc()).limit(1)
+        newest = self._database.read(lambda connection: connection.execute(query).scalar())
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if newest is not None and now < newest:
+            log.warning(
+                "this machine's clock says %s, the ledger's newest entry %s: times will be out of order, nothing else",
+                now,
+                newest,
+            )
 
 
-_COUNTS = ("committed", "reserved", "lost")
-_ENTRY_KIND = {"committed": "commit", "lost": "lose"}
+SETTLED_STATUS = {"commit": "committed", "lose": "lost"}
+
+
+def lease_lost() -> StoreBusy:
+    """The error of a builder that was silent for so long that others took over its calls."""
+    return StoreBusy(
+        "this build was silent for so long that its lease ended and its calls in hand were given up; run the same "
+        "command again to go on"
+    )
 
 
 def check_budget(name: str, *, spent: int, budget: int | None, wanted: int) -> None:
@@ -358,38 +556,35 @@ def _check_account(account: Any, wanted: int) -> None:
 
 
 def _recorded() -> sa.Select[Any]:
-    columns = (calls.c.input_digest, calls.c.row, calls.c.view, calls.c.status, calls.c.output_digest)
-    where = (sessions.c.store, sessions.c.location)
-    return sa.select(calls.c.id, *where, *columns).join(sessions, calls.c.session == sessions.c.id)
+    names = ("input_digest", "repeat", "row", "view", "status", "output_digest")
+    where = (sessions.c.store, sessions.c.location, sessions.c.outputs)
+    columns = (calls.c.id, calls.c.session, *where, *(calls.c[name] for name in names))
+    return sa.select(*columns).join(sessions, calls.c.session == sessions.c.id)
 
 
-def _listing() -> sa.Select[Any]:
-    reserved, settled = entries.alias("reserved"), entries.alias("settled")
-    return (
-        sa.select(
-            calls.c.id,
-            calls.c.status,
-            sessions.c.teacher_name.label("teacher"),
-            calls.c.teacher.label("fingerprint"),
-            sessions.c.purpose,
-            calls.c.sample,
-            calls.c.row,
-            calls.c.view,
-            calls.c.session.label("run"),
-            sessions.c.store,
-            sessions.c.device,
-            sessions.c.precision,
-            sessions.c.outputs,
-            reserved.c.at.label("reserved_at"),
-            settled.c.at.label("settled_at"),
-            calls.c.input_digest,
-            calls.c.output_digest,
-            reserved.c.hash.label("entry_hash"),
-        )
-        .join(sessions, calls.c.session == sessions.c.id)
-        .join(reserved, calls.c.reserved_in == reserved.c.seq)
-        .outerjoin(settled, calls.c.settled_in == settled.c.seq)
-    )
+def _calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
+    return [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
+
+
+def _known(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+    found: dict[bytes, list[RecordedCall]] = {}
+    for part in _parts(digests):
+        query = _recorded().where(calls.c.account == account, calls.c.status != "lost", calls.c.input_digest.in_(part))
+        for call in _calls(connection.execute(query.order_by(calls.c.id))):
+            found.setdefault(call.input_digest, []).append(call)
+    return found
+
+
+def _reserved_only(connection: sa.Connection, answers: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
+    reserved: dict[int, bytes | None] = {}
+    for part in _parts(sorted(answers)):
+        query = sa.select(calls.c.id).where(calls.c.id.in_(part), calls.c.status == "reserved")
+        reserved |= {id_: answers[id_] for id_ in connection.execute(query).scalars()}
+    return reserved
+
+
+def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:
+    return [values[first : first + _LOOKUP_SIZE] for first in range(0, len(values), _LOOKUP_SIZE)]
 
 
 def _head(connection: sa.Connection) -> tuple[int, str]:
@@ -398,37 +593,30 @@ def _head(connection: sa.Connection) -> tuple[int, str]:
     return (0, GENESIS) if row is None else (row.seq, row.hash)
 
 
-def _append(connection: sa.Connection, kind: str, content: Mapping[str, Any]) -> int:
-    seq, previous = _head(connection)
-    seq += 1
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    payload = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    connection.execute(
-        sa.insert(entries).values(
-            seq=seq,
-            kind=kind,
-            at=at,
-            payload=payload,
-            previous=previous,
-            hash=entry_hash(seq, kind, at, payload, previous),
-        )
-    )
-    return seq
+def _store_record(connection: sa.Connection, store: str) -> dict[str, Any] | None:
+    query = sa.select(entries.c.payload).where(entries.c.kind == "store").order_by(entries.c.seq.desc())
+    for payload in connection.execute(query).scalars():
+        content: dict[str, Any] = json.loads(payload)
+        if content.get("store") == store:
+            return content
+    return None
 
 
 def _is(teacher: str) -> sa.ColumnElement[bool]:
-    return accounts.c.teacher == teacher
+    condition: sa.ColumnElement[bool] = accounts.c.teacher == teacher
+    return condition
 
 
-def _account(connection: sa.Connection, teacher: str) -> Any:
-    return connection.execute(sa.select(accounts).where(_is(teacher))).one()
+def _open_account(connection: sa.Connection, teacher: str, name: str) -> int:
+    found = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
+    if found is not None:
+        return int(found)
+    number = (connection.execute(sa.select(sa.func.max(accounts.c.id))).scalar() or 0) + 1
+    zero = dict.fromkeys(_COUNTS, 0)
+    connection.execute(sa.insert(accounts).values(id=number, teacher=teacher, name=name, **zero))
+    return number
 
 
-def _open_account(connection: sa.Connection, teacher: str, name: str) -> None:
-    if connection.execute(sa.select(accounts.c.teacher).where(_is(teacher))).first() is None:
-        connection.execute(sa.insert(accounts).values(teacher=teacher, name=name, reserved=0, committed=0, lost=0))
-
-
-def _move(connection: sa.Connection, teacher: str, changes: Mapping[str, int]) -> None:
+def _move(connection: sa.Connection, account: int, changes: Mapping[str, int]) -> None:
     values = {name: accounts.c[name] + change for name, change in changes.items()}
-    connection.execute(sa.update(accounts).where(_is(teacher)).values(values))
+    connection.execute(sa.update(accounts).where(accounts.c.id == account).values(values))

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
 import struct
 from collections.abc import Iterable, Sequence
 
 GENESIS = "0" * 64
+KEY_VARIABLE = "CKD_LEDGER_KEY"
 
 
-def entry_hash(seq: int, kind: str, at: str, payload: str, previous: str) -> str:
-    """Hash of one journal entry, which covers the one before it."""
-    return hashlib.sha256(json.dumps([seq, kind, at, payload, previous]).encode()).hexdigest()
+class Seal:
+    """How entries are hashed: with SHA-256, or, so that only who has the key can forge one, HMAC-SHA256.
+
+    Args:
+        key: None for SHA-256.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._key = None if key is None else key.encode()
+        self.name = "sha256" if key is None else "hmac-sha256"
+
+    @classmethod
+    def from_environment(cls) -> Seal:
+        """With the key in `CKD_LEDGER_KEY`, if there is one."""
+        return cls(os.environ.get(KEY_VARIABLE) or None)
+
+    def hash(self, seq: int, kind: str, at: str, payload: str, previous: str) -> str:
+        """Hash of one journal entry, 64 hex digits."""
+        content = json.dumps([seq, kind, at, payload, previous]).encode()
+        if self._key is None:
+            return hashlib.sha256(content).hexdigest()
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()
 
 
-def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, bytes]]) -> str:
-    """Digest of (id, sample, row, view, input digest) of the calls that one entry reserved."""
+def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, int, bytes]]) -> str:
+    """Digest of (id, repeat, sample, row, view, input digest) of the calls that one entry reserved."""
     hasher = hashlib.sha256()
     for *numbers, digest in rows:
-        hasher.update(struct.pack("<4q", *numbers) + digest)
+        hasher.update(struct.pack("<5q", *numbers) + digest)
     return hasher.hexdigest()
 
 
 def settled_rows_digest(rows: Iterable[tuple[int, bytes | None]]) -> str:
-    """Digest of (id, output digest) of the calls that one entry settled."""
+    """Digest of (id, output digests) of the calls that one entry settled."""
     hasher = hashlib.sha256()
     for id_, digest in rows:
         hasher.update(struct.pack("<q", id_) + (digest or b""))

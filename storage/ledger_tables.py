@@ -1,9 +1,10 @@
 """The ledger's tables, as SQLAlchemy Core: SQLite and PostgreSQL alike.
 
 `entries` is the journal: append-only, each entry hashed together with the one before it. `calls` holds one row per
-teacher call; which entries reserved and settled it is part of the row, and each entry's payload holds a digest of
-the rows it wrote, so a changed row no longer matches its entry. `sessions` says who called, once per builder run.
-`accounts` are running totals per teacher, so that a budget check does not count rows.
+teacher call; which entries reserved, settled and revoked it is part of the row, and each entry's payload holds a
+digest of the rows it wrote, so a changed row no longer matches its entry. `sessions` says who called, once per
+builder run. `accounts` are running totals per teacher, so that a budget check does not count rows. `leases` says which
+sessions are alive; it is the only table whose rows go, and nothing that was spent depends on it.
 """
 
 from __future__ import annotations
@@ -14,69 +15,84 @@ metadata = sa.MetaData()
 
 # SQLite only makes INTEGER keys fast; PostgreSQL needs BIGINT for more than 2**31 calls.
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# Strict tables: SQLite refuses values of another type than the column's, and finds them when it checks the file.
 
 entries = sa.Table(
     "entries",
     metadata,
     sa.Column("seq", _BIG, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
-    sa.Column("previous", sa.String(64), nullable=False),
-    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("previous", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+    sqlite_strict=True,
+)
+sa.Index("entries_by_kind", entries.c.kind)
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("teacher", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("reserved", _BIG, nullable=False),
+    sa.Column("committed", _BIG, nullable=False),
+    sa.Column("lost", _BIG, nullable=False),
+    sa.Column("budget", _BIG),
+    sqlite_strict=True,
 )
 
 sessions = sa.Table(
     "sessions",
     metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("teacher", sa.String(64), nullable=False),
-    sa.Column("teacher_name", sa.String(64), nullable=False),
-    sa.Column("store", sa.String(32), nullable=False),
+    sa.Column("id", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("account", _BIG, sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("store", sa.Text, nullable=False),
     sa.Column("location", sa.Text, nullable=False),
-    sa.Column("purpose", sa.String(16), nullable=False),
-    sa.Column("device", sa.String(64), nullable=False),
-    sa.Column("precision", sa.String(16), nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("precision", sa.Text, nullable=False),
     sa.Column("outputs", sa.Text, nullable=False),
+    sqlite_strict=True,
 )
 
 calls = sa.Table(
     "calls",
     metadata,
     sa.Column("id", _BIG, primary_key=True, autoincrement=False),
-    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), nullable=False),
-    sa.Column("teacher", sa.String(64), nullable=False),
-    sa.Column("input_digest", sa.LargeBinary(16), nullable=False),
+    sa.Column("session", _BIG, sa.ForeignKey("sessions.id"), nullable=False),
+    sa.Column("account", _BIG, sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("input_digest", sa.LargeBinary, nullable=False),
+    sa.Column("repeat", sa.Integer, nullable=False),
     sa.Column("sample", _BIG, nullable=False),
     sa.Column("row", _BIG, nullable=False),
     sa.Column("view", sa.Integer, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("output_digest", sa.LargeBinary(16)),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("output_digest", sa.LargeBinary),
     sa.Column("reserved_in", _BIG, sa.ForeignKey("entries.seq"), nullable=False),
     sa.Column("settled_in", _BIG, sa.ForeignKey("entries.seq")),
+    sa.Column("revoked_in", _BIG, sa.ForeignKey("entries.seq")),
+    sqlite_strict=True,
 )
+_not_lost, _reserved = calls.c.status != "lost", calls.c.status == "reserved"
 sa.Index(
     "one_call_per_input",
-    calls.c.teacher,
+    calls.c.account,
     calls.c.input_digest,
+    calls.c.repeat,
     unique=True,
-    sqlite_where=calls.c.status != "lost",
-    postgresql_where=calls.c.status != "lost",
+    sqlite_where=_not_lost,
+    postgresql_where=_not_lost,
 )
-sa.Index(
-    "calls_by_status",
-    calls.c.status,
-    sqlite_where=calls.c.status == "reserved",
-    postgresql_where=calls.c.status == "reserved",
-)
+sa.Index("unsettled_calls", calls.c.session, sqlite_where=_reserved, postgresql_where=_reserved)
+sa.Index("calls_by_session", calls.c.session)
 
-accounts = sa.Table(
-    "accounts",
+leases = sa.Table(
+    "leases",
     metadata,
-    sa.Column("teacher", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("reserved", _BIG, nullable=False),
-    sa.Column("committed", _BIG, nullable=False),
-    sa.Column("lost", _BIG, nullable=False),
-    sa.Column("budget", _BIG),
+    sa.Column("session", _BIG, sa.ForeignKey("sessions.id"), primary_key=True, autoincrement=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("beat", _BIG, nullable=False),
+    sqlite_strict=True,
 )

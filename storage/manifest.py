@@ -7,10 +7,11 @@ made: a folder without one holds no calls.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from storage.errors import IdentityMismatch, StoreUnreadable
 from storage.schema import OutputSpec
 from storage.views import VIEW_POLICIES, Normalisation, ViewGeometry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
+# The manifest of a store that is to take the place of the one beside it.
+EXTENSION = "extension.json"
 _MAX_MANIFEST_BYTES = 16 << 20
-_MAX_ROWS = 1 << 40
+_MAX_ROWS = 1 << 24
+_MAX_SEED = 1 << 40
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
+_ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +87,18 @@ class Manifest:
     Args:
         store_id: 32 hex digits, made once.
         array_format: "zarr" or "hdf5".
+        arrays: name of the file or folder of the arrays, next to the manifest.
         n: training images; val and test likewise.
         samples: sample array -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_head: hash of the ledger's newest entry when the last build ended.
+        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend).
         versions: package versions that made the store.
     """
 
     store_id: str
     array_format: str
+    arrays: str
     identity: Identity
     n: int
     num_val: int
@@ -98,6 +106,7 @@ class Manifest:
     samples: Mapping[str, str]
     ledger: str | None = None
     ledger_head: str | None = None
+    history: Sequence[Mapping[str, str]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -109,33 +118,45 @@ class Manifest:
         """The same store with more rows."""
         return replace(self, n=max(n, self.n), num_val=max(num_val, self.num_val))
 
-    def save(self, folder: Path) -> None:
-        """Write `manifest.json`, atomically and durably."""
-        write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, **asdict(self)})
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that may not change between builds: what a ledger records of a store."""
+        document = asdict(self)
+        del document["ledger_head"]
+        return _digest(document)
+
+    def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
+        """Write it, atomically and durably, with a digest of its own."""
+        document = {"format_version": FORMAT_VERSION, **asdict(self)}
+        write_json(folder / file_name, {**document, "digest": _digest(document)})
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read and check `manifest.json`.
+    def load(cls, folder: Path, file_name: str = FILE_NAME) -> Manifest:
+        """Read and check it.
 
         Raises:
             StoreUnreadable: it is missing, malformed, or of another format version.
         """
-        path = folder / FILE_NAME
+        path = folder / file_name
         try:
-            if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise ValueError("it is too large for a manifest")
+            if path.stat().st_size > _MAX_MANIFEST_BYTES or not path.is_file():
+                raise ValueError("it is no file, or too large for a manifest")
             document = json.loads(path.read_bytes())
-            version = document.pop("format_version")
+            digest, version = document.pop("digest", None), document["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(f"its format version is {version!r}, this release reads {FORMAT_VERSION}")
+            if digest != _digest(document):
+                raise ValueError("it was changed: it does not match its own digest")
+            del document["format_version"]
             manifest = _manifest(document)
         except FileNotFoundError as error:
             raise StoreUnreadable(
-                f"there is no store at {folder} (no {FILE_NAME}); build one with: ckd-cache build --store {folder}"
+                f"there is no store at {folder} (no {file_name}); build one with: ckd-cache build --store {folder}"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreUnreadable(
-                f"{path} is not a manifest this release can read ({error}); build the store again in a new folder"
+                f"{path} is not a manifest this release can read ({error}); bring it back from a copy, or build "
+                "the store again in a new folder"
             ) from error
         return manifest
 
@@ -178,6 +199,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     normalisation = Normalisation(**{name: _triple(values) for name, values in teacher.pop("normalisation").items()})
     outputs = tuple(_output(output) for output in identity.pop("outputs"))
     dataset["classes"] = tuple(dataset["classes"])
+    document["history"] = tuple(document["history"])
     manifest = Manifest(
         **document,
         identity=Identity(
@@ -209,9 +231,10 @@ def _output(document: dict[str, Any]) -> OutputSpec:
 def _check_types(manifest: Manifest) -> None:
     """Refuse values that no build writes; the arrays are checked against the manifest when they are opened."""
     identity = manifest.identity
-    counts = {"n": manifest.n, "num_val": manifest.num_val, "num_test": manifest.num_test, "seed": identity.seed}
+    counts = {"n": manifest.n, "num_val": manifest.num_val, "num_test": manifest.num_test}
     for name, count in counts.items():
         _require(type(count) is int and 0 <= count <= _MAX_ROWS, name, count)
+    _require(type(identity.seed) is int and 0 <= identity.seed <= _MAX_SEED, "seed", identity.seed)
     _require(type(identity.views) is int and 1 <= identity.views <= MAX_VIEWS, "views", identity.views)
     geometry = identity.geometry
     for size in (geometry.image_size, geometry.crop_size, geometry.padding):
@@ -220,6 +243,7 @@ def _check_types(manifest: Manifest) -> None:
     teacher, dataset = identity.teacher, identity.dataset
     for name, text in {
         "array_format": manifest.array_format,
+        "arrays": manifest.arrays,
         "view_policy": identity.view_policy,
         "teacher.name": teacher.name,
         "teacher.precision": teacher.precision,
@@ -227,6 +251,12 @@ def _check_types(manifest: Manifest) -> None:
         **{f"class {place}": label for place, label in enumerate(dataset.classes)},
     }.items():
         _require(type(text) is str, name, text)
+    _require(re.fullmatch(_ARRAYS_NAME, manifest.arrays) is not None, "arrays", manifest.arrays)
+    _require(manifest.ledger is None or type(manifest.ledger) is str, "ledger", manifest.ledger)
+    for step in manifest.history:
+        _require(
+            {"store_id", "made_by"} == {*step} and all(type(text) is str for text in step.values()), "history", step
+        )
     digests = {"store_id": (manifest.store_id, 32), "fingerprint": (teacher.fingerprint, 64)}
     digests |= {"dataset.digest": (dataset.digest, 64)}
     digests |= {f"digest of {name}": (value, 64) for name, value in manifest.samples.items()}
@@ -237,6 +267,11 @@ def _check_types(manifest: Manifest) -> None:
     _require(names[:1] == ["logits"] and len(set(names)) == len(names), "outputs", names)
     classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
     _require(classes == {len(dataset.classes)}, "the number of classes", classes)
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _require(holds: bool, name: str, value: object) -> None:

@@ -39,9 +39,18 @@ class ArraySpec:
         return prod(self.row_shape) * self.dtype.itemsize
 
     @property
+    def cell_bytes(self) -> int:
+        """Bytes of one cell, where the first axis of a row is its views."""
+        return self.row_bytes // self.row_shape[0]
+
+    @property
     def chunk_rows(self) -> int:
-        """Rows per chunk: 64, the default batch, so that one batch owns its chunks; fewer for huge rows."""
+        """Rows per chunk: 64, or fewer for huge rows."""
         return int(min(64, max(1, _MAX_CHUNK_BYTES // max(1, self.row_bytes))))
+
+    def stored_bytes(self, rows: int) -> int:
+        """Bytes of an array of so many rows: both formats keep whole chunks, also the last one."""
+        return -(-rows // self.chunk_rows) * self.chunk_rows * self.row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,6 @@ def output_arrays(outputs: tuple[OutputSpec, ...], views: int) -> tuple[ArraySpe
     said = [ArraySpec(output_array(output.name), (views, *output.shape), np.dtype(output.dtype)) for output in outputs]
     return (
         *said,
-        ArraySpec(DIGEST, (views, DIGEST_BYTES), np.dtype(np.uint8)),
+        ArraySpec(DIGEST, (views, len(outputs), DIGEST_BYTES), np.dtype(np.uint8)),
         ArraySpec(VALID, (views,), np.dtype(np.bool_)),
     )

@@ -1,7 +1,8 @@
 """The store: a folder with everything the teacher said, and all that training a student needs.
 
-A row is visible once `publish` has returned: its outputs are on the disk, then its digest and its valid flag are.
-Readers recompute the digest, so a row that was torn or changed is reported, not used.
+A *cell* is one view of one row, the place of one teacher call. It is visible once `publish` has returned: its outputs
+are on the disk, then their digests and its valid flag are. Readers recompute the digests, so a cell that was torn or
+changed is reported, not used.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
-from storage.durable import exclusive_lock, fsync_path, remove_partials
+from storage.durable import fsync_path, remove_partials
 from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName
 from storage.hdf5_arrays import Hdf5Arrays
 from storage.ledger import Ledger
+from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, Identity, Manifest
-from storage.schema import DIGEST, VALID, ArraySpec, output_array, output_arrays, sample_arrays
+from storage.schema import DIGEST, VALID, ArraySpec, OutputSpec, output_array, output_arrays, sample_arrays
 from storage.zarr_arrays import ZarrArrays
 
 FORMATS: dict[str, type[ArrayFile]] = {kind.format: kind for kind in (ZarrArrays, Hdf5Arrays)}
 LEDGER_FILE = "ledger.sqlite"
-_LOCK_FILE = "build.lock"
+BUILD_LOCK = "build.lock"
+CELL_LOCK = "cells.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
 _BLOCK_ROWS = 64
 
@@ -39,23 +43,32 @@ class Store:
     Args:
         folder: where it is.
         manifest: what it is; `Store.open` reads it.
+        file_name: of the manifest.
 
     Raises:
         StoreUnreadable: the arrays are not there or do not match the manifest.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, file_name: str = FILE_NAME) -> None:
         if manifest.array_format not in FORMATS:
             raise StoreUnreadable(f"{folder} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
         kind = FORMATS[manifest.array_format]
+        if Path(manifest.arrays).suffix != kind.suffix:
+            raise StoreUnreadable(f"{folder} holds {manifest.arrays}, which is no name of {kind.format} arrays")
         self.folder = folder
         self.manifest = manifest
-        self.arrays = kind(folder / kind.file_name, array_specs(manifest.identity))
+        self.file_name = file_name
+        self.arrays = kind(folder / manifest.arrays, array_specs(manifest.identity))
+        for name, spec in self.arrays.specs.items():
+            if self.arrays.num_rows(name) < manifest.rows[spec.split]:
+                raise self.arrays.unreadable(
+                    name, f"it has {self.arrays.num_rows(name)} rows, {manifest.rows[spec.split]} are needed"
+                )
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
+    def open(cls, folder: Path, file_name: str = FILE_NAME) -> Store:
         """Open what is there; raises `StoreUnreadable` when it is no store."""
-        return cls(folder, Manifest.load(folder))
+        return cls(folder, Manifest.load(folder, file_name), file_name)
 
     @classmethod
     def create(
@@ -66,6 +79,7 @@ class Store:
         array_format: str,
         samples: Mapping[str, np.ndarray],
         ledger: str | None = None,
+        history: Sequence[Mapping[str, str]] = (),
     ) -> Store:
         """Make a store whose outputs are still to be paid for.
 
@@ -75,33 +89,44 @@ class Store:
             array_format: "zarr" or "hdf5".
             samples: array name -> values, for every sample array; row counts come from here.
             ledger: URL without password of a shared ledger, for the record.
+            history: the stores it is made from.
         """
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
         prepare_folder(folder)
-        rows = {split: len(samples[f"{split}/labels"]) for split in ("train", "val", "test")}
-        kind = FORMATS[array_format]
-        specs = array_specs(identity)
-        kind.create(folder / kind.file_name, specs, rows)
-        arrays = kind(folder / kind.file_name, specs)
-        for name, values in samples.items():
-            arrays.write(name, 0, values)
-        _clear_flags(arrays, 0, rows["train"])
-        arrays.sync()
-        manifest = Manifest(
-            store_id=uuid.uuid4().hex,
-            array_format=array_format,
-            identity=identity,
-            n=rows["train"],
-            num_val=rows["val"],
-            num_test=rows["test"],
-            samples=_sample_digests(samples),
-            ledger=ledger,
-            versions={package: version(package) for package in _PACKAGES},
+        store = cls.lay_out(
+            folder,
+            Manifest(
+                store_id=uuid.uuid4().hex,
+                array_format=array_format,
+                arrays=f"data{FORMATS[array_format].suffix}",
+                identity=identity,
+                n=len(samples["train/labels"]),
+                num_val=len(samples["val/labels"]),
+                num_test=len(samples["test/labels"]),
+                samples=_sample_digests(samples),
+                ledger=ledger,
+                history=tuple(history),
+                versions={package: version(package) for package in _PACKAGES},
+            ),
+            samples,
         )
-        manifest.save(folder)
+        store.save()
         fsync_path(folder.parent)
-        return cls(folder, manifest)
+        return store
+
+    @classmethod
+    def lay_out(
+        cls, folder: Path, manifest: Manifest, samples: Mapping[str, np.ndarray], file_name: str = FILE_NAME
+    ) -> Store:
+        """Make the arrays that a manifest describes, durably; `save` is what makes them a store."""
+        kind, specs = FORMATS[manifest.array_format], array_specs(manifest.identity)
+        kind.create(folder / manifest.arrays, specs, manifest.rows)
+        store = cls(folder, manifest, file_name)
+        for name, values in samples.items():
+            store.arrays.write(name, 0, values)
+        store.arrays.sync()
+        return store
 
     def grow(self, samples: Mapping[str, np.ndarray]) -> None:
         """Append images: `samples` holds whole arrays, of which the rows the store has are left alone."""
@@ -111,36 +136,47 @@ class Store:
             first = self.manifest.rows[self.arrays.specs[name].split]
             if len(values) > first:
                 self.arrays.write(name, first, values[first:])
-        _clear_flags(self.arrays, self.manifest.n, manifest.n)
         self.arrays.sync()
-        self._save(replace(manifest, samples=_sample_digests(samples)))
+        self.save(replace(manifest, samples=_sample_digests(samples)))
 
     @staticmethod
     @contextmanager
-    def locked(folder: Path) -> Iterator[None]:
-        """Be the only builder in a folder; raises `StoreBusy` when another one is at work."""
-        busy = f"another build is writing to {folder}; wait until it ends"
-        with exclusive_lock(folder / _LOCK_FILE, busy):
-            remove_partials(folder)
+    def alone(folder: Path, *, clean: bool = True) -> Iterator[None]:
+        """Be the only one who writes to a folder, and delete what killed writers left if it is to be clean.
+
+        Raises:
+            StoreBusy: a build is at work.
+        """
+        if not (folder / FILE_NAME).exists():
+            raise StoreUnreadable(f"there is no store at {folder} (no {FILE_NAME})")
+        busy = f"a build is writing to {folder}; wait until it ends"
+        with exclusive_lock(folder / BUILD_LOCK, busy):
+            if clean:
+                remove_partials(folder)
             yield
 
     def record_ledger_head(self, head: str) -> None:
-        """Note the ledger's state in the manifest, for readers that cannot reach a shared ledger."""
+        """Note the ledger's state in the manifest: an older copy of the ledger is then found out."""
         if head != self.manifest.ledger_head:
-            self._save(replace(self.manifest, ledger_head=head))
+            self.save(replace(self.manifest, ledger_head=head))
 
     def ledger_head(self) -> str | None:
         """Newest hash of the store's own ledger, or the one noted when the last build ended."""
         own = self.folder / LEDGER_FILE
         if self.manifest.ledger is None and own.is_file():
-            ledger = Ledger(own)
+            ledger = own_ledger(self.folder)
             try:
                 return ledger.head()
             finally:
                 ledger.close()
         return self.manifest.ledger_head
 
-    # Rows
+    # Rows and cells
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What is kept of each call."""
+        return self.manifest.identity.outputs
 
     def read(self, name: str, rows: int | None = None) -> np.ndarray:
         """The first `rows` rows of an array, or all of them."""
@@ -149,14 +185,15 @@ class Store:
 
     def valid(self) -> np.ndarray:
         """Which (row, view) are whole: (n, V) bool."""
-        return self.read(VALID)
+        # Anything but 1 is no flag that we wrote.
+        return np.asarray(self.read(VALID).view(np.uint8) == 1)
 
-    def whole_rows(self, n: int | None = None) -> np.ndarray:
-        """Which of the first n rows have all their views, (n,) bool; rows that the store lacks have not."""
-        known = np.asarray(self.valid().all(axis=1))
-        whole = np.zeros(self.manifest.n if n is None else n, dtype=np.bool_)
+    def missing_cells(self, n: int | None = None) -> np.ndarray:
+        """Cells of the first n rows, row * V + view, that are not whole; rows that the store lacks are missing."""
+        known = self.valid()
+        whole = np.zeros((self.manifest.n if n is None else n, known.shape[1]), dtype=np.bool_)
         whole[: len(known)] = known[: len(whole)]
-        return whole
+        return np.flatnonzero(~whole)
 
     def read_sample(self, name: str, rows: int | None = None) -> np.ndarray:
         """The first rows of a sample array, or all, after checking the whole of it against the manifest.
@@ -171,48 +208,72 @@ class Store:
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
-        torn = np.flatnonzero(~self.whole_rows())
-        return int(torn[0]) if len(torn) else self.manifest.n
+        missing = self.missing_cells()
+        return int(missing[0]) // self.manifest.identity.views if len(missing) else self.manifest.n
 
-    def write_outputs(self, first: int, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Write what the teacher said of rows first, first + 1, ...; not visible until `publish`.
+    def write_outputs(self, cells: Sequence[int], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Write what the teacher said of some cells; not visible until `publish`.
 
         Args:
-            first: row of the first entry.
-            outputs: name -> (R, V, ...) array, for every kept output.
+            cells: row * V + view, in increasing order.
+            outputs: name -> (C, ...) array, for every kept output.
 
         Returns:
-            Digests of the calls, (R, V, 16) uint8.
+            Digests of the outputs, (C, O, 16) uint8.
         """
-        identity = self.manifest.identity
         stored = {
-            output.name: np.ascontiguousarray(outputs[output.name], dtype=output.dtype) for output in identity.outputs
+            output.name: np.ascontiguousarray(outputs[output.name], dtype=output.dtype) for output in self.outputs
         }
-        rows = len(stored["logits"])
-        flat = {name: values.reshape(rows * identity.views, *values.shape[2:]) for name, values in stored.items()}
-        digests = output_digests(identity.outputs, flat).reshape(rows, identity.views, -1)
-        for name, values in stored.items():
-            self.arrays.write(output_array(name), first, values)
-        self.arrays.write(DIGEST, first, digests)
+        digests, place = output_digests(self.outputs, stored), 0
+        for first, count in runs_of(cells):
+            for name, values in stored.items():
+                self.arrays.write_cells(output_array(name), first, values[place : place + count])
+            self.arrays.write_cells(DIGEST, first, digests[place : place + count])
+            place += count
         return digests
 
-    def publish(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Make written rows visible, each run as (first row, count); returns when they are durable."""
+    def publish(self, cells: Sequence[int]) -> None:
+        """Make written cells visible; returns when they are durable."""
         self.arrays.sync()
-        for first, count in runs:
-            self.arrays.write(VALID, first, np.ones((count, self.manifest.identity.views), dtype=np.bool_))
+        self._flag(cells, whole=True)
+
+    def retract(self, cells: Sequence[int]) -> None:
+        """Make cells invisible: their outputs are not what they should be."""
+        self._flag(cells, whole=False)
+
+    def _flag(self, cells: Sequence[int], *, whole: bool) -> None:
+        for first, count in runs_of(cells):
+            self.arrays.write_cells(VALID, first, np.full(count, whole))
         self.arrays.sync()
 
-    def matching(self) -> np.ndarray:
-        """Which (row, view) are there and match their digest: (n, V) bool."""
-        matches = np.zeros((self.manifest.n, self.manifest.identity.views), dtype=np.bool_)
-        for first in range(0, self.manifest.n, _BLOCK_ROWS):
-            last = min(first + _BLOCK_ROWS, self.manifest.n)
+    def read_cell(self, cell: int, outputs: Sequence[OutputSpec]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Some outputs of one cell, name -> (1, ...), and what they digest to: (O, 16) uint8."""
+        values = {output.name: self.arrays.read_cells(output_array(output.name), cell, cell + 1) for output in outputs}
+        return values, output_digests(outputs, values)[0]
+
+    def cell_digests(self, cell: int) -> np.ndarray | None:
+        """Digests of a cell's outputs if all of them are what was written last, else None: (O, 16) uint8."""
+        try:
+            _, found = self.read_cell(cell, self.outputs)
+            written = self.arrays.read_cells(DIGEST, cell, cell + 1)[0]
+        except StoreUnreadable:
+            return None
+        return found if np.array_equal(found, written) else None
+
+    def found_digests(self, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
+        """What one output of every cell digests to, (n, V, 16) uint8, and where it can be read at all, (n, V) bool."""
+        rows, views = self.manifest.n, self.manifest.identity.views
+        found = np.zeros((rows, views, 16), dtype=np.uint8)
+        readable = np.zeros((rows, views), dtype=np.bool_)
+        for first, last in _blocks(rows):
             try:
-                _, matches[first:last] = self._read_block(first, last)
+                values = self.arrays.read(output_array(output.name), first, last)
             except StoreUnreadable:
                 continue
-        return matches
+            flat = values.reshape(-1, *values.shape[2:])
+            found[first:last] = output_digests((output,), {output.name: flat}).reshape(last - first, views, -1)
+            readable[first:last] = True
+        return found, readable
 
     def read_outputs(self, names: Sequence[str], rows: int) -> dict[str, np.ndarray]:
         """The first `rows` rows of some outputs, after checking that every one of them is whole.
@@ -222,33 +283,29 @@ class Store:
             StoreUnreadable: a row does not match its digest.
             UnknownName: an output is not in the store.
         """
-        known = [output.name for output in self.manifest.identity.outputs]
+        places = {output.name: place for place, output in enumerate(self.outputs)}
         for name in names:
-            if name not in known:
-                raise UnknownName("stored output", name, known)
+            if name not in places:
+                raise UnknownName("stored output", name, places)
         self.require_rows(rows)
-        kept: dict[str, np.ndarray] = {}
-        for first in range(0, rows, _BLOCK_ROWS):
-            last = min(first + _BLOCK_ROWS, rows)
-            values, matches = self._read_block(first, last)
-            if not matches.all():
-                row = first + int(np.argwhere(~matches)[0, 0])
-                raise StoreUnreadable(
-                    f"row {row} of {self.folder} does not match its digest; see all damage with: "
-                    f"ckd-cache verify --store {self.folder}"
-                )
-            for name in names:
-                target = kept.setdefault(name, np.empty((rows, *values[name].shape[1:]), values[name].dtype))
-                target[first:last] = values[name]
+        digests = self.read(DIGEST, rows)
+        kept = {}
+        for name in names:
+            output, array = self.outputs[places[name]], output_array(name)
+            spec = self.arrays.specs[array]
+            values = np.empty((rows, *spec.row_shape), dtype=spec.dtype)
+            for first, last in _blocks(rows):
+                values[first:last] = self.arrays.read(array, first, last)
+                flat = values[first:last].reshape(-1, *output.shape)
+                found = output_digests((output,), {name: flat}).reshape(last - first, -1, 16)
+                wrong = np.argwhere((found != digests[first:last, :, places[name]]).any(axis=2))
+                if len(wrong):
+                    raise StoreUnreadable(
+                        f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
+                        f"all damage with: ckd-cache verify --store {self.folder}"
+                    )
+            kept[name] = values
         return kept
-
-    def _read_block(self, first: int, last: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """All outputs of some rows (a digest covers them all), and which (row, view) match their digest."""
-        identity = self.manifest.identity
-        values = {output.name: self.arrays.read(output_array(output.name), first, last) for output in identity.outputs}
-        flat = {name: block.reshape(-1, *block.shape[2:]) for name, block in values.items()}
-        digests = output_digests(identity.outputs, flat).reshape(last - first, identity.views, -1)
-        return values, (digests == self.arrays.read(DIGEST, first, last)).all(axis=2)
 
     def require_rows(self, rows: int) -> None:
         """Refuse to go on with fewer whole rows than `rows`, and say how to finish."""
@@ -278,9 +335,14 @@ class Store:
         others = (file for file in self.folder.iterdir() if file.is_file() and file != self.arrays.path)
         return self.arrays.size_bytes() + sum(file.stat().st_size for file in others)
 
-    def _save(self, manifest: Manifest) -> None:
-        manifest.save(self.folder)
-        self.manifest = manifest
+    def read_samples(self) -> dict[str, np.ndarray]:
+        """Every sample array, checked."""
+        return {name: self.read_sample(name) for name in self.manifest.samples}
+
+    def save(self, manifest: Manifest | None = None) -> None:
+        """Write the manifest, or another one in its place, durably."""
+        self.manifest = self.manifest if manifest is None else manifest
+        self.manifest.save(self.folder, self.file_name)
 
 
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
@@ -289,15 +351,34 @@ def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     return (*samples, *output_arrays(identity.outputs, identity.views))
 
 
+def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:
+    """Cells in increasing order as (first, count) runs of neighbours."""
+    cells = [int(cell) for cell in cells]
+    if not cells:
+        return []
+    cuts = [0, *(place + 1 for place, (cell, after) in enumerate(pairwise(cells)) if after != cell + 1), len(cells)]
+    return [(cells[start], stop - start) for start, stop in pairwise(cuts)]
+
+
+def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 0.0) -> Ledger:
+    """The ledger in a store's folder; raises `StoreUnreadable` for a link to somewhere else."""
+    path = folder / LEDGER_FILE
+    if path.is_symlink():
+        raise StoreUnreadable(f"{path} is a link to another place; give that as --ledger to a new store instead")
+    return Ledger(path, create=create, patience_seconds=patience_seconds)
+
+
 def prepare_folder(folder: Path) -> None:
     """Make a store's folder; one with anything in it that is no store's, or with calls but no manifest, is refused."""
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give another --store")
+    if not str(folder).isprintable():
+        raise InvalidInput(f"{str(folder)!a} is no printable text; give another --store")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / FILE_NAME).exists():
         return
     # The ledger is begun after the manifest is written, so without one nothing in the folder was paid for.
-    ours = {_LOCK_FILE, *(kind.file_name for kind in FORMATS.values())}
+    ours = {BUILD_LOCK, CELL_LOCK, *(f"data{kind.suffix}" for kind in FORMATS.values())}
     foreign = [item.name for item in folder.iterdir() if item.name not in ours and not item.name.endswith(".partial")]
     if LEDGER_FILE in foreign:
         raise StoreUnreadable(
@@ -308,11 +389,9 @@ def prepare_folder(folder: Path) -> None:
         raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder as --store")
 
 
-def _clear_flags(arrays: ArrayFile, first: int, last: int) -> None:
-    """Write out that rows are not there yet: a chunk of flags that is missing later was lost."""
-    for name in (VALID, DIGEST):
-        spec = arrays.specs[name]
-        arrays.write(name, first, np.zeros((last - first, *spec.row_shape), dtype=spec.dtype))
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, rows, _BLOCK_ROWS):
+        yield first, min(first + _BLOCK_ROWS, rows)
 
 
 def _sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -3,73 +3,126 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from storage.digest import input_digests
 from storage.errors import CKDError
-from storage.ledger import Ledger, RecordedCall
+from storage.inspection import Inspection, inspect
+from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
-from storage.schema import DIGEST, VALID, sample_arrays
+from storage.schema import DIGEST, VALID, output_array, sample_arrays
 from storage.store import Store
 
-_REMEDY = "bring the file back from a copy, or build a new store with its own ledger"
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong: where, what, and what to do about it."""
+
+    what: str
+    remedy: str
+    array: str | None = None
+    row: int | None = None
+    view: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.row is None else f"row {self.row} view {self.view} "
+        where = "" if self.array is None else f"{self.array}: "
+        return f"{where}{place}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def store_problems(store: Store, ledger: Ledger) -> list[str]:
-    """Everything that is wrong, one sentence each; empty when the store can be trusted."""
-    checks = (_sample_problems(store), _row_problems(store, ledger), _ledger_continuity(store, ledger))
-    return [*(problem for check in checks for problem in check), *ledger_problems(ledger)]
+def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
+    """Everything that is wrong; empty when the store can be trusted.
+
+    Raises:
+        InvalidInput: the ledger is sealed with a key that is not set.
+    """
+    found = [Problem(text, "") for text in ledger_problems(ledger)]
+    for check in (_manifest_problems, _sample_problems, _cell_problems, _unsettled_problems):
+        try:
+            found += check(store, ledger)
+        except CKDError as error:
+            found.append(Problem(str(error), ""))
+    return found
 
 
-def _sample_problems(store: Store) -> Iterator[str]:
+def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """A manifest that the ledger does not know, and a ledger that was replaced or rolled back."""
+    manifest = store.manifest
+    if manifest.ledger_head is not None:
+        ledger.require_entry(manifest.ledger_head, store.folder)
+    recorded = ledger.store_record(manifest.store_id)
+    if recorded is None or recorded.get("manifest") != manifest.digest:
+        what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
+        yield Problem(what, _finish(store), "manifest.json")
+
+
+def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Images, labels, views and indices that are not what the build wrote."""
     identity = store.manifest.identity
     for spec in sample_arrays(identity.geometry.image_size, identity.views):
         try:
             store.read_sample(spec.name)
         except CKDError as error:
-            yield str(error)
+            yield Problem(str(error), "bring the file back from a copy", spec.name)
 
 
-def _row_problems(store: Store, ledger: Ledger) -> Iterator[str]:
-    """Rows that are missing, changed, or not as the ledger recorded them."""
-    manifest = store.manifest
-    try:
-        valid, digests = store.valid(), store.read(DIGEST)
-        images, views = store.read("train/images"), store.read("train/views")
-    except CKDError as error:
-        yield str(error)
-        return
-    inputs = input_digests(images, views, manifest.identity.geometry)
-    matches = store.matching()
-    paid = ledger.known_calls(manifest.identity.teacher.fingerprint, [digest for row in inputs for digest in row])
-    for row, view in np.argwhere(~valid):
-        yield f"{VALID}: row {row} view {view} is not there; finish it with: {store.build_command(manifest.n)}"
-    for row, view in np.argwhere(valid):
-        call = paid.get(inputs[row][view])
-        if not matches[row, view]:
-            yield f"outputs of row {row} view {view} are missing or do not match their digest; {_REMEDY}"
-        elif call is None or call.status != "committed":
-            yield f"{DIGEST}: row {row} view {view} has outputs that the ledger knows no committed call for; {_REMEDY}"
-        elif call.output_digest != digests[row, view].tobytes():
-            yield f"{DIGEST}: row {row} view {view} is not what call {call.id} of the ledger returned; {_REMEDY}"
-    yield from _missing_rows(store, ledger.calls_of_store(manifest.store_id, "committed"), valid)
-    for call in ledger.calls_of_store(manifest.store_id, "reserved"):
-        yield f"call {call.id} (row {call.row}) was never settled; run the build again to settle it"
+def _cell_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Cells that are missing, changed, or not as the ledger recorded them."""
+    state = inspect(store, ledger)
+    for row, view in np.argwhere(~state.whole).tolist():
+        if state.valid[row, view]:
+            yield from _wrong_outputs(state, row, view)
+        else:
+            yield _missing_cell(state, row, view)
 
 
-def _ledger_continuity(store: Store, ledger: Ledger) -> Iterator[str]:
-    """A ledger that was replaced or rolled back."""
-    if store.manifest.ledger_head is None:
-        return
-    try:
-        ledger.require_entry(store.manifest.ledger_head, store.folder)
-    except CKDError as error:
-        yield str(error)
+def _wrong_outputs(state: Inspection, row: int, view: int) -> Iterator[Problem]:
+    calls = state.calls[row * state.valid.shape[1] + view]
+    for place, output in enumerate(state.store.outputs):
+        array = output_array(output.name)
+        is_answer, matches = state.is_answer[row, view, place], state.matches[row, view, place]
+        if is_answer and not matches:
+            yield Problem("is not the digest of what is there", _repair(state.store), DIGEST, row, view)
+        elif not state.readable[row, view, place]:
+            yield Problem("cannot be read", _repair(state.store), array, row, view)
+        elif not matches:
+            yield Problem("does not match its digest", _repair(state.store), array, row, view)
+        elif not state.answered[row, view, place].any():
+            yield Problem(
+                "has outputs that the ledger knows no committed call for", _repair(state.store), array, row, view
+            )
+        elif not is_answer:
+            which = f"is not what call {calls[-1].id} of the ledger returned"
+            yield Problem(which, _repair(state.store), array, row, view)
 
 
-def _missing_rows(store: Store, committed: list[RecordedCall], valid: np.ndarray) -> Iterator[str]:
-    for call in committed:
-        if call.row >= len(valid) or not valid[call.row, call.view]:
-            yield f"call {call.id} is committed, but row {call.row} view {call.view} of {store.folder} is not there"
+def _missing_cell(state: Inspection, row: int, view: int) -> Problem:
+    ours = [
+        call
+        for call in state.calls[row * state.valid.shape[1] + view]
+        if (call.store, call.row, call.view) == (state.store.manifest.store_id, row, view)
+    ]
+    if ours:
+        return Problem(f"is not there, though call {ours[0].id} is committed", _repair(state.store), VALID, row, view)
+    return Problem("is not there", _finish(state.store), VALID, row, view)
+
+
+def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    alive = ledger.leases()
+    for call in ledger.calls_of_store(store.manifest.store_id, "reserved"):
+        what = f"call {call.id} is not settled: its build is at work, or was interrupted"
+        remedy = "wait for it" if call.session in alive else "run the build again to settle it"
+        yield Problem(what, remedy, None, call.row, call.view)
+    for call in ledger.calls_of_store(store.manifest.store_id, "committed"):
+        if call.row >= store.manifest.n:
+            what = f"call {call.id} is committed, and the store has only {store.manifest.n} rows"
+            yield Problem(what, "bring the store back from a copy", VALID, call.row, call.view)
+
+
+def _finish(store: Store) -> str:
+    return f"finish it with: {store.build_command(store.manifest.n)}"
+
+
+def _repair(store: Store) -> str:
+    return f"see what can be done with: ckd-cache repair --store {store.folder}"

@@ -145,8 +145,8 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise StoreIncomplete(
-            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; build another "
-            f"store with --features {','.join(missing)}"
+            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
+            f"ckd-cache extend --store {store.folder} --features {','.join(missing)}"
         )
     return sorted({"logits", *wanted})
 

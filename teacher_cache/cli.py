@@ -8,8 +8,11 @@ from models import ModelError
 from storage.errors import CKDError
 from storage.terminal import CommandGroup
 from teacher_cache.commands.build import build
+from teacher_cache.commands.convert import convert
+from teacher_cache.commands.extend import extend
 from teacher_cache.commands.info import info
 from teacher_cache.commands.ledger import ledger
+from teacher_cache.commands.repair import repair
 from teacher_cache.commands.train_teacher import train_teacher
 from teacher_cache.commands.verify import verify
 
@@ -27,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (train_teacher, build, info, verify, ledger):
+for command in (train_teacher, build, info, verify, repair, convert, extend, ledger):
     main.add_command(command)

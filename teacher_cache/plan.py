@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ from models.compute import Compute
 from storage.database import ledger_exists, shown_url
 from storage.digest import input_digests
 from storage.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
-from storage.ledger import Ledger, check_budget
+from storage.ledger import Ledger, RecordedCall, check_budget
 from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
-from storage.schema import ArraySpec
-from storage.store import FORMATS, LEDGER_FILE, Store, array_specs
+from storage.schema import OutputSpec
+from storage.store import FORMATS, Store, array_specs, own_ledger
 from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.reuse import keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
-from teacher_cache.settle import find_leftovers
+from teacher_cache.settle import sort_out
 from teacher_cache.teacher import Teacher, choose_outputs, find_weights, load_teacher
 
 _SPARE_BYTES = 32 << 20
@@ -40,6 +42,7 @@ class BuildConfig:
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
         ledger: URL of a shared ledger; None for the store's own.
         batch_size: teacher calls made together.
+        lease_seconds: how long other builders wait for this one when it no longer shows that it lives.
     """
 
     teacher: str
@@ -61,6 +64,7 @@ class BuildConfig:
     batch_size: int = 64
     device: str = "auto"
     precision: str = "auto"
+    lease_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -76,6 +80,8 @@ class BuildConfig:
         for name, most in (("views", MAX_VIEWS), ("batch_size", 1 << 16)):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidInput(f"--{name.replace('_', '-')} must be 1 to {most}, got {getattr(self, name)}")
+        if not 0.5 <= self.lease_seconds <= 86400:
+            raise InvalidInput(f"--lease must be 0.5 to 86400 seconds, got {self.lease_seconds}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,27 +89,32 @@ class BuildPlan:
     """A build that is ready to start.
 
     Args:
-        sample: of all n rows.
+        samples: reads the sample arrays of all n rows, whole.
+        source_index: (n,) int64, where in the training split each row comes from.
         views: (n, V, 3).
         input_digests: n lists of V: the exact inputs of all calls.
-        missing_rows: rows without whole outputs.
+        missing_cells: cells, row * V + view, without whole outputs.
         needed_calls: distinct inputs among them that nobody has paid for yet.
         array_bytes: array name -> bytes it will take, uncompressed.
         free_bytes: room on the store's disk.
+        called_outputs: what is kept of each call; the other outputs are copied from calls that were made before.
+        purpose: what the calls are for, as the ledger says it.
     """
 
     config: BuildConfig
-    dataset: ImageDataset
     teacher: Teacher
     identity: Identity
-    sample: NestedSample
+    samples: Callable[[], dict[str, np.ndarray]] = field(repr=False)
+    source_index: np.ndarray = field(repr=False)
     views: np.ndarray
     input_digests: list[list[bytes]] = field(repr=False)
     images: np.ndarray = field(repr=False)
-    missing_rows: np.ndarray = field(repr=False)
+    missing_cells: np.ndarray = field(repr=False)
     needed_calls: int
     array_bytes: dict[str, int]
     free_bytes: int
+    called_outputs: tuple[OutputSpec, ...]
+    purpose: str = "build"
 
     @property
     def n(self) -> int:
@@ -114,6 +125,18 @@ class BuildPlan:
     def total_calls(self) -> int:
         """n * V."""
         return self.n * self.identity.views
+
+    def input_of(self, cell: int) -> bytes:
+        """Digest of the exact input that a cell is about."""
+        row, view = divmod(cell, self.identity.views)
+        return self.input_digests[row][view]
+
+    def answered_by(self, calls: Sequence[RecordedCall]) -> bool:
+        """Whether calls that were made answer for an input, so that none has to be made."""
+        if self.purpose == "build":
+            return bool(calls)
+        wanted = {output.name for output in self.called_outputs}
+        return any(wanted <= set(call.outputs) for call in calls)
 
     @property
     def paid_calls(self) -> int:
@@ -160,27 +183,44 @@ def _plan(
         source_index=sample.train,
         num_views=config.views,
     )
-    digests = input_digests(images, views, dataset.geometry)
-    missing = _missing_rows(store, len(sample.train))
-    wanted = {digest for row in missing.tolist() for digest in digests[row]}
-    needed = _unpaid(config, identity, store, wanted)
-    rows = {"train": len(sample.train), "val": len(sample.val), "test": len(dataset.test)}
+    n, rows = len(sample.train), {"train": len(sample.train), "val": len(sample.val), "test": len(dataset.test)}
     plan = BuildPlan(
         config=config,
-        dataset=dataset,
         teacher=teacher,
         identity=identity,
-        sample=sample,
+        samples=lambda: _sample_values(dataset, sample, images, views),
+        source_index=sample.train,
         views=views,
-        input_digests=digests,
+        input_digests=input_digests(images, views, dataset.geometry),
         images=images,
-        missing_rows=missing,
-        needed_calls=len(needed),
-        array_bytes={spec.name: _array_bytes(spec, rows[spec.split]) for spec in array_specs(identity)},
-        free_bytes=_free_bytes(config.store),
+        missing_cells=np.arange(n * config.views) if store is None else store.missing_cells(n),
+        needed_calls=0,
+        array_bytes={spec.name: spec.stored_bytes(rows[spec.split]) for spec in array_specs(identity)},
+        free_bytes=free_bytes(config.store),
+        called_outputs=identity.outputs,
     )
-    _require_disk(plan, store)
+    plan = replace(plan, needed_calls=len(unpaid_inputs(plan, store)))
+    require_disk(plan, store)
     return plan
+
+
+def _sample_values(
+    dataset: ImageDataset, sample: NestedSample, images: np.ndarray, views: np.ndarray
+) -> dict[str, np.ndarray]:
+    pool, test = dataset.train, dataset.test
+    test_index = np.arange(len(test), dtype=np.int64)
+    return {
+        "train/images": images,
+        "train/labels": pool.labels[sample.train],
+        "train/source_index": sample.train,
+        "train/views": views,
+        "val/images": pool.read(sample.val),
+        "val/labels": pool.labels[sample.val],
+        "val/source_index": sample.val,
+        "test/images": test.read(test_index),
+        "test/labels": test.labels,
+        "test/source_index": test_index,
+    }
 
 
 def open_matching_store(config: BuildConfig, identity: Identity) -> Store | None:
@@ -197,44 +237,46 @@ def open_matching_store(config: BuildConfig, identity: Identity) -> Store | None
     return store
 
 
-def shared_ledger(config: BuildConfig) -> str | None:
+def shared_ledger(url: str | None) -> str | None:
     """How a manifest names the ledger that was asked for; None is the store's own."""
-    return None if config.ledger is None else shown_url(config.ledger)
+    return None if url is None else shown_url(url)
 
 
-def open_ledger_of(store: Store, config: BuildConfig, *, create: bool = False) -> Ledger:
+def open_ledger_of(store: Store, url: str | None, *, create: bool = False, patience_seconds: float = 0.0) -> Ledger:
     """The ledger that a store's calls are recorded in, after checking that it is the same one as ever.
 
     Args:
+        url: of a shared ledger. The manifest names it too, but a store may come from anybody: what it names is not
+            opened unless the user names it as well.
         create: begin it if the store was only just made.
 
     Raises:
         IdentityMismatch: another ledger is asked for.
         StoreUnreadable: the ledger lacks what the store's calls were recorded in.
     """
-    recorded, asked = store.manifest.ledger, shared_ledger(config)
-    if asked != recorded and not (asked is None and recorded is not None and "***" not in recorded):
+    recorded, asked = store.manifest.ledger, shared_ledger(url)
+    if asked != recorded:
         raise IdentityMismatch(
-            f"the calls of {config.store} are recorded in {recorded or 'its own ledger'}, not in "
+            f"the calls of {store.folder} are recorded in {recorded or 'its own ledger'}, not in "
             f"{asked or 'its own'}; {'give that as --ledger' if recorded else 'leave --ledger out'}, "
             "or another --store"
         )
     is_new = store.manifest.ledger_head is None
-    if recorded is None:
-        ledger = Ledger(store.folder / LEDGER_FILE, create=create and is_new)
+    if url is None:
+        ledger = own_ledger(store.folder, create=create and is_new, patience_seconds=patience_seconds)
     else:
-        ledger = Ledger(config.ledger or recorded, create=create)
+        ledger = Ledger(url, create=create and is_new, patience_seconds=patience_seconds)
     if is_new and create:
         store.record_ledger_head(ledger.head())
     if store.manifest.ledger_head is not None:
-        ledger.require_entry(store.manifest.ledger_head, config.store)
+        ledger.require_entry(store.manifest.ledger_head, store.folder)
     return ledger
 
 
 def estimate_seconds(plan: BuildPlan, calls: int) -> float:
     """Time for `calls` calls, from timing an untrained copy on random pixels: not a teacher call."""
     compute, size = plan.teacher.compute, plan.identity.geometry.crop_size
-    network = create_model(plan.config.teacher, num_classes=plan.dataset.num_classes, seed=0).eval()
+    network = create_model(plan.config.teacher, num_classes=plan.identity.teacher.num_classes, seed=0).eval()
     compute.place(network)
     probe = Teacher(plan.teacher.identity, network, compute)
     batch = torch.zeros(min(plan.config.batch_size, 64), 3, size, size, dtype=torch.uint8)
@@ -247,14 +289,15 @@ def estimate_seconds(plan: BuildPlan, calls: int) -> float:
     return min(seconds) / len(batch) * calls
 
 
-def _missing_rows(store: Store | None, n: int) -> np.ndarray:
-    whole = np.zeros(n, dtype=np.bool_) if store is None else store.whole_rows(n)
-    return np.flatnonzero(~whole)
+def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
+    """Inputs that nobody has paid for.
 
-
-def _unpaid(config: BuildConfig, identity: Identity, store: Store | None, wanted: set[bytes]) -> set[bytes]:
-    """Inputs that nobody has paid for; raises `BudgetRefused` if the budget does not allow them."""
-    teacher = identity.teacher
+    Raises:
+        BudgetRefused: the budget does not allow them.
+        InvalidInput: what was paid for in another store cannot be copied from it.
+    """
+    config, teacher = plan.config, plan.identity.teacher
+    wanted = {plan.input_of(cell) for cell in plan.missing_cells.tolist()}
     if store is None and (config.ledger is None or not ledger_exists(config.ledger)):
         check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
         return wanted
@@ -262,11 +305,14 @@ def _unpaid(config: BuildConfig, identity: Identity, store: Store | None, wanted
         assert config.ledger is not None
         opened = Ledger(config.ledger)
     else:
-        opened = open_ledger_of(store, config)
+        opened = open_ledger_of(store, config.ledger)
     with closing(opened) as ledger:
-        # What an interrupted build charged and did not keep has to be called again.
-        lost = set() if store is None else {call.input_digest for call in find_leftovers(store, ledger).lost}
-        needed = wanted - (ledger.known_calls(teacher.fingerprint, sorted(wanted)).keys() - lost)
+        ledger.require_key()
+        known = ledger.known_calls(teacher.fingerprint, sorted(wanted))
+        if store is not None:
+            known = _without_lost(known, store, ledger)
+        needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}
+        _require_copies(plan, [calls for digest, calls in known.items() if digest not in needed], store)
         summary = ledger.summary(teacher.fingerprint)
     if needed:
         budget = summary.budget if config.budget is None else config.budget
@@ -274,18 +320,39 @@ def _unpaid(config: BuildConfig, identity: Identity, store: Store | None, wanted
     return needed
 
 
-def _array_bytes(spec: ArraySpec, rows: int) -> int:
-    # Both formats keep whole chunks, also the last one.
-    return -(-rows // spec.chunk_rows) * spec.chunk_rows * spec.row_bytes
+def _without_lost(
+    known: Mapping[bytes, list[RecordedCall]], store: Store, ledger: Ledger
+) -> dict[bytes, list[RecordedCall]]:
+    """What an interrupted build charged and did not keep has to be called again."""
+    left = ledger.calls_of_store(store.manifest.store_id, "reserved")
+    lost = set(sort_out(store, left).lost)
+    return {
+        digest: kept for digest, calls in known.items() if (kept := [call for call in calls if call.id not in lost])
+    }
 
 
-def _free_bytes(folder: Path) -> int:
+def _require_copies(plan: BuildPlan, answers: Iterable[Sequence[RecordedCall]], store: Store | None) -> None:
+    """Find out before the first call whether what was paid for elsewhere is there to be copied."""
+    own = None if store is None else store.manifest.store_id
+    opened: dict[str, Store] = {}
+    for calls in answers:
+        for output in plan.identity.outputs:
+            call = keeper_of(calls, output)
+            if call.store == own or call.status != "committed":
+                continue
+            if call.store not in opened:
+                opened[call.store] = open_keeper(call)
+            require_alike(opened[call.store], plan.identity, call, output)
+
+
+def free_bytes(folder: Path) -> int:
     """Room on the disk that holds, or will hold, a folder."""
     absolute = folder.absolute()
     return shutil.disk_usage(next(parent for parent in (absolute, *absolute.parents) if parent.exists())).free
 
 
-def _require_disk(plan: BuildPlan, store: Store | None) -> None:
+def require_disk(plan: BuildPlan, store: Store | None) -> None:
+    """Raise `DiskFull` before anything is done if the arrays, less what a store already has, do not fit."""
     have = 0 if store is None else store.arrays.size_bytes()
     # An HDF5 store grows on a copy of itself.
     copied = have if store is not None and len(plan.input_digests) > store.manifest.n else 0

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from storage.digest import output_digests
-from storage.errors import InvalidInput, StoreBusy, StoreUnreadable
+from storage.errors import InvalidInput, StoreUnreadable
 from storage.ledger import RecordedCall
-from storage.schema import output_array
+from storage.manifest import EXTENSION, Identity
+from storage.schema import OutputSpec
 from storage.store import Store
 
 
 class PaidAnswers:
-    """Reads what a recorded call returned, from the store that keeps it.
+    """Reads what recorded calls returned, from the stores that keep it.
 
     Args:
         store: the store that is being built; others are opened when they are needed.
@@ -24,51 +25,70 @@ class PaidAnswers:
         self._own = store
         self._stores = {store.manifest.store_id: store}
 
-    def read(self, call: RecordedCall) -> dict[str, np.ndarray]:
-        """Output name -> values of one call, checked by digest.
+    def read(self, calls: Sequence[RecordedCall], outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
+        """Output name -> values, (1, ...), of one input, checked by digest.
+
+        Args:
+            calls: the committed calls on that input.
 
         Raises:
-            StoreBusy: the call is not settled: its build is running, or was interrupted.
-            InvalidInput: the store that keeps it cannot be read, or kept something else.
+            InvalidInput: the store that keeps an output cannot be read, or kept something else.
             StoreUnreadable: what it keeps is not what the teacher returned.
         """
-        if call.status != "committed":
-            raise StoreBusy(
-                f"call {call.id} is charged and not settled by the build of {call.location}; wait until that ends, or "
-                "run it again if it was interrupted"
-            )
-        store = self._open(call)
-        outputs = self._own.manifest.identity.outputs
-        values = {
-            output.name: store.arrays.read(output_array(output.name), call.row, call.row + 1)[0, call.view]
-            for output in outputs
-        }
-        digest = output_digests(outputs, {name: value[None] for name, value in values.items()})[0].tobytes()
-        if digest != call.output_digest:
-            raise StoreUnreadable(
-                f"row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
-                f"see the damage with: ckd-cache verify --store {store.folder}"
-            )
+        values: dict[str, np.ndarray] = {}
+        for output in outputs:
+            call = keeper_of(calls, output)
+            store = self._open(call)
+            require_alike(store, self._own.manifest.identity, call, output)
+            cell = call.row * store.manifest.identity.views + call.view
+            read, digests = store.read_cell(cell, (output,))
+            if digests[0].tobytes() != call.digest_of(output.name):
+                raise StoreUnreadable(
+                    f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger "
+                    f"returned; see what can be done with: ckd-cache repair --store {store.folder}"
+                )
+            values |= read
         return values
 
     def _open(self, call: RecordedCall) -> Store:
         if call.store not in self._stores:
-            self._stores[call.store] = self._open_other(call)
+            self._stores[call.store] = open_keeper(call)
         return self._stores[call.store]
 
-    def _open_other(self, call: RecordedCall) -> Store:
-        try:
-            store = Store.open(Path(call.location))
-        except StoreUnreadable as error:
-            raise InvalidInput(
-                f"call {call.id} is paid for and kept in a store at {call.location} that cannot be read; "
-                "bring it back, or use another --ledger"
-            ) from error
-        ours, theirs = self._own.manifest.identity, store.manifest.identity
-        kept_alike = (theirs.outputs, theirs.teacher) == (ours.outputs, ours.teacher)
-        if store.manifest.store_id != call.store or not kept_alike:
-            raise InvalidInput(
-                f"call {call.id} is paid for, and what is at {call.location} keeps something else of it; "
-                "give the same --features, --feature-dtype and --precision, or use another --ledger"
-            )
-        return store
+
+def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall:
+    """The call that kept an output; raises `InvalidInput` if none did."""
+    found = list(calls)
+    for call in found:
+        if output.name in call.outputs:
+            return call
+    raise InvalidInput(
+        f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, add it to the "
+        f"store at {found[0].location} with ckd-cache extend, or use another --ledger"
+    )
+
+
+def open_keeper(call: RecordedCall) -> Store:
+    """The store that keeps a call's outputs; after an extension that is the one that took its place."""
+    folder = Path(call.location)
+    try:
+        store = Store.open(folder)
+        if store.manifest.store_id != call.store and (folder / EXTENSION).exists():
+            staged = Store.open(folder, EXTENSION)
+            store = staged if staged.manifest.store_id == call.store else store
+    except (StoreUnreadable, OSError) as error:
+        raise InvalidInput(
+            f"call {call.id} is paid for and kept in a store at {call.location} that cannot be read; "
+            "bring it back, or use another --ledger"
+        ) from error
+    return store
+
+
+def require_alike(store: Store, ours: Identity, call: RecordedCall, output: OutputSpec) -> None:
+    """Raise `InvalidInput` when a store keeps an output in another type, or of another precision, than ours."""
+    theirs = store.manifest.identity
+    if output not in theirs.outputs or theirs.teacher != ours.teacher:
+        raise InvalidInput(
+            f"call {call.id} is paid for, and what is at {call.location} keeps something else of it; "
+            "give the same --features, --feature-dtype and --precision, or use another --ledger"
+        )

@@ -1,64 +1,139 @@
-"""What an interrupted build left: calls that were charged, and never committed.
+"""What builders that stopped left: calls that were charged, and neither committed nor lost.
 
-A row whose outputs all match the digests written last is whole: its calls are committed without calling again. Any
-other row's calls are lost: they stay spent, and the repeat is a new call.
+A cell whose outputs all match the digests written last is whole: its call is committed without calling again. Any
+other call is lost: it stays spent, and the repeat is a new call. A session is settled only when its lease is gone, so
+that whoever had it cannot begin to write any more; what it is in the middle of writing is left to it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
-
-from storage.digest import output_digests
-from storage.errors import StoreUnreadable
+from storage.errors import CKDError
 from storage.ledger import Ledger, RecordedCall
-from storage.schema import DIGEST, output_array
-from storage.store import Store
+from storage.locks import CellLocks
+from storage.manifest import EXTENSION, FILE_NAME
+from storage.store import CELL_LOCK, Store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Leftovers:
-    """Unsettled calls of a store.
+    """Unsettled calls: with the digests of their outputs where these are whole, and the others."""
 
-    Args:
-        whole: row -> digests of its V views, for rows that are whole.
-        adopted, lost: the calls that belong to such rows, and the others.
-    """
+    adopted: dict[int, bytes] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
+    adopted_cells: list[int] = field(default_factory=list)
 
-    whole: dict[int, list[bytes]]
-    adopted: list[RecordedCall]
-    lost: list[RecordedCall]
-
-
-def find_leftovers(store: Store, ledger: Ledger) -> Leftovers:
-    """Look, without changing anything."""
-    reserved = ledger.calls_of_store(store.manifest.store_id, "reserved")
-    found = {row: _whole_digests(store, row) for row in sorted({call.row for call in reserved})}
-    whole = {row: digests for row, digests in found.items() if digests is not None}
-    adopted = [call for call in reserved if call.row in whole]
-    return Leftovers(whole, adopted, [call for call in reserved if call.row not in whole])
+    def __iadd__(self, other: Leftovers) -> Leftovers:
+        self.adopted |= other.adopted
+        self.lost += other.lost
+        self.adopted_cells += other.adopted_cells
+        return self
 
 
-def settle(store: Store, ledger: Ledger) -> Leftovers:
-    """Commit what is whole and mark the rest lost; needs the store's lock."""
-    found = find_leftovers(store, ledger)
-    store.publish([(row, 1) for row in found.whole])
-    ledger.commit([call.id for call in found.adopted], [found.whole[call.row][call.view] for call in found.adopted])
-    ledger.lose([call.id for call in found.lost])
+def sort_out(store: Store | None, calls: Iterable[RecordedCall]) -> Leftovers:
+    """Look, without changing anything; with no store, nothing is whole."""
+    found = Leftovers()
+    for call in calls:
+        digests = None if store is None else _whole_digests(store, call)
+        if store is None or digests is None:
+            found.lost.append(call.id)
+        else:
+            found.adopted[call.id] = digests
+            found.adopted_cells.append(cell_of(store, call))
     return found
 
 
-def _whole_digests(store: Store, row: int) -> list[bytes] | None:
-    """Digests of a row's outputs if all of them match what was written last, else None."""
-    if row >= store.manifest.n:
+def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLocks) -> Leftovers:
+    """Commit what a session without a lease left whole, and mark the rest lost; cells being written are left alone."""
+    calls = ledger.unsettled_calls(session)
+    if not calls:
+        return Leftovers()
+    with ExitStack() as stack:
+        store = own if calls[0].store == own.manifest.store_id else find_store(calls[0])
+        locks = own_locks if store is own else _locks_of(store, stack)
+        free = [call for call in calls if store is None or locks is None or locks.is_free(cell_of(store, call))]
+        found = sort_out(store, free)
+        if store is not None and found.adopted_cells:
+            store.publish(sorted(set(found.adopted_cells)))
+        ledger.commit(found.adopted)
+        ledger.lose(found.lost)
+    return found
+
+
+def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> Leftovers:
+    """Settle what earlier builds of a store left; needs the store's build lock, alone.
+
+    With that lock, no builder on this machine is at work; those of other machines have leases of their own.
+    """
+    leases, found = ledger.leases(), Leftovers()
+    for lease in leases.values():
+        if (lease.store, lease.host) == (store.manifest.store_id, host):
+            ledger.take_lease(lease)
+    gone = {
+        call.session for call in ledger.calls_of_store(store.manifest.store_id, "reserved")
+    } - ledger.leases().keys()
+    for session in sorted(gone):
+        found += settle_session(session, ledger, store, locks)
+    _retract_disowned(store, ledger)
+    return found
+
+
+def find_store(call: RecordedCall) -> Store | None:
+    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here."""
+    for file_name in (FILE_NAME, EXTENSION):
+        try:
+            store = Store.open(Path(call.location), file_name)
+        except (CKDError, OSError):
+            continue
+        if store.manifest.store_id == call.store:
+            return store
+    return None
+
+
+def cell_of(store: Store, call: RecordedCall) -> int:
+    """Where in a store a call's outputs belong."""
+    return call.row * store.manifest.identity.views + call.view
+
+
+def _whole_digests(store: Store, call: RecordedCall) -> bytes | None:
+    """Digests of what the call kept, if all outputs of its cell are what was written last."""
+    if call.row >= store.manifest.n:
         return None
-    outputs = store.manifest.identity.outputs
-    try:
-        values = {output.name: store.arrays.read(output_array(output.name), row, row + 1)[0] for output in outputs}
-        written = store.arrays.read(DIGEST, row, row + 1)[0]
-    except StoreUnreadable:
-        return None  # torn: the call is lost, and made again
-    return (
-        [digest.tobytes() for digest in written] if np.array_equal(output_digests(outputs, values), written) else None
-    )
+    digests = store.cell_digests(cell_of(store, call))
+    if digests is None:
+        return None
+    places = {output.name: place for place, output in enumerate(store.outputs)}
+    if not all(name in places for name in call.outputs):
+        return None
+    return b"".join(digests[places[name]].tobytes() for name in call.outputs)
+
+
+def _locks_of(store: Store | None, stack: ExitStack) -> CellLocks | None:
+    return None if store is None else stack.enter_context(CellLocks(store.folder / CELL_LOCK))
+
+
+def _retract_disowned(store: Store, ledger: Ledger) -> None:
+    """Make cells invisible whose calls another builder gave up for lost while this store could not be reached."""
+    valid = store.valid()
+    lost = [
+        call
+        for call in ledger.calls_of_store(store.manifest.store_id, "lost")
+        if call.row < len(valid) and valid[call.row, call.view]
+    ]
+    known = ledger.known_calls(store.manifest.identity.teacher.fingerprint, [call.input_digest for call in lost])
+    disowned = set()
+    for call in lost:
+        cell = cell_of(store, call)
+        digests = store.cell_digests(cell)
+        places = [] if digests is None else list(zip(store.outputs, digests, strict=True))
+        answers = [other for other in known.get(call.input_digest, ()) if other.status == "committed"]
+        if not places or not all(
+            any(answer.digest_of(output.name) == digest.tobytes() for answer in answers) for output, digest in places
+        ):
+            disowned.add(cell)
+    if disowned:
+        store.retract(sorted(disowned))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,27 @@ from models.compute import Compute
 from storage.errors import InvalidInput, UnknownName
 from storage.manifest import TeacherIdentity
 from storage.schema import OutputSpec
-from storage.views import Normalisation
-from teacher_cache.datasets import ImageDataset
+from storage.views import Normalisation, ViewGeometry
+
+
+class DatasetFacts(Protocol):
+    """What has to be known of a data set to load a teacher for it: an `ImageDataset`, or what a store says of one."""
+
+    @property
+    def name(self) -> str:
+        """Canonical name."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+
+    @property
+    def geometry(self) -> ViewGeometry:
+        """How views are cut from its images."""
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What networks trained on it expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,7 @@ class Teacher:
             return self.network.represent(self.identity.normalisation.apply(self.compute.to_device(views)))
 
 
-def load_teacher(name: str, weights: Path, dataset: ImageDataset, compute: Compute) -> Teacher:
+def load_teacher(name: str, weights: Path, dataset: DatasetFacts, compute: Compute) -> Teacher:
     """A teacher from its weights; what is known of its training comes from the file.
 
     Raises:
@@ -76,13 +95,13 @@ def fingerprint(name: str, digest: str, normalisation: Normalisation) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def default_weights(name: str, dataset: ImageDataset) -> Path:
+def default_weights(name: str, dataset: DatasetFacts) -> Path:
     """Where `train-teacher` puts a teacher, and `build` looks for one: under `CKD_TEACHERS` or ./teachers."""
     folder = Path(os.environ.get("CKD_TEACHERS", "teachers"))
     return folder / dataset.name.replace(":", "-") / f"{canonical_name(name)}.safetensors"
 
 
-def find_weights(name: str, dataset: ImageDataset, weights: Path | None) -> Path:
+def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path:
     """The weights to use; raises `InvalidInput` that says how to get some."""
     path = default_weights(name, dataset) if weights is None else weights
     if not path.is_file():
@@ -92,7 +111,7 @@ def find_weights(name: str, dataset: ImageDataset, weights: Path | None) -> Path
     return path
 
 
-def choose_outputs(name: str, dataset: ImageDataset, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
+def choose_outputs(name: str, dataset: DatasetFacts, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
     """What to keep of each call: logits, and the feature maps that `features` names.
 
     Args:
@@ -113,7 +132,7 @@ def choose_outputs(name: str, dataset: ImageDataset, features: str, feature_dtyp
     return (logits, *(OutputSpec(layer, shape, feature_dtype) for layer, shape in shapes.items()))
 
 
-def probe_shapes(name: str, dataset: ImageDataset) -> Representation:
+def probe_shapes(name: str, dataset: DatasetFacts) -> Representation:
     """Shapes of what a network says, from an untrained copy on a random image: not a teacher call."""
     network = create_model(name, num_classes=len(dataset.classes), seed=0).eval()
     size = dataset.geometry.crop_size
@@ -138,7 +157,7 @@ def to_arrays(said: Representation, outputs: tuple[OutputSpec, ...]) -> dict[str
     return arrays
 
 
-def _normalisation(metadata: Mapping[str, str], dataset: ImageDataset, weights: Path) -> Normalisation:
+def _normalisation(metadata: Mapping[str, str], dataset: DatasetFacts, weights: Path) -> Normalisation:
     constants = _from_metadata(metadata, "normalisation", weights)
     if constants is None:
         return dataset.normalisation

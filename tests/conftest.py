@@ -76,3 +76,29 @@ def built_store(stores) -> Path:
 @pytest.fixture(scope="session", params=("zarr", "hdf5"))
 def store_of_each_format(request, stores) -> Path:
     return stores[request.param]
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server; without its binaries the test is skipped, or fails where `CKD_REQUIRE_POSTGRES` is 1."""
+    from tests.postgres import PostgresServer, postgres_binaries
+
+    binaries = postgres_binaries()
+    if binaries is None:
+        if os.environ.get("CKD_REQUIRE_POSTGRES") == "1":
+            pytest.fail("CKD_REQUIRE_POSTGRES is 1, and there is no PostgreSQL server on this machine")
+        pytest.skip("there is no PostgreSQL server on this machine")
+    server = PostgresServer(binaries)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=("sqlite", "postgresql"))
+def ledger_url(request, tmp_path) -> str:
+    """Where a ledger can be made, in a database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    return request.getfixturevalue("postgres").new_database()

@@ -6,6 +6,7 @@ import importlib
 import json
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -101,7 +102,10 @@ def test_a_damaged_store_fails_verification_and_is_not_trained_from(build, tmp_p
     (store / "data.h5").write_bytes(content)
     verified = run_command("ckd-cache", "verify", "--store", store)
     assert verified.returncode == 1
-    assert "row 7 view 0 are missing or do not match their digest" in verified.stdout
+    assert (
+        "train/logits: row 7 view 0 does not match its digest; see what can be done with: ckd-cache repair"
+        in verified.stdout
+    )
     trained = run_command("ckd-train", "--store", store, "--out", tmp_path / "run")
     assert trained.returncode == 2
     assert "row 7 of" in trained.stderr
@@ -127,16 +131,49 @@ def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_
     assert full.returncode == 2, full.stderr
     assert "no room left to write" in full.stderr
     assert "Traceback" not in full.stderr
+    assert not (tmp_path / "store" / LEDGER_FILE).exists(), "the room is taken before the first call"
     finished = build(*arguments, "--json")
     assert finished.returncode == 0, finished.stderr
     report = json.loads(finished.stdout)
-    assert report["rows_valid"] == 100
-    ledger = Ledger(tmp_path / "store" / LEDGER_FILE)
-    totals = ledger.summary()
-    ledger.close()
-    assert (totals.committed, totals.reserved) == (100, 0)
-    assert totals.lost == report["lost_calls"]
+    assert (report["rows_valid"], report["new_calls"], report["lost_calls"]) == (100, 100, 0)
     assert run_command("ckd-cache", "verify", "--store", tmp_path / "store").returncode == 0
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_path):
+    """Once the arrays have their room only the ledger grows; here it may not, after some calls were paid."""
+    arguments = ("--n", 500, "--batch-size", 16)
+
+    def limit_files() -> None:
+        # Above any chunk's size, below that of the ledger's write-ahead log.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
+
+    full = build(*arguments, preexec_fn=limit_files)
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert "Traceback" not in full.stderr
+    assert "no room left to write" in full.stderr
+    finished = build(*arguments, "--json")
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(finished.stdout)
+    assert report["rows_valid"] == 500
+    assert 0 < report["new_calls"] < 500, "some were made before the disk was full, and are not made again"
+    assert report["lost_calls"] == 0
+    assert run_command("ckd-cache", "verify", "--store", tmp_path / "store").returncode == 0
+
+
+def test_a_small_disk_that_really_fills(build, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        full = build("--n", 100, "--features", "all", "--store", disk / "store")
+        assert full.returncode == 2
+        assert "the store needs" in full.stderr
+        assert "MB free" in full.stderr
+        assert not (disk / "store").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_teacher_is_trained_found_and_used(tmp_path):

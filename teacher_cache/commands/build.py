@@ -12,7 +12,7 @@ from models import canonical_name
 from storage.terminal import print_json, progress
 from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
-from teacher_cache.commands.options import compute_options, dataset_options, json_option
+from teacher_cache.commands.options import compute_options, dataset_options, json_option, ledger_option, ledger_url_of
 from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build
 
 
@@ -35,12 +35,20 @@ from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_bu
     "--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the sample and the views."
 )
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
-@click.option("--ledger", help="URL of a ledger that stores share.  [default: the store's own]")
+@ledger_option
+@click.option(
+    "--lease",
+    "lease_seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds without a sign of life after which builders at work on the same calls take over.",
+)
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
 @compute_options("fp32, since these calls are kept")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
-def build(store: Path | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
+def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store.
@@ -49,16 +57,16 @@ def build(store: Path | None, dry_run: bool, as_json: bool, **settings: Any) -> 
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
     """
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
-    plan = plan_build(BuildConfig(store=folder, **settings))
+    plan = plan_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
     if dry_run:
         estimate = _estimate(plan)
         print_json(estimate) if as_json else click.echo(_estimate_text(plan, estimate))
         return
     # The rows that are there already count as done, so that a resumed bar starts where it stopped.
-    done = plan.total_calls - len(plan.missing_rows) * plan.identity.views
+    done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
         report = run_build(plan, advance)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(_report_text(report))
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))
 
 
 def _default_store(teacher: str, dataset: str) -> Path:
@@ -92,7 +100,8 @@ def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
     )
 
 
-def _report_text(report: BuildReport) -> str:
+def report_text(report: BuildReport) -> str:
+    """What a build or an extension did, for people."""
     lines = [f"{report.new_calls} new teacher calls; {report.store} holds {report.rows_valid} of {report.n} rows whole"]
     if report.reused_calls:
         lines.append(f"{report.reused_calls} answers were paid for already and copied")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,11 +10,17 @@ from typing import Any, TypeVar
 import click
 
 from models.compute import PRECISIONS
+from storage.manifest import FILE_NAME, Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
+)
+ledger_option = click.option(
+    "--ledger",
+    "url",
+    help="URL of the shared ledger the store was built with.  [default: $CKD_LEDGER, or the store's own]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _DATASET = click.option(
@@ -29,7 +36,15 @@ _DATA_ROOT = click.option(
 )
 _IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
-_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+
+
+def ledger_url_of(store: Path, given: str | None) -> str | None:
+    """The ledger to use for a store: the one given, or $CKD_LEDGER if the store is new or shares one."""
+    if given is not None:
+        return given
+    is_own = (store / FILE_NAME).exists() and Manifest.load(store).ledger is None
+    return None if is_own else os.environ.get("CKD_LEDGER") or None
 
 
 def dataset_options(command: _Command) -> _Command:
@@ -48,4 +63,4 @@ def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:
         show_default=True,
         help=f"Number format of the network's forward; auto is {auto_precision}.",
     )
-    return lambda command: _DEVICE(precision(command))
+    return lambda command: DEVICE(precision(command))

@@ -11,12 +11,12 @@ from storage.store import Store
 from storage.terminal import print_json
 from storage.verify import store_problems
 from teacher_cache.commands.ledger import open_ledger
-from teacher_cache.commands.options import json_option, store_option
+from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
 
 
 @click.command()
 @store_option
-@click.option("--ledger", "url", help="URL of the shared ledger the store was built with.  [default: the store's own]")
+@ledger_option
 @json_option
 def verify(store: Path, url: str | None, as_json: bool) -> None:
     """Check every row, the manifest and the ledger against each other; nothing is changed.
@@ -24,9 +24,9 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
     Exit status: 0 whole, 1 not: every problem is listed.
     """
     opened = Store.open(store)
-    ledger = open_ledger(store, url)
+    ledger = open_ledger(store, ledger_url_of(store, url))
     try:
-        problems = store_problems(opened, ledger)
+        problems = [str(problem) for problem in store_problems(opened, ledger)]
         calls = ledger.summary(opened.manifest.identity.teacher.fingerprint).committed
     finally:
         ledger.close()

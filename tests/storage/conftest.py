@@ -74,27 +74,34 @@ def make_outputs(identity: Identity, first: int, count: int) -> dict[str, np.nda
 class PaidStore:
     store: Store
     ledger: Ledger
-    session: str
+    session: int
     digests: list[list[bytes]]
 
     def pay(self, first: int, count: int) -> dict[str, np.ndarray]:
         """What a builder does for rows first, first + 1, ...; returns what was written."""
         ids = self.reserve(first, count)
-        outputs = make_outputs(self.store.manifest.identity, first, count)
-        digests = self.store.write_outputs(first, outputs)
-        self.store.publish([(first, count)])
-        self.ledger.commit(ids, [digest.tobytes() for digest in digests.reshape(-1, 16)])
+        outputs = self.write(first, make_outputs(self.store.manifest.identity, first, count))
+        digests = self.store.read("train/digest")[first : first + count].reshape(len(ids), -1)
+        self.ledger.commit({id_: digest.tobytes() for id_, digest in zip(ids, digests, strict=True)})
+        return outputs
+
+    def write(self, first: int, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows first, first + 1, ..., without telling the ledger."""
+        rows = len(outputs["logits"])
+        cells = range(first * VIEWS, (first + rows) * VIEWS)
+        self.store.write_outputs(
+            cells, {name: values.reshape(len(cells), *values.shape[2:]) for name, values in outputs.items()}
+        )
+        self.store.publish(cells)
         return outputs
 
     def reserve(self, first: int, count: int) -> list[int]:
-        return self.ledger.reserve(
-            self.session,
-            [
-                CallRequest(digest, row * 3, row, view)
-                for row in range(first, first + count)
-                for view, digest in enumerate(self.digests[row])
-            ],
-        )
+        requests = [
+            CallRequest(digest, row * 3, row, view)
+            for row in range(first, first + count)
+            for view, digest in enumerate(self.digests[row])
+        ]
+        return list(self.ledger.reserve(self.session, requests).ids.values())
 
 
 def make_session(store: Store) -> Session:
@@ -107,6 +114,7 @@ def make_session(store: Store) -> Session:
         device="cpu",
         precision="fp32",
         outputs=("logits", "layer1", "pooled"),
+        host="here",
     )
 
 
@@ -121,6 +129,7 @@ def empty_store(tmp_path: Path, array_format: str):
     samples = make_samples(identity)
     store = Store.create(tmp_path / "store", identity, array_format=array_format, samples=samples)
     ledger = Ledger(store.folder / LEDGER_FILE, create=True)
+    ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest})
     digests = input_digests(samples["train/images"], samples["train/views"], identity.geometry)
     yield PaidStore(store, ledger, ledger.start_session(make_session(store)), digests)
     ledger.close()

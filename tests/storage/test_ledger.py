@@ -1,11 +1,14 @@
-"""The ledger: charged before called, never twice, never past the budget, and chained."""
+"""The ledger: charged before called, never twice, never past the budget, and chained; one suite for every database."""
 
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 
 import pytest
@@ -13,10 +16,13 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import BudgetRefused, InvalidInput, StoreUnreadable
+import storage.ledger as ledger_module
+from storage.database import parse_url, sqlite_path
+from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import CallRequest, Ledger, Session
-from storage.ledger_chain import id_ranges
+from storage.ledger_chain import Seal, id_ranges
 from storage.ledger_check import ledger_problems
+from storage.ledger_report import CallFilter, count_calls, list_calls
 
 TEACHER = "ab" * 32
 SESSION = Session(
@@ -28,6 +34,7 @@ SESSION = Session(
     device="cpu",
     precision="fp32",
     outputs=("logits",),
+    host="here",
 )
 
 
@@ -35,11 +42,26 @@ def requests(first: int, count: int) -> list[CallRequest]:
     return [CallRequest(index.to_bytes(16, "big"), index, index, 0) for index in range(first, first + count)]
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request, tmp_path) -> str:
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").new_database()
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
 @pytest.fixture
-def ledger(tmp_path):
-    opened = Ledger(tmp_path / "ledger.sqlite", create=True)
+def ledger(ledger_url):
+    opened = Ledger(ledger_url, create=True)
     yield opened
     opened.close()
+
+
+def reserve(ledger: Ledger, session: int, first: int, count: int) -> list[int]:
+    return list(ledger.reserve(session, requests(first, count)).ids.values())
+
+
+def commit(ledger: Ledger, ids: list[int], digest: bytes = b"\1" * 16) -> None:
+    ledger.commit(dict.fromkeys(ids, digest))
 
 
 def totals(ledger: Ledger) -> tuple[int, int, int, int]:
@@ -49,9 +71,9 @@ def totals(ledger: Ledger) -> tuple[int, int, int, int]:
 
 def test_a_call_is_spent_from_the_moment_it_is_reserved(ledger):
     session = ledger.start_session(SESSION)
-    ids = ledger.reserve(session, requests(0, 5))
+    ids = reserve(ledger, session, 0, 5)
     assert totals(ledger) == (0, 5, 0, 5)
-    ledger.commit(ids[:3], [b"\1" * 16] * 3)
+    commit(ledger, ids[:3])
     assert totals(ledger) == (3, 2, 0, 5)
     ledger.lose(ids[3:])
     assert totals(ledger) == (3, 0, 2, 5)
@@ -60,21 +82,47 @@ def test_a_call_is_spent_from_the_moment_it_is_reserved(ledger):
 
 def test_an_input_is_paid_once_and_a_lost_one_can_be_paid_again(ledger):
     session = ledger.start_session(SESSION)
-    ids = ledger.reserve(session, requests(0, 4))
-    with pytest.raises(InvalidInput, match="already paid for"):
-        ledger.reserve(session, requests(3, 4))
-    assert totals(ledger) == (0, 4, 0, 4), "a refused batch charges nothing"
-    ledger.lose(ids[3:])
-    ledger.reserve(session, requests(3, 4))
+    other = ledger.start_session(SESSION)
+    ids = reserve(ledger, session, 0, 4)
+    found = ledger.reserve(other, requests(3, 4))
+    assert len(found.ids) == 3
+    assert [call.id for calls in found.known.values() for call in calls] == ids[3:]
+    assert totals(ledger) == (0, 7, 0, 7), "what another has reserved is not charged again"
+    assert ledger.lose(ids[3:]) == 1
+    assert len(reserve(ledger, other, 3, 1)) == 1
     assert totals(ledger) == (0, 7, 1, 8)
     known = ledger.known_calls(TEACHER, [request.input_digest for request in requests(0, 10)])
-    assert sorted(call.row for call in known.values()) == list(range(7))
+    assert sorted(call.row for calls in known.values() for call in calls) == list(range(7))
+
+
+def test_a_request_whose_answer_was_lost_on_its_way_back_can_be_made_again(ledger):
+    session = ledger.start_session(SESSION)
+    ids = reserve(ledger, session, 0, 4)
+    assert reserve(ledger, session, 0, 4) == ids
+    commit(ledger, ids)
+    commit(ledger, ids)
+    assert totals(ledger) == (4, 0, 0, 4)
+    assert ledger_problems(ledger) == []
+
+
+def test_an_extension_pays_again_only_for_outputs_that_were_not_kept(ledger):
+    first = ledger.start_session(SESSION)
+    commit(ledger, reserve(ledger, first, 0, 3))
+    extension = replace(SESSION, purpose="extend", outputs=("layer1",), store="6" * 32)
+    session = ledger.start_session(extension)
+    commit(ledger, reserve(ledger, session, 0, 3), b"\2" * 16)
+    assert totals(ledger) == (6, 0, 0, 6)
+    again = ledger.reserve(ledger.start_session(extension), requests(0, 3))
+    assert again.ids == {}
+    assert {call.digest_of("layer1") for calls in again.known.values() for call in calls} == {b"\2" * 16}
+    assert ledger.reserve(ledger.start_session(SESSION), requests(0, 3)).ids == {}
+    assert ledger_problems(ledger) == []
 
 
 def test_the_budget_is_checked_before_anything_is_charged(ledger):
     session = ledger.start_session(SESSION)
     ledger.set_budget(TEACHER, "wrn_40_2", 6)
-    ledger.reserve(session, requests(0, 4))
+    reserve(ledger, session, 0, 4)
     with pytest.raises(BudgetRefused, match="asked for 3 calls .*, 4 are already paid and 2 of the budget of 6"):
         ledger.reserve(session, requests(4, 3))
     ledger.reserve(session, requests(4, 2))
@@ -87,17 +135,54 @@ def test_the_budget_is_checked_before_anything_is_charged(ledger):
 def test_lost_calls_stay_spent_against_the_budget(ledger):
     session = ledger.start_session(SESSION)
     ledger.set_budget(TEACHER, "wrn_40_2", 4)
-    ledger.lose(ledger.reserve(session, requests(0, 4)))
+    ledger.lose(reserve(ledger, session, 0, 4))
     with pytest.raises(BudgetRefused):
         ledger.reserve(session, requests(0, 1))
 
 
 def test_a_settled_call_cannot_be_settled_again(ledger):
-    ids = ledger.reserve(ledger.start_session(SESSION), requests(0, 2))
-    ledger.commit(ids, [b"\1" * 16] * 2)
-    with pytest.raises(AssertionError, match="only reserved calls"):
-        ledger.lose(ids)
-    assert totals(ledger) == (2, 0, 0, 2)
+    ids = reserve(ledger, ledger.start_session(SESSION), 0, 2)
+    commit(ledger, ids[:1])
+    assert ledger.lose(ids) == 1
+    assert totals(ledger) == (1, 0, 1, 2)
+    with pytest.raises(StoreBusy, match="its lease ended"):
+        commit(ledger, ids)
+    assert ledger_problems(ledger) == []
+
+
+def test_a_damaged_answer_is_revoked_and_can_be_paid_for_again(ledger):
+    session = ledger.start_session(SESSION)
+    ids = reserve(ledger, session, 0, 3)
+    commit(ledger, ids)
+    assert ledger.revoke(ids[1:2]) == 1
+    assert ledger.revoke(ids[1:2]) == 0
+    assert totals(ledger) == (2, 0, 1, 3)
+    assert len(reserve(ledger, session, 0, 3)) == 1
+    assert ledger_problems(ledger) == []
+
+
+def test_a_session_whose_lease_was_taken_reserves_nothing_more(ledger):
+    session = ledger.start_session(SESSION)
+    (lease,) = ledger.leases().values()
+    assert ledger.beat(session)
+    assert not ledger.take_lease(lease), "it has moved since"
+    (lease,) = ledger.leases().values()
+    assert ledger.holds_lease(session)
+    assert ledger.take_lease(lease)
+    assert not ledger.holds_lease(session)
+    assert not ledger.beat(session)
+    with pytest.raises(StoreBusy, match="its lease ended"):
+        ledger.reserve(session, requests(0, 1))
+    assert totals(ledger) == (0, 0, 0, 0)
+
+
+def test_what_a_store_is_is_recorded_once(ledger):
+    for content in ({"manifest": "a"}, {"manifest": "a"}, {"manifest": "b"}):
+        ledger.record_store("5" * 32, content)
+    assert ledger.store_record("5" * 32) == {"store": "5" * 32, "manifest": "b"}
+    assert ledger.store_record("6" * 32) is None
+    with ledger.reading() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM entries WHERE kind = 'store'")).scalar() == 2
 
 
 def test_many_threads_share_a_budget_without_overshooting(ledger):
@@ -108,10 +193,10 @@ def test_many_threads_share_a_budget_without_overshooting(ledger):
         made = 0
         for batch in range(5):
             try:
-                ids = ledger.reserve(session, requests(1000 * worker + 10 * batch, 3))
+                ids = reserve(ledger, session, 1000 * worker + 10 * batch, 3)
             except BudgetRefused:
                 continue
-            ledger.commit(ids, [b"\1" * 16] * 3)
+            commit(ledger, ids)
             made += 3
         return made
 
@@ -129,10 +214,10 @@ def test_totals_equal_a_plain_count_after_any_history(tmp_path_factory, history)
     session = ledger.start_session(SESSION)
     counts = {"commit": 0, "lose": 0, "leave": 0}
     for place, what in enumerate(history):
-        ids = ledger.reserve(session, requests(10 * place, place % 3 + 1))
+        ids = reserve(ledger, session, 10 * place, place % 3 + 1)
         counts[what] += len(ids)
         if what == "commit":
-            ledger.commit(ids, [b"\2" * 16] * len(ids))
+            commit(ledger, ids, b"\2" * 16)
         elif what == "lose":
             ledger.lose(ids)
     assert totals(ledger) == (counts["commit"], counts["leave"], counts["lose"], sum(counts.values()))
@@ -142,7 +227,7 @@ def test_totals_equal_a_plain_count_after_any_history(tmp_path_factory, history)
 
 TAMPERINGS = {
     "an output digest": "UPDATE calls SET output_digest = x'00' WHERE id = 2",
-    "a row number": "UPDATE calls SET row = 17 WHERE id = 2",
+    "a row number": 'UPDATE calls SET "row" = 17 WHERE id = 2',
     "a status": "UPDATE calls SET status = 'lost' WHERE id = 2",
     "a deleted call": "DELETE FROM calls WHERE id = 2",
     "a settled call unsettled": "UPDATE calls SET status = 'reserved', settled_in = NULL WHERE id = 2",
@@ -152,24 +237,57 @@ TAMPERINGS = {
     "an entry's content": "UPDATE entries SET payload = replace(payload, '4', '5') WHERE seq = 4",
     "a deleted entry": "DELETE FROM entries WHERE seq = 3",
     "who called": "UPDATE sessions SET device = 'abacus'",
+    "a teacher's name": "UPDATE accounts SET name = 'vgg8'",
+    "a teacher": "UPDATE accounts SET teacher = 'f'",
+    "a repeat": "UPDATE calls SET repeat = 1 WHERE id = 2",
+    "an answer before it came": "UPDATE calls SET output_digest = x'01' WHERE id = 5",
+    "a call that was never reserved": (
+        "INSERT INTO calls SELECT id + 10, session, account, x'77', repeat, sample, \"row\", view, status,"
+        " output_digest, reserved_in, settled_in, revoked_in FROM calls WHERE id = 2"
+    ),
     "a deleted account": "DELETE FROM accounts",
+}
+# Of a file: a server's database may hold what is not ours.
+FILE_TAMPERINGS = {
+    "a trigger": "CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM leases; END",
+    "a view in place of a table": "CREATE VIEW v AS SELECT 1",
 }
 
 
+def tamper(url: str, statement: str) -> int:
+    """Change a ledger behind its back, as who may do anything to its database; returns the rows it changed."""
+    path = sqlite_path(parse_url(url))
+    if path is not None:
+        with closing(sqlite3.connect(path)) as database, database:
+            return database.execute(statement).rowcount
+    engine = sa.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET session_replication_role = replica")  # no foreign keys
+        changed = connection.exec_driver_sql(re.sub(r"x'(\w+)'", r"'\\x\1'", statement)).rowcount
+    engine.dispose()
+    return changed
+
+
 @pytest.mark.parametrize("tampering", TAMPERINGS)
-def test_tampering_is_found(tmp_path, tampering):
-    path = tmp_path / "ledger.sqlite"
-    ledger = Ledger(path, create=True)
+def test_tampering_is_found(ledger_url, tampering):
+    require_found(ledger_url, TAMPERINGS[tampering])
+
+
+@pytest.mark.parametrize("tampering", FILE_TAMPERINGS)
+def test_more_than_tables_of_calls_in_a_file_is_found(tmp_path, tampering):
+    require_found(f"sqlite:///{tmp_path / 'ledger.sqlite'}", FILE_TAMPERINGS[tampering])
+
+
+def require_found(url: str, statement: str) -> None:
+    ledger = Ledger(url, create=True)
     session = ledger.start_session(SESSION)
     ledger.set_budget(TEACHER, "wrn_40_2", 100)
-    ledger.commit(ledger.reserve(session, requests(0, 4)), [b"\1" * 16] * 4)
+    commit(ledger, reserve(ledger, session, 0, 4))
+    reserve(ledger, session, 4, 1)
     assert ledger_problems(ledger) == []
     ledger.close()
-    database = sqlite3.connect(path)
-    with database:
-        assert database.execute(TAMPERINGS[tampering]).rowcount > 0
-    database.close()
-    ledger = Ledger(path)
+    assert tamper(url, statement) != 0
+    ledger = Ledger(url)
     assert ledger_problems(ledger) != []
     ledger.close()
 
@@ -178,35 +296,47 @@ def test_the_head_changes_with_every_entry(ledger):
     heads = [ledger.head()]
     session = ledger.start_session(SESSION)
     heads.append(ledger.head())
-    ids = ledger.reserve(session, requests(0, 1))
+    ids = reserve(ledger, session, 0, 1)
     heads.append(ledger.head())
-    ledger.commit(ids, [b"\1" * 16])
+    commit(ledger, ids)
     heads.append(ledger.head())
     assert len(set(heads)) == 4
 
 
 def test_calls_are_listed_with_who_and_when(ledger):
-    ids = ledger.reserve(ledger.start_session(SESSION), requests(0, 3))
-    ledger.commit(ids[:1], [b"\7" * 16])
-    rows = list(ledger.list_calls())
+    session = ledger.start_session(SESSION)
+    ids = reserve(ledger, session, 0, 3)
+    commit(ledger, ids[:1], b"\7" * 16)
+    rows = list(list_calls(ledger))
     assert [row["status"] for row in rows] == ["committed", "reserved", "reserved"]
     assert rows[0]["output_digest"] == "07" * 16
     assert rows[0]["settled_at"] >= rows[0]["reserved_at"]
     assert rows[1]["settled_at"] is None
-    assert [row["id"] for row in ledger.list_calls(status="reserved", limit=1, offset=1)] == [ids[2]]
+    assert [row["id"] for row in list_calls(ledger, CallFilter(status="reserved"), limit=1, offset=1)] == [ids[2]]
+    middle = rows[0]["reserved_at"]
+    for where, count in {
+        CallFilter(run=session): 3,
+        CallFilter(run=session + 1): 0,
+        CallFilter(teacher=TEACHER, store="55"): 3,
+        CallFilter(store="5%"): 0,
+        CallFilter(since=middle): 3,
+        CallFilter(until=middle): 0,
+    }.items():
+        assert len(list(list_calls(ledger, where))) == count_calls(ledger, where) == count, where
 
 
 def test_two_teachers_have_separate_accounts(ledger):
     other = replace(SESSION, teacher="cd" * 32, teacher_name="vgg8")
-    ledger.reserve(ledger.start_session(SESSION), requests(0, 2))
-    ledger.reserve(ledger.start_session(other), requests(0, 3))
+    reserve(ledger, ledger.start_session(SESSION), 0, 2)
+    reserve(ledger, ledger.start_session(other), 0, 3)
     assert ledger.summary().spent == 5
     assert ledger.summary(TEACHER).spent == 2
     assert ledger.teachers() == {TEACHER: "wrn_40_2", "cd" * 32: "vgg8"}
 
 
-def test_a_ledger_is_read_where_nothing_can_be_written(ledger, tmp_path, monkeypatch):
-    ledger.reserve(ledger.start_session(SESSION), requests(0, 3))
+def test_a_ledger_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger.sqlite", create=True)
+    reserve(ledger, ledger.start_session(SESSION), 0, 3)
     ledger.close()
     before = sorted(path.name for path in tmp_path.iterdir())
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -224,14 +354,90 @@ def test_a_ledger_that_would_not_last_is_refused(url):
         Ledger(url, create=True)
 
 
-@pytest.mark.parametrize("url", ["mysql+nothing://x/y", "://", "postgresql://"])
+@pytest.mark.parametrize(
+    "url", ["mysql+nothing://x/y", "://", "postgresql://127.0.0.1:1/x", "postgresql://h/d?password=x"]
+)
 def test_an_unusable_url_is_a_sentence(url):
     with pytest.raises((InvalidInput, StoreUnreadable)):
         Ledger(url)
 
 
-def test_a_password_is_not_shown(tmp_path):
-    assert "secret" not in str(sa.make_url("postgresql://me:secret@host/db"))
+def test_a_ledger_sealed_with_a_key_is_recorded_in_and_verified_with_it_alone(ledger_url, monkeypatch):
+    monkeypatch.setenv("CKD_LEDGER_KEY", "a key")
+    ledger = Ledger(ledger_url, create=True)
+    session = ledger.start_session(SESSION)
+    commit(ledger, reserve(ledger, session, 0, 3))
+    assert ledger_problems(ledger) == []
+    ledger.close()
+    monkeypatch.setenv("CKD_LEDGER_KEY", "another key")
+    with pytest.raises(InvalidInput, match="sealed with another key"):
+        Ledger(ledger_url)
+    monkeypatch.delenv("CKD_LEDGER_KEY")
+    ledger = Ledger(ledger_url)
+    assert ledger.summary().spent == 3, "reading needs no key"
+    for attempt in (lambda: ledger_problems(ledger), lambda: ledger.start_session(SESSION)):
+        with pytest.raises(InvalidInput, match="is sealed with a key; set it in CKD_LEDGER_KEY"):
+            attempt()
+    ledger.close()
+
+
+def test_a_chain_forged_without_the_key_is_found(tmp_path, monkeypatch):
+    """Every hash recomputed, as somebody who can write to the file would."""
+    path = tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("CKD_LEDGER_KEY", "a key")
+    ledger = Ledger(path, create=True)
+    ledger.set_budget(TEACHER, "wrn_40_2", 10)
+    ledger.close()
+    database, seal, previous = sqlite3.connect(path), Seal(None), "0" * 64
+    with database:
+        database.execute("UPDATE entries SET payload = replace(payload, '10', '99') WHERE kind = 'budget'")
+        database.execute("UPDATE accounts SET budget = 99")
+        for seq, kind, at, payload in database.execute(
+            "SELECT seq, kind, at, payload FROM entries ORDER BY seq"
+        ).fetchall():
+            hash_ = seal.hash(seq, kind, at, payload, previous)
+            database.execute("UPDATE entries SET previous = ?, hash = ? WHERE seq = ?", (previous, hash_, seq))
+            previous = hash_
+    with pytest.raises(InvalidInput, match="sealed with another key"):
+        Ledger(path)
+    with database:
+        database.execute("UPDATE entries SET payload = replace(payload, 'hmac-', '') WHERE seq = 1")
+    database.close()
+    with pytest.raises(InvalidInput, match="sealed without a key: it was begun without one, or forged"):
+        Ledger(path)
+    monkeypatch.delenv("CKD_LEDGER_KEY")
+    assert ledger_problems(Ledger(path)) != [], "the genesis entry was changed after its hash was made"
+
+
+def test_a_clock_that_jumps_back_changes_nothing_but_times(ledger, monkeypatch, caplog):
+    session = ledger.start_session(SESSION)
+    commit(ledger, reserve(ledger, session, 0, 2))
+
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(1999, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(ledger_module, "datetime", Past)
+    session = ledger.start_session(SESSION)
+    assert "this machine's clock says 1999-01-01" in caplog.text
+    commit(ledger, reserve(ledger, session, 2, 2))
+    assert totals(ledger) == (4, 0, 0, 4)
+    assert ledger_problems(ledger) == []
+    assert [row["id"] for row in list_calls(ledger)] == [1, 2, 3, 4], "in the order they were charged"
+
+
+def test_a_ledger_that_is_deleted_or_replaced_under_a_build_stops_it(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path, create=True)
+    session = ledger.start_session(SESSION)
+    path.rename(tmp_path / "aside.sqlite")
+    with pytest.raises(StoreUnreadable, match="was deleted; bring it back"):
+        ledger.reserve(session, requests(0, 1))
+    Ledger(path, create=True).close()
+    with pytest.raises(StoreUnreadable, match="was replaced by another file"):
+        ledger.reserve(session, requests(0, 1))
+    ledger.close()
 
 
 def test_a_missing_or_foreign_ledger_is_a_sentence(tmp_path):

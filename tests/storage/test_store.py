@@ -10,9 +10,10 @@ import pytest
 import zarr
 
 from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
-from storage.manifest import Manifest, require_same
+from storage.locks import FileLock
+from storage.manifest import Manifest, _digest, require_same
 from storage.schema import OutputSpec, output_array
-from storage.store import Store
+from storage.store import Store, runs_of
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
 
 
@@ -57,8 +58,7 @@ def test_rows_in_any_pieces_equal_rows_written_at_once(empty_store):
 def test_zeros_are_written_too(empty_store):
     """A dead layer's map is an answer like any other; a chunk that is missing must mean that it was lost."""
     outputs = {name: np.zeros_like(values) for name, values in make_outputs(make_identity(), 0, N).items()}
-    empty_store.store.write_outputs(0, outputs)
-    empty_store.store.publish([(0, N)])
+    empty_store.write(0, outputs)
     if empty_store.store.manifest.array_format == "zarr":
         chunks = empty_store.store.arrays.path / "train" / "features" / "layer1"
         assert sorted(chunk.name for chunk in chunks.glob("c.*")) == ["c.0.0.0.0.0", "c.1.0.0.0.0"]
@@ -66,9 +66,11 @@ def test_zeros_are_written_too(empty_store):
 
 
 def test_written_rows_are_invisible_until_published(empty_store):
-    empty_store.store.write_outputs(0, make_outputs(make_identity(), 0, 4))
+    outputs = make_outputs(make_identity(), 0, 4)
+    flat = {name: values.reshape(4 * VIEWS, *values.shape[2:]) for name, values in outputs.items()}
+    empty_store.store.write_outputs(range(4 * VIEWS), flat)
     assert not empty_store.store.valid().any()
-    empty_store.store.publish([(0, 4)])
+    empty_store.store.publish(range(4 * VIEWS))
     assert empty_store.store.valid_prefix() == 4
     assert Store.open(empty_store.store.folder).valid().sum() == 4 * VIEWS
 
@@ -82,15 +84,18 @@ def test_an_unfinished_store_says_how_many_rows_and_how_to_finish(empty_store):
         empty_store.store.require_rows(71)
 
 
-@pytest.mark.parametrize("name", ["train/logits", "train/features/pooled", "train/digest"])
-def test_a_changed_value_is_refused_not_used(whole_store, name):
+@pytest.mark.parametrize(
+    ("name", "used"), [("train/logits", "logits"), ("train/features/pooled", "pooled"), ("train/digest", "pooled")]
+)
+def test_a_changed_value_is_refused_not_used(whole_store, name, used):
     arrays = whole_store.store.arrays
     values = arrays.read(name, 41, 42)
     values.view(np.uint8).reshape(-1)[-1] ^= 1
     arrays.write(name, 41, values)
     arrays.sync()
-    with pytest.raises(StoreUnreadable, match="row 41 of .* does not match its digest"):
-        Store.open(whole_store.store.folder).read_outputs(["logits"], N)
+    with pytest.raises(StoreUnreadable, match=f"{used} of row 41 of .* does not match its digest"):
+        Store.open(whole_store.store.folder).read_outputs(["layer1", used], N)
+    assert Store.open(whole_store.store.folder).read_outputs(["layer1"], N), "other outputs can still be used"
 
 
 def test_a_store_grows_without_touching_its_rows(whole_store):
@@ -152,7 +157,7 @@ def test_a_missing_chunk_is_an_error_not_zeros(tmp_path):
     store = Store.create(tmp_path / "s", identity, array_format="zarr", samples=make_samples(identity))
     (tmp_path / "s" / "data.zarr" / "train" / "labels" / "c.1").unlink()
     assert store.read("train/labels", 64).tolist() == [row % 5 for row in range(64)]
-    with pytest.raises(StoreUnreadable, match=r"chunk c\.1, which holds row 64, is missing"):
+    with pytest.raises(StoreUnreadable, match=r"c\.1, which holds row 64: No such file"):
         store.read("train/labels")
 
 
@@ -163,16 +168,20 @@ def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_form
         Store.create(tmp_path, identity, array_format=array_format, samples=make_samples(identity))
 
 
-def test_only_one_builder_at_a_time(empty_store):
-    other = Store.open(empty_store.store.folder)
-    with (
-        Store.locked(empty_store.store.folder),
-        pytest.raises(StoreBusy, match="another build is writing"),
-        Store.locked(other.folder),
-    ):
-        pass
-    with Store.locked(other.folder):
-        pass
+def test_who_needs_a_store_alone_does_not_get_it_while_others_write(empty_store):
+    folder = empty_store.store.folder
+    with FileLock(folder / "build.lock") as one, FileLock(folder / "build.lock") as other:
+        assert one.try_shared()
+        assert other.try_shared()
+        with pytest.raises(StoreBusy, match="a build is writing"), Store.alone(folder):
+            pass
+    with Store.alone(folder), FileLock(folder / "build.lock") as other:
+        assert not other.try_shared()
+
+
+def test_runs_cover_exactly_the_cells():
+    assert runs_of([]) == []
+    assert runs_of([3, 4, 5, 9, 11, 12]) == [(3, 3), (9, 1), (11, 2)]
 
 
 def test_identity_that_differs_is_named_field_by_field(tmp_path):
@@ -194,6 +203,12 @@ def test_the_manifest_survives_a_round_trip(whole_store):
         lambda document: document.update(n=-1),
         lambda document: document.update(n="70"),
         lambda document: document.update(array_format="pickle"),
+        lambda document: document.update(arrays="../data.zarr"),
+        lambda document: document.update(arrays="/etc/data.h5"),
+        lambda document: document.update(arrays=None),
+        lambda document: document.update(n=1 << 39),
+        lambda document: document.update(history=[{"store_id": 7}]),
+        lambda document: document.update(ledger=["sqlite:///x"]),
         lambda document: document.update(format_version=99),
         lambda document: document["identity"].update(views=0),
         lambda document: document["identity"]["outputs"][1].update(name="../../etc/passwd"),
@@ -207,9 +222,12 @@ def test_a_hostile_manifest_is_refused_in_a_sentence(whole_store, damage):
     path = whole_store.store.folder / "manifest.json"
     document = json.loads(path.read_text())
     damage(document)
+    # With a digest that fits, so that it is the content that is refused.
+    document["digest"] = _digest({name: value for name, value in document.items() if name != "digest"})
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreUnreadable):
+    with pytest.raises(StoreUnreadable) as refused:
         Store.open(path.parent)
+    assert "its own digest" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])

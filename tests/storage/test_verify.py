@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from storage.errors import StoreUnreadable
 from storage.store import Store
 from storage.verify import store_problems
 from tests.storage.conftest import N, make_outputs
 
 
 def problems(paid) -> list[str]:
-    return store_problems(Store.open(paid.store.folder), paid.ledger)
+    return [str(problem) for problem in store_problems(Store.open(paid.store.folder), paid.ledger)]
 
 
 def test_a_whole_store_has_no_problems(whole_store):
@@ -31,24 +34,23 @@ def test_a_changed_feature_names_row_and_view(whole_store):
     whole_store.store.arrays.write("train/features/layer1", 7, values)
     whole_store.store.arrays.sync()
     (found,) = problems(whole_store)
-    assert found.startswith("outputs of row 7 view 1 are missing or do not match their digest")
+    assert found.startswith("train/features/layer1: row 7 view 1 does not match its digest; see what can be done with")
 
 
 def test_a_row_the_ledger_never_charged_is_found(empty_store):
     empty_store.pay(0, N - 1)
-    empty_store.store.write_outputs(N - 1, make_outputs(empty_store.store.manifest.identity, N - 1, 1))
-    empty_store.store.publish([(N - 1, 1)])
+    empty_store.write(N - 1, make_outputs(empty_store.store.manifest.identity, N - 1, 1))
     found = problems(empty_store)
-    assert len(found) == 2
+    assert len(found) == 6, "two views of three outputs"
     assert all("the ledger knows no committed call for" in problem for problem in found)
 
 
 def test_a_row_replaced_together_with_its_digest_is_found(whole_store):
-    whole_store.store.write_outputs(5, make_outputs(whole_store.store.manifest.identity, 6, 1))
-    whole_store.store.publish([(5, 1)])
-    assert [problem.split(": ")[1].split(";")[0] for problem in problems(whole_store)] == [
-        "row 5 view 0 is not what call 11 of the ledger returned",
-        "row 5 view 1 is not what call 12 of the ledger returned",
+    whole_store.write(5, make_outputs(whole_store.store.manifest.identity, 6, 1))
+    assert [problem.split(";")[0] for problem in problems(whole_store)] == [
+        f"train/{array}: row 5 view {view} is not what call {11 + view} of the ledger returned"
+        for view in (0, 1)
+        for array in ("logits", "features/layer1", "features/pooled")
     ]
 
 
@@ -56,7 +58,7 @@ def test_a_committed_call_without_its_row_is_found(whole_store):
     whole_store.store.arrays.write("train/valid", 9, np.zeros((1, 2), dtype=bool))
     whole_store.store.arrays.sync()
     found = problems(whole_store)
-    assert any("call 19 is committed, but row 9 view 0" in problem for problem in found)
+    assert any("train/valid: row 9 view 0 is not there, though call 19 is committed" in text for text in found)
 
 
 def test_a_changed_image_breaks_the_tie_to_its_call(whole_store):
@@ -86,4 +88,28 @@ def test_a_ledger_that_was_rolled_back_is_found(whole_store):
 def test_an_unsettled_call_is_reported(empty_store):
     empty_store.pay(0, N - 1)
     empty_store.reserve(N - 1, 1)
-    assert any("was never settled; run the build again" in problem for problem in problems(empty_store))
+    empty_store.ledger.end_session(empty_store.session)
+    found = problems(empty_store)
+    assert any(
+        "is not settled: its build is at work, or was interrupted; run the build again" in text for text in found
+    )
+
+
+def test_a_changed_manifest_is_found(whole_store):
+    folder = whole_store.store.folder
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"digits"', '"fidgets"'))
+    with pytest.raises(StoreUnreadable, match="does not match its own digest"):
+        Store.open(folder)
+    # By somebody who knows how the digest is made, too.
+    replace(whole_store.store.manifest, num_test=8).save(folder)
+    assert any("manifest.json: is not what the ledger recorded" in text for text in problems(whole_store))
+
+
+def test_a_damaged_digest_array_is_told_from_damaged_outputs(whole_store):
+    values = whole_store.store.arrays.read("train/digest", 7, 8)
+    values[0, 1, 2, 3] ^= 4
+    whole_store.store.arrays.write("train/digest", 7, values)
+    whole_store.store.arrays.sync()
+    (found,) = problems(whole_store)
+    assert found.startswith("train/digest: row 7 view 1 is not the digest of what is there")

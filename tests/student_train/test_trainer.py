@@ -303,7 +303,7 @@ def test_features_are_loaded_when_a_loss_needs_them(built_store):
     said = data.teacher(torch.arange(4), torch.zeros(4, dtype=torch.int64))
     assert said.features["layer2"].shape == (4, 32, 16, 16)
     assert said.features["layer2"].dtype == torch.float32
-    with pytest.raises(StoreIncomplete, match="the loss needs layer9; build another store with --features layer9"):
+    with pytest.raises(StoreIncomplete, match="needs layer9; add it with: ckd-cache extend --store .* --features"):
         StudentData.load(built_store, 50, {"layer9"}, CPU)
 
 

@@ -1,7 +1,7 @@
 """A build that kills itself: python -m tests.teacher_cache.crash_build STORE WEIGHTS FORMAT WHERE.
 
-WHERE is the step of the second batch before which SIGKILL comes; the forwards that happened are counted in the file
-STORE.forwards, outside the ledger.
+FORMAT is zarr, hdf5, or `extend` for an extension of a store that is there. WHERE is the step of the second batch
+before which SIGKILL comes; the forwards that happened are counted in the file STORE.forwards, outside the ledger.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.build import build
+from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import BuildConfig, plan_build
 from teacher_cache.teacher import Teacher
 
@@ -72,7 +73,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     count_forwards(folder.with_name(folder.name + ".forwards"))
-    # `publish` and `commit` are also called once, with nothing to do, when a build starts.
     owner, step = STEPS[sys.argv[4]]
-    kill_before(owner, step, at_call=3 if step in ("publish", "commit") else 2)
-    build(plan_build(config(folder, Path(sys.argv[2]), sys.argv[3])))
+    kill_before(owner, step, at_call=2)
+    if sys.argv[3] == "extend":
+        wanted = ExtensionConfig(
+            store=folder, features="pooled", weights=Path(sys.argv[2]), batch_size=32, device="cpu"
+        )
+        extend(plan_extension(wanted))
+    else:
+        build(plan_build(config(folder, Path(sys.argv[2]), sys.argv[3])))

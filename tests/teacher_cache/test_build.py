@@ -22,33 +22,19 @@ from storage.errors import (
     UnknownName,
 )
 from storage.ledger import Ledger
+from storage.locks import FileLock
 from storage.schema import output_array
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from storage.views import apply_views
-from teacher_cache.build import _sample_values, build
+from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, plan_build
-from teacher_cache.teacher import Teacher
 from tests.teacher_cache.crash_build import STEPS, config
-
-
-@pytest.fixture
-def forwards(monkeypatch) -> list[int]:
-    """Images in each teacher forward, counted outside the ledger."""
-    counted: list[int] = []
-    call = Teacher.call
-
-    def counting(self, views):
-        counted.append(len(views))
-        return call(self, views)
-
-    monkeypatch.setattr(Teacher, "call", counting)
-    return counted
 
 
 def problems(folder) -> list[str]:
     ledger = Ledger(folder / LEDGER_FILE)
-    found = store_problems(Store.open(folder), ledger)
+    found = [str(problem) for problem in store_problems(Store.open(folder), ledger)]
     ledger.close()
     return found
 
@@ -116,7 +102,7 @@ def test_a_smaller_n_never_pays_for_rows_beyond_it(tmp_path, weights, forwards):
     folder = tmp_path / "store"
     build(plan_build(config(folder, weights, "zarr", n=40)))
     store = Store.open(folder)
-    store.grow(_sample_values(plan_build(config(folder, weights, "zarr", n=96))))
+    store.grow(plan_build(config(folder, weights, "zarr", n=96)).samples())
     del forwards[:]
     assert build(plan_build(config(folder, weights, "zarr", n=45))).new_calls == 5
     assert sum(forwards) == 5
@@ -127,8 +113,12 @@ def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weight
     shared = f"sqlite:///{tmp_path / 'shared.sqlite'}"
     base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "device": "cpu"}
     build(plan_build(BuildConfig(n=20, store=tmp_path / "one", ledger=shared, budget=30, **base)))
-    with pytest.raises(BudgetRefused, match="30"):
+    with pytest.raises(
+        IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in its own; give that as"
+    ):
         plan_build(BuildConfig(n=40, store=tmp_path / "one", **base))
+    with pytest.raises(BudgetRefused, match="30"):
+        plan_build(BuildConfig(n=40, store=tmp_path / "one", ledger=shared, **base))
     with pytest.raises(IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in"):
         plan_build(BuildConfig(n=40, store=tmp_path / "one", ledger=str(tmp_path / "other.sqlite"), **base))
     build(plan_build(BuildConfig(n=20, store=tmp_path / "two", **base)))
@@ -166,12 +156,18 @@ def test_odd_notes_in_a_teachers_file_are_refused_before_any_call(tmp_path, forw
     assert forwards == []
 
 
-def test_two_builds_at_once_do_not_meet(tmp_path, weights):
-    plan = plan_build(config(tmp_path / "store", weights, "zarr"))
-    (tmp_path / "store").mkdir()
-    with Store.locked(tmp_path / "store"), pytest.raises(StoreBusy, match="another build is writing"):
-        build(plan)
-    assert build(plan).new_calls == 96
+def test_a_build_does_not_grow_a_store_that_others_write_to(tmp_path, weights):
+    folder = tmp_path / "store"
+    build(plan_build(config(folder, weights, "zarr", n=40)))
+    plan = plan_build(config(folder, weights, "zarr"))
+    with FileLock(folder / "build.lock") as other:
+        assert other.try_shared()
+        with pytest.raises(
+            StoreBusy, match="a build of 40 rows is writing to .*; wait until it ends, or ask for --n 40"
+        ):
+            build(plan)
+        assert build(plan_build(config(folder, weights, "zarr", n=30))).new_calls == 0
+    assert build(plan).new_calls == 56
     assert build(plan).new_calls == 0, "a plan made before another build finds its rows"
 
 
@@ -223,7 +219,7 @@ def test_another_store_on_the_same_ledger_copies_instead_of_calling(tmp_path, we
     np.testing.assert_array_equal(two["train/logits"][:30], one["train/logits"])
     shutil.rmtree(tmp_path / "one")
     with pytest.raises(InvalidInput, match="is paid for and kept in a store at .*one that cannot be read"):
-        build(plan_build(BuildConfig(n=45, store=tmp_path / "three", **shared)))
+        plan_build(BuildConfig(n=45, store=tmp_path / "three", **shared))
     assert sum(forwards) == 45
 
 

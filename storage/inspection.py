@@ -1,0 +1,89 @@
+"""A store beside its ledger, cell by cell: what is there, what was written, and what the teacher returned.
+
+`verify` puts it into words; `repair` acts on it. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from storage.digest import input_digests
+from storage.ledger import Ledger, RecordedCall
+from storage.schema import DIGEST, DIGEST_BYTES, VALID
+from storage.store import Store
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Per cell, and per output where the last axis but one is O: arrays of (n, V, ...).
+
+    Args:
+        valid: the flag that makes a cell visible.
+        readable: each output can be read at all.
+        found: what each output digests to now.
+        written: what the digest array says it should.
+        answered: what the ledger says the teacher returned; zeros where it knows no committed call that kept it.
+        calls: for each cell, the committed calls on its input.
+    """
+
+    store: Store
+    valid: np.ndarray
+    readable: np.ndarray
+    found: np.ndarray
+    written: np.ndarray
+    answered: np.ndarray
+    calls: list[list[RecordedCall]]
+
+    @cached_property
+    def is_answer(self) -> np.ndarray:
+        """Outputs that are exactly what a committed call returned, whatever flags and digests say: (n, V, O) bool."""
+        return np.asarray(self.readable & self.answered.any(axis=3) & (self.found == self.answered).all(axis=3))
+
+    @cached_property
+    def matches(self) -> np.ndarray:
+        """Outputs that match the digest that was written with them: (n, V, O) bool."""
+        return np.asarray(self.readable & (self.found == self.written).all(axis=3))
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Cells that are visible, match their digests, and are vouched for by the ledger: (n, V) bool."""
+        return np.asarray(self.valid & (self.matches & self.is_answer).all(axis=2))
+
+
+def inspect(store: Store, ledger: Ledger) -> Inspection:
+    """Read and digest everything.
+
+    Raises:
+        StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
+    """
+    manifest = store.manifest
+    valid = store.arrays.read_what_is_there(VALID, manifest.n).view(np.uint8) == 1
+    written = store.arrays.read_what_is_there(DIGEST, manifest.n)
+    images, views = store.read("train/images"), store.read("train/views")
+    try:
+        inputs = [digest for row in input_digests(images, views, manifest.identity.geometry) for digest in row]
+    except (RuntimeError, IndexError) as error:  # views that lie outside their images
+        raise store.arrays.unreadable("train/views", "it is not what the build wrote") from error
+    known = ledger.known_calls(manifest.identity.teacher.fingerprint, sorted(set(inputs)))
+    calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]
+    read = [store.found_digests(output) for output in store.outputs]
+    found = np.stack([digests for digests, _ in read], axis=2)
+    answered = np.zeros((len(inputs), len(store.outputs), DIGEST_BYTES), dtype=np.uint8)
+    flat = found.reshape(answered.shape)
+    for cell, answers in enumerate(calls):
+        for place, output in enumerate(store.outputs):
+            digests = [digest for call in answers if (digest := call.digest_of(output.name))]
+            if digests:
+                here = flat[cell, place].tobytes()
+                answered[cell, place] = np.frombuffer(here if here in digests else digests[-1], np.uint8)
+    readable = np.stack([there for _, there in read], axis=2)
+    return Inspection(store, valid, readable, found, written, answered.reshape(found.shape), calls)
+
+
+def require_inputs(store: Store) -> None:
+    """Raise `StoreUnreadable` when the images or views that tie rows to their calls are damaged."""
+    for name in ("train/images", "train/views"):
+        store.read_sample(name)

@@ -1,0 +1,265 @@
+"""The ledger read for people: calls by teacher, store, status, run and time; seconds; the history of budgets.
+
+Rows come one at a time, so a ledger of any size can be listed. A ledger may come from anybody: entries that no
+release writes are an error with a sentence, and what is only shown is not checked; `storage/ledger_check.py` does that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from storage.errors import InvalidInput, StoreUnreadable, UnknownName
+from storage.ledger import Ledger
+from storage.ledger_tables import accounts, calls, entries, sessions
+
+_LOOKUP_SIZE = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFilter:
+    """Which calls; what is None does not matter.
+
+    Args:
+        teacher: fingerprint.
+        store: id, or its first digits.
+        status: reserved, committed or lost.
+        run: number of a builder's session.
+        since, until: UTC times as in the ledger, of the reservation; `until` is not included.
+        ids: calls by number; a few hundred at most.
+    """
+
+    teacher: str | None = None
+    store: str | None = None
+    status: str | None = None
+    run: int | None = None
+    since: str | None = None
+    until: str | None = None
+    ids: Sequence[int] | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """What a call must satisfy, over the tables that `list_calls` joins."""
+        reserved = _RESERVED.c.at
+        made = {
+            "teacher": accounts.c.teacher == self.teacher,
+            "store": sessions.c.store.startswith(self.store or "", autoescape=True),
+            "status": calls.c.status == self.status,
+            "run": calls.c.session == self.run,
+            "since": reserved >= (self.since or ""),
+            "until": reserved < (self.until or ""),
+            "ids": calls.c.id.in_(self.ids or ()),
+        }
+        return [condition for name, condition in made.items() if getattr(self, name) is not None]
+
+
+_RESERVED, _SETTLED = entries.alias("reserved"), entries.alias("settled")
+COLUMNS = (
+    calls.c.id,
+    calls.c.status,
+    accounts.c.name.label("teacher"),
+    accounts.c.teacher.label("fingerprint"),
+    sessions.c.purpose,
+    calls.c.sample,
+    calls.c.row,
+    calls.c.view,
+    calls.c.repeat,
+    calls.c.session.label("run"),
+    sessions.c.store,
+    sessions.c.location,
+    sessions.c.device,
+    sessions.c.precision,
+    sessions.c.outputs,
+    _RESERVED.c.at.label("reserved_at"),
+    _SETTLED.c.at.label("settled_at"),
+    calls.c.input_digest,
+    calls.c.output_digest,
+    _RESERVED.c.hash.label("entry_hash"),
+)
+# Column of a listed call -> the type of its values, which may also be None.
+COLUMN_TYPES: dict[str, type] = {column.name: int if isinstance(column.type, sa.Integer) else str for column in COLUMNS}
+
+
+def list_calls(
+    ledger: Ledger, where: CallFilter | None = None, *, limit: int | None = None, offset: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Calls in the order they were charged, one flat dict each, for printing and export; digests are in hex."""
+    query = _joined(*COLUMNS).where(*(where or CallFilter()).conditions()).order_by(calls.c.id).offset(offset)
+    with ledger.reading() as connection:
+        rows = connection.execution_options(stream_results=True).execute(query.limit(limit))
+        for row in rows.mappings():
+            yield {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
+
+
+def count_calls(ledger: Ledger, where: CallFilter | None = None) -> int:
+    """How many calls a filter lets through."""
+    query = _joined(sa.func.count()).where(*(where or CallFilter()).conditions())
+    with ledger.reading() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def calls_by_id(ledger: Ledger, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Some calls as `list_calls` gives them, in the order of their ids."""
+    for part in _parts(sorted(ids)):
+        yield from list_calls(ledger, CallFilter(ids=part))
+
+
+def teacher_seconds(ledger: Ledger) -> Counter[str]:
+    """Teacher's fingerprint -> seconds that its committed calls took, as far as builders measured them."""
+    who: sa.Select[Any] = sa.select(sessions.c.id, accounts.c.teacher).join(
+        accounts, sessions.c.account == accounts.c.id
+    )
+    seconds: Counter[str] = Counter()
+    with ledger.reading() as connection, _written_by_a_release():
+        teachers: dict[int, str] = dict(connection.execute(who).all())
+        for payload in connection.execute(sa.select(entries.c.payload).where(entries.c.kind == "commit")).scalars():
+            content = json.loads(payload)
+            seconds[teachers[content["session"]]] += content["seconds"]
+    return seconds
+
+
+def seconds_of_calls(ledger: Ledger, ids: Sequence[int]) -> float:
+    """Seconds the teacher took for some committed calls: each has an equal part of its batch's."""
+    seconds = 0.0
+    with ledger.reading() as connection, _written_by_a_release():
+        settled: Counter[int] = Counter()
+        for part in _parts(ids):
+            settled.update(connection.execute(sa.select(calls.c.settled_in).where(calls.c.id.in_(part))).scalars())
+        for seqs in _parts(sorted(settled)):
+            query: sa.Select[Any] = sa.select(entries.c.seq, entries.c.payload).where(entries.c.seq.in_(seqs))
+            for seq, payload in connection.execute(query):
+                content = json.loads(payload)
+                batch = sum(last - first + 1 for first, last in content["calls"])
+                seconds += content["seconds"] * settled[seq] / batch
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class CallHistory:
+    """What a call was about, and the numbers of the entries that reserved and, if so, revoked it."""
+
+    id: int
+    teacher: str
+    store: str
+    row: int
+    view: int
+    repeat: int
+    status: str
+    input_digest: bytes
+    output_digest: bytes | None
+    reserved_in: int
+    revoked_in: int | None
+
+    def answered_by(self, seq: int) -> bool:
+        """Whether somebody who saw the ledger up to an entry, and the outputs in the store, had this call's.
+
+        A builder's newest calls can be in a store before whoever reads it looks at the ledger again, so only a repeat,
+        which an earlier call answered before, has to be older than the entry.
+        """
+        if self.output_digest is None or (self.repeat and self.reserved_in > seq):
+            return False
+        return self.revoked_in is None or self.revoked_in > seq
+
+
+def call_histories(ledger: Ledger, ids: Sequence[int]) -> dict[int, CallHistory]:
+    """Call -> its history, for those that are in the ledger."""
+    with ledger.reading() as connection:
+        rows = [row for part in _parts(ids) for row in connection.execute(_HISTORY.where(calls.c.id.in_(part)))]
+    return {row.id: CallHistory(*row) for row in rows}
+
+
+def calls_revoked_after(ledger: Ledger, teacher: str, seq: int) -> list[CallHistory]:
+    """Calls to a teacher that were committed once, and whose outputs were found damaged after an entry."""
+    query = _HISTORY.where(accounts.c.teacher == teacher, calls.c.revoked_in > seq)
+    with ledger.reading() as connection:
+        return [CallHistory(*row) for row in connection.execute(query.order_by(calls.c.id))]
+
+
+def entry_number(ledger: Ledger, hash_: str) -> int | None:
+    """Number of the entry with this hash, or None."""
+    with ledger.reading() as connection:
+        return connection.execute(sa.select(entries.c.seq).where(entries.c.hash == hash_)).scalar()
+
+
+def budget_history(ledger: Ledger, teacher: str) -> list[dict[str, Any]]:
+    """Every change of a teacher's budget, oldest first: at, from, to."""
+    query: sa.Select[Any] = sa.select(entries.c.at, entries.c.payload).where(entries.c.kind == "budget")
+    with ledger.reading() as connection, _written_by_a_release():
+        changes = [
+            {"at": at, **json.loads(payload)} for at, payload in connection.execute(query.order_by(entries.c.seq))
+        ]
+        ours = [change for change in changes if change["teacher"] == teacher]
+        return [{name: change[name] for name in ("at", "from", "to")} for change in ours]
+
+
+def find_teacher(ledger: Ledger, text: str | None) -> str:
+    """Fingerprint of the one teacher with this name, or whose fingerprint begins so; None for the only one there is.
+
+    Raises:
+        InvalidInput: there is none, or several.
+    """
+    teachers = ledger.teachers()
+    if not teachers:
+        raise InvalidInput("the ledger knows no teacher yet; build a store first with: ckd-cache build")
+    found = [
+        teacher
+        for teacher, name in teachers.items()
+        if text is None or text == name or (text and teacher.startswith(text.lower()))
+    ]
+    if len(found) == 1:
+        return found[0]
+    known = [f"{name} {teacher[:12]}" for teacher, name in teachers.items() if not found or teacher in found]
+    if not found:
+        raise UnknownName("teacher of the ledger", text or "", known)
+    asked = "the ledger has" if text is None else f"--teacher {text} stands for"
+    raise InvalidInput(f"{asked} {len(found)} teachers ({', '.join(known)}); give one as --teacher FINGERPRINT")
+
+
+@contextmanager
+def _written_by_a_release() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise StoreUnreadable(
+            "the ledger's entries are not what any release writes; see what is wrong with: ckd-cache ledger verify"
+        ) from error
+
+
+def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(values), _LOOKUP_SIZE):
+        yield values[first : first + _LOOKUP_SIZE]
+
+
+def _joined(*columns: Any) -> sa.Select[Any]:
+    return (
+        sa.select(*columns)
+        .select_from(calls)
+        .join(sessions, calls.c.session == sessions.c.id)
+        .join(accounts, calls.c.account == accounts.c.id)
+        .join(_RESERVED, calls.c.reserved_in == _RESERVED.c.seq)
+        .outerjoin(_SETTLED, calls.c.settled_in == _SETTLED.c.seq)
+    )
+
+
+_HISTORY: sa.Select[Any] = (
+    sa.select(
+        calls.c.id,
+        accounts.c.teacher,
+        sessions.c.store,
+        calls.c.row,
+        calls.c.view,
+        calls.c.repeat,
+        calls.c.status,
+        calls.c.input_digest,
+        calls.c.output_digest,
+        calls.c.reserved_in,
+        calls.c.revoked_in,
+    )
+    .join(sessions, calls.c.session == sessions.c.id)
+    .join(accounts, calls.c.account == accounts.c.id)
+)

@@ -1,0 +1,104 @@
+"""Locks between processes; the kernel frees them when their holder dies, so none is ever stale.
+
+A store has two. Builders share `build.lock`; who makes, grows or repairs a store holds it alone. `cells.lock` is
+locked byte by byte, one byte a call: a builder holds the bytes of the calls whose answers it is writing, and nobody
+decides what became of a call while its byte is held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from storage.errors import StoreBusy
+
+_POLL_SECONDS = 0.05
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold `path` alone, or raise `StoreBusy(busy)` at once."""
+    with FileLock(path) as lock:
+        if not lock.try_exclusive():
+            raise StoreBusy(busy)
+        yield
+
+
+class FileLock:
+    """An advisory lock on a whole file, made if it is not there; released at the end of the `with` block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> FileLock:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def try_exclusive(self) -> bool:
+        """Take the lock alone, if nobody has it."""
+        return self._try(fcntl.LOCK_EX)
+
+    def try_shared(self) -> bool:
+        """Take or keep the lock together with others, if nobody has it alone."""
+        return self._try(fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Let go of the lock before the block ends."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def share(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Wait until the lock can be shared."""
+        while not self.try_shared():
+            on_wait()
+            time.sleep(_POLL_SECONDS)
+
+    def _try(self, mode: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class CellLocks:
+    """Locks on single cells of a store, by its `cells.lock`, for as long as the `with` block lasts.
+
+    A lock belongs to the process, and closing the file anywhere in it frees them all: open one a process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> CellLocks:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    @contextmanager
+    def held(self, runs: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Hold runs of cells, each (first, count), after waiting for whoever has one of them."""
+        with ExitStack() as stack:
+            for first, count in runs:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX, count, first)
+                stack.callback(fcntl.lockf, self._descriptor, fcntl.LOCK_UN, count, first)
+            yield
+
+    def is_free(self, cell: int) -> bool:
+        """Whether nobody else is writing the answer of a cell."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
+        except (BlockingIOError, PermissionError):
+            return False
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, cell)
+        return True

@@ -1,0 +1,54 @@
+"""`ckd-cache extend`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storage.errors import InvalidInput
+from storage.terminal import print_json, progress
+from teacher_cache.commands.build import report_text
+from teacher_cache.commands.options import DEVICE, json_option, ledger_option, ledger_url_of, store_option
+from teacher_cache.extend import ExtensionConfig, plan_extension
+from teacher_cache.extend import extend as run_extension
+
+
+@click.command()
+@store_option
+@click.option("--features", required=True, help="Feature maps to add: all, or NAME,NAME.")
+@click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
+@click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
+@ledger_option
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
+@DEVICE
+@click.option("--yes", is_flag=True, help="Do not ask whether to make the calls.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
+@json_option
+def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Add feature maps to a whole store, by calling its teacher again on every view.
+
+    What the store has stays as it is. Without --yes it asks first, and away from a terminal it refuses.
+
+    \b
+    ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
+    """
+    plan = plan_extension(ExtensionConfig(store=store, ledger=ledger_url_of(store, url), **settings))
+    names = ", ".join(output.name for output in plan.called_outputs)
+    cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"
+    if dry_run:
+        estimate = {"store": str(store), "adds": names.split(", "), "needed_calls": plan.needed_calls}
+        print_json(estimate) if as_json else click.echo(f"{cost}; nothing was called or written")
+        return
+    if plan.needed_calls and not yes:
+        if not sys.stdin.isatty():
+            raise InvalidInput(f"{cost}; give --yes to make them")
+        click.confirm(f"{cost}; make them?", abort=True, err=True)
+    done = plan.total_calls - len(plan.missing_cells)
+    with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
+        report = run_extension(plan, advance)
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))

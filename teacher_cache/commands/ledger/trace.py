@@ -1,0 +1,166 @@
+"""`ckd-cache ledger trace`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storage.errors import InvalidInput
+from storage.ledger import Ledger
+from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
+from storage.terminal import print_json, stderr
+from teacher_cache.commands.ledger.options import (
+    cost_of,
+    ledger_options,
+    opened_ledger,
+    paging_options,
+    price_option,
+)
+from teacher_cache.commands.ledger.tables import plain, print_calls, print_table
+from teacher_cache.commands.options import json_option
+from teacher_cache.trace import Run, Students, Trace, runs_of_call, store_of, trace_run
+
+_PROBLEMS_SHOWN = 20
+
+
+@click.command()
+@click.argument("folders", metavar="RUN | DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--call", "call_id", type=click.IntRange(1, 1 << 40), help="Find the runs below DIR that drew on it.")
+@ledger_options
+@price_option
+@paging_options
+@json_option
+def trace(
+    folders: tuple[Path, ...],
+    call_id: int | None,
+    store: Path | None,
+    url: str | None,
+    price: float | None,
+    limit: int,
+    offset: int,
+    as_json: bool,
+) -> None:
+    """List the calls that a student drew on, or with --call the students that drew on a call; nothing is changed.
+
+    --store says where the run's store is now, if it was moved. The chain itself is checked by ckd-cache ledger verify.
+
+    \b
+    ckd-cache ledger trace runs/resnet8-ckd-n1600-seed0
+    ckd-cache ledger trace --call 17 --store stores/wrn40_2 runs
+
+    Exit status: 0 done, 1 the ledger does not vouch for every row, or with --call: of a run it is unclear.
+    """
+    if call_id is not None:
+        _print_students(call_id, folders, store, url, as_json)
+        return
+    if len(folders) > 1:
+        raise InvalidInput(f"one run is traced at a time, and {len(folders)} were given; --call takes several folders")
+    run = Run.load(folders[0])
+    if not run.teacher_calls:
+        found = Trace(run=run, store=None)
+        document = _described(found, 0.0, price, [], offset)
+    else:
+        source = store_of(run, store)
+        with closing(opened_ledger(source.folder, url)) as opened:
+            found = trace_run(run, source, opened)
+            ids = [call.id for call in found.calls]
+            page = list(calls_by_id(opened, ids[offset : offset + limit]))
+            document = _described(found, seconds_of_calls(opened, ids), price, page, offset)
+    print_json(document) if as_json else _print_trace(document)
+    sys.exit(0 if found.vouched else 1)
+
+
+def _described(
+    found: Trace, seconds: float, price: float | None, page: list[dict[str, Any]], offset: int
+) -> dict[str, Any]:
+    """What `trace --json` prints."""
+    run, calls = found.run, len(found.calls)
+    name = None if found.store is None else found.store.manifest.identity.teacher.name
+    return {
+        "run": str(run.folder),
+        "method": run.method,
+        "student": run.student,
+        "n": run.n,
+        "store": str(run.store if found.store is None else found.store.folder),
+        "store_id": run.store_id,
+        "ledger_head": run.ledger_head,
+        "teacher": {"name": name, "fingerprint": run.teacher_fingerprint},
+        "teacher_calls": run.teacher_calls,
+        "calls_total": calls,
+        "builder_runs": found.builder_runs,
+        "teacher_seconds": round(seconds, 3),
+        **({} if price is None else {"price_per_call": price, "cost": cost_of(calls, price)}),
+        "vouched": found.vouched,
+        "problems": found.problems,
+        "offset": offset,
+        "calls": page,
+    }
+
+
+def _print_trace(document: dict[str, Any]) -> None:
+    total, problems, run = document["calls_total"], document["problems"], plain(document["run"])
+    if not document["teacher_calls"]:
+        click.echo(f"{run} was trained by {plain(document['method'])}, without a teacher: it drew on no calls")
+        return
+    teacher = document["teacher"]
+    cost = f", cost {document['cost']:g}" if "cost" in document else ""
+    click.echo(
+        f"{run} drew on {total} calls of {plain(str(teacher['name']))} {teacher['fingerprint'][:12]}, made by "
+        f"{len(document['builder_runs'])} builder run(s) in {document['teacher_seconds']:.1f} s{cost}"
+    )
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        click.echo(plain(problem))
+    if len(problems) > _PROBLEMS_SHOWN:
+        click.echo(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
+    click.echo(f"the ledger {'does not vouch' if problems else 'vouches'} for all {document['n']} rows")
+    print_calls(document["calls"], document["offset"], total)
+
+
+def _print_students(
+    call_id: int, folders: tuple[Path, ...], store: Path | None, url: str | None, as_json: bool
+) -> None:
+    with closing(opened_ledger(store, url)) as opened:
+        call = _call(opened, call_id)
+        found = runs_of_call(call, opened, folders, store)
+        about = next(calls_by_id(opened, [call_id]))
+    if as_json:
+        print_json(
+            {
+                "call": about,
+                "runs": [_run_row(run) for run in found.runs],
+                "unclear": [{"run": str(folder), "problem": why} for folder, why in found.unclear.items()],
+            }
+        )
+    else:
+        _print_runs(call, found)
+    sys.exit(1 if found.unclear else 0)
+
+
+def _call(ledger: Ledger, call_id: int) -> CallHistory:
+    found = call_histories(ledger, [call_id]).get(call_id)
+    if found is None:
+        raise InvalidInput(f"the ledger has no call {call_id}; see those it has with: ckd-cache ledger list")
+    return found
+
+
+def _print_runs(call: CallHistory, found: Students) -> None:
+    click.echo(f"call {call.id} ({call.status}): {len(found.runs)} run(s) drew on it")
+    if found.runs:
+        rows = [_run_row(run) for run in found.runs]
+        print_table(rows[0], (row.values() for row in rows))
+    for folder, why in found.unclear.items():
+        stderr.print(plain(f"{folder} is left out: {why}"), soft_wrap=True, markup=False)
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    return {
+        "run": str(run.folder),
+        "student": run.student,
+        "method": run.method,
+        "n": run.n,
+        "store": str(run.store),
+    }

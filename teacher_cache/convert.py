@@ -1,0 +1,131 @@
+"""A store in another format: the same images, answers and history, in a new folder.
+
+Everything is written into a folder beside the new one, which gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storage.durable import fsync_path
+from storage.errors import InvalidInput, StoreIncomplete, UnknownName
+from storage.ledger import Ledger
+from storage.schema import DIGEST, output_array
+from storage.store import FORMATS, LEDGER_FILE, Store, own_ledger, runs_of
+from teacher_cache.plan import open_ledger_of
+
+_CELLS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion made: cells are (row, view)."""
+
+    store: Path
+    out: Path
+    array_format: str
+    cells: int
+
+
+def convert(
+    folder: Path,
+    array_format: str,
+    out: Path,
+    ledger_url: str | None = None,
+    on_progress: Callable[[int, str], None] = lambda steps, note: None,
+) -> ConversionReport:
+    """Copy a store into another format; no call is made, and the store itself is not changed.
+
+    Raises:
+        StoreIncomplete: calls of it are not settled.
+        StoreUnreadable: something in it is damaged.
+        InvalidInput: `out` is not new.
+    """
+    if array_format not in FORMATS:
+        raise UnknownName("format", array_format, FORMATS)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidInput(f"{out} exists; give a new folder as --out")
+    partial = out.with_name(f".{out.name}.partial")
+    with Store.alone(folder):
+        source = Store.open(folder)
+        with closing(open_ledger_of(source, ledger_url)) as ledger:
+            _require_settled(source, ledger)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            target = _lay_out(source, array_format, partial)
+            cells = _copy_cells(source, target, on_progress)
+            _copy_history(source, target, ledger)
+    target.save()
+    if out.exists():
+        out.rmdir()
+    os.rename(partial, out)
+    fsync_path(out.parent)
+    return ConversionReport(folder, out, array_format, cells)
+
+
+def _require_settled(store: Store, ledger: Ledger) -> None:
+    left = ledger.calls_of_store(store.manifest.store_id, "reserved")
+    if left:
+        raise StoreIncomplete(
+            f"{len(left)} calls of {store.folder} are not settled, a build was interrupted; settle them with: "
+            f"ckd-cache repair --store {store.folder}"
+        )
+
+
+def _lay_out(source: Store, array_format: str, folder: Path) -> Store:
+    before = source.manifest
+    manifest = replace(
+        before,
+        store_id=uuid.uuid4().hex,
+        array_format=array_format,
+        arrays=f"data{FORMATS[array_format].suffix}",
+        history=(*before.history, {"store_id": before.store_id, "made_by": "convert"}),
+    )
+    return Store.lay_out(folder, manifest, source.read_samples())
+
+
+def _copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], None]) -> int:
+    copied = 0
+    for first, count in runs_of(source.valid().reshape(-1).nonzero()[0].tolist()):
+        for start in range(first, first + count, _CELLS_AT_ONCE):
+            cells = range(start, min(start + _CELLS_AT_ONCE, first + count))
+            values = {
+                output.name: source.arrays.read_cells(output_array(output.name), cells.start, cells.stop)
+                for output in source.outputs
+            }
+            written = source.arrays.read_cells(DIGEST, cells.start, cells.stop)
+            if (target.write_outputs(cells, values) != written).any():
+                raise source.arrays.unreadable(DIGEST, f"cells {cells.start} to {cells.stop - 1} do not match it")
+            target.publish(cells)
+            copied += len(cells)
+            on_progress(len(cells), "")
+    return copied
+
+
+def _copy_history(source: Store, target: Store, ledger: Ledger) -> None:
+    """Take the ledger along if it is the store's own, and record in it what the new store was made from."""
+    content = {
+        "manifest": target.manifest.digest,
+        "made_by": "convert",
+        "from": source.manifest.store_id,
+    }
+    if source.manifest.ledger is None:
+        with (
+            closing(sqlite3.connect(source.folder / LEDGER_FILE)) as old,
+            closing(sqlite3.connect(target.folder / LEDGER_FILE)) as new,
+        ):
+            old.backup(new)
+        with closing(own_ledger(target.folder)) as copy:
+            copy.record_store(target.manifest.store_id, content)
+            head = copy.head()
+    else:
+        ledger.record_store(target.manifest.store_id, content)
+        head = ledger.head()
+    target.manifest = replace(target.manifest, ledger_head=head)

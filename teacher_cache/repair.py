@@ -1,0 +1,217 @@
+"""Put right what can be put right without a call, and give up, openly, what cannot.
+
+A cell that is whole is never touched. A damaged answer is looked for in the store's other rows and in a copy of the
+store; one that is nowhere is given up: its call, which was paid for, is marked lost, and the next build makes it again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from storage.errors import CKDError, StoreUnreadable
+from storage.inspection import Inspection, inspect
+from storage.ledger import Ledger, RecordedCall
+from storage.ledger_check import ledger_problems
+from storage.locks import CellLocks
+from storage.manifest import EXTENSION, Manifest
+from storage.schema import DIGEST
+from storage.store import CELL_LOCK, FORMATS, Store
+from teacher_cache.lease import this_host
+from teacher_cache.plan import open_ledger_of
+from teacher_cache.settle import settle_store, sort_out
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What a repair does, or would do; cells are row * V + view.
+
+    Args:
+        files: partial files, and arrays that no manifest names, to be deleted.
+        made_again: array files that are missing or cut short: made again, empty.
+        adopted, lost: unsettled calls whose outputs are whole, and the others.
+        leases: sessions of builders on this machine that are no more.
+        restored: cells whose answers are there, or in a copy: flags, digests and outputs are put right.
+        dropped: cells made invisible, because what they hold is not what the teacher said.
+        revoked: committed calls whose answers are nowhere: the next build makes them again.
+        left: what a repair cannot help.
+    """
+
+    files: list[str] = field(default_factory=list)
+    made_again: list[str] = field(default_factory=list)
+    adopted: int = 0
+    lost: int = 0
+    leases: list[int] = field(default_factory=list)
+    restored: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    revoked: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do; what cannot be helped aside."""
+        lists = (self.files, self.made_again, self.leases, self.restored, self.dropped, self.revoked)
+        return not (self.adopted or self.lost or any(lists))
+
+
+def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = None, act: bool) -> RepairReport:
+    """Look for damage, and with `act` put it right.
+
+    Args:
+        copy: another folder with the same store, whole, to take answers from.
+
+    Raises:
+        StoreBusy: a build is at work.
+        StoreUnreadable: the ledger, or what ties rows to their calls, is damaged itself.
+    """
+    with Store.alone(folder, clean=act), CellLocks(folder / CELL_LOCK) as locks:
+        store = Store.open(folder)
+        source = None if copy is None else Store.open(copy)
+        with closing(open_ledger_of(store, ledger_url)) as ledger:
+            _require_sound_ledger(ledger)
+            _require_inputs(store)
+            report = RepairReport(files=_stale_files(store), left=list(_beyond_repair(store)))
+            report.made_again = [
+                str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows)
+            ]
+            _look_at_leftovers(store, ledger, report)
+            if act:
+                store.arrays.make_missing(store.manifest.rows)
+                settle_store(store, ledger, locks, this_host())
+            _repair_cells(inspect(store, ledger), ledger, source, report, act=act)
+            if act:
+                _delete(folder, report.files)
+                store.record_ledger_head(ledger.head())
+    return report
+
+
+def _require_sound_ledger(ledger: Ledger) -> None:
+    problems = ledger_problems(ledger)
+    if problems:
+        raise StoreUnreadable(f"the ledger itself is damaged, and nothing was changed: {problems[0]}")
+
+
+def _require_inputs(store: Store) -> None:
+    """Images and views tie rows to their calls: without them nothing can be told."""
+    for name in ("train/images", "train/views"):
+        try:
+            store.read_sample(name)
+        except StoreUnreadable as error:
+            raise StoreUnreadable(f"{error}; it cannot be repaired: bring {name} back from a copy") from error
+
+
+def _beyond_repair(store: Store) -> Iterator[str]:
+    for name in store.manifest.samples:
+        try:
+            store.read_sample(name)
+        except CKDError as error:
+            yield f"{error}; bring {name} back from a copy"
+    if (store.folder / EXTENSION).exists():
+        yield f"an extension of {store.folder} is unfinished; run the same ckd-cache extend again to finish it"
+
+
+def _stale_files(store: Store) -> list[str]:
+    """Files that killed writers left, and arrays that an interrupted extension replaced."""
+    partial = [str(file.relative_to(store.folder)) for file in store.folder.rglob(".*.partial")]
+    named = {store.manifest.arrays}
+    if (store.folder / EXTENSION).exists():
+        named.add(Manifest.load(store.folder, EXTENSION).arrays)
+    suffixes = {kind.suffix for kind in FORMATS.values()}
+    arrays = [item.name for item in store.folder.glob("data*") if item.suffix in suffixes and item.name not in named]
+    return sorted([*partial, *arrays])
+
+
+def _look_at_leftovers(store: Store, ledger: Ledger, report: RepairReport) -> None:
+    host = this_host()
+    leases = ledger.leases()
+    dead = {lease.session for lease in leases.values() if (lease.store, lease.host) == (store.manifest.store_id, host)}
+    calls = ledger.calls_of_store(store.manifest.store_id, "reserved")
+    found = sort_out(store, [call for call in calls if call.session in dead or call.session not in leases])
+    report.leases, report.adopted, report.lost = sorted(dead), len(found.adopted), len(found.lost)
+
+
+def _repair_cells(state: Inspection, ledger: Ledger, source: Store | None, report: RepairReport, *, act: bool) -> None:
+    """Restore, drop or leave each cell that is not whole."""
+    store, views = state.store, state.store.manifest.identity.views
+    whole_cell_of = {
+        state.calls[cell][0].input_digest: cell for cell in np.flatnonzero(state.whole).tolist() if state.calls[cell]
+    }
+    for cell in np.flatnonzero(~state.whole).tolist():
+        row, view = divmod(cell, views)
+        if state.is_answer[row, view].all():
+            report.restored.append(cell)
+            if act:
+                _restore(store, cell, {})
+            continue
+        values = _answers_elsewhere(state, cell, whole_cell_of, source)
+        if values is not None:
+            report.restored.append(cell)
+            if act:
+                _restore(store, cell, values)
+            continue
+        if state.valid[row, view]:
+            report.dropped.append(cell)
+        report.revoked += [call.id for call in state.calls[cell] if _is_kept_here(store, call, row, view)]
+    report.revoked = sorted(set(report.revoked))
+    if act:
+        # First the flag: a cell whose call is given up must not be taken for whole.
+        store.retract(report.dropped)
+        ledger.revoke(report.revoked)
+
+
+def _answers_elsewhere(
+    state: Inspection, cell: int, whole_cell_of: dict[bytes, int], source: Store | None
+) -> dict[str, np.ndarray] | None:
+    """All outputs of a cell, from a row with the same input or from a copy, if they are exactly what was returned."""
+    store, views = state.store, state.store.manifest.identity.views
+    row, view = divmod(cell, views)
+    if not state.calls[cell] or not state.answered[row, view].any(axis=1).all():
+        return None
+    twin = whole_cell_of.get(state.calls[cell][0].input_digest)
+    for place, keeper in ((twin, store), (cell, source)):
+        if place is None or keeper is None or not _has(keeper, store, place):
+            continue
+        try:
+            values, digests = keeper.read_cell(place, store.outputs)
+        except StoreUnreadable:
+            continue
+        answers = [{call.digest_of(output.name) for call in state.calls[cell]} for output in store.outputs]
+        if all(digest.tobytes() in known for digest, known in zip(digests, answers, strict=True)):
+            return values
+    return None
+
+
+def _has(keeper: Store, store: Store, cell: int) -> bool:
+    """Whether a store keeps our outputs, and has such a cell."""
+    theirs = keeper.manifest
+    return set(store.outputs) <= set(theirs.identity.outputs) and cell < theirs.n * theirs.identity.views
+
+
+def _restore(store: Store, cell: int, values: dict[str, np.ndarray]) -> None:
+    if not values:
+        values, digests = store.read_cell(cell, store.outputs)
+        store.arrays.write_cells(DIGEST, cell, digests[None])
+    else:
+        store.write_outputs([cell], values)
+    store.publish([cell])
+
+
+def _is_kept_here(store: Store, call: RecordedCall, row: int, view: int) -> bool:
+    """Whether a call's answer belongs in this very cell: of other stores' calls this is only a copy."""
+    if (call.row, call.view) != (row, view):
+        return False
+    ancestors = {step["store_id"] for step in store.manifest.history}
+    own_ledger = store.manifest.ledger is None
+    is_heir = call.store in ancestors and (own_ledger or Path(call.location) == store.folder.absolute())
+    return call.store == store.manifest.store_id or is_heir
+
+
+def _delete(folder: Path, files: Sequence[str]) -> None:
+    for name in files:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -1,0 +1,352 @@
+"""From a student's run to the teacher calls it drew on, and back.
+
+A run says which store it was trained from, how many rows of it, and how far the ledger had come. The exact inputs of
+those rows are computed again from the store's images and views, and the ledger knows which calls were made on them.
+Nothing is written, and `run.json` is taken from anybody: of what it says, only a store folder is opened.
+
+A row drew on the committed calls on its input. One that repeats an earlier call, for more outputs, counts only if it
+was charged before the run looked at the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.digest import input_digests
+from storage.errors import CKDError, IdentityMismatch, InvalidInput
+from storage.ledger import Ledger, RecordedCall
+from storage.ledger_report import CallHistory, call_histories, calls_revoked_after, entry_number
+from storage.manifest import FILE_NAME
+from storage.schema import DIGEST
+from storage.store import Store
+
+RUN_FILE = "run.json"
+_MAX_RUN_BYTES = 16 << 20
+_MOST = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a finished run's `run.json` says of where it comes from.
+
+    Args:
+        folder: the run's.
+        store: absolute folder of the store, when the run was made.
+        n: rows of the store it was trained on.
+        teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
+        ledger_head: hash of the ledger's newest entry when the store was read.
+    """
+
+    folder: Path
+    store: Path
+    store_id: str
+    n: int
+    teacher_fingerprint: str
+    teacher_calls: int
+    ledger_head: str
+    method: str
+    student: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read and check it; raises `InvalidInput` when it is not what `ckd-train` writes."""
+        path = folder / RUN_FILE
+        if not path.is_file():
+            raise InvalidInput(f"{folder} holds no finished run (no {RUN_FILE}); give the folder of one")
+        try:
+            if path.stat().st_size > _MAX_RUN_BYTES:
+                raise ValueError("it is too large")
+            document = json.loads(path.read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+            run = cls(
+                folder=folder,
+                store=Path(_text(document, "store", r"/[^\0]*")),
+                store_id=_text(document, "store_id", "[0-9a-f]{32}"),
+                n=_count(document, "n"),
+                teacher_fingerprint=_text(document, "teacher_fingerprint", "[0-9a-f]{64}"),
+                teacher_calls=_count(document, "teacher_calls"),
+                ledger_head=_text(document, "ledger_head", "[0-9a-f]{64}"),
+                method=_text(document, "method", ".{1,200}"),
+                student=_text(document, "student", ".{1,200}"),
+            )
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(
+                f"{path} is not the result of a run this release can read ({error}); bring it back from a copy, or "
+                "train again"
+            ) from error
+        return run
+
+
+def _text(document: dict[str, Any], name: str, pattern: str) -> str:
+    value = document.get(name)
+    if type(value) is not str or re.fullmatch(pattern, value, re.DOTALL) is None:
+        raise ValueError(f"{name} is {_shown(value)}")
+    return value
+
+
+def _count(document: dict[str, Any], name: str) -> int:
+    value = document.get(name)
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError(f"{name} is {_shown(value)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return "missing" if value is None else text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def store_of(run: Run, folder: Path | None = None) -> Store:
+    """The store a run was trained from, or what was made of it by converting or extending.
+
+    Args:
+        folder: where it is now; None for where it was then.
+
+    Raises:
+        InvalidInput: there is no store.
+        IdentityMismatch: there is another one.
+        StoreUnreadable: it cannot be read.
+    """
+    where = run.store if folder is None else folder
+    # Some things in the place of a manifest, a pipe for one, would be waited for.
+    if not (where / FILE_NAME).is_file():
+        raise InvalidInput(
+            f"{run.folder} was trained from the store at {where}, and there is none; if it was moved, give --store DIR"
+        )
+    store = Store.open(where)
+    if run.store_id not in ids_of(store):
+        raise IdentityMismatch(
+            f"{run.folder} was trained from store {run.store_id[:12]}, and {where} is store "
+            f"{store.manifest.store_id[:12]}; give the one it was trained from as --store"
+        )
+    return store
+
+
+def ids_of(store: Store) -> set[str]:
+    """Ids of a store and of those it was made from."""
+    return {store.manifest.store_id, *(step["store_id"] for step in store.manifest.history)}
+
+
+@dataclass(frozen=True)
+class StoreInputs:
+    """What the teacher was shown of a store's first rows."""
+
+    store: Store
+    rows: int
+
+    @cached_property
+    def digests(self) -> list[list[bytes]]:
+        """Digest of each row's views; raises `StoreUnreadable` if the images or views are not what was written."""
+        images, views = (self.store.read_sample(f"train/{name}", self.rows) for name in ("images", "views"))
+        return input_digests(images, views, self.store.manifest.identity.geometry)
+
+    @cached_property
+    def first_row(self) -> dict[bytes, int]:
+        """Input -> the first row that has it."""
+        found: dict[bytes, int] = {}
+        for row, digests in enumerate(self.digests):
+            for digest in digests:
+                found.setdefault(digest, row)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The calls a run drew on, in the order they were charged, and what is wrong with them.
+
+    Args:
+        store: None for a run without a teacher.
+        problems: why the ledger does not vouch for all rows; empty when it does.
+    """
+
+    run: Run
+    store: Store | None
+    calls: list[RecordedCall] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def vouched(self) -> bool:
+        """Whether every row is what a committed call returned."""
+        return not self.problems
+
+    @property
+    def builder_runs(self) -> list[int]:
+        """Sessions of the builders that made the calls."""
+        return sorted({call.session for call in self.calls})
+
+
+def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
+    """Find the calls that a run with a teacher drew on, and compare run, store and ledger.
+
+    Raises:
+        StoreUnreadable: the store's images, views or digests cannot be read.
+    """
+    manifest = store.manifest
+    rows = min(run.n, manifest.n)
+    inputs = StoreInputs(store, rows).digests
+    teacher = manifest.identity.teacher.fingerprint
+    answers = _answers(ledger, teacher, sorted({digest for row in inputs for digest in row}))
+    head = entry_number(ledger, run.ledger_head)
+    calls = {call.id: call for found in answers.values() for call in found}
+    histories = {} if head is None else call_histories(ledger, sorted(calls))
+    drawn_on = [id_ for id_ in sorted(calls) if head is None or histories[id_].answered_by(head)]
+    problems = [
+        *_run_problems(run, store, ledger, head),
+        *_row_problems(store, inputs, answers),
+        *_revoked_problems(ledger, teacher, head, inputs),
+    ]
+    return Trace(run=run, store=store, calls=[calls[id_] for id_ in drawn_on], problems=problems)
+
+
+def _answers(ledger: Ledger, teacher: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+    known = ledger.known_calls(teacher, digests)
+    return {digest: [call for call in calls if call.status == "committed"] for digest, calls in known.items()}
+
+
+def _run_problems(run: Run, store: Store, ledger: Ledger, head: int | None) -> Iterator[str]:
+    """Where the run's own words do not fit the store and the ledger."""
+    manifest = store.manifest
+    if head is None:
+        yield (
+            f"the run saw the ledger at entry {run.ledger_head[:12]}, which {ledger.shown_url} lacks: it was replaced "
+            "or rolled back, or is not the one"
+        )
+    if run.teacher_fingerprint != manifest.identity.teacher.fingerprint:
+        yield (
+            f"the run names teacher {run.teacher_fingerprint[:12]}, its store has the answers of "
+            f"{manifest.identity.teacher.fingerprint[:12]}"
+        )
+    if run.n > manifest.n:
+        yield f"the run was trained on {run.n} rows, the store has {manifest.n}"
+    cells = run.n * manifest.identity.views
+    if run.teacher_calls != cells:
+        yield (
+            f"the run says that it drew on {run.teacher_calls} calls, and {run.n} rows of {manifest.identity.views} "
+            f"views are {cells}"
+        )
+
+
+def _row_problems(store: Store, inputs: list[list[bytes]], answers: dict[bytes, list[RecordedCall]]) -> Iterator[str]:
+    """Rows that are not whole, or not what any of their calls returned."""
+    rows = len(inputs)
+    written, valid = store.read(DIGEST, rows), store.valid()
+    for row, view in np.ndindex(rows, store.manifest.identity.views):
+        calls = answers.get(inputs[row][view], [])
+        if not calls:
+            yield f"row {row} view {view}: the ledger knows no committed call on it"
+        elif not valid[row, view]:
+            yield f"row {row} view {view}: it is not whole in the store, though call {calls[-1].id} is committed"
+        else:
+            for place, output in enumerate(store.outputs):
+                keepers = [call for call in calls if output.name in call.outputs]
+                here = written[row, view, place].tobytes()
+                if not keepers:
+                    yield f"row {row} view {view}: the ledger knows no call that kept its {output.name}"
+                elif here not in [call.digest_of(output.name) for call in keepers]:
+                    yield f"row {row} view {view}: its {output.name} is not what call {keepers[-1].id} returned"
+
+
+def _revoked_problems(ledger: Ledger, teacher: str, head: int | None, inputs: list[list[bytes]]) -> Iterator[str]:
+    """Calls that the run drew on, and whose outputs were found damaged since."""
+    if head is None:
+        return
+    row_of = {digest: (row, view) for row, views in enumerate(inputs) for view, digest in enumerate(views)}
+    for call in calls_revoked_after(ledger, teacher, head):
+        if call.input_digest in row_of and call.answered_by(head):
+            row, view = row_of[call.input_digest]
+            yield f"row {row} view {view}: call {call.id} answered it, and was given up for damaged after the run"
+
+
+# The way back
+
+
+@dataclass(slots=True)
+class Students:
+    """Runs that drew on a call, and folders of which it could not be found out: folder -> why."""
+
+    runs: list[Run] = field(default_factory=list)
+    unclear: dict[Path, str] = field(default_factory=dict)
+
+
+def runs_of_call(call: CallHistory, ledger: Ledger, folders: Sequence[Path], moved: Path | None = None) -> Students:
+    """Which of the runs below some folders drew on a call.
+
+    Args:
+        moved: a store that is not where its runs say.
+    """
+    found, search = Students(), _Search(call, ledger, moved)
+    for folder in find_runs(folders):
+        try:
+            run = Run.load(folder)
+            if search.drew_on(run):
+                found.runs.append(run)
+        except (CKDError, OSError) as error:
+            found.unclear[folder] = str(error)
+    return found
+
+
+def find_runs(folders: Sequence[Path]) -> Iterator[Path]:
+    """Every folder with a `run.json`, at any depth, in order and once."""
+    seen = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidInput(f"there is no folder {folder}; give one that holds runs")
+        for path, inside, files in os.walk(folder, onerror=_refuse):
+            # The many folders of a store's arrays hold none.
+            inside[:] = sorted(name for name in inside if not name.endswith(".zarr"))
+            here = Path(path)
+            if RUN_FILE in files and here.resolve() not in seen:
+                seen.add(here.resolve())
+                yield here
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+class _Search:
+    """Looks for one call in many runs; each store is read once."""
+
+    def __init__(self, call: CallHistory, ledger: Ledger, moved: Path | None) -> None:
+        self._call, self._ledger, self._moved = call, ledger, moved
+        self._inputs: dict[Path, StoreInputs] = {}
+        self._heads: dict[str, int | None] = {}
+
+    def drew_on(self, run: Run) -> bool:
+        """Whether a run learned from what the call returned."""
+        call = self._call
+        if not run.teacher_calls or run.teacher_fingerprint != call.teacher:
+            return False
+        if run.ledger_head not in self._heads:
+            self._heads[run.ledger_head] = entry_number(self._ledger, run.ledger_head)
+        head = self._heads[run.ledger_head]
+        if head is None:  # its calls are in another ledger
+            return False
+        if not call.answered_by(head):
+            return False
+        if run.store_id == call.store and call.row < run.n:
+            return True
+        return self._inputs_of(run).first_row.get(call.input_digest, run.n) < run.n
+
+    def _inputs_of(self, run: Run) -> StoreInputs:
+        store = self._open(run)
+        if store.folder not in self._inputs:
+            self._inputs[store.folder] = StoreInputs(store, store.manifest.n)
+        return self._inputs[store.folder]
+
+    def _open(self, run: Run) -> Store:
+        if self._moved is not None:
+            with suppress(IdentityMismatch):
+                return store_of(run, self._moved)
+        return store_of(run)

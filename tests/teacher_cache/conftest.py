@@ -1,0 +1,21 @@
+"""What the tests of stage one share."""
+
+from __future__ import annotations
+
+import pytest
+
+from teacher_cache.teacher import Teacher
+
+
+@pytest.fixture
+def forwards(monkeypatch) -> list[int]:
+    """Images in each teacher forward, counted outside the ledger."""
+    counted: list[int] = []
+    call = Teacher.call
+
+    def counting(self, views):
+        counted.append(len(views))
+        return call(self, views)
+
+    monkeypatch.setattr(Teacher, "call", counting)
+    return counted

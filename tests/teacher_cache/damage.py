@@ -1,0 +1,53 @@
+"""Stores to damage, and ways to damage them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from storage.ledger import Ledger
+from storage.store import LEDGER_FILE, Store
+from storage.verify import store_problems
+from teacher_cache.build import build
+from teacher_cache.plan import BuildConfig, plan_build
+
+
+def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes) -> BuildConfig:
+    settings = {"n": 70, "features": "layer1,pooled", "batch_size": 32, "dataset": "digits", "device": "cpu"}
+    return BuildConfig(
+        teacher="resnet8", weights=weights, array_format=array_format, store=store, **(settings | changes)
+    )
+
+
+def build_store(store: Path, weights: Path, array_format: str = "zarr", **changes) -> Path:
+    build(plan_build(config_of(store, weights, array_format, **changes)))
+    return store
+
+
+def change(folder: Path, name: str, row: int) -> None:
+    """Other values in one row of an array."""
+    arrays = Store.open(folder).arrays
+    values = arrays.read(name, row, row + 1)
+    values.view(np.uint8).reshape(-1)[:] ^= 1
+    arrays.write(name, row, values)
+    arrays.sync()
+
+
+def problems(folder: Path, url: str | None = None) -> list[str]:
+    ledger = Ledger(folder / LEDGER_FILE if url is None else url)
+    found = [str(problem) for problem in store_problems(Store.open(folder), ledger)]
+    ledger.close()
+    return found
+
+
+def totals(folder: Path) -> tuple[int, int, int]:
+    ledger = Ledger(folder / LEDGER_FILE)
+    summary = ledger.summary()
+    ledger.close()
+    return summary.committed, summary.reserved, summary.lost
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    store = Store.open(folder)
+    return {name: store.read(name) for name in store.arrays.specs}

@@ -1,0 +1,165 @@
+"""A store in another format, and a store that keeps more: the same identity and history, and no call too many."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from models import create_model, load_weights, save_weights
+from storage.errors import BudgetRefused, IdentityMismatch, InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName
+from storage.schema import output_array
+from storage.store import Store
+from storage.views import apply_views
+from teacher_cache.build import build
+from teacher_cache.convert import convert
+from teacher_cache.extend import ExtensionConfig, extend, plan_extension
+from teacher_cache.plan import plan_build
+from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
+
+
+@pytest.mark.parametrize(("array_format", "other"), [("zarr", "hdf5"), ("hdf5", "zarr"), ("zarr", "zarr")])
+def test_a_converted_store_holds_the_same_and_goes_on_from_there(tmp_path, weights, forwards, array_format, other):
+    folder = build_store(tmp_path / "store", weights, array_format, n=40)
+    report = convert(folder, other, tmp_path / "out")
+    assert report.cells == 40
+    before, after = arrays_of(folder), arrays_of(tmp_path / "out")
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
+    one, two = Store.open(folder).manifest, Store.open(tmp_path / "out").manifest
+    assert one.identity == two.identity
+    assert two.history == ({"store_id": one.store_id, "made_by": "convert"},)
+    assert problems(tmp_path / "out") == []
+    assert problems(folder) == []
+    del forwards[:]
+    assert build(plan_build(config_of(tmp_path / "out", weights, other, n=50))).new_calls == 10
+    assert sum(forwards) == 10
+    assert problems(tmp_path / "out") == []
+
+
+def test_converting_refuses_what_is_damaged_unsettled_or_in_the_way(tmp_path, weights):
+    folder = build_store(tmp_path / "store", weights, n=40)
+    with pytest.raises(UnknownName, match="did you mean hdf5"):
+        convert(folder, "hdf6", tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
+    with pytest.raises(InvalidInput, match="exists; give a new folder as --out"):
+        convert(folder, "hdf5", tmp_path / "taken")
+    change(folder, "train/logits", 3)
+    with pytest.raises(StoreUnreadable, match="train/digest"):
+        convert(folder, "hdf5", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    crashed = tmp_path / "crashed"
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", crashed, weights, "zarr", "write"]
+    subprocess.run(command, capture_output=True, check=False)
+    with pytest.raises(StoreIncomplete, match="calls of .* are not settled"):
+        convert(crashed, "hdf5", tmp_path / "out")
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_an_extension_adds_maps_and_leaves_what_was_there(tmp_path, weights, forwards, array_format):
+    folder = build_store(tmp_path / "store", weights, array_format, features="layer3", views=2, n=30)
+    before, calls = arrays_of(folder), sum(forwards)
+    plan = plan_extension(ExtensionConfig(store=folder, features="layer1,pooled", weights=weights, device="cpu"))
+    assert plan.needed_calls == calls
+    report = extend(plan)
+    assert report.new_calls == calls
+    assert sum(forwards) == 2 * calls
+    assert totals(folder) == (2 * calls, 0, 0)
+    assert problems(folder) == []
+    store = Store.open(folder)
+    assert [output.name for output in store.outputs] == ["logits", "layer1", "layer3", "pooled"]
+    after = arrays_of(folder)
+    for name in before.keys() - {"train/digest"}:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    network = create_model("resnet8", num_classes=10).eval()
+    load_weights(network, weights)
+    import torch
+
+    images, views = (torch.from_numpy(after[f"train/{name}"]) for name in ("images", "views"))
+    identity = store.manifest.identity
+    with torch.inference_mode():
+        said = network.represent(
+            identity.teacher.normalisation.apply(apply_views(images, views[:, 1], identity.geometry))
+        )
+    np.testing.assert_allclose(after[output_array("layer1")][:, 1], said.features["layer1"], rtol=2e-3, atol=2e-3)
+    assert sorted(path.name for path in folder.glob("data*")) == ["data-1" + store.arrays.suffix]
+    # It is now the store that a build with all these features would have made.
+    asked = config_of(folder, weights, array_format, features="layer1,layer3,pooled", views=2, n=30)
+    assert build(plan_build(asked)).new_calls == 0
+    assert (
+        build(
+            plan_build(config_of(folder, weights, array_format, features="layer1,layer3,pooled", views=2, n=33))
+        ).new_calls
+        > 0
+    )
+    assert problems(folder) == []
+
+
+def test_an_extension_costs_what_it_says_and_refuses_what_it_must(tmp_path, weights, forwards):
+    folder = build_store(tmp_path / "store", weights, features="layer1", n=30, budget=50)
+    base = {"store": folder, "weights": weights, "device": "cpu"}
+    del forwards[:]
+    with pytest.raises(BudgetRefused, match="asked for 30 calls .*, 30 are already paid and 20 of the budget of 50"):
+        plan_extension(ExtensionConfig(features="pooled", **base))
+    with pytest.raises(InvalidInput, match="has nothing to be extended by: it keeps layer1 already"):
+        plan_extension(ExtensionConfig(features="layer1", **base))
+    with pytest.raises(UnknownName, match="did you mean layer"):
+        plan_extension(ExtensionConfig(features="layr2", **base))
+    other = tmp_path / "other.safetensors"
+    save_weights(create_model("resnet8", num_classes=10, seed=1), other, {})
+    with pytest.raises(IdentityMismatch, match="teacher.fingerprint"):
+        plan_extension(ExtensionConfig(features="pooled", **base | {"weights": other}))
+    assert forwards == []
+    assert extend(plan_extension(ExtensionConfig(features="pooled", budget=60, **base))).new_calls == 30
+    assert problems(folder) == []
+
+
+def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
+    subprocess.run(command, capture_output=True, check=False)
+    with pytest.raises(StoreIncomplete, match="finish it with: ckd-cache build"):
+        plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu"))
+
+
+@pytest.mark.parametrize("step", ["reserve", "write", "commit"])
+def test_a_killed_extension_leaves_the_old_store_and_goes_on(tmp_path, weights, step):
+    folder = build_store(tmp_path / "store", weights, n=96, features="layer1")
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "extend", step]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    made = sum(int(line) for line in (tmp_path / "store.forwards").read_text().split())
+    old = Store.open(folder)
+    assert [output.name for output in old.outputs] == ["logits", "layer1"]
+    assert old.read_outputs(["layer1"], 96)["layer1"].shape[0] == 96
+    with pytest.raises(IdentityMismatch, match="an extension of .* to layer1,pooled was interrupted"):
+        plan_extension(ExtensionConfig(store=folder, features="layer2", weights=weights, device="cpu"))
+    report = extend(plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu")))
+    committed, reserved, lost = totals(folder)
+    assert (committed, reserved) == (192, 0)
+    assert committed + lost >= 96 + made + report.new_calls
+    assert report.adopted_calls > 0 if step == "commit" else True
+    assert problems(folder) == []
+
+
+def test_other_stores_on_the_ledger_copy_from_an_extended_one(tmp_path, weights, forwards):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    folder = build_store(tmp_path / "store", weights, features="layer1", n=30, ledger=url)
+    extend(plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, ledger=url, device="cpu")))
+    convert(folder, "hdf5", tmp_path / "copy", url)
+    del forwards[:]
+    assert (
+        build(plan_build(config_of(tmp_path / "all", weights, features="layer1,pooled", n=30, ledger=url))).reused_calls
+        == 30
+    )
+    fewer = build(plan_build(config_of(tmp_path / "fewer", weights, features="none", n=30, ledger=url)))
+    assert (fewer.new_calls, fewer.reused_calls) == (0, 30), "a store that kept more serves one that keeps less"
+    with pytest.raises(InvalidInput, match="layer2 was not kept of it; .* ckd-cache extend"):
+        plan_build(config_of(tmp_path / "more", weights, features="layer1,layer2", n=30, ledger=url))
+    assert forwards == []
+    for name in ("store", "copy", "all", "fewer"):
+        assert problems(tmp_path / name, url) == [], name
