@@ -24,7 +24,7 @@ import torch
 from benchmarks.measure import take_turns
 from benchmarks.stage_one import make_images
 from models import create_model, save_weights
-from storage.ledger import CallRequest, Reservation
+from storage.ledger import CallRequest, Reservation, Summary
 from teacher_cache import build as build_module
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, plan_build
@@ -54,6 +54,9 @@ class NoLedger:
     def leases(self) -> dict[int, object]:
         return {}
 
+    def summary(self, *_: object) -> Summary:
+        return Summary(0, 0, 0, 0, None, None, self.head())
+
     def known_calls(self, *_: object) -> dict[bytes, object]:
         return {}
 
@@ -63,7 +66,7 @@ class NoLedger:
     def _nothing(self, *_: object) -> None:
         pass
 
-    record_store = require_budget = commit = end_session = close = _nothing
+    record_store = commit = end_session = close = _nothing
 
 
 @contextmanager

@@ -21,6 +21,9 @@ _Result = TypeVar("_Result")
 _MAX_WAIT_SECONDS = 5.0
 # Any number will do, as long as every release takes the same.
 _CREATION_LOCK = 0x636B64
+# Our transactions take milliseconds: one that stands still is of a process that is stopped or a machine that is gone,
+# and the server rolls it back, since everybody else waits for it.
+IDLE_SECONDS = 30.0
 
 
 class Database:
@@ -52,14 +55,17 @@ class Database:
         with self._explained(), self._engine.connect() as connection:
             yield connection
 
-    def write(self, work: Callable[[sa.Connection], _Result], *, lock: sa.Table | None = None) -> _Result:
+    def write(
+        self, work: Callable[[sa.Connection], _Result], *, lock: sa.Table | None = None, patient: bool = True
+    ) -> _Result:
         """Do some work in one transaction; if the server goes away, wait for it and do it again.
 
         Args:
             work: must have the same effect done twice as once, since an answer can be lost on its way back.
             lock: a table that nobody else may write to meanwhile.
+            patient: wait for a server that went away; otherwise that is an error at once.
         """
-        return self._patiently(lambda: self._attempt(work, lock))
+        return self._patiently(lambda: self._attempt(work, lock), self._patience if patient else 0.0)
 
     def read(self, work: Callable[[sa.Connection], _Result]) -> _Result:
         """Look at one consistent state; if the server goes away, wait for it and look again."""
@@ -68,29 +74,34 @@ class Database:
             with self._engine.connect() as connection:
                 return work(connection)
 
-        return self._patiently(attempt)
+        return self._patiently(attempt, self._patience)
 
-    def _patiently(self, attempt: Callable[[], _Result]) -> _Result:
+    def _patiently(self, attempt: Callable[[], _Result], patience: float) -> _Result:
         started, wait = time.monotonic(), 0.1
         while True:
             try:
                 with self._explained():
                     return attempt()
             except _ServerGone as gone:
-                left = self._patience - (time.monotonic() - started)
+                left = patience - (time.monotonic() - started)
                 if left <= 0:
                     raise StoreUnreadable(str(gone)) from gone
                 log.warning("%s; trying again for %.0f s", gone, left)
                 time.sleep(min(wait, left))
                 wait = min(2 * wait, _MAX_WAIT_SECONDS)
 
-    def create_tables(self, metadata: sa.MetaData) -> None:
-        """Make the tables that are not there, while nobody else does."""
+    def has_table(self, table: sa.Table) -> bool:
+        """Whether a table was made."""
+        return self.read(lambda connection: sa.inspect(connection).has_table(table.name))
+
+    def create_tables(self, metadata: sa.MetaData, begin: Callable[[sa.Connection], None]) -> None:
+        """Make the tables that are not there, while nobody else does, and begin them in the same transaction."""
 
         def create(connection: sa.Connection) -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
             metadata.create_all(connection)
+            begin(connection)
 
         self.write(create)
 
@@ -130,13 +141,17 @@ class Database:
                     f"no room left to write {self.shown_url}, or its disk fails ({reason}); free some space, then run "
                     "the same command again: what is finished is kept"
                 ) from error
-            if self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+            is_gone = self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+            if is_gone or "database is locked" in reason:
                 raise _ServerGone(sentence) from error
             raise StoreUnreadable(sentence) from error
+        except (UnicodeDecodeError, OverflowError) as error:
+            # SQLite hands out whatever bytes a damaged file holds.
+            raise StoreUnreadable(f"the ledger at {self.shown_url} is damaged ({error})") from error
 
 
 class _ServerGone(StoreUnreadable):
-    """A server does not answer, or stopped doing so."""
+    """A server does not answer, or stopped doing so; or somebody holds an SQLite file for longer than we wait."""
 
 
 def parse_url(url: str | Path) -> sa.URL:
@@ -179,12 +194,6 @@ def shown_url(url: str) -> str:
     return parse_url(url).render_as_string(hide_password=True)
 
 
-def ledger_exists(url: str) -> bool:
-    """False where there is no file; a server is always taken to be there."""
-    path = sqlite_path(parse_url(url))
-    return path is None or path.is_file()
-
-
 def sqlite_path(url: sa.URL) -> Path | None:
     """The file behind an SQLite URL."""
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
@@ -195,7 +204,9 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     path = sqlite_path(url)
     if path is None:
         # A reader sees one state from its first query to its last.
-        return sa.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+        engine = sa.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+        sa.event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return _read_only_engine(path)
     engine = sa.create_engine(url)
@@ -214,6 +225,18 @@ def _read_only_engine(path: Path) -> sa.Engine:
         raise StoreUnreadable(f"{path} was left open by a build and cannot be read where nothing can be written")
     quoted = quote(str(path))
     return sa.create_engine(f"sqlite:///file:{quoted}?mode=ro&immutable=1&uri=true")
+
+
+def _prepare_postgresql(connection: Any, _: object) -> None:
+    settings = {
+        "idle_in_transaction_session_timeout": 1000 * IDLE_SECONDS,
+        "tcp_keepalives_idle": IDLE_SECONDS,
+        "tcp_keepalives_interval": IDLE_SECONDS / 3,
+        "tcp_keepalives_count": 3,
+    }
+    for name, value in settings.items():
+        connection.execute(f"SET SESSION {name} = {max(1, int(value))}")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

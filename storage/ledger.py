@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from storage.database import Database
+from storage.database import Database, parse_url, sqlite_path
 from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_tables import accounts, calls, entries, leases, metadata, sessions
@@ -152,8 +152,11 @@ class Ledger:
         self.seal = Seal.from_environment()
         try:
             if create:
-                self._database.create_tables(metadata)
-                self._record(self._begin)
+                self._database.create_tables(metadata, self._begin)
+            elif not self._database.has_table(entries):
+                raise StoreUnreadable(
+                    f"there is no ledger at {self.shown_url}; build a store first with: ckd-cache build"
+                )
             self.sealed_as = self._check_genesis()
         except BaseException:
             self.close()
@@ -260,7 +263,8 @@ class Ledger:
     def beat(self, session: int) -> bool:
         """Show that a session lives; False when its lease was taken away."""
         query = sa.update(leases).where(leases.c.session == session).values(beat=leases.c.beat + 1)
-        return self._database.write(lambda connection: connection.execute(query).rowcount) == 1
+        # The next beat comes soon enough to be a second attempt.
+        return self._database.write(lambda connection: connection.execute(query).rowcount, patient=False) == 1
 
     def holds_lease(self, session: int) -> bool:
         """Whether a session's lease is still its own."""
@@ -288,14 +292,11 @@ class Ledger:
 
         self._record(work)
 
-    def set_budget(self, teacher: str, name: str, budget: int, wanted: int = 0) -> None:
+    def set_budget(self, teacher: str, name: str, budget: int) -> None:
         """Set the most calls that may ever be spent on a teacher; an unchanged budget records nothing.
 
-        Args:
-            wanted: calls about to be made, which the budget must leave room for.
-
         Raises:
-            BudgetRefused: more than that is already spent or wanted; nothing is changed.
+            BudgetRefused: more than that is already spent; nothing is changed.
         """
 
         def work(connection: sa.Connection) -> None:
@@ -306,7 +307,6 @@ class Ledger:
                 raise BudgetRefused(
                     f"a budget of {budget} calls is below the {spent} already spent on {name}; give {spent} or more"
                 )
-            check_budget(name, spent=spent, budget=budget, wanted=wanted)
             if account.budget == budget:
                 return
             self._append(
@@ -315,13 +315,6 @@ class Ledger:
             connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=budget))
 
         self._record(work)
-
-    def require_budget(self, teacher: str, wanted: int) -> None:
-        """Raise `BudgetRefused` now if `wanted` more calls could not all be reserved."""
-        query = sa.select(accounts).where(_is(teacher))
-        account = self._database.read(lambda connection: connection.execute(query).first())
-        if account is not None:
-            _check_account(account, wanted)
 
     def reserve(self, session: int, requests: Sequence[CallRequest]) -> Reservation:
         """Charge calls before they are made: all that nobody has paid for yet, or none.
@@ -528,6 +521,18 @@ class Ledger:
                 now,
                 newest,
             )
+
+
+def ledger_exists(url: str | Path) -> bool:
+    """Whether there is a ledger at a URL; raises `StoreUnreadable` when a server does not answer."""
+    file = sqlite_path(parse_url(url))
+    if file is not None and not file.is_file():
+        return False
+    database = Database(url, create=False, patience_seconds=0.0)
+    try:
+        return database.has_table(entries)
+    finally:
+        database.close()
 
 
 SETTLED_STATUS = {"commit": "committed", "lose": "lost"}

@@ -28,6 +28,21 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether anybody has a lock, alone or together with others; nothing is made or written."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class FileLock:
     """An advisory lock on a whole file, made if it is not there; released at the end of the `with` block."""
 

@@ -38,7 +38,7 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
         InvalidInput: the ledger is sealed with a key that is not set.
     """
     found = [Problem(text, "") for text in ledger_problems(ledger)]
-    for check in (_manifest_problems, _sample_problems, _cell_problems, _unsettled_problems):
+    for check in (_manifest_problems, _file_problems, _sample_problems, _cell_problems, _unsettled_problems):
         try:
             found += check(store, ledger)
         except CKDError as error:
@@ -55,6 +55,12 @@ def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     if recorded is None or recorded.get("manifest") != manifest.digest:
         what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
         yield Problem(what, _finish(store), "manifest.json")
+
+
+def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Files of the arrays that are missing or too short, though what they lack may be no row's."""
+    for file in store.arrays.missing_files(store.manifest.rows):
+        yield Problem(f"{file.relative_to(store.folder)} is missing or cut short", _repair(store))
 
 
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:

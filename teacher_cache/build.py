@@ -24,7 +24,7 @@ import torch
 
 from storage.durable import remove_partials
 from storage.errors import Interrupted, InvalidInput, StoreBusy
-from storage.ledger import CallRequest, Ledger, RecordedCall, Session, lease_lost
+from storage.ledger import CallRequest, Ledger, RecordedCall, Session, check_budget, lease_lost
 from storage.locks import CellLocks, FileLock
 from storage.schema import OutputSpec
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder, runs_of
@@ -147,14 +147,17 @@ def _create_store(plan: BuildPlan) -> Store:
 
 def check_budget_of(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     """Refuse before anything is called or grown; otherwise record the budget that was given."""
-    teacher = plan.identity.teacher
+    teacher, budget = plan.identity.teacher, plan.config.budget
+    # Read before what is known: what other builders reserve in between is then counted once, not twice.
+    summary = ledger.summary(teacher.fingerprint)
     inputs = {plan.input_of(cell) for cell in store.missing_cells(plan.n).tolist()}
     known = ledger.known_calls(teacher.fingerprint, sorted(inputs))
     needed = len(inputs - {digest for digest, calls in known.items() if plan.answered_by(calls)})
-    if plan.config.budget is None:
-        ledger.require_budget(teacher.fingerprint, needed)
-    elif needed or plan.config.budget >= ledger.summary(teacher.fingerprint).spent:
-        ledger.set_budget(teacher.fingerprint, teacher.name, plan.config.budget, needed)
+    if needed:
+        limit = summary.budget if budget is None else budget
+        check_budget(teacher.name, spent=summary.spent, budget=limit, wanted=needed)
+    if budget is not None and (needed or budget >= summary.spent):
+        ledger.set_budget(teacher.fingerprint, teacher.name, budget)
 
 
 @dataclass(slots=True)

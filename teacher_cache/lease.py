@@ -71,10 +71,15 @@ class Watch:
     def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = lease_seconds, clock
         self._seen: dict[int, tuple[int, float]] = {}
+        self._looked = clock()
 
     def silent(self, leases: Mapping[int, Lease]) -> list[Lease]:
-        """Those whose beat has not moved for as long as a lease lasts, as far as we have watched."""
+        """Those whose beat has not moved for as long as a lease lasts, while we watched without a break."""
         now = self._clock()
+        if now - self._looked >= self._seconds / _BEATS_PER_LEASE:
+            # While the ledger was away, or this machine slept, nobody could show that it lives.
+            self._seen = {}
+        self._looked = now
         self._seen = {
             session: self._seen[session] if self._seen.get(session, (-1, 0.0))[0] == lease.beat else (lease.beat, now)
             for session, lease in leases.items()

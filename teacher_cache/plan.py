@@ -14,15 +14,17 @@ import torch
 
 from models import create_model
 from models.compute import Compute
-from storage.database import ledger_exists, shown_url
+from storage.database import shown_url
 from storage.digest import input_digests
 from storage.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
-from storage.ledger import Ledger, RecordedCall, check_budget
+from storage.ledger import Ledger, RecordedCall, check_budget, ledger_exists
+from storage.locks import is_held
 from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
 from storage.schema import OutputSpec
-from storage.store import FORMATS, Store, array_specs, own_ledger
+from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
 from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.lease import this_host
 from teacher_cache.reuse import keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.settle import sort_out
@@ -298,22 +300,23 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     """
     config, teacher = plan.config, plan.identity.teacher
     wanted = {plan.input_of(cell) for cell in plan.missing_cells.tolist()}
-    if store is None and (config.ledger is None or not ledger_exists(config.ledger)):
+    place = config.store / LEDGER_FILE if config.ledger is None else config.ledger
+    is_new = store is None and config.ledger is None
+    # Of a store that is there too: its build may be about to begin the ledger, or died before it could.
+    unbegun = store is None or store.manifest.ledger_head is None
+    if is_new or (unbegun and not ledger_exists(place)):
         check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
         return wanted
-    if store is None:
-        assert config.ledger is not None
-        opened = Ledger(config.ledger)
-    else:
-        opened = open_ledger_of(store, config.ledger)
+    opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger)
     with closing(opened) as ledger:
         ledger.require_key()
+        # Read before what is known: what other builders reserve in between is then counted once, not twice.
+        summary = ledger.summary(teacher.fingerprint)
         known = ledger.known_calls(teacher.fingerprint, sorted(wanted))
         if store is not None:
             known = _without_lost(known, store, ledger)
         needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}
         _require_copies(plan, [calls for digest, calls in known.items() if digest not in needed], store)
-        summary = ledger.summary(teacher.fingerprint)
     if needed:
         budget = summary.budget if config.budget is None else config.budget
         check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))
@@ -324,11 +327,18 @@ def _without_lost(
     known: Mapping[bytes, list[RecordedCall]], store: Store, ledger: Ledger
 ) -> dict[bytes, list[RecordedCall]]:
     """What an interrupted build charged and did not keep has to be called again."""
-    left = ledger.calls_of_store(store.manifest.store_id, "reserved")
+    alive = _living_sessions(store, ledger)
+    left = [call for call in ledger.calls_of_store(store.manifest.store_id, "reserved") if call.session not in alive]
     lost = set(sort_out(store, left).lost)
     return {
         digest: kept for digest, calls in known.items() if (kept := [call for call in calls if call.id not in lost])
     }
+
+
+def _living_sessions(store: Store, ledger: Ledger) -> set[int]:
+    """Sessions with a lease, without those of this machine when no build is at work on the store here."""
+    alone, host = not is_held(store.folder / BUILD_LOCK), this_host()
+    return {session for session, lease in ledger.leases().items() if not (alone and lease.host == host)}
 
 
 def _require_copies(plan: BuildPlan, answers: Iterable[Sequence[RecordedCall]], store: Store | None) -> None:

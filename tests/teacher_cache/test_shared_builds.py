@@ -22,11 +22,12 @@ import sqlalchemy as sa
 
 from storage.digest import input_digests
 from storage.errors import StoreUnreadable
-from storage.ledger import Ledger, Summary
+from storage.ledger import Lease, Ledger, Summary
 from storage.ledger_tables import calls
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
+from teacher_cache.lease import Watch
 from teacher_cache.plan import plan_build
 from teacher_cache.teacher import Teacher
 from tests.conftest import run_command
@@ -410,6 +411,19 @@ def test_a_build_outlasts_a_server_that_is_started_again(builders, tmp_path, pos
     assert "cannot be used" in builder.log()
     assert "trying again" in builder.log()
     assert postgres.password not in builder.log()
+
+
+def test_a_lease_ends_only_while_it_is_watched():
+    now = [0.0]
+    watch, lease = Watch(LEASE_SECONDS, clock=lambda: now[0]), Lease(session=1, store="s", host="h", beat=7)
+    assert watch.silent({1: lease}) == []
+    now[0] += 10 * LEASE_SECONDS  # the server was away, or this machine asleep: nobody could show that it lives
+    assert watch.silent({1: lease}) == []
+    for _ in range(9):
+        now[0] += LEASE_SECONDS / 10
+        assert watch.silent({1: lease}) == []
+    now[0] += LEASE_SECONDS / 10 + 0.001
+    assert watch.silent({1: lease}) == [lease]
 
 
 @pytest.mark.slow
