@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -93,6 +94,13 @@ class Database:
     def has_table(self, table: sa.Table) -> bool:
         """Whether a table was made."""
         return self.read(lambda connection: sa.inspect(connection).has_table(table.name))
+
+    def copy_to(self, path: Path) -> None:
+        """Copy an SQLite database into a new file, as it is at one moment."""
+        with self.reading() as connection, closing(sqlite3.connect(path)) as copy:
+            source = connection.connection.driver_connection
+            assert isinstance(source, sqlite3.Connection), "a server's database is not copied"
+            source.backup(copy)
 
     def create_tables(self, metadata: sa.MetaData, begin: Callable[[sa.Connection], None]) -> None:
         """Make the tables that are not there, while nobody else does, and begin them in the same transaction."""

@@ -171,6 +171,10 @@ class Ledger:
         if self.sealed_as != self.seal.name:
             raise InvalidInput(f"the ledger at {self.shown_url} is sealed with a key; set it in {KEY_VARIABLE}")
 
+    def copy_to(self, path: Path) -> None:
+        """Copy a ledger that is an SQLite file into a new one."""
+        self._database.copy_to(path)
+
     # Reading
 
     def reading(self) -> AbstractContextManager[sa.Connection]:

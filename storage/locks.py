@@ -51,7 +51,12 @@ class FileLock:
         self._descriptor = -1
 
     def __enter__(self) -> FileLock:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except PermissionError:
+            # Who only reads a store can still keep builders out of it.
+            self._descriptor = os.open(self._path, os.O_RDONLY | flags)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import uuid
 from collections.abc import Callable
 from contextlib import closing
@@ -53,7 +52,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidInput(f"{out} exists; give a new folder as --out")
     partial = out.with_name(f".{out.name}.partial")
-    with Store.alone(folder):
+    with Store.alone(folder, clean=False):
         source = Store.open(folder)
         with closing(open_ledger_of(source, ledger_url)) as ledger:
             _require_settled(source, ledger)
@@ -117,11 +116,7 @@ def _copy_history(source: Store, target: Store, ledger: Ledger) -> None:
         "from": source.manifest.store_id,
     }
     if source.manifest.ledger is None:
-        with (
-            closing(sqlite3.connect(source.folder / LEDGER_FILE)) as old,
-            closing(sqlite3.connect(target.folder / LEDGER_FILE)) as new,
-        ):
-            old.backup(new)
+        ledger.copy_to(target.folder / LEDGER_FILE)
         with closing(own_ledger(target.folder)) as copy:
             copy.record_store(target.manifest.store_id, content)
             head = copy.head()

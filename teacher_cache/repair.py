@@ -69,7 +69,7 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
         StoreBusy: a build is at work.
         StoreUnreadable: the ledger, or what ties rows to their calls, is damaged itself.
     """
-    with Store.alone(folder, clean=act), CellLocks(folder / CELL_LOCK) as locks:
+    with Store.alone(folder, clean=act):
         store = Store.open(folder)
         source = None if copy is None else Store.open(copy)
         with closing(open_ledger_of(store, ledger_url)) as ledger:
@@ -82,7 +82,8 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
             _look_at_leftovers(store, ledger, report)
             if act:
                 store.arrays.make_missing(store.manifest.rows)
-                settle_store(store, ledger, locks, this_host())
+                with CellLocks(folder / CELL_LOCK) as locks:
+                    settle_store(store, ledger, locks, this_host())
             _repair_cells(inspect(store, ledger), ledger, source, report, act=act)
             if act:
                 _delete(folder, report.files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from PIL import Image
 
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
-from tests.conftest import run_command
+from tests.conftest import COMMANDS, run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,6 +175,34 @@ def test_a_small_disk_that_really_fills(build, tmp_path):
         assert not (disk / "store").exists()
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_to(build, tmp_path):
+    store, base = tmp_path / "store", ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("only root can be made to heed permissions that it may change")
+    assert build("--n", 40).returncode == 0
+    for path in (*store.rglob("*"), store):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*base, COMMANDS / "ckd-cache", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    for command in (("verify",), ("info",), ("ledger", "summary"), ("ledger", "list"), ("repair",)):
+        done = run(*command, "--store", store)
+        assert done.returncode == 0, done.stderr
+    converted = run("convert", "--store", store, "--to", "hdf5", "--out", tmp_path / "copy")
+    assert converted.returncode == 0, converted.stderr
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    refused = run("extend", "--store", store, "--features", "pooled", "--weights", "none.pth", "--yes")
+    assert "there are no weights at none.pth" in refused.stderr
+    weights = next(Path(argument) for argument in build("--n", 40).args if str(argument).endswith(".safetensors"))
+    refused = run("extend", "--store", store, "--features", "pooled", "--weights", weights, "--yes")
+    assert refused.returncode == 2
+    assert "Permission denied" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_teacher_is_trained_found_and_used(tmp_path):
