@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,8 @@ import torch
 
 from storage.durable import remove_partials
 from storage.errors import Interrupted, InvalidInput, StoreBusy
-from storage.ledger import CallRequest, Ledger, RecordedCall, Session, check_budget, lease_lost
+from storage.ledger import Ledger, RecordedCall, Session, check_budget, lease_lost
 from storage.locks import CellLocks, FileLock
-from storage.schema import OutputSpec
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder, runs_of
 from storage.terminal import StopRequest, graceful_stop
 from storage.views import apply_views
@@ -35,6 +34,7 @@ from teacher_cache.plan import BuildPlan, open_ledger_of, open_matching_store, s
 from teacher_cache.reuse import PaidAnswers
 from teacher_cache.settle import Leftovers, settle_session, settle_store
 from teacher_cache.teacher import to_arrays
+from teacher_cache.worklist import WorkList
 
 log = logging.getLogger(__name__)
 
@@ -162,45 +162,50 @@ def check_budget_of(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
 
 @dataclass(slots=True)
 class _Answers:
-    """Outputs of some cells, in increasing order: name -> (C, ...); and the calls among them."""
+    """Outputs of some cells, in increasing order: name -> (C, ...), with the input of each; and the calls for them."""
 
     cells: list[int]
-    values: dict[str, np.ndarray]
     inputs: list[bytes]
+    values: dict[str, np.ndarray]
     ids: dict[bytes, int]
     seconds: float
 
 
-@dataclass
 class Builder:
-    """One run of a build, beside any others, under the store's shared lock."""
+    """One run of a build, beside any others.
 
-    plan: BuildPlan
-    store: Store
-    ledger: Ledger
-    locks: CellLocks
-    on_progress: Callable[[int, str], None]
-    report: BuildReport = field(init=False)
-    answers: PaidAnswers = field(init=False)
-    # Cells that are not whole, by the input that they wait for.
-    cells_of: dict[bytes, list[int]] = field(init=False)
-    waiting: list[bytes] = field(init=False, default_factory=list)
-    session: int = field(init=False)
+    Args:
+        locks: of the store's cells.
+        on_progress: told how many cells were finished, and a note.
+    """
 
-    def __post_init__(self) -> None:
-        self.report = BuildReport(self.store.folder, self.plan.n)
-        self.answers = PaidAnswers(self.store)
-        self.cells_of = {}
-        for cell in self._missing():
-            self.cells_of.setdefault(self.plan.input_of(cell), []).append(cell)
+    def __init__(
+        self,
+        plan: BuildPlan,
+        store: Store,
+        ledger: Ledger,
+        locks: CellLocks,
+        on_progress: Callable[[int, str], None],
+    ) -> None:
+        self.plan, self.store, self.ledger, self.locks = plan, store, ledger, locks
+        self.report = BuildReport(store.folder, plan.n)
+        self._on_progress = on_progress
+        self._kept = PaidAnswers(store)
+        self._work = WorkList(plan, store, ledger)
+        self._session = 0
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
-        if self.cells_of:
+        if self._work:
             check_budget_of(self.plan, self.store, self.ledger)
-            with self._session() as heartbeat, graceful_stop() as stop, ThreadPoolExecutor(1, "writer") as writer:
+            self._session = self._start_session()
+            with (
+                Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
+                graceful_stop() as stop,
+                ThreadPoolExecutor(1, "store-writer") as writer,
+            ):
                 self._fill(stop, heartbeat, writer)
-        torn = {cell // self.plan.identity.views for cell in self._missing()}
+        torn = {cell // self.plan.identity.views for cell in self._work.missing_cells()}
         self.report.rows_valid = self.plan.n - len(torn)
         if torn:
             raise Interrupted(
@@ -209,14 +214,9 @@ class Builder:
             )
         return self.report
 
-    def _missing(self) -> list[int]:
-        """Cells of this build that are not whole; those beyond n are another build's concern."""
-        return [int(cell) for cell in self.store.missing_cells(self.plan.n)]
-
-    @contextmanager
-    def _session(self) -> Iterator[Heartbeat]:
+    def _start_session(self) -> int:
         teacher = self.plan.identity.teacher
-        self.session = self.ledger.start_session(
+        return self.ledger.start_session(
             Session(
                 teacher=teacher.fingerprint,
                 teacher_name=teacher.name,
@@ -229,65 +229,44 @@ class Builder:
                 host=this_host(),
             )
         )
-        with Heartbeat(self.ledger, self.session, self.plan.config.lease_seconds) as heartbeat:
-            yield heartbeat
 
     def _fill(self, stop: StopRequest, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
-        size, watch = self.plan.config.batch_size, Watch(self.plan.config.lease_seconds)
-        todo = list(self.cells_of)
+        watch = Watch(self.plan.config.lease_seconds)
         pending: Future[None] | None = None
-        while (todo or self.waiting) and not stop.requested:
+        while self._work and not stop.requested:
             if heartbeat.lost:
                 raise lease_lost()
-            if not todo:
-                _finish(pending)
-                pending, todo = None, self._await(watch, stop)
-                continue
-            batch, todo = todo[:size], todo[size:]
-            answers, others = self._answer(batch)
-            if others:
-                todo = self._leave_to_others(todo)
-            _finish(pending)
-            pending = writer.submit(self._keep, answers) if answers.cells else None
-        _finish(pending)
+            answers = self._next_answers() if self._work.todo else None
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(self._keep, answers) if answers is not None and answers.cells else None
+            if answers is None:
+                self._wait_for_others(watch)
+        if pending is not None:
+            pending.result()
 
-    def _answer(self, inputs: list[bytes]) -> tuple[_Answers, bool]:
-        """Outputs for some inputs: new ones from the teacher, the others from where they are kept.
-
-        Returns:
-            The answers, and whether another builder has calls in hand that we asked for.
-        """
-        reservation = self.ledger.reserve(self.session, [self._request(digest) for digest in inputs])
-        reserved, copied = [], {}
-        for digest, calls in reservation.known.items():
-            if all(call.status == "committed" for call in calls):
-                copied[digest] = calls
-            else:
-                reserved.append(digest)
-        self.waiting += reserved
-        self._drop_whole(list(copied))
+    def _next_answers(self) -> _Answers:
+        """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""
+        requests = self._work.next_requests()
+        reservation = self.ledger.reserve(self._session, requests)
+        copied, finished = self._work.sort_known(reservation.known)
+        self._advance(finished)
         called, seconds = self._call(reservation.ids) if reservation.ids else ({}, 0.0)
-        kept = [digest for digest in inputs if digest in reservation.ids or self.cells_of.get(digest)]
-        kept = [digest for digest in kept if digest not in reserved]
-        values = self._collect(kept, list(reservation.ids), called, copied)
-        self.report.reused_calls += sum(len(self.cells_of[digest]) for digest in kept) - len(reservation.ids)
-        cells = [(cell, place) for place, digest in enumerate(kept) for cell in self.cells_of[digest]]
-        cells.sort()
+        asked = (request.input_digest for request in requests)
+        inputs = [digest for digest in asked if digest in reservation.ids or digest in copied]
+        values = self._collect(inputs, list(reservation.ids), called, copied)
+        cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in self._work.cells_of[digest])
         order = [place for _, place in cells]
-        if order != list(range(len(kept))):
+        if order != list(range(len(inputs))):
             values = {name: array[order] for name, array in values.items()}
-        answers = _Answers(
-            [cell for cell, _ in cells], values, [kept[place] for place in order], reservation.ids, seconds
+        self.report.reused_calls += len(cells) - len(reservation.ids)
+        return _Answers(
+            [cell for cell, _ in cells], [inputs[place] for place in order], values, reservation.ids, seconds
         )
-        return answers, bool(reserved)
-
-    def _request(self, digest: bytes) -> CallRequest:
-        row, view = divmod(self.cells_of[digest][0], self.plan.identity.views)
-        return CallRequest(digest, int(self.plan.source_index[row]), row, view)
 
     def _call(self, ids: dict[bytes, int]) -> tuple[dict[str, np.ndarray], float]:
         """Call the teacher on inputs that are charged: name -> (C, ...), and the seconds it took."""
-        cells = [self.cells_of[digest][0] for digest in ids]
+        cells = [self._work.cells_of[digest][0] for digest in ids]
         rows, views = np.divmod(np.array(cells), self.plan.identity.views)
         images, chosen = (torch.from_numpy(array) for array in (self.plan.images[rows], self.plan.views[rows, views]))
         pixels = apply_views(images, chosen, self.plan.identity.geometry)
@@ -318,9 +297,9 @@ class Builder:
             from_teacher = called if digest in places else {}
             for name, array in from_teacher.items():
                 values[name][place] = array[places[digest]]
-            rest: list[OutputSpec] = [output for output in identity.outputs if output.name not in from_teacher]
+            rest = [output for output in identity.outputs if output.name not in from_teacher]
             if rest:
-                for name, array in self.answers.read(before[digest], rest).items():
+                for name, array in self._kept.read(before[digest], rest).items():
                     values[name][place] = array[0]
         return values
 
@@ -333,67 +312,26 @@ class Builder:
         """Write cells, make them durable and visible, and commit their calls; runs in the writer thread."""
         with self.locks.held(runs_of(answers.cells)):
             # Under the locks nobody can give our calls up any more; had somebody done so before, the lease is gone.
-            if not self.ledger.holds_lease(self.session):
+            if not self.ledger.holds_lease(self._session):
                 raise lease_lost()
             digests = self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
             self.ledger.commit(self._committed(answers, digests), answers.seconds)
-        self.on_progress(len(answers.cells), f"{self.report.new_calls} calls spent")
+        self._advance(len(answers.cells))
 
     def _committed(self, answers: _Answers, digests: np.ndarray) -> dict[int, bytes]:
         """Call -> digests of what was kept of it."""
         called = {output.name for output in self.plan.called_outputs}
         kept = [place for place, output in enumerate(self.plan.identity.outputs) if output.name in called]
-        first_place: dict[bytes, int] = {}
-        for place, digest in enumerate(answers.inputs):
-            first_place.setdefault(digest, place)
-        return {id_: digests[first_place[digest], kept].tobytes() for digest, id_ in answers.ids.items()}
+        place_of = dict(zip(answers.inputs, range(len(answers.inputs)), strict=True))
+        return {id_: digests[place_of[digest], kept].tobytes() for digest, id_ in answers.ids.items()}
 
-    # Beside other builders
-
-    def _drop_whole(self, inputs: list[bytes]) -> None:
-        """Leave out cells that another builder of this store made whole meanwhile."""
-        if not inputs:
+    def _wait_for_others(self, watch: Watch) -> None:
+        """Go on with what others had in hand, once it is answered; settle what those left that died."""
+        sessions, finished = self._work.take_back()
+        self._advance(finished)
+        if not sessions:
             return
-        missing = set(self._missing())
-        for digest in inputs:
-            before = self.cells_of[digest]
-            self.cells_of[digest] = [cell for cell in before if cell in missing]
-            if len(self.cells_of[digest]) < len(before):
-                self.on_progress(len(before) - len(self.cells_of[digest]), f"{self.report.new_calls} calls spent")
-
-    def _leave_to_others(self, todo: list[bytes]) -> list[bytes]:
-        """What is left when others are at work: without what they have in hand, from a place where they are not."""
-        known = self.ledger.known_calls(self.plan.identity.teacher.fingerprint, todo)
-        reserved = {digest for digest, calls in known.items() if any(call.status == "reserved" for call in calls)}
-        committed = [digest for digest in known if digest not in reserved and self.plan.answered_by(known[digest])]
-        self._drop_whole(committed)
-        self.waiting += [digest for digest in todo if digest in reserved]
-        left = [digest for digest in todo if digest not in reserved and self.cells_of[digest]]
-        size = self.plan.config.batch_size
-        start = random.randrange(-(-len(left) // size)) * size if left else 0
-        return left[start:] + left[:start]
-
-    def _await(self, watch: Watch, stop: StopRequest) -> list[bytes]:
-        """Wait for calls that others have in hand; give up those of builders that died.
-
-        Returns:
-            Inputs that can be gone on with: answered by now, or lost.
-        """
-        while not stop.requested:
-            known = self.ledger.known_calls(self.plan.identity.teacher.fingerprint, self.waiting)
-            reserved = {digest: call for digest, calls in known.items() for call in calls if call.status == "reserved"}
-            ready = [digest for digest in self.waiting if digest not in reserved]
-            if ready:
-                self.waiting = list(reserved)
-                self._drop_whole([digest for digest in ready if digest in known])
-                return [digest for digest in ready if self.cells_of[digest]]
-            self._bury(watch, {call.session for call in reserved.values()})
-            time.sleep(_POLL_SECONDS)
-        return []
-
-    def _bury(self, watch: Watch, sessions: set[int]) -> None:
-        """Settle what sessions left whose lease is gone or stands still."""
         leases = self.ledger.leases()
         for lease in watch.silent({session: lease for session, lease in leases.items() if session in sessions}):
             if self.ledger.take_lease(lease):
@@ -403,8 +341,8 @@ class Builder:
             found = settle_session(session, self.ledger, self.store, self.locks)
             self.report.adopted_calls += len(found.adopted)
             self.report.lost_calls += len(found.lost)
+        time.sleep(_POLL_SECONDS)
 
-
-def _finish(pending: Future[None] | None) -> None:
-    if pending is not None:
-        pending.result()
+    def _advance(self, cells: int) -> None:
+        if cells:
+            self._on_progress(cells, f"{self.report.new_calls} calls spent")
