@@ -14,6 +14,7 @@ A row holds one or several *cells*, its views; cell c of an array is view c % V 
 from __future__ import annotations
 
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -89,7 +90,10 @@ class ArrayFile(ABC):
     def read_what_is_there(self, name: str, rows: int) -> np.ndarray:
         """The first rows of an array, with zeros in place of those that cannot be read."""
         spec = self.specs[name]
-        values = np.zeros((rows, *spec.row_shape), dtype=spec.dtype)
+        try:
+            values = np.zeros((rows, *spec.row_shape), dtype=spec.dtype)
+        except MemoryError as error:
+            raise self.unreadable(name, "it does not fit into memory") from error
         for first in range(0, rows, spec.chunk_rows):
             last = min(first + spec.chunk_rows, rows)
             with suppress(StoreUnreadable):
@@ -120,7 +124,7 @@ class ArrayFile(ABC):
         """The error for an array that cannot be read."""
         return StoreUnreadable(
             f"array {name} in {self.path} cannot be read ({why}); check the store with: "
-            f"ckd-cache verify --store {self.path.parent}"
+            f"ckd-cache verify --store {shlex.quote(str(self.path.parent))}"
         )
 
     def _read(self, spec: ArraySpec, position: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -150,7 +154,7 @@ class ArrayFile(ABC):
         with reporting_full_disk(self.path):
             for path, offset, first, count in self._pieces(spec, position, len(content)):
                 if path not in self._unsynced:
-                    self._unsynced[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    self._unsynced[path] = os.open(path, _WRITE_FLAGS)
                 _write_at(self._unsynced[path], content[first : first + count], offset)
 
     def _pieces(self, spec: ArraySpec, position: int, size: int) -> Iterator[tuple[Path, int, int, int]]:
@@ -164,10 +168,14 @@ class ArrayFile(ABC):
             first += count
 
 
+# A link is not followed, and a pipe in place of a file must not make us wait.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE_FLAGS = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 def _read_at(path: Path, content: memoryview, offset: int) -> int:
-    """Fill `content` from a file, as far as it goes; a link is not followed."""
-    # A pipe in place of a file must not make us wait.
-    descriptor, found = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), 0
+    """Fill `content` from a file, as far as it goes; nothing but a file of its own."""
+    descriptor, found = os.open(path, _READ_FLAGS), 0
     try:
         while found < len(content):
             size = os.preadv(descriptor, [content[found:]], offset + found)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,11 +22,17 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 _MAX_WAIT_SECONDS = 5.0
+_URL_ADVICE = "the ledger URL cannot be used; give sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+# A path that looks so may be a URL with a slip in it, and hold a password.
+_LIKE_A_URL = re.compile(r"@|^[A-Za-z][A-Za-z0-9+]*:|^//")
+_QUERY_OPTIONS = {"sslmode", "sslrootcert", "connect_timeout", "application_name", "host", "port"}
 # Any number will do, as long as every release takes the same.
 _CREATION_LOCK = 0x636B64
 # Our transactions take milliseconds: one that stands still is of a process that is stopped or a machine that is gone,
 # and the server rolls it back, since everybody else waits for it.
 IDLE_SECONDS = 30.0
+# A network that falls silent is noticed on our side too.
+_POSTGRESQL_ARGUMENTS = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
 
 
 class Database:
@@ -95,6 +103,25 @@ class Database:
         """Whether a table was made."""
         return self.read(lambda connection: sa.inspect(connection).has_table(table.name))
 
+    def foreign_objects(self, metadata: sa.MetaData) -> list[str]:
+        """What an SQLite file holds or lacks beside our tables, or holds in another form: views, triggers, ..."""
+        if self.file is None:
+            return []
+        tables = {table.name: table for table in metadata.sorted_tables}
+        indexes = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
+        query = "SELECT type, name, upper(sql) FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_'"
+        found = self.read(lambda connection: list(connection.exec_driver_sql(query)))
+        wanted = {("table", name) for name in tables} | {("index", name) for name in indexes}
+        strange = [f"a {type_} {name}" for type_, name, _ in found if (type_, name) not in wanted]
+        strange += [f"no {name}" for type_, name in sorted(wanted - {(type_, name) for type_, name, _ in found})]
+        for type_, name, sql in found:
+            # Strict tables hold values of no other type, and generated columns would be computed by the file.
+            loose = type_ == "table" and (
+                not (sql or "").rstrip().endswith("STRICT") or "GENERATED" in sql or " AS (" in sql
+            )
+            strange += [f"a table {name} of another kind"] if loose else []
+        return strange
+
     def copy_to(self, path: Path) -> None:
         """Copy an SQLite database into a new file, as it is at one moment."""
         with self.reading() as connection, closing(sqlite3.connect(path)) as copy:
@@ -163,38 +190,41 @@ class _ServerGone(StoreUnreadable):
 
 
 def parse_url(url: str | Path) -> sa.URL:
-    """A URL from a URL or the path of an SQLite file; raises `InvalidInput` if no driver can open it."""
+    """A URL from a URL or the path of an SQLite file; raises `InvalidInput` if no driver can open it.
+
+    What could hold a password in a place where it would not be hidden is refused, and not repeated.
+    """
     if not str(url).isprintable():
         # Undecodable bytes of a file name, or control characters: no database or terminal takes them.
         raise InvalidInput(f"the ledger's place {str(url)!a} is no printable text; use another name")
-    if isinstance(url, Path) or "://" not in url:
+    if isinstance(url, Path) or not _LIKE_A_URL.search(url):
         if not str(url):
             raise InvalidInput("an empty ledger URL names no ledger; give sqlite:///FILE or postgresql://...")
         return sa.URL.create("sqlite", database=str(Path(url).absolute()))
     try:
         parsed = sa.make_url(url)
-        if parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise InvalidInput(_URL_ADVICE) from error
+    backend = parsed.get_backend_name() if "+" in parsed.drivername else parsed.drivername
+    if backend == "sqlite" and parsed.drivername == "sqlite" and "://" in url:
+        if not parsed.database or parsed.database == ":memory:" or parsed.query:
+            raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE, without options")
+        return parsed.set(database=str(Path(parsed.database).absolute()))
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg") or "://" not in url:
+        raise InvalidInput(_URL_ADVICE)
+    if "@" in (parsed.host or "") or "=" in (parsed.database or "") or parsed.query.keys() - _QUERY_OPTIONS:
+        raise InvalidInput(
+            "the ledger URL cannot be used; give postgresql://USER:PASSWORD@HOST/DATABASE, where @ in a password is "
+            f"%40, with no options but {', '.join(sorted(_QUERY_OPTIONS))}; or the password in PGPASSWORD"
+        )
+    parsed = parsed.set(drivername="postgresql+psycopg")
+    try:
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
         raise InvalidInput(
             f"this ledger needs the package {error.name}; install it with: pip install 'teacher-cache[postgresql]'"
         ) from error
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
-        raise InvalidInput(
-            "the ledger URL cannot be used; give sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        ) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InvalidInput(
-            f"a ledger in {parsed.get_backend_name()} is not known; give sqlite:///FILE or postgresql://"
-        )
-    if parsed.get_backend_name() != "sqlite":
-        if "password" in parsed.query:
-            raise InvalidInput("give the ledger's password before the @ of its URL, or in PGPASSWORD, not as an option")
-        return parsed
-    if not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE, without options")
-    return parsed.set(database=str(Path(parsed.database).absolute()))
+    return parsed
 
 
 def shown_url(url: str) -> str:
@@ -212,9 +242,12 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     path = sqlite_path(url)
     if path is None:
         # A reader sees one state from its first query to its last.
-        engine = sa.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+        engine = sa.create_engine(
+            url, isolation_level="REPEATABLE READ", pool_pre_ping=True, connect_args=_POSTGRESQL_ARGUMENTS
+        )
         sa.event.listen(engine, "connect", _prepare_postgresql)
         return engine
+    _require_plain_files(path)
     if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return _read_only_engine(path)
     engine = sa.create_engine(url)
@@ -226,24 +259,40 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     return engine
 
 
+def _require_plain_files(path: Path) -> None:
+    """SQLite writes to files beside its own: they must not be somebody else's."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + suffix)
+        if not os.path.lexists(file):
+            continue
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode) or (suffix and status.st_nlink > 1):
+            raise StoreUnreadable(f"{file} is no file of its own, but a link, a folder or a pipe; move it away")
+
+
 def _read_only_engine(path: Path) -> sa.Engine:
     """SQLite from a place where it can make no files: what is there, without locks."""
     waiting = path.with_name(path.name + "-wal")
     if waiting.is_file() and waiting.stat().st_size:
         raise StoreUnreadable(f"{path} was left open by a build and cannot be read where nothing can be written")
     quoted = quote(str(path))
-    return sa.create_engine(f"sqlite:///file:{quoted}?mode=ro&immutable=1&uri=true")
+    engine = sa.create_engine(f"sqlite:///file:{quoted}?mode=ro&immutable=1&uri=true")
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _prepare_postgresql(connection: Any, _: object) -> None:
-    settings = {
+    settings: dict[str, float | str] = {
+        # Whatever the database's own setting is: what was committed must outlive the server.
+        "synchronous_commit": "on",
         "idle_in_transaction_session_timeout": 1000 * IDLE_SECONDS,
         "tcp_keepalives_idle": IDLE_SECONDS,
         "tcp_keepalives_interval": IDLE_SECONDS / 3,
         "tcp_keepalives_count": 3,
     }
     for name, value in settings.items():
-        connection.execute(f"SET SESSION {name} = {max(1, int(value))}")
+        connection.execute(f"SET SESSION {name} = {value if isinstance(value, str) else max(1, int(value))}")
     connection.commit()
 
 

@@ -55,7 +55,9 @@ def allocate(path: Path, size: int) -> None:
     for lack of any.
     """
     with reporting_full_disk(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        # O_NONBLOCK: a pipe in place of a file is an error, and does not make us wait.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o666)
         try:
             if hasattr(os, "posix_fallocate") and size:
                 os.posix_fallocate(descriptor, 0, size)
@@ -89,4 +91,5 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def remove_partials(folder: Path) -> None:
     """Delete what writers that were killed left below a folder; needs the folder's lock."""
     for partial in folder.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        if not partial.is_dir() or partial.is_symlink():
+            partial.unlink(missing_ok=True)

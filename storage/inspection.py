@@ -81,9 +81,3 @@ def inspect(store: Store, ledger: Ledger) -> Inspection:
                 answered[cell, place] = np.frombuffer(here if here in digests else digests[-1], np.uint8)
     readable = np.stack([there for _, there in read], axis=2)
     return Inspection(store, valid, readable, found, written, answered.reshape(found.shape), calls)
-
-
-def require_inputs(store: Store) -> None:
-    """Raise `StoreUnreadable` when the images or views that tie rows to their calls are damaged."""
-    for name in ("train/images", "train/views"):
-        store.read_sample(name)

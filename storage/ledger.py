@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +114,7 @@ class Lease:
 
     session: int
     store: str
+    location: str
     host: str
     beat: int
 
@@ -134,7 +135,8 @@ class Summary:
 class Ledger:
     """A ledger at a database URL; every change is one transaction and one chained entry.
 
-    With a key in `CKD_LEDGER_KEY`, a new ledger is sealed with it; a ledger and the key must belong together.
+    With a key in `CKD_LEDGER_KEY`, a new ledger is sealed with it. Recording and checking need the right key, or none;
+    reading needs no key.
 
     Args:
         url: an SQLAlchemy URL, or the path of an SQLite file.
@@ -143,7 +145,6 @@ class Ledger:
 
     Raises:
         StoreUnreadable: there is no ledger at `url`, or it cannot be read.
-        InvalidInput: it is not sealed with the key that is set.
     """
 
     def __init__(self, url: str | Path, *, create: bool = False, patience_seconds: float = 0.0) -> None:
@@ -157,7 +158,13 @@ class Ledger:
                 raise StoreUnreadable(
                     f"there is no ledger at {self.shown_url}; build a store first with: ckd-cache build"
                 )
-            self.sealed_as = self._check_genesis()
+            strange = self._database.foreign_objects(metadata)
+            if strange:
+                raise StoreUnreadable(
+                    f"the ledger at {self.shown_url} was not made by any release: it has {strange[0]}; bring it back "
+                    "from a copy"
+                )
+            self._key_problem = self._check_genesis()
         except BaseException:
             self.close()
             raise
@@ -167,9 +174,9 @@ class Ledger:
         self._database.close()
 
     def require_key(self) -> None:
-        """Raise `InvalidInput` when the ledger is sealed with a key and none is set."""
-        if self.sealed_as != self.seal.name:
-            raise InvalidInput(f"the ledger at {self.shown_url} is sealed with a key; set it in {KEY_VARIABLE}")
+        """Raise `InvalidInput` when the ledger is not sealed with the key that is set, or with one that is not."""
+        if self._key_problem is not None:
+            raise InvalidInput(self._key_problem)
 
     def copy_to(self, path: Path) -> None:
         """Copy a ledger that is an SQLite file into a new one."""
@@ -231,6 +238,17 @@ class Ledger:
         query = _recorded().where(sessions.c.store == store, calls.c.status == status).order_by(calls.c.id)
         return self._database.read(lambda connection: _calls(connection.execute(query)))
 
+    def locations(self, store: str) -> list[str]:
+        """Folders that a store's sessions were in."""
+        query = sa.select(sessions.c.location).where(sessions.c.store == store).distinct()
+        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
+
+    def locations_of_teacher(self, teacher: str) -> list[str]:
+        """Folders of all stores that keep a teacher's answers."""
+        query = sa.select(sessions.c.location).join(accounts, sessions.c.account == accounts.c.id)
+        query = query.where(_is(teacher)).distinct()
+        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
+
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""
         query = _recorded().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
@@ -238,7 +256,8 @@ class Ledger:
 
     def leases(self) -> dict[int, Lease]:
         """The lease of every session that has one."""
-        query = sa.select(leases.c.session, sessions.c.store, leases.c.host, leases.c.beat).join(sessions)
+        query = sa.select(leases.c.session, sessions.c.store, sessions.c.location, leases.c.host, leases.c.beat)
+        query = query.join(sessions, leases.c.session == sessions.c.id)
         rows = self._database.read(lambda connection: connection.execute(query).all())
         return {row.session: Lease(*row) for row in rows}
 
@@ -407,9 +426,11 @@ class Ledger:
         if self._settle("commit", answers, {"seconds": round(seconds, 6)}) == len(answers):
             return
         # Settled before: by us, if the answer was lost on its way back.
-        query = sa.select(calls.c.id).where(calls.c.id.in_(list(answers)), calls.c.status == "lost")
-        if self._database.read(lambda connection: connection.execute(query).first()) is not None:
-            raise lease_lost()
+        lost = sa.select(calls.c.id).where(calls.c.status == "lost")
+        for part in _parts(list(answers)):
+            query = lost.where(calls.c.id.in_(part))
+            if self._database.read(lambda connection, query=query: connection.execute(query).first()) is not None:  # type: ignore[misc]
+                raise lease_lost()
 
     def lose(self, ids: Sequence[int]) -> int:
         """Record that reserved calls of one session left no whole outputs: they stay spent.
@@ -486,34 +507,33 @@ class Ledger:
         return seq
 
     def _begin(self, connection: sa.Connection) -> None:
-        self.sealed_as = self.seal.name
         if _head(connection)[0] == 0:
             self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name})
 
-    def _check_genesis(self) -> str:
-        """How the ledger is sealed; raises if that is not with the key that is set."""
-        query = sa.select(entries).where(entries.c.seq == 1)
+    def _check_genesis(self) -> str | None:
+        """What is wrong with the key that is set, or with none being set, for this ledger."""
+        columns = (entries.c.seq, entries.c.kind, entries.c.at, entries.c.payload, entries.c.previous)
+        query = sa.select(*columns, entries.c.hash).where(entries.c.seq == 1)
         first = self._database.read(lambda connection: connection.execute(query).first())
         try:
             content = json.loads(first.payload if first else "{}")
             version, sealed_as = content["schema"], content.get("seal")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             version = sealed_as = None
         if first is None or version != SCHEMA_VERSION or not isinstance(sealed_as, str):
             raise StoreUnreadable(
                 f"the ledger at {self.shown_url} is not of version {SCHEMA_VERSION}; use the release that made it"
             )
-        if self.seal.name != "sha256":
-            if sealed_as != self.seal.name:
-                raise InvalidInput(
-                    f"{KEY_VARIABLE} is set, and the ledger at {self.shown_url} is sealed without a key: it was begun "
-                    f"without one, or forged; unset {KEY_VARIABLE} to look at it"
-                )
-            if first.hash != self.seal.hash(first.seq, first.kind, first.at, first.payload, first.previous):
-                raise InvalidInput(
-                    f"the ledger at {self.shown_url} is sealed with another key than the one in {KEY_VARIABLE}"
-                )
-        return sealed_as
+        if sealed_as != self.seal.name:
+            if self.seal.name == "sha256":
+                return f"the ledger at {self.shown_url} is sealed with a key; set it in {KEY_VARIABLE}"
+            return (
+                f"{KEY_VARIABLE} is set, and the ledger at {self.shown_url} is sealed without a key: it was begun "
+                f"without one, or forged; unset {KEY_VARIABLE} to go on with it"
+            )
+        if self.seal.name != "sha256" and first.hash != self.seal.hash(*first[:5]):
+            return f"the ledger at {self.shown_url} is sealed with another key than the one in {KEY_VARIABLE}"
+        return None
 
     def _warn_of_clock(self) -> None:
         query = sa.select(entries.c.at).order_by(entries.c.seq.desc()).limit(1)
@@ -572,7 +592,12 @@ def _recorded() -> sa.Select[Any]:
 
 
 def _calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
-    return [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
+    found = [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
+    for call in found:
+        kept = None if call.output_digest is None else len(call.output_digest) == DIGEST_BYTES * len(call.outputs)
+        if kept is False or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
+            raise StoreUnreadable(f"call {call.id} of the ledger is no call that any release recorded")
+    return found
 
 
 def _known(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
@@ -605,9 +630,10 @@ def _head(connection: sa.Connection) -> tuple[int, str]:
 def _store_record(connection: sa.Connection, store: str) -> dict[str, Any] | None:
     query = sa.select(entries.c.payload).where(entries.c.kind == "store").order_by(entries.c.seq.desc())
     for payload in connection.execute(query).scalars():
-        content: dict[str, Any] = json.loads(payload)
-        if content.get("store") == store:
-            return content
+        with suppress(ValueError, RecursionError):  # an entry that was damaged is found by its hash
+            content = json.loads(payload)
+            if isinstance(content, dict) and content.get("store") == store:
+                return content
     return None
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from storage.errors import StoreUnreadable
 from storage.ledger import SETTLED_STATUS, Ledger
 from storage.ledger_chain import GENESIS, id_ranges, reserved_rows_digest, settled_rows_digest
-from storage.ledger_tables import accounts, calls, entries, metadata, sessions
+from storage.ledger_tables import accounts, calls, entries, sessions
 
 _REMEDY = "bring the ledger back from a copy"
 _MAX_LISTED = 20
@@ -32,7 +32,7 @@ def ledger_problems(ledger: Ledger) -> list[str]:
             return _file_problems(connection) or _content_problems(connection, ledger.seal.hash)
     except StoreUnreadable as error:
         return [str(error)]
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         # The chain holds, and what it holds was not written by us.
         return [f"the ledger's entries are not what any release writes ({error!r}); {_REMEDY}"]
 
@@ -53,20 +53,11 @@ def _content_problems(connection: sa.Connection, entry_hash: Callable[..., str])
 
 
 def _file_problems(connection: sa.Connection) -> list[str]:
-    """An SQLite file that is damaged, or holds more than tables of calls; a server looks after its own."""
+    """An SQLite file that is damaged; a server looks after its own."""
     if connection.dialect.name != "sqlite":
         return []
     found = list(connection.exec_driver_sql(f"PRAGMA integrity_check({_MAX_LISTED})").scalars())
-    problems = [f"the ledger's file is damaged ({line}); {_REMEDY}" for line in found if line != "ok"]
-    ours = {*metadata.tables, *(str(index.name) for table in metadata.tables.values() for index in table.indexes)}
-    listed = connection.exec_driver_sql("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").all()
-    problems += [
-        f"the ledger holds a {type_} {name} that no release made; {_REMEDY}"
-        for type_, name in listed
-        if name not in ours or type_ not in ("table", "index")
-    ]
-    problems += [f"the ledger lacks {name}; {_REMEDY}" for name in sorted(ours - {name for _, name in listed})]
-    return problems
+    return [f"the ledger's file is damaged ({line}); {_REMEDY}" for line in found if line != "ok"]
 
 
 def _chain_problems(journal: list[Any], entry_hash: Callable[..., str]) -> Iterator[str]:

@@ -114,11 +114,11 @@ class CellLocks:
                 stack.callback(fcntl.lockf, self._descriptor, fcntl.LOCK_UN, count, first)
             yield
 
-    def is_free(self, cell: int) -> bool:
-        """Whether nobody else is writing the answer of a cell."""
+    def take(self, cell: int, stack: ExitStack) -> bool:
+        """Hold a cell until the stack is unwound, if nobody else is writing its answer."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
         except (BlockingIOError, PermissionError):
             return False
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, cell)
+        stack.callback(fcntl.lockf, self._descriptor, fcntl.LOCK_UN, 1, cell)
         return True

@@ -20,7 +20,7 @@ import numpy as np
 
 from storage.durable import write_json
 from storage.errors import IdentityMismatch, StoreUnreadable
-from storage.schema import OutputSpec
+from storage.schema import OutputSpec, sample_arrays
 from storage.views import VIEW_POLICIES, Normalisation, ViewGeometry
 
 FORMAT_VERSION = 2
@@ -30,9 +30,11 @@ EXTENSION = "extension.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_ROWS = 1 << 24
 _MAX_SEED = 1 << 40
+_MAX_TEXT = 4096
+_MAX_DIMENSIONS = 8
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
-_ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
+ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +225,11 @@ def _output(document: dict[str, Any]) -> OutputSpec:
     name_is_plain = isinstance(output.name, str) and output.name.replace("_", "").isalnum()
     if not name_is_plain or np.dtype(output.dtype) not in (np.float16, np.float32):
         raise ValueError(f"{output.name!r} of type {output.dtype!r} is not a layer")
-    if not all(isinstance(size, int) and size > 0 for size in output.shape) or math.prod(output.shape) > 1 << 28:
+    if (
+        len(output.shape) > _MAX_DIMENSIONS
+        or not all(type(size) is int and size > 0 for size in output.shape)
+        or math.prod(output.shape) > 1 << 28
+    ):
         raise ValueError(f"{output.name} has the impossible shape {output.shape}")
     return output
 
@@ -250,13 +256,14 @@ def _check_types(manifest: Manifest) -> None:
         "dataset.name": dataset.name,
         **{f"class {place}": label for place, label in enumerate(dataset.classes)},
     }.items():
-        _require(type(text) is str, name, text)
-    _require(re.fullmatch(_ARRAYS_NAME, manifest.arrays) is not None, "arrays", manifest.arrays)
-    _require(manifest.ledger is None or type(manifest.ledger) is str, "ledger", manifest.ledger)
+        _require(_is_text(text), name, text)
+    _require(re.fullmatch("[A-Za-z0-9_.-]+", teacher.name) is not None, "teacher.name", teacher.name)
+    _require(re.fullmatch(ARRAYS_NAME, manifest.arrays) is not None, "arrays", manifest.arrays)
+    _require(manifest.ledger is None or _is_text(manifest.ledger), "ledger", manifest.ledger)
+    known = {spec.name for spec in sample_arrays(1, 1)}
+    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
     for step in manifest.history:
-        _require(
-            {"store_id", "made_by"} == {*step} and all(type(text) is str for text in step.values()), "history", step
-        )
+        _require({"store_id", "made_by"} == {*step} and all(map(_is_text, step.values())), "history", step)
     digests = {"store_id": (manifest.store_id, 32), "fingerprint": (teacher.fingerprint, 64)}
     digests |= {"dataset.digest": (dataset.digest, 64)}
     digests |= {f"digest of {name}": (value, 64) for name, value in manifest.samples.items()}
@@ -267,6 +274,11 @@ def _check_types(manifest: Manifest) -> None:
     _require(names[:1] == ["logits"] and len(set(names)) == len(names), "outputs", names)
     classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
     _require(classes == {len(dataset.classes)}, "the number of classes", classes)
+
+
+def _is_text(value: object) -> bool:
+    """Text that a terminal can show as it is."""
+    return type(value) is str and value.isprintable() and len(value) <= _MAX_TEXT
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ changed is reported, not used.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,6 +189,10 @@ class Store:
         # Anything but 1 is no flag that we wrote.
         return np.asarray(self.read(VALID).view(np.uint8) == 1)
 
+    def is_whole(self, cell: int) -> bool:
+        """Whether one cell is."""
+        return bool(self.arrays.read_cells(VALID, cell, cell + 1).view(np.uint8)[0] == 1)
+
     def missing_cells(self, n: int | None = None) -> np.ndarray:
         """Cells of the first n rows, row * V + view, that are not whole; rows that the store lacks are missing."""
         known = self.valid()
@@ -240,6 +245,11 @@ class Store:
     def retract(self, cells: Sequence[int]) -> None:
         """Make cells invisible: their outputs are not what they should be."""
         self._flag(cells, whole=False)
+        # Nor may they ever be adopted, by a call that is charged and not made.
+        spec = self.arrays.specs[DIGEST]
+        for first, count in runs_of(cells):
+            self.arrays.write_cells(DIGEST, first, np.zeros((count, *spec.row_shape[1:]), spec.dtype))
+        self.arrays.sync()
 
     def _flag(self, cells: Sequence[int], *, whole: bool) -> None:
         for first, count in runs_of(cells):
@@ -250,6 +260,11 @@ class Store:
         """Some outputs of one cell, name -> (1, ...), and what they digest to: (O, 16) uint8."""
         values = {output.name: self.arrays.read_cells(output_array(output.name), cell, cell + 1) for output in outputs}
         return values, output_digests(outputs, values)[0]
+
+    def rewrite(self, cells: Sequence[int]) -> None:
+        """Write cells once more, so that `publish` makes them durable: whoever wrote them may not have lived to."""
+        for cell in cells:
+            self.write_outputs([cell], self.read_cell(cell, self.outputs)[0])
 
     def cell_digests(self, cell: int) -> np.ndarray | None:
         """Digests of a cell's outputs if all of them are what was written last, else None: (O, 16) uint8."""
@@ -302,7 +317,7 @@ class Store:
                 if len(wrong):
                     raise StoreUnreadable(
                         f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
-                        f"all damage with: ckd-cache verify --store {self.folder}"
+                        f"all damage with: ckd-cache verify --store {shlex.quote(str(self.folder))}"
                     )
             kept[name] = values
         return kept
@@ -325,10 +340,23 @@ class Store:
         identity = self.manifest.identity
         # Of an image folder the store knows the name, not where this machine keeps it.
         dataset = identity.dataset.name.replace("imagefolder:", "imagefolder:.../")
-        return (
-            f"ckd-cache build --store {self.folder} --teacher {identity.teacher.name} --dataset {dataset} --n {n} "
-            "(and the other settings it was built with)"
-        )
+        features = [output for output in self.outputs if output.name != "logits"]
+        settings = {
+            "store": self.folder,
+            "teacher": identity.teacher.name,
+            "dataset": dataset,
+            "n": n,
+            "format": self.manifest.array_format,
+            "features": ",".join(output.name for output in features) or "none",
+            "feature-dtype": features[0].dtype if features else "float16",
+            "views": identity.views,
+            "view-policy": identity.view_policy,
+            "seed": identity.seed,
+        }
+        if self.manifest.ledger is not None:
+            settings["ledger"] = self.manifest.ledger
+        options = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in settings.items())
+        return f"ckd-cache build {options}"
 
     def size_bytes(self) -> int:
         """Bytes on the disk, ledger included."""

@@ -83,7 +83,7 @@ def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) ->
         if debug or error.filename is None:
             raise
         _leave(f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions", 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
         stderr.print("Interrupted; run the same command again to go on (ckd-train with --resume).")
@@ -91,13 +91,18 @@ def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) ->
 
 
 def _leave(sentence: str, exit_code: int) -> NoReturn:
-    stderr.print(Text(f"Error: {sentence}"), soft_wrap=True)
+    stderr.print(Text(f"Error: {plain(sentence)}"), soft_wrap=True)
     sys.exit(exit_code)
+
+
+def plain(text: str) -> str:
+    """Text as a terminal may show it: what a file or a server says can hold sequences that terminals obey."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 class _RateColumn(ProgressColumn):
@@ -120,13 +125,13 @@ def progress(label: str, total: int | None, completed: int = 0) -> Iterator[Call
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=stderr) as bar:
         task = bar.add_task(label, total=total, completed=completed, note="")
@@ -150,7 +155,7 @@ class _Lines:
         if finished or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             of = "" if self._total is None else f" of {self._total}"
-            stderr.print(f"{self._label}: {self._completed}{of} {note}", soft_wrap=True)
+            stderr.print(f"{self._label}: {self._completed}{of} {note}", soft_wrap=True, markup=False)
 
 
 class StopRequest:

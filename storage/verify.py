@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from storage.errors import CKDError
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
-from storage.schema import DIGEST, VALID, output_array, sample_arrays
+from storage.schema import DIGEST, VALID, output_array
 from storage.store import Store
 
 
@@ -38,6 +39,9 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
         InvalidInput: the ledger is sealed with a key that is not set.
     """
     found = [Problem(text, "") for text in ledger_problems(ledger)]
+    if found:
+        # A store is compared with a ledger that holds, or not at all.
+        return found + list(_sample_problems(store, ledger))
     for check in (_manifest_problems, _file_problems, _sample_problems, _cell_problems, _unsettled_problems):
         try:
             found += check(store, ledger)
@@ -65,12 +69,16 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Images, labels, views and indices that are not what the build wrote."""
-    identity = store.manifest.identity
-    for spec in sample_arrays(identity.geometry.image_size, identity.views):
+    for name, error in _sample_errors(store):
+        yield Problem(str(error), "bring the file back from a copy", name)
+
+
+def _sample_errors(store: Store) -> Iterator[tuple[str, CKDError]]:
+    for name in store.manifest.samples:
         try:
-            store.read_sample(spec.name)
+            store.read_sample(name)
         except CKDError as error:
-            yield Problem(str(error), "bring the file back from a copy", spec.name)
+            yield name, error
 
 
 def _cell_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -131,4 +139,4 @@ def _finish(store: Store) -> str:
 
 
 def _repair(store: Store) -> str:
-    return f"see what can be done with: ckd-cache repair --store {store.folder}"
+    return f"see what can be done with: ckd-cache repair --store {shlex.quote(str(store.folder))}"

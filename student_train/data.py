@@ -7,6 +7,7 @@ and otherwise stay in main memory, from where each batch is fetched.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from models import Representation
 from models.compute import Compute
-from storage.errors import InvalidInput, StoreIncomplete
+from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable
 from storage.manifest import Manifest
 from storage.schema import output_array
 from storage.seeding import generator_for
@@ -146,7 +147,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     if missing:
         raise StoreIncomplete(
             f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
-            f"ckd-cache extend --store {store.folder} --features {','.join(missing)}"
+            f"ckd-cache extend --store {shlex.quote(str(store.folder))} --features {','.join(missing)}"
         )
     return sorted({"logits", *wanted})
 
@@ -164,6 +165,9 @@ def _require_memory(store: Store, names: list[str], rows: int) -> None:
 
 def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
     images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
+    classes = store.manifest.identity.teacher.num_classes
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond the {classes} of its teacher")
     return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))
 
 

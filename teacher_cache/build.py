@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from storage.durable import remove_partials
-from storage.errors import Interrupted, InvalidInput, StoreBusy
-from storage.ledger import Ledger, RecordedCall, Session, check_budget, lease_lost
+from storage.errors import Interrupted, InvalidInput, StoreBusy, StoreUnreadable
+from storage.ledger import Ledger, Session, check_budget, lease_lost
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder, runs_of
 from storage.terminal import StopRequest, graceful_stop
@@ -32,7 +32,7 @@ from storage.views import apply_views
 from teacher_cache.lease import Heartbeat, Watch, this_host
 from teacher_cache.plan import BuildPlan, open_ledger_of, open_matching_store, shared_ledger
 from teacher_cache.reuse import PaidAnswers
-from teacher_cache.settle import Leftovers, settle_session, settle_store
+from teacher_cache.settle import Leftovers, require_only_place, settle_session, settle_store
 from teacher_cache.teacher import to_arrays
 from teacher_cache.worklist import WorkList
 
@@ -105,18 +105,32 @@ def _enter(plan: BuildPlan, lock: FileLock, locks: CellLocks) -> Leftovers:
 
 
 def _prepare(plan: BuildPlan, locks: CellLocks) -> Leftovers:
-    """What has to be done alone: make the store and its ledger, settle what was left, check the budget, grow."""
+    """What has to be done alone: make the store and its ledger, settle what was left, grow."""
     remove_partials(plan.config.store)
     store = open_matching_store(plan.config, plan.identity) or _create_store(plan)
     with closing(_open_ledger(plan, store)) as ledger:
+        require_only_place(store, ledger)
         found = settle_store(store, ledger, locks, this_host())
+        _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))
-        check_budget_of(plan, store, ledger)
         if plan.n > store.manifest.n:
             store.grow(plan.samples())
         record_store(store, ledger, "build")
     return found
+
+
+def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
+    """Refuse a ledger without calls for cells that are whole: it is an older one, and would have them paid again."""
+    missing = set(store.missing_cells(plan.n).tolist())
+    cells = range(min(plan.n, store.manifest.n) * plan.identity.views)
+    inputs = {plan.input_of(cell) for cell in cells if cell not in missing}
+    unknown = inputs - ledger.known_calls(plan.identity.teacher.fingerprint, sorted(inputs)).keys()
+    if unknown:
+        raise StoreUnreadable(
+            f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "
+            f"back; bring back the right one, and see with: ckd-cache verify --store {store.folder}"
+        )
 
 
 def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
@@ -143,21 +157,6 @@ def _create_store(plan: BuildPlan) -> Store:
         samples=plan.samples(),
         ledger=shared_ledger(plan.config.ledger),
     )
-
-
-def check_budget_of(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
-    """Refuse before anything is called or grown; otherwise record the budget that was given."""
-    teacher, budget = plan.identity.teacher, plan.config.budget
-    # Read before what is known: what other builders reserve in between is then counted once, not twice.
-    summary = ledger.summary(teacher.fingerprint)
-    inputs = {plan.input_of(cell) for cell in store.missing_cells(plan.n).tolist()}
-    known = ledger.known_calls(teacher.fingerprint, sorted(inputs))
-    needed = len(inputs - {digest for digest, calls in known.items() if plan.answered_by(calls)})
-    if needed:
-        limit = summary.budget if budget is None else budget
-        check_budget(teacher.name, spent=summary.spent, budget=limit, wanted=needed)
-    if budget is not None and (needed or budget >= summary.spent):
-        ledger.set_budget(teacher.fingerprint, teacher.name, budget)
 
 
 @dataclass(slots=True)
@@ -191,13 +190,15 @@ class Builder:
         self.report = BuildReport(store.folder, plan.n)
         self._on_progress = on_progress
         self._kept = PaidAnswers(store)
+        # Read before what is known: what other builders reserve in between is then counted once, not twice.
+        self._before = ledger.summary(plan.identity.teacher.fingerprint)
         self._work = WorkList(plan, store, ledger)
         self._session = 0
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
         if self._work:
-            check_budget_of(self.plan, self.store, self.ledger)
+            self._check_budget()
             self._session = self._start_session()
             with (
                 Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
@@ -205,7 +206,7 @@ class Builder:
                 ThreadPoolExecutor(1, "store-writer") as writer,
             ):
                 self._fill(stop, heartbeat, writer)
-        torn = {cell // self.plan.identity.views for cell in self._work.missing_cells()}
+        torn = {cell // self.plan.identity.views for cell in self.store.missing_cells(self.plan.n).tolist()}
         self.report.rows_valid = self.plan.n - len(torn)
         if torn:
             raise Interrupted(
@@ -213,6 +214,16 @@ class Builder:
                 "on"
             )
         return self.report
+
+    def _check_budget(self) -> None:
+        """Refuse before the first call; otherwise record the budget that was given."""
+        teacher, budget = self.plan.identity.teacher, self.plan.config.budget
+        needed = self._work.num_unpaid
+        if needed:
+            limit = self._before.budget if budget is None else budget
+            check_budget(teacher.name, spent=self._before.spent, budget=limit, wanted=needed)
+        if budget is not None and (needed or budget >= self._before.spent):
+            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget)
 
     def _start_session(self) -> int:
         teacher = self.plan.identity.teacher
@@ -247,14 +258,15 @@ class Builder:
 
     def _next_answers(self) -> _Answers:
         """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""
-        requests = self._work.next_requests()
-        reservation = self.ledger.reserve(self._session, requests)
-        copied, finished = self._work.sort_known(reservation.known)
-        self._advance(finished)
+        batch = self._work.next_batch()
+        # Before anything is charged: what is to be copied has to be there, or a call would be paid for nothing.
+        copied = {digest: self._read_kept(digest) for digest in batch}
+        new = [digest for digest in batch if not self._work.is_answered(digest)]
+        reservation = self.ledger.reserve(self._session, [self._work.request(digest) for digest in new])
+        self._advance(self._work.give_up(reservation.known))
         called, seconds = self._call(reservation.ids) if reservation.ids else ({}, 0.0)
-        asked = (request.input_digest for request in requests)
-        inputs = [digest for digest in asked if digest in reservation.ids or digest in copied]
-        values = self._collect(inputs, list(reservation.ids), called, copied)
+        inputs = [digest for digest in batch if digest not in reservation.known and self._work.cells_of[digest]]
+        values = self._put_together(inputs, list(reservation.ids), called, copied)
         cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in self._work.cells_of[digest])
         order = [place for _, place in cells]
         if order != list(range(len(inputs))):
@@ -263,6 +275,14 @@ class Builder:
         return _Answers(
             [cell for cell, _ in cells], [inputs[place] for place in order], values, reservation.ids, seconds
         )
+
+    def _read_kept(self, digest: bytes) -> dict[str, np.ndarray]:
+        """Outputs of an input that are not to come from a new call: name -> (1, ...)."""
+        outputs, called = self.plan.identity.outputs, self.plan.called_outputs
+        if self._work.is_answered(digest):
+            return self._kept.read(self._work.paid[digest], outputs)
+        rest = [output for output in outputs if output not in called]
+        return self._kept.read(self._work.paid[digest], rest) if rest else {}
 
     def _call(self, ids: dict[bytes, int]) -> tuple[dict[str, np.ndarray], float]:
         """Call the teacher on inputs that are charged: name -> (C, ...), and the seconds it took."""
@@ -279,34 +299,25 @@ class Builder:
             self.ledger.lose(list(ids.values()))  # answered, and nothing that can be kept
             raise
 
-    def _collect(
+    def _put_together(
         self,
         inputs: list[bytes],
         called_inputs: list[bytes],
         called: dict[str, np.ndarray],
-        copied: dict[bytes, list[RecordedCall]],
+        copied: dict[bytes, dict[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
-        """All outputs of some inputs, name -> (C, ...), put together from what was called and what was kept before."""
+        """All outputs of some inputs, name -> (C, ...)."""
         identity = self.plan.identity
         if called_inputs == inputs and len(called) == len(identity.outputs):
             return called
         places = {digest: place for place, digest in enumerate(called_inputs)}
-        before = copied if self.plan.called_outputs == identity.outputs else self._calls_before(inputs)
         values = {output.name: np.empty((len(inputs), *output.shape), output.dtype) for output in identity.outputs}
         for place, digest in enumerate(inputs):
-            from_teacher = called if digest in places else {}
-            for name, array in from_teacher.items():
+            for name, array in copied[digest].items():
+                values[name][place] = array[0]
+            for name, array in called.items() if digest in places else ():
                 values[name][place] = array[places[digest]]
-            rest = [output for output in identity.outputs if output.name not in from_teacher]
-            if rest:
-                for name, array in self._kept.read(before[digest], rest).items():
-                    values[name][place] = array[0]
         return values
-
-    def _calls_before(self, inputs: list[bytes]) -> dict[bytes, list[RecordedCall]]:
-        """Every committed call on inputs that are called again for more outputs."""
-        known = self.ledger.known_calls(self.plan.identity.teacher.fingerprint, inputs)
-        return {digest: [call for call in calls if call.status == "committed"] for digest, calls in known.items()}
 
     def _keep(self, answers: _Answers) -> None:
         """Write cells, make them durable and visible, and commit their calls; runs in the writer thread."""
@@ -337,11 +348,11 @@ class Builder:
             if self.ledger.take_lease(lease):
                 log.info("a builder stopped answering; what it left is settled")
                 del leases[lease.session]
-        for session in sessions - leases.keys():
+        for session in sorted(sessions - leases.keys()):
             found = settle_session(session, self.ledger, self.store, self.locks)
             self.report.adopted_calls += len(found.adopted)
             self.report.lost_calls += len(found.lost)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(min(_POLL_SECONDS, self.plan.config.lease_seconds / 20))
 
     def _advance(self, cells: int) -> None:
         if cells:

@@ -49,24 +49,42 @@ def convert(
     """
     if array_format not in FORMATS:
         raise UnknownName("format", array_format, FORMATS)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    out = out.absolute()
+    if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InvalidInput(f"{out} exists; give a new folder as --out")
-    partial = out.with_name(f".{out.name}.partial")
+    if out.is_relative_to(folder.absolute()):
+        raise InvalidInput(f"{out} lies in the store itself; give a folder elsewhere as --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    try:
+        cells = _write_copy(folder, array_format, partial, ledger_url, on_progress)
+        if out.exists():
+            out.rmdir()
+        os.rename(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    fsync_path(out.parent)
+    return ConversionReport(folder, out, array_format, cells)
+
+
+def _write_copy(
+    folder: Path,
+    array_format: str,
+    partial: Path,
+    ledger_url: str | None,
+    on_progress: Callable[[int, str], None],
+) -> int:
     with Store.alone(folder, clean=False):
         source = Store.open(folder)
         with closing(open_ledger_of(source, ledger_url)) as ledger:
+            ledger.require_key()
             _require_settled(source, ledger)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            partial.mkdir()
             target = _lay_out(source, array_format, partial)
             cells = _copy_cells(source, target, on_progress)
             _copy_history(source, target, ledger)
-    target.save()
-    if out.exists():
-        out.rmdir()
-    os.rename(partial, out)
-    fsync_path(out.parent)
-    return ConversionReport(folder, out, array_format, cells)
+            target.save()
+    return cells
 
 
 def _require_settled(store: Store, ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from models.compute import Compute
 from storage.digest import input_digests
 from storage.durable import fsync_path
-from storage.errors import IdentityMismatch, InvalidInput
+from storage.errors import IdentityMismatch, InvalidInput, StoreBusy
 from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
@@ -31,7 +31,7 @@ from storage.views import Normalisation, ViewGeometry
 from teacher_cache.build import PATIENCE_SECONDS, Builder, BuildReport, record_store
 from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildConfig, BuildPlan, free_bytes, open_ledger_of, require_disk, unpaid_inputs
-from teacher_cache.settle import settle_store
+from teacher_cache.settle import require_only_place, settle_store
 from teacher_cache.teacher import choose_outputs, find_weights, load_teacher
 
 
@@ -77,9 +77,7 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
     store = Store.open(config.store)
     store.require_rows(store.manifest.n)
     identity = store.manifest.identity
-    facts = _StoredFacts(
-        identity.dataset.name, identity.dataset.classes, identity.geometry, identity.teacher.normalisation
-    )
+    facts = _facts_of(store)
     known = choose_outputs(identity.teacher.name, facts, "all", config.feature_dtype)
     added = _added(store, choose_outputs(identity.teacher.name, facts, config.features, config.feature_dtype))
     compute = Compute.choose(config.device, identity.teacher.precision)
@@ -93,6 +91,21 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
     plan = replace(plan, needed_calls=len(unpaid_inputs(plan, store)))
     require_disk(plan, _staged(config.store, plan.identity))
     return plan
+
+
+def missing_features(folder: Path, features: str, feature_dtype: str) -> list[str]:
+    """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
+    store = Store.open(folder)
+    wanted = choose_outputs(store.manifest.identity.teacher.name, _facts_of(store), features, feature_dtype)
+    kept = {output.name for output in store.outputs}
+    return [output.name for output in wanted if output.name not in kept]
+
+
+def _facts_of(store: Store) -> _StoredFacts:
+    identity = store.manifest.identity
+    return _StoredFacts(
+        identity.dataset.name, identity.dataset.classes, identity.geometry, identity.teacher.normalisation
+    )
 
 
 def _added(store: Store, wanted: tuple[OutputSpec, ...]) -> tuple[OutputSpec, ...]:
@@ -156,6 +169,10 @@ def extend(plan: BuildPlan, on_progress: Callable[[int, str], None] = lambda ste
         ledger = stack.enter_context(
             closing(open_ledger_of(store, plan.config.ledger, patience_seconds=PATIENCE_SECONDS))
         )
+        if plan.n != store.manifest.n or {*store.outputs, *plan.called_outputs} != {*plan.identity.outputs}:
+            raise StoreBusy(f"{folder} was grown or extended after this extension was planned; run it again")
+        require_only_place(store, ledger)
+        settle_store(store, ledger, locks, this_host())
         staged = _staged(folder, plan.identity) or _stage(plan, store)
         if staged.manifest.n < store.manifest.n:
             staged.grow(plan.samples())

@@ -76,7 +76,7 @@ class Watch:
     def silent(self, leases: Mapping[int, Lease]) -> list[Lease]:
         """Those whose beat has not moved for as long as a lease lasts, while we watched without a break."""
         now = self._clock()
-        if now - self._looked >= self._seconds / _BEATS_PER_LEASE:
+        if now - self._looked >= self._seconds:
             # While the ledger was away, or this machine slept, nobody could show that it lives.
             self._seen = {}
         self._looked = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, 
 from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.lease import this_host
-from teacher_cache.reuse import keeper_of, open_keeper, require_alike
+from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.settle import sort_out
 from teacher_cache.teacher import Teacher, choose_outputs, find_weights, load_teacher
@@ -316,7 +316,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
         if store is not None:
             known = _without_lost(known, store, ledger)
         needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}
-        _require_copies(plan, [calls for digest, calls in known.items() if digest not in needed], store)
+        _require_copies(plan, {digest: known.get(digest, ()) for digest in wanted if known.get(digest)}, needed, store)
     if needed:
         budget = summary.budget if config.budget is None else config.budget
         check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))
@@ -341,18 +341,21 @@ def _living_sessions(store: Store, ledger: Ledger) -> set[int]:
     return {session for session, lease in ledger.leases().items() if not (alone and lease.host == host)}
 
 
-def _require_copies(plan: BuildPlan, answers: Iterable[Sequence[RecordedCall]], store: Store | None) -> None:
-    """Find out before the first call whether what was paid for elsewhere is there to be copied."""
-    own = None if store is None else store.manifest.store_id
-    opened: dict[str, Store] = {}
-    for calls in answers:
+def _require_copies(
+    plan: BuildPlan, known: Mapping[bytes, Sequence[RecordedCall]], needed: Set[bytes], store: Store | None
+) -> None:
+    """Find out before the first call whether what was paid for before is there to be copied."""
+    answers = None if store is None else PaidAnswers(store)
+    looked_at: set[tuple[str, str]] = set()
+    for digest, calls in known.items():
         for output in plan.identity.outputs:
-            call = keeper_of(calls, output)
-            if call.store == own or call.status != "committed":
+            if digest in needed and output in plan.called_outputs:
                 continue
-            if call.store not in opened:
-                opened[call.store] = open_keeper(call)
-            require_alike(opened[call.store], plan.identity, call, output)
+            call = keeper_of(calls, output)
+            if call.status == "committed" and (call.store, output.name) not in looked_at:
+                looked_at.add((call.store, output.name))
+                keeper = open_keeper(call) if answers is None else answers.keeper(call)
+                require_alike(keeper, plan.identity, call, output)
 
 
 def free_bytes(folder: Path) -> int:

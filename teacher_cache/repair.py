@@ -6,25 +6,28 @@ store; one that is nowhere is given up: its call, which was paid for, is marked 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from storage.digest import input_digests
 from storage.errors import CKDError, StoreUnreadable
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger, RecordedCall
 from storage.ledger_check import ledger_problems
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, Manifest
+from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST
-from storage.store import CELL_LOCK, FORMATS, Store
+from storage.store import CELL_LOCK, Store
 from teacher_cache.lease import this_host
 from teacher_cache.plan import open_ledger_of
-from teacher_cache.settle import settle_store, sort_out
+from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
 
 
 @dataclass(slots=True)
@@ -69,11 +72,13 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
         StoreBusy: a build is at work.
         StoreUnreadable: the ledger, or what ties rows to their calls, is damaged itself.
     """
-    with Store.alone(folder, clean=act):
+    with Store.alone(folder, clean=False):
         store = Store.open(folder)
         source = None if copy is None else Store.open(copy)
         with closing(open_ledger_of(store, ledger_url)) as ledger:
             _require_sound_ledger(ledger)
+            if copy is None:
+                require_only_place(store, ledger)
             _require_inputs(store)
             report = RepairReport(files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
@@ -112,79 +117,139 @@ def _beyond_repair(store: Store) -> Iterator[str]:
             store.read_sample(name)
         except CKDError as error:
             yield f"{error}; bring {name} back from a copy"
-    if (store.folder / EXTENSION).exists():
+    if isinstance(_extension(store), Manifest):
         yield f"an extension of {store.folder} is unfinished; run the same ckd-cache extend again to finish it"
+
+
+def _extension(store: Store) -> Manifest | CKDError | None:
+    """The manifest of an unfinished extension, or what is wrong with it."""
+    if not (store.folder / EXTENSION).exists():
+        return None
+    try:
+        return Manifest.load(store.folder, EXTENSION)
+    except CKDError as error:
+        return error
 
 
 def _stale_files(store: Store) -> list[str]:
     """Files that killed writers left, and arrays that an interrupted extension replaced."""
-    partial = [str(file.relative_to(store.folder)) for file in store.folder.rglob(".*.partial")]
-    named = {store.manifest.arrays}
-    if (store.folder / EXTENSION).exists():
-        named.add(Manifest.load(store.folder, EXTENSION).arrays)
-    suffixes = {kind.suffix for kind in FORMATS.values()}
-    arrays = [item.name for item in store.folder.glob("data*") if item.suffix in suffixes and item.name not in named]
+    partial = [str(file.relative_to(store.folder)) for file in store.folder.rglob(".*.partial") if not file.is_dir()]
+    named, extension = {store.manifest.arrays}, _extension(store)
+    if isinstance(extension, Manifest):
+        named.add(extension.arrays)
+    elif extension is not None:
+        partial.append(EXTENSION)
+    arrays = [item.name for item in store.folder.iterdir() if _is_stale(item) and item.name not in named]
     return sorted([*partial, *arrays])
 
 
+def _is_stale(item: Path) -> bool:
+    """Whether it can be arrays that no manifest names, and nothing that somebody else put there."""
+    is_ours = re.fullmatch(ARRAYS_NAME, item.name) is not None and not item.is_symlink()
+    return is_ours and not (item / FILE_NAME).exists()
+
+
 def _look_at_leftovers(store: Store, ledger: Ledger, report: RepairReport) -> None:
-    host = this_host()
     leases = ledger.leases()
-    dead = {lease.session for lease in leases.values() if (lease.store, lease.host) == (store.manifest.store_id, host)}
+    dead = {lease.session for lease in dead_leases(store, ledger, this_host())}
     calls = ledger.calls_of_store(store.manifest.store_id, "reserved")
     found = sort_out(store, [call for call in calls if call.session in dead or call.session not in leases])
     report.leases, report.adopted, report.lost = sorted(dead), len(found.adopted), len(found.lost)
 
 
 def _repair_cells(state: Inspection, ledger: Ledger, source: Store | None, report: RepairReport, *, act: bool) -> None:
-    """Restore, drop or leave each cell that is not whole."""
+    """Restore each cell that is not whole, from wherever its answer is; give up the others."""
     store, views = state.store, state.store.manifest.identity.views
-    whole_cell_of = {
-        state.calls[cell][0].input_digest: cell for cell in np.flatnonzero(state.whole).tolist() if state.calls[cell]
-    }
+    elsewhere = Elsewhere(state, ledger, source)
+    given_up = []
     for cell in np.flatnonzero(~state.whole).tolist():
         row, view = divmod(cell, views)
-        if state.is_answer[row, view].all():
-            report.restored.append(cell)
-            if act:
-                _restore(store, cell, {})
-            continue
-        values = _answers_elsewhere(state, cell, whole_cell_of, source)
+        values = {} if state.is_answer[row, view].all() else elsewhere.find(cell)
         if values is not None:
             report.restored.append(cell)
             if act:
                 _restore(store, cell, values)
-            continue
-        if state.valid[row, view]:
-            report.dropped.append(cell)
-        report.revoked += [call.id for call in state.calls[cell] if _is_kept_here(store, call, row, view)]
-    report.revoked = sorted(set(report.revoked))
+        elif state.valid[row, view] or state.calls[cell]:
+            given_up.append(cell)
+    report.dropped = [cell for cell in given_up if state.valid.reshape(-1)[cell]]
+    kept_here = [call for cell in given_up for call in state.calls[cell] if _is_kept_here(store, call, cell)]
+    report.revoked = sorted({call.id for call in kept_here})
     if act:
         # First the flag: a cell whose call is given up must not be taken for whole.
-        store.retract(report.dropped)
+        store.retract(given_up)
         ledger.revoke(report.revoked)
 
 
-def _answers_elsewhere(
-    state: Inspection, cell: int, whole_cell_of: dict[bytes, int], source: Store | None
-) -> dict[str, np.ndarray] | None:
-    """All outputs of a cell, from a row with the same input or from a copy, if they are exactly what was returned."""
-    store, views = state.store, state.store.manifest.identity.views
-    row, view = divmod(cell, views)
-    if not state.calls[cell] or not state.answered[row, view].any(axis=1).all():
+class Elsewhere:
+    """Finds answers of damaged cells outside of them: in a row with the same input, a copy, or another store.
+
+    Args:
+        source: a copy of the store that the user names.
+    """
+
+    def __init__(self, state: Inspection, ledger: Ledger, source: Store | None) -> None:
+        self._state, self._ledger, self._source = state, ledger, source
+        self._twins = {
+            state.calls[cell][0].input_digest: cell
+            for cell in np.flatnonzero(state.whole).tolist()
+            if state.calls[cell]
+        }
+
+    def find(self, cell: int) -> dict[str, np.ndarray] | None:
+        """All outputs of a cell, name -> (1, ...), if they are exactly what committed calls returned."""
+        calls, store = self._state.calls[cell], self._state.store
+        if not calls or not self._state.answered.reshape(-1, *self._state.answered.shape[2:])[cell].any(axis=1).all():
+            return None
+        digest = calls[0].input_digest
+        places = [(self._twins.get(digest), store), (cell, self._source)]
+        places += [(keeper.place_of(digest), keeper.store) for keeper in self._keepers]
+        for place, keeper in places:
+            if place is None or keeper is None or not _has(keeper, store, place):
+                continue
+            try:
+                values, digests = keeper.read_cell(place, store.outputs)
+            except StoreUnreadable:
+                continue
+            answers = [{call.digest_of(output.name) for call in calls} for output in store.outputs]
+            if all(found.tobytes() in known for found, known in zip(digests, answers, strict=True)):
+                return values
         return None
-    twin = whole_cell_of.get(state.calls[cell][0].input_digest)
-    for place, keeper in ((twin, store), (cell, source)):
-        if place is None or keeper is None or not _has(keeper, store, place):
-            continue
+
+    @cached_property
+    def _keepers(self) -> list[_Keeper]:
+        """The other stores of a shared ledger, as far as they can be read from here."""
+        store, found = self._state.store, []
+        if store.manifest.ledger is None:
+            return []
+        for location in self._ledger.locations_of_teacher(store.manifest.identity.teacher.fingerprint):
+            folder = Path(location)
+            if folder == store.folder.absolute():
+                continue
+            try:
+                found.append(_Keeper(Store.open(folder)))
+            except (CKDError, OSError):
+                continue
+        return found
+
+
+class _Keeper:
+    """Another store, and where in it an input's answers are."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def place_of(self, digest: bytes) -> int | None:
+        """The cell about an input."""
+        return self._cells.get(digest)
+
+    @cached_property
+    def _cells(self) -> dict[bytes, int]:
+        geometry = self.store.manifest.identity.geometry
         try:
-            values, digests = keeper.read_cell(place, store.outputs)
-        except StoreUnreadable:
-            continue
-        answers = [{call.digest_of(output.name) for call in state.calls[cell]} for output in store.outputs]
-        if all(digest.tobytes() in known for digest, known in zip(digests, answers, strict=True)):
-            return values
-    return None
+            rows = input_digests(self.store.read("train/images"), self.store.read("train/views"), geometry)
+        except (CKDError, RuntimeError, IndexError):
+            return {}
+        return {digest: cell for cell, digest in enumerate(digest for row in rows for digest in row)}
 
 
 def _has(keeper: Store, store: Store, cell: int) -> bool:
@@ -202,14 +267,13 @@ def _restore(store: Store, cell: int, values: dict[str, np.ndarray]) -> None:
     store.publish([cell])
 
 
-def _is_kept_here(store: Store, call: RecordedCall, row: int, view: int) -> bool:
-    """Whether a call's answer belongs in this very cell: of other stores' calls this is only a copy."""
-    if (call.row, call.view) != (row, view):
+def _is_kept_here(store: Store, call: RecordedCall, cell: int) -> bool:
+    """Whether a call's answer belongs in this very cell of this very folder: of any other this is only a copy."""
+    if call.row * store.manifest.identity.views + call.view != cell:
         return False
-    ancestors = {step["store_id"] for step in store.manifest.history}
-    own_ledger = store.manifest.ledger is None
-    is_heir = call.store in ancestors and (own_ledger or Path(call.location) == store.folder.absolute())
-    return call.store == store.manifest.store_id or is_heir
+    ids = {store.manifest.store_id, *(step["store_id"] for step in store.manifest.history)}
+    is_here = store.manifest.ledger is None or Path(call.location) == store.folder.absolute()
+    return call.store in ids and is_here
 
 
 def _delete(folder: Path, files: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.errors import InvalidInput, StoreUnreadable
 from storage.ledger import RecordedCall
-from storage.manifest import EXTENSION, Identity
+from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
 from storage.store import Store
 
@@ -17,13 +17,18 @@ from storage.store import Store
 class PaidAnswers:
     """Reads what recorded calls returned, from the stores that keep it.
 
+    What a store was made from, by `convert` or `extend`, it keeps itself, wherever it is now. Other stores are looked
+    for where the ledger says they are, if it is one that stores share; a store's own ledger leads nowhere else.
+
     Args:
-        store: the store that is being built; others are opened when they are needed.
+        store: the store that is being built.
     """
 
     def __init__(self, store: Store) -> None:
         self._own = store
-        self._stores = {store.manifest.store_id: store}
+        base = store if store.file_name == FILE_NAME else Store.open(store.folder)
+        heirs = (*store.manifest.history, *base.manifest.history)
+        self._stores = {step["store_id"]: base for step in heirs} | {store.manifest.store_id: store}
 
     def read(self, calls: Sequence[RecordedCall], outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
         """Output name -> values, (1, ...), of one input, checked by digest.
@@ -38,22 +43,37 @@ class PaidAnswers:
         values: dict[str, np.ndarray] = {}
         for output in outputs:
             call = keeper_of(calls, output)
-            store = self._open(call)
-            require_alike(store, self._own.manifest.identity, call, output)
-            cell = call.row * store.manifest.identity.views + call.view
-            read, digests = store.read_cell(cell, (output,))
-            if digests[0].tobytes() != call.digest_of(output.name):
-                raise StoreUnreadable(
-                    f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger "
-                    f"returned; see what can be done with: ckd-cache repair --store {store.folder}"
-                )
-            values |= read
+            try:
+                values |= self._read(call, output)
+            except StoreUnreadable:
+                if call.store == self._own.manifest.store_id:
+                    raise
+                # It may have grown, or been extended, since it was opened.
+                del self._stores[call.store]
+                values |= self._read(call, output)
         return values
 
-    def _open(self, call: RecordedCall) -> Store:
+    def keeper(self, call: RecordedCall) -> Store:
+        """The store that keeps a call's outputs; raises `InvalidInput` if it cannot be read."""
         if call.store not in self._stores:
+            if self._own.manifest.ledger is None:
+                raise InvalidInput(
+                    f"call {call.id} of the ledger belongs to another store than {self._own.folder}; check it with: "
+                    f"ckd-cache verify --store {self._own.folder}"
+                )
             self._stores[call.store] = open_keeper(call)
         return self._stores[call.store]
+
+    def _read(self, call: RecordedCall, output: OutputSpec) -> dict[str, np.ndarray]:
+        store = self.keeper(call)
+        require_alike(store, self._own.manifest.identity, call, output)
+        values, digests = store.read_cell(call.row * store.manifest.identity.views + call.view, (output,))
+        if digests[0].tobytes() != call.digest_of(output.name):
+            raise StoreUnreadable(
+                f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
+                f"see what can be done with: ckd-cache repair --store {store.folder}"
+            )
+        return values
 
 
 def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall:
@@ -62,6 +82,8 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
     for call in found:
         if output.name in call.outputs:
             return call
+    if not found:
+        raise StoreUnreadable(f"the ledger knows no call that {output.name} could be copied from")
     raise InvalidInput(
         f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, add it to the "
         f"store at {found[0].location} with ckd-cache extend, or use another --ledger"

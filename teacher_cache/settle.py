@@ -7,15 +7,16 @@ that whoever had it cannot begin to write any more; what it is in the middle of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CKDError
-from storage.ledger import Ledger, RecordedCall
+from storage.errors import CKDError, InvalidInput
+from storage.ledger import Lease, Ledger, RecordedCall
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, FILE_NAME
+from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.store import CELL_LOCK, Store
 
 
@@ -53,15 +54,35 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
     if not calls:
         return Leftovers()
     with ExitStack() as stack:
-        store = own if calls[0].store == own.manifest.store_id else find_store(calls[0])
-        locks = own_locks if store is own else _locks_of(store, stack)
-        free = [call for call in calls if store is None or locks is None or locks.is_free(cell_of(store, call))]
-        found = sort_out(store, free)
+        store, locks = _reach(calls[0], own, own_locks, stack)
+        if store is not None and locks is not None:
+            calls = [call for call in calls if locks.take(cell_of(store, call), stack)]
+            # Somebody may have settled them, and called again, before the locks were ours.
+            left = {call.id for call in ledger.unsettled_calls(session)}
+            calls = [call for call in calls if call.id in left]
+        found = sort_out(store, calls)
         if store is not None and found.adopted_cells:
-            store.publish(sorted(set(found.adopted_cells)))
+            cells = sorted(set(found.adopted_cells))
+            store.rewrite(cells)
+            store.publish(cells)
         ledger.commit(found.adopted)
         ledger.lose(found.lost)
     return found
+
+
+def _reach(
+    call: RecordedCall, own: Store, own_locks: CellLocks, stack: ExitStack
+) -> tuple[Store | None, CellLocks | None]:
+    """The store that a call's outputs were to go into, and its locks; none if it cannot be written to from here."""
+    if call.store == own.manifest.store_id:
+        return own, own_locks
+    store = None if own.manifest.ledger is None else find_store(call)
+    if store is None or not os.access(store.folder, os.W_OK):
+        return None, None
+    try:
+        return store, stack.enter_context(CellLocks(store.folder / CELL_LOCK))
+    except OSError:
+        return None, None
 
 
 def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> Leftovers:
@@ -69,10 +90,9 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> L
 
     With that lock, no builder on this machine is at work; those of other machines have leases of their own.
     """
-    leases, found = ledger.leases(), Leftovers()
-    for lease in leases.values():
-        if (lease.store, lease.host) == (store.manifest.store_id, host):
-            ledger.take_lease(lease)
+    found = Leftovers()
+    for lease in dead_leases(store, ledger, host):
+        ledger.take_lease(lease)
     gone = {
         call.session for call in ledger.calls_of_store(store.manifest.store_id, "reserved")
     } - ledger.leases().keys()
@@ -80,6 +100,39 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> L
         found += settle_session(session, ledger, store, locks)
     _retract_disowned(store, ledger)
     return found
+
+
+def dead_leases(store: Store, ledger: Ledger, host: str) -> list[Lease]:
+    """Leases of builders of this very folder, on this machine; for who has its build lock alone, they are dead."""
+    here = str(store.folder.absolute())
+    return [
+        lease
+        for lease in ledger.leases().values()
+        if (lease.store, lease.host) == (store.manifest.store_id, host)
+        and (lease.location == here or store.manifest.ledger is None)
+    ]
+
+
+def require_only_place(store: Store, ledger: Ledger) -> None:
+    """Raise `InvalidInput` for a copy of a store that shares a ledger while the original is where it was.
+
+    Both would settle the same calls, each by what it holds itself.
+    """
+    if store.manifest.ledger is None:
+        return
+    for location in ledger.locations(store.manifest.store_id):
+        folder = Path(location)
+        if folder == store.folder.absolute() or not (folder / FILE_NAME).is_file():
+            continue
+        try:
+            same = Manifest.load(folder).store_id == store.manifest.store_id and not folder.samefile(store.folder)
+        except (CKDError, OSError):
+            continue
+        if same:
+            raise InvalidInput(
+                f"{store.folder} is a copy of the store at {folder}, and both are in the same ledger; go on with that "
+                f"one, or repair this one from it with: ckd-cache repair --store {store.folder} --from {folder}"
+            )
 
 
 def find_store(call: RecordedCall) -> Store | None:

@@ -18,45 +18,58 @@ class WorkList:
 
     Attributes:
         cells_of: input -> its cells that are not whole; empty once they are.
-        todo: inputs to be reserved next, in this order.
+        paid: committed calls on these inputs, as far as they are known.
+        todo: inputs to be answered next, in this order.
         waiting: inputs that other builders have in hand.
     """
 
     def __init__(self, plan: BuildPlan, store: Store, ledger: Ledger) -> None:
         self._plan, self._store, self._ledger = plan, store, ledger
         self.cells_of: dict[bytes, list[int]] = {}
-        for cell in self.missing_cells():
+        for cell in store.missing_cells(plan.n).tolist():
             self.cells_of.setdefault(plan.input_of(cell), []).append(cell)
-        self.todo = list(self.cells_of)
+        self.paid: dict[bytes, list[RecordedCall]] = {}
         self.waiting: list[bytes] = []
+        self.todo = list(self.cells_of)
+        self.num_unpaid = sum(not plan.answered_by(calls) for calls in self._look_up(self.todo).values())
 
     def __bool__(self) -> bool:
         return bool(self.todo or self.waiting)
 
-    def missing_cells(self) -> list[int]:
-        """Cells of this build that are not whole; those beyond n are another build's concern."""
-        return [int(cell) for cell in self._store.missing_cells(self._plan.n)]
-
-    def next_requests(self) -> list[CallRequest]:
-        """A batch from the front of `todo`; a call's answer belongs to the first of the input's cells."""
+    def next_batch(self) -> list[bytes]:
+        """Inputs from the front of `todo`."""
         size = self._plan.config.batch_size
         batch, self.todo = self.todo[:size], self.todo[size:]
-        places = [(digest, *divmod(self.cells_of[digest][0], self._plan.identity.views)) for digest in batch]
-        return [CallRequest(digest, int(self._plan.source_index[row]), row, view) for digest, row, view in places]
+        return batch
 
-    def sort_known(self, known: Mapping[bytes, Sequence[RecordedCall]]) -> tuple[dict[bytes, list[RecordedCall]], int]:
-        """Inputs that were asked for and are somebody's already: what others have in hand is left to them.
+    def is_answered(self, digest: bytes) -> bool:
+        """Whether no call has to be made for an input."""
+        return self._plan.answered_by(self.paid.get(digest, ()))
+
+    def request(self, digest: bytes) -> CallRequest:
+        """How to ask for an input; the answer belongs to the first of its cells."""
+        row, view = divmod(self.cells_of[digest][0], self._plan.identity.views)
+        return CallRequest(digest, int(self._plan.source_index[row]), row, view)
+
+    def give_up(self, known: Mapping[bytes, Sequence[RecordedCall]]) -> int:
+        """Leave inputs to the builders that were faster: wait for them, or copy what they have committed.
 
         Returns:
-            Committed calls on inputs that cells still wait for, to be copied; and how many cells others made whole.
+            How many cells they made whole.
         """
-        reserved = {digest for digest, calls in known.items() if any(call.status == "reserved" for call in calls)}
-        committed = {digest: list(calls) for digest, calls in known.items() if digest not in reserved}
-        finished = self._drop_whole(committed)
-        if reserved:
-            self.waiting += reserved
-            finished += self._leave_to_others()
-        return {digest: calls for digest, calls in committed.items() if self.cells_of[digest]}, finished
+        if not known:
+            return 0
+        # Who was faster here is ahead of us elsewhere too: look at all that is left, and go on at another place.
+        left = [*known, *self.todo]
+        found = self._look_up(left)
+        reserved = {digest for digest, calls in found.items() if any(call.status == "reserved" for call in calls)}
+        finished = self._drop_whole([digest for digest in left if self.is_answered(digest)])
+        self.waiting += [digest for digest in left if digest in reserved]
+        left = [digest for digest in left if digest not in reserved and self.cells_of[digest]]
+        size = self._plan.config.batch_size
+        start = random.randrange(len(left)) // size * size if left else 0
+        self.todo = left[start:] + left[:start]
+        return finished
 
     def take_back(self) -> tuple[set[int], int]:
         """Go on with inputs that others had in hand and that are answered, or given up, by now.
@@ -64,40 +77,29 @@ class WorkList:
         Returns:
             If there are none, the sessions that have them in hand; and how many cells others made whole.
         """
-        known = self._known(self.waiting)
-        reserved = {digest: call for digest, calls in known.items() for call in calls if call.status == "reserved"}
+        found = self._look_up(self.waiting)
+        reserved = {digest: call for digest, calls in found.items() for call in calls if call.status == "reserved"}
         ready = [digest for digest in self.waiting if digest not in reserved]
         if not ready:
             return {call.session for call in reserved.values()}, 0
         self.waiting = list(reserved)
-        finished = self._drop_whole([digest for digest in ready if digest in known])
+        finished = self._drop_whole(ready)
         self.todo += [digest for digest in ready if self.cells_of[digest]]
         return set(), finished
 
-    def _leave_to_others(self) -> int:
-        """Take out of `todo` what others have or had in hand, and go on at a place where they are not."""
-        known = self._known(self.todo)
-        reserved = {digest for digest, calls in known.items() if any(call.status == "reserved" for call in calls)}
-        answered = [digest for digest in known if digest not in reserved and self._plan.answered_by(known[digest])]
-        finished = self._drop_whole(answered)
-        self.waiting += [digest for digest in self.todo if digest in reserved]
-        left = [digest for digest in self.todo if digest not in reserved and self.cells_of[digest]]
-        start = (
-            random.randrange(len(left)) // self._plan.config.batch_size * self._plan.config.batch_size if left else 0
-        )
-        self.todo = left[start:] + left[:start]
-        return finished
+    def _look_up(self, inputs: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+        """What the ledger knows of inputs now; remembers what is committed."""
+        known = self._ledger.known_calls(self._plan.identity.teacher.fingerprint, inputs)
+        found = {digest: known.get(digest, []) for digest in inputs}
+        for digest, calls in found.items():
+            self.paid[digest] = [call for call in calls if call.status == "committed"]
+        return found
 
-    def _drop_whole(self, inputs: Sequence[bytes] | Mapping[bytes, object]) -> int:
+    def _drop_whole(self, inputs: Sequence[bytes]) -> int:
         """Leave out cells that another builder of this store made whole meanwhile; returns how many."""
-        if not inputs:
-            return 0
-        missing, dropped = set(self.missing_cells()), 0
+        dropped = 0
         for digest in inputs:
             before = self.cells_of[digest]
-            self.cells_of[digest] = [cell for cell in before if cell in missing]
+            self.cells_of[digest] = [cell for cell in before if not self._store.is_whole(cell)]
             dropped += len(before) - len(self.cells_of[digest])
         return dropped
-
-    def _known(self, inputs: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-        return self._ledger.known_calls(self._plan.identity.teacher.fingerprint, inputs)

@@ -13,7 +13,7 @@ from storage.errors import InvalidInput
 from storage.terminal import print_json, progress
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import DEVICE, json_option, ledger_option, ledger_url_of, store_option
-from teacher_cache.extend import ExtensionConfig, plan_extension
+from teacher_cache.extend import ExtensionConfig, missing_features, plan_extension
 from teacher_cache.extend import extend as run_extension
 
 
@@ -37,6 +37,12 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     \b
     ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
     """
+    missing = missing_features(store, settings["features"], settings["feature_dtype"])
+    if not missing:
+        click.echo(f"{store} keeps these features already", err=as_json)
+        if as_json:
+            print_json({"store": str(store), "adds": [], "needed_calls": 0})
+        return
     plan = plan_extension(ExtensionConfig(store=store, ledger=ledger_url_of(store, url), **settings))
     names = ", ".join(output.name for output in plan.called_outputs)
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
 
+from storage.errors import StoreUnreadable
+from storage.ledger_check import ledger_problems
+from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
-from storage.terminal import print_json
+from storage.terminal import plain, print_json
 from storage.verify import store_problems
 from teacher_cache.commands.ledger import open_ledger
 from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
@@ -23,18 +28,46 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
 
     Exit status: 0 whole, 1 not: every problem is listed.
     """
-    opened = Store.open(store)
-    ledger = open_ledger(store, ledger_url_of(store, url))
-    try:
-        problems = [str(problem) for problem in store_problems(opened, ledger)]
-        calls = ledger.summary(opened.manifest.identity.teacher.fingerprint).committed
-    finally:
-        ledger.close()
+    checked = _check(store, url)
     if as_json:
-        print_json({"store": str(store), "rows": opened.manifest.n, "calls": calls, "problems": problems})
-    elif problems:
-        click.echo("\n".join(problems))
-        click.echo(f"{store}: {len(problems)} problems")
+        print_json({"store": str(store), **asdict(checked)})
+    elif checked.problems:
+        click.echo("\n".join(plain(problem) for problem in checked.problems))
+        click.echo(f"{store}: {len(checked.problems)} problem{'s' if len(checked.problems) > 1 else ''}")
     else:
-        click.echo(f"{store}: {opened.manifest.n} rows whole, {calls} calls committed, the ledger's chain holds")
-    sys.exit(1 if problems else 0)
+        click.echo(f"{store}: {checked.rows} rows whole, {checked.calls} calls committed, the ledger's chain holds")
+    sys.exit(1 if checked.problems else 0)
+
+
+@dataclass(slots=True)
+class _Checked:
+    rows: int | None = None
+    calls: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def _check(folder: Path, url: str | None) -> _Checked:
+    """Look at store and ledger, each as far as it can be opened."""
+    checked = _Checked()
+    if not (folder / FILE_NAME).exists():
+        Manifest.load(folder)  # says that there is no store, and how to build one
+    store = ledger = None
+    try:
+        store = Store.open(folder)
+        checked.rows = store.manifest.n
+    except StoreUnreadable as error:
+        checked.problems.append(str(error))
+    try:
+        ledger = open_ledger(folder, ledger_url_of(folder, url))
+    except StoreUnreadable as error:
+        checked.problems.append(str(error))
+    if ledger is None:
+        return checked
+    with closing(ledger):
+        if store is None:
+            checked.problems += ledger_problems(ledger)
+        else:
+            checked.problems += [str(problem) for problem in store_problems(store, ledger)]
+            with suppress(StoreUnreadable):
+                checked.calls = ledger.summary(store.manifest.identity.teacher.fingerprint).committed
+    return checked

@@ -275,7 +275,8 @@ def test_tampering_is_found(ledger_url, tampering):
 
 @pytest.mark.parametrize("tampering", FILE_TAMPERINGS)
 def test_more_than_tables_of_calls_in_a_file_is_found(tmp_path, tampering):
-    require_found(f"sqlite:///{tmp_path / 'ledger.sqlite'}", FILE_TAMPERINGS[tampering])
+    with pytest.raises(StoreUnreadable, match="was not made by any release: it has a (trigger|view)"):
+        require_found(f"sqlite:///{tmp_path / 'ledger.sqlite'}", FILE_TAMPERINGS[tampering])
 
 
 def require_found(url: str, statement: str) -> None:
@@ -287,9 +288,8 @@ def require_found(url: str, statement: str) -> None:
     assert ledger_problems(ledger) == []
     ledger.close()
     assert tamper(url, statement) != 0
-    ledger = Ledger(url)
-    assert ledger_problems(ledger) != []
-    ledger.close()
+    with closing(Ledger(url)) as ledger:
+        assert ledger_problems(ledger) != []
 
 
 def test_the_head_changes_with_every_entry(ledger):
@@ -369,16 +369,21 @@ def test_a_ledger_sealed_with_a_key_is_recorded_in_and_verified_with_it_alone(le
     commit(ledger, reserve(ledger, session, 0, 3))
     assert ledger_problems(ledger) == []
     ledger.close()
-    monkeypatch.setenv("CKD_LEDGER_KEY", "another key")
-    with pytest.raises(InvalidInput, match="sealed with another key"):
-        Ledger(ledger_url)
-    monkeypatch.delenv("CKD_LEDGER_KEY")
-    ledger = Ledger(ledger_url)
-    assert ledger.summary().spent == 3, "reading needs no key"
-    for attempt in (lambda: ledger_problems(ledger), lambda: ledger.start_session(SESSION)):
-        with pytest.raises(InvalidInput, match="is sealed with a key; set it in CKD_LEDGER_KEY"):
-            attempt()
-    ledger.close()
+    for key, message in (("another key", "another key"), ("", "a key; set it in CKD_LEDGER_KEY")):
+        monkeypatch.setenv("CKD_LEDGER_KEY", key)
+        ledger = Ledger(ledger_url)
+        assert ledger.summary().spent == 3, "reading needs no key"
+        attempts = (
+            lambda ledger=ledger: ledger_problems(ledger),
+            lambda ledger=ledger: ledger.start_session(SESSION),
+            lambda ledger=ledger: ledger.record_store("5" * 32, {}),
+            lambda ledger=ledger: ledger.set_budget(TEACHER, "wrn_40_2", 9),
+        )
+        for attempt in attempts:
+            with pytest.raises(InvalidInput, match=f"is sealed with {message}"):
+                attempt()
+        assert ledger.summary().spent == 3
+        ledger.close()
 
 
 def test_a_chain_forged_without_the_key_is_found(tmp_path, monkeypatch):
@@ -398,13 +403,17 @@ def test_a_chain_forged_without_the_key_is_found(tmp_path, monkeypatch):
             hash_ = seal.hash(seq, kind, at, payload, previous)
             database.execute("UPDATE entries SET previous = ?, hash = ? WHERE seq = ?", (previous, hash_, seq))
             previous = hash_
+    forged = Ledger(path)
     with pytest.raises(InvalidInput, match="sealed with another key"):
-        Ledger(path)
+        ledger_problems(forged)
+    forged.close()
     with database:
         database.execute("UPDATE entries SET payload = replace(payload, 'hmac-', '') WHERE seq = 1")
     database.close()
+    forged = Ledger(path)
     with pytest.raises(InvalidInput, match="sealed without a key: it was begun without one, or forged"):
-        Ledger(path)
+        ledger_problems(forged)
+    forged.close()
     monkeypatch.delenv("CKD_LEDGER_KEY")
     assert ledger_problems(Ledger(path)) != [], "the genesis entry was changed after its hash was made"
 
