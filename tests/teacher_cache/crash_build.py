@@ -1,7 +1,8 @@
 """A build that kills itself: python -m tests.teacher_cache.crash_build STORE WEIGHTS FORMAT WHERE.
 
-FORMAT is zarr, hdf5, or `extend` for an extension of a store that is there. WHERE is the step of the second batch
-before which SIGKILL comes; the forwards that happened are counted in the file STORE.forwards, outside the ledger.
+FORMAT is zarr, hdf5, or `extend` for an extension of a store that is there. WHERE is the step of the second batch, or,
+with "first " in front of it, of the first one, before which SIGKILL comes; the forwards that happened are counted in
+the file STORE.forwards, outside the ledger.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     count_forwards(folder.with_name(folder.name + ".forwards"))
-    owner, step = STEPS[sys.argv[4]]
-    kill_before(owner, step, at_call=2)
+    *first, name = sys.argv[4].split()
+    owner, step = STEPS[name]
+    kill_before(owner, step, at_call=1 if first else 2)
     if sys.argv[3] == "extend":
         wanted = ExtensionConfig(
             store=folder, features="pooled", weights=Path(sys.argv[2]), batch_size=32, device="cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 
 from models import create_model, load_weights, save_weights
-from storage.errors import BudgetRefused, IdentityMismatch, InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName
+from storage.errors import (
+    BudgetRefused,
+    IdentityMismatch,
+    InvalidInput,
+    StoreBusy,
+    StoreIncomplete,
+    StoreUnreadable,
+    UnknownName,
+)
 from storage.schema import output_array
 from storage.store import Store
 from storage.views import apply_views
@@ -18,6 +27,7 @@ from teacher_cache.build import build
 from teacher_cache.convert import convert
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import plan_build
+from tests.teacher_cache.crash_build import config as crash_config
 from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
 
 
@@ -163,3 +173,59 @@ def test_other_stores_on_the_ledger_copy_from_an_extended_one(tmp_path, weights,
     assert forwards == []
     for name in ("store", "copy", "all", "fewer"):
         assert problems(tmp_path / name, url) == [], name
+
+
+@pytest.mark.parametrize("how", ["moved", "converted"])
+def test_a_store_that_is_no_longer_where_it_was_built_can_be_extended(tmp_path, weights, how):
+    folder = build_store(tmp_path / "store", weights, features="none", n=30)
+    if how == "moved":
+        folder = folder.rename(tmp_path / "elsewhere")
+    else:
+        convert(folder, "hdf5", tmp_path / "elsewhere")
+        shutil.rmtree(folder)
+        folder = tmp_path / "elsewhere"
+    report = extend(plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu")))
+    assert report.new_calls == 30
+    assert totals(folder) == (60, 0, 0)
+    assert problems(folder) == []
+
+
+def test_an_extension_settles_what_a_build_left_first(tmp_path, weights):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "commit"]
+    subprocess.run(command, capture_output=True, check=False)
+    asked = crash_config(folder, weights, "zarr", n=32)
+    assert build(plan_build(asked)).rows_valid == 32
+    Store.open(folder)
+    build(plan_build(crash_config(folder, weights, "zarr")))
+    report = extend(plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu")))
+    assert report.new_calls == 96
+    assert problems(folder) == []
+
+
+def test_an_extension_that_was_planned_for_another_store_is_not_made(tmp_path, weights, forwards):
+    folder = build_store(tmp_path / "store", weights, features="none", n=30)
+    base = {"store": folder, "weights": weights, "device": "cpu"}
+    early = plan_extension(ExtensionConfig(features="pooled", **base))
+    build(plan_build(config_of(folder, weights, features="none", n=40)))
+    del forwards[:]
+    with pytest.raises(StoreBusy, match="was grown or extended after this extension was planned"):
+        extend(early)
+    early = plan_extension(ExtensionConfig(features="pooled", **base))
+    extend(plan_extension(ExtensionConfig(features="layer1", **base)))
+    with pytest.raises(StoreBusy, match="was grown or extended"):
+        extend(early)
+    assert sum(forwards) == 40
+    assert [output.name for output in Store.open(folder).outputs] == ["logits", "layer1"]
+    assert problems(folder) == []
+
+
+def test_what_cannot_be_copied_is_found_before_a_call_is_paid(tmp_path, weights, forwards):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    one = build_store(tmp_path / "one", weights, features="none", n=20, ledger=url)
+    change(one, "train/logits", 9)
+    del forwards[:]
+    for _ in range(2):
+        with pytest.raises(StoreUnreadable, match="row 9 of .*one is not what call 10 of the ledger returned"):
+            build(plan_build(config_of(tmp_path / "two", weights, features="none", n=30, ledger=url)))
+    assert forwards == []

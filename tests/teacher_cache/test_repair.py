@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from storage.errors import StoreBusy, StoreUnreadable
-from storage.locks import FileLock
-from storage.store import Store
+from storage.errors import InvalidInput, StoreBusy, StoreUnreadable
+from storage.ledger import Ledger
+from storage.locks import CellLocks, FileLock
+from storage.store import Store, own_ledger
 from teacher_cache.build import build
 from teacher_cache.convert import convert
 from teacher_cache.plan import plan_build
@@ -159,17 +163,13 @@ def test_a_store_that_is_being_built_is_not_repaired(folder):
 
 def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
     """A builder out of reach loses its lease; another settles its calls as lost, though its rows are whole."""
-    from contextlib import closing
-
-    from storage.locks import CellLocks
-    from storage.store import own_ledger
-
     folder = tmp_path / "store"
     command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "commit"]
     subprocess.run(command, capture_output=True, check=False)
     store = Store.open(folder)
     with closing(own_ledger(folder)) as ledger:
         reserved = ledger.calls_of_store(store.manifest.store_id, "reserved")
+        committed = ledger.summary().committed
         ledger.lose([call.id for call in reserved])
         for lease in ledger.leases().values():
             ledger.take_lease(lease)
@@ -178,7 +178,7 @@ def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
             settle_store(store, ledger, locks, "another host")
     assert visible > int(Store.open(folder).valid().sum()), "what no committed call vouches for is not shown"
     report = build(plan_build(crash_config(folder, weights, "zarr")))
-    assert report.new_calls == len(reserved)
+    assert report.new_calls == 96 - committed
     assert problems(folder) == []
 
 
@@ -193,3 +193,95 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence(folder, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionError, match="Permission denied"):
         repair(folder, act=True)
+
+
+def test_an_answer_that_another_store_holds_is_taken_from_there_and_not_paid_for_again(tmp_path, weights, forwards):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    one = build_store(tmp_path / "one", weights, n=20, ledger=url)
+    two = build_store(tmp_path / "two", weights, "hdf5", n=30, ledger=url)
+    change(one, "train/logits", 5)
+    report = repair(one, ledger_url=url, act=True)
+    assert (report.restored, report.revoked) == ([5], [])
+    assert problems(one, url) == problems(two, url) == []
+    assert sum(forwards) == 30
+
+
+def test_a_copy_of_a_store_cannot_give_up_the_originals_calls(tmp_path, weights):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    one = build_store(tmp_path / "one", weights, n=20, ledger=url)
+    copy = tmp_path / "copy"
+    shutil.copytree(one, copy)
+    change(copy, "train/logits", 5)
+    for attempt in (
+        lambda: repair(copy, ledger_url=url, act=True),
+        lambda: build(plan_build(config_of(copy, weights, n=20, ledger=url))),
+    ):
+        with pytest.raises(InvalidInput, match="is a copy of the store at .*one, and both are in the same ledger"):
+            attempt()
+    report = repair(copy, ledger_url=url, copy=one, act=True)
+    assert (report.restored, report.revoked) == ([5], [])
+    assert problems(one, url) == []
+
+
+def test_what_was_given_up_is_never_adopted(tmp_path, weights):
+    """Another row's answer, with its digest, in place of a row's own: given up, charged again, and then a crash."""
+    folder = build_store(tmp_path / "store", weights, n=96, features="layer1", batch_size=32)
+    store = Store.open(folder)
+    values, _ = store.read_cell(7, store.outputs)
+    store.write_outputs([70], values)
+    store.arrays.sync()
+    assert repair(folder, act=True).dropped == [70]
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "first call"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    report = build(plan_build(crash_config(folder, weights, "zarr")))
+    assert (report.adopted_calls, report.lost_calls, report.new_calls) == (0, 1, 1)
+    assert problems(folder) == []
+
+
+def test_adopted_answers_are_made_durable_by_who_adopts_them(tmp_path, weights, monkeypatch):
+    """Whoever wrote them died before it could say that they are on the disk."""
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "publish"]
+    subprocess.run(command, capture_output=True, check=False)
+    synced, real = set(), os.fsync
+
+    def fsync(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    report = repair(folder, act=True)
+    assert report.adopted > 0
+    names = {Path(path).parent.name for path in synced}
+    assert {"logits", "layer1", "digest", "valid"} <= names
+
+
+def test_calls_are_committed_only_when_everything_written_is_on_the_disk(tmp_path, weights, monkeypatch):
+    unsynced: set[str] = set()
+    pwrite, fsync, commit = os.pwrite, os.fsync, Ledger.commit
+
+    def name_of(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+
+    def watched_write(descriptor, *rest):
+        unsynced.add(name_of(descriptor))
+        return pwrite(descriptor, *rest)
+
+    def watched_sync(descriptor):
+        unsynced.discard(name_of(descriptor))
+        fsync(descriptor)
+
+    commits = []
+
+    def watched_commit(self, *rest):
+        commits.append(len(unsynced))
+        commit(self, *rest)
+
+    monkeypatch.setattr(os, "pwrite", watched_write)
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Ledger, "commit", watched_commit)
+    for array_format in FORMATS:
+        build_store(tmp_path / array_format, weights, array_format, n=96)
+    assert len(commits) >= 6
+    assert set(commits) == {0}

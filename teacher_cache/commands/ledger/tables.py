@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from storage.terminal import plain
+
 _WIDTH_WITHOUT_TERMINAL = 200
 _LISTED = ("id", "status", "teacher", "purpose", "run", "sample", "row", "view", "reserved_at", "settled_at")
 
@@ -38,8 +40,3 @@ def print_table(headers: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     # Names in a ledger may be anybody's: they are not read as markup.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
     Console(markup=False, highlight=False, width=width).print(table)
-
-
-def plain(text: str) -> str:
-    """Text that is safe to show: characters that a terminal would act on are question marks."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

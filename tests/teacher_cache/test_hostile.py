@@ -1,0 +1,222 @@
+"""A store from a stranger, and a ledger that lies: nothing outside the folder is touched, nothing hangs or is paid."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from storage.errors import CKDError, InvalidInput, StoreUnreadable
+from storage.ledger import Ledger
+from storage.manifest import Manifest, _digest
+from storage.store import Store
+from teacher_cache.build import build
+from teacher_cache.cli import main
+from teacher_cache.plan import plan_build
+from teacher_cache.repair import repair
+from tests.conftest import run_command
+from tests.teacher_cache.damage import build_store, config_of, problems
+
+
+@pytest.fixture
+def folder(tmp_path, weights) -> Path:
+    return build_store(tmp_path / "store", weights, n=20, features="pooled")
+
+
+def run(*arguments: object) -> Result:
+    """A command in this process, which is quicker; what it does not catch is a traceback to a user."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def snapshot(place: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file() and not path.is_symlink()}
+
+
+def rewrite_manifest(folder: Path, **changes) -> None:
+    """As somebody who knows how the digest is made."""
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["digest"]
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        place = document
+        for part in outer:
+            place = place[part]
+        place[last] = value
+    path.write_text(json.dumps({**document, "digest": _digest(document)}))
+
+
+@pytest.mark.parametrize(
+    "part", ["data.zarr", "data.zarr/train", "data.zarr/train/logits", "data.zarr/train/logits/zarr.json"]
+)
+def test_a_link_to_another_place_is_not_followed(folder, tmp_path, part):
+    outside = tmp_path / "outside"
+    shutil.copytree(folder, outside)
+    victim = folder / part
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    victim.symlink_to(outside / part)
+    before = snapshot(outside)
+    for command in (("info",), ("verify",), ("repair", "--yes")):
+        result = run(*command, "--store", folder)
+        assert result.exit_code in (1, 2), result.stdout
+    assert snapshot(outside) == before
+
+
+def test_a_chunk_that_is_a_link_is_neither_read_nor_written(folder, tmp_path):
+    outside = tmp_path / "secret"
+    chunk = folder / "data.zarr" / "train" / "logits" / "c.0.0.0"
+    shutil.copy(chunk, outside)
+    chunk.unlink()
+    chunk.symlink_to(outside)
+    with pytest.raises(StoreUnreadable, match=r"c\.0\.0\.0"):
+        Store.open(folder).read_outputs(["logits"], 20)
+    before = outside.read_bytes()
+    with pytest.raises((CKDError, OSError)):
+        repair(folder, act=True)
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "data.zarr/train/logits/zarr.json",
+        "data.zarr/train/logits/c.0.0.0",
+        "ledger.sqlite",
+        "ledger.sqlite-journal",
+    ],
+)
+def test_a_pipe_in_place_of_a_file_does_not_make_anybody_wait(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    commands = (("verify", "--json"), ("repair", "--yes")) if "c.0" in name else (("verify", "--json"),)
+    for command in commands:
+        result = run_command("ckd-cache", *command, "--store", folder)
+        assert "Traceback" not in result.stderr, result.stderr
+        assert result.returncode in (0, 1, 2)
+
+
+def test_a_file_of_somebody_else_beside_the_ledger_is_not_written_to(folder, tmp_path):
+    outside = tmp_path / "precious"
+    outside.write_bytes(b"years of work")
+    os.link(outside, folder / "ledger.sqlite-shm")
+    result = run("verify", "--store", folder)
+    assert "is no file of its own" in result.stdout + result.stderr
+    assert outside.read_bytes() == b"years of work"
+
+
+def test_where_an_own_ledger_says_other_stores_are_is_not_looked_at(folder, tmp_path, weights):
+    victim = build_store(tmp_path / "victim", weights, n=20, features="pooled")
+    before = snapshot(victim)
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as database, database:
+        victim_id = Manifest.load(victim).store_id
+        database.execute("UPDATE sessions SET location = ?, store = ?", (str(victim), victim_id))
+        database.execute("UPDATE calls SET status = 'reserved', settled_in = NULL, output_digest = NULL WHERE id > 10")
+    store = Store.open(folder)
+    store.retract(range(20))
+    with pytest.raises(CKDError):
+        build(plan_build(config_of(folder, weights, n=20, features="pooled")))
+    after = snapshot(victim)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity__dataset__name": "\x1b]0;owned\x07"}, "dataset.name"),
+        ({"identity__dataset__name": "\ud800"}, "dataset.name"),
+        ({"identity__teacher__name": "resnet8; touch owned #"}, "teacher.name"),
+        ({"ledger": "x\x1b[31m"}, "ledger"),
+        ({"samples": {}}, "samples"),
+        ({"samples": {"train/secret": "0" * 64}}, "samples"),
+        ({"identity__outputs": [{"name": "logits", "shape": [1] * 80, "dtype": "float32"}]}, "impossible shape"),
+        ({"n": 1 << 30}, "n is"),
+        ({"n": 1 << 23}, "rows"),
+    ],
+)
+def test_a_manifest_that_no_build_writes_is_a_sentence(folder, changes, message):
+    rewrite_manifest(folder, **changes)
+    for command in (("info",), ("verify",), ("repair",)):
+        result = run(*command, "--store", folder)
+        assert result.exit_code in (1, 2)
+        assert message in result.stdout + result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_commands_that_are_suggested_can_be_pasted(tmp_path, weights):
+    folder = build_store(tmp_path / "my store; echo owned", weights, n=20)
+    (folder / "data.zarr" / "train" / "valid" / "c.0.0").unlink()
+    printed = run("verify", "--store", folder).stdout
+    assert f"ckd-cache repair --store '{folder}'" in printed
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "train/logits/zarr.json"])
+def test_verify_lists_what_it_cannot_open_as_a_problem(folder, name):
+    (folder / "data.zarr" / name).unlink()
+    result = run("verify", "--store", folder, "--json")
+    assert result.exit_code == 1, result.stderr
+    assert len(json.loads(result.stdout)["problems"]) >= 1
+
+
+def test_repair_deletes_nothing_that_somebody_else_put_there(folder):
+    kept = [folder / name for name in ("data-backup.h5", "data_mine.zarr", "database.h5", "notes.partial")]
+    for path in kept:
+        path.write_text("mine")
+    (folder / ".odd.partial").mkdir()
+    (folder / "extension.json").write_text("{}")
+    (folder / "data-3.zarr").mkdir()
+    assert repair(folder, act=True).files == ["data-3.zarr", "extension.json"]
+    assert all(path.exists() for path in kept)
+    assert not (folder / "data-3.zarr").exists()
+
+
+def test_a_ledger_that_was_rolled_back_does_not_have_calls_paid_again(tmp_path, weights, forwards):
+    folder = build_store(tmp_path / "store", weights, n=20)
+    older = (folder / "ledger.sqlite").read_bytes()
+    build(plan_build(config_of(folder, weights, n=40)))
+    (folder / "ledger.sqlite").write_bytes(older)
+    with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+        rewrite_manifest(folder, ledger_head=ledger.head())
+    del forwards[:]
+    with pytest.raises(StoreUnreadable, match="the ledger knows no call for 20 answers .*: it was replaced or rolled"):
+        build(plan_build(config_of(folder, weights, n=60)))
+    assert forwards == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:s3c@ret@h/db",
+        "postgresql:/u:s3cret@h/db",
+        "//u:s3cret@h/db",
+        "postgres:u:s3cret@h",
+        "postgresql://h/db?sslpassword=s3cret",
+        "postgresql://h/db?Password=s3cret",
+        "postgresql://h/dbname=x password=s3cret",
+        "postgresql://u:s3cret@h:abc/db",
+        "mysql://u:s3cret@h/db",
+        "mysql+pymysql://u:s3cret@h/db",
+    ],
+)
+def test_a_url_with_a_slip_in_it_shows_no_password(url, tmp_path):
+    with pytest.raises(InvalidInput) as refused:
+        Ledger(url, create=True)
+    assert "s3c" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strangers_rows_in_a_ledger_are_a_sentence(folder):
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as database, database:
+        database.execute("UPDATE calls SET output_digest = x'0102030405' WHERE id = 3")
+        database.execute("UPDATE entries SET payload = '{\"seconds\":NaN}' WHERE kind = 'commit'")
+    for command in (("verify",), ("ledger", "verify"), ("ledger", "summary", "--json"), ("ledger", "list")):
+        run(*command, "--store", folder)
+    assert problems(folder) != []
