@@ -17,6 +17,7 @@ import os
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -26,6 +27,8 @@ import numpy as np
 from storage.durable import reporting_full_disk
 from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
+
+_NUM_THREADS = 8
 
 
 class ArrayFile(ABC):
@@ -112,13 +115,14 @@ class ArrayFile(ABC):
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk."""
-        with reporting_full_disk(self.path):
-            for path in list(self._unsynced):
-                descriptor = self._unsynced.pop(path)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        descriptors, self._unsynced = list(self._unsynced.values()), {}
+        try:
+            with reporting_full_disk(self.path), ThreadPoolExecutor(_NUM_THREADS) as pool:
+                # Side by side, where there are many files: each waits for the disk.
+                list(pool.map(os.fsync, descriptors) if len(descriptors) > _NUM_THREADS else map(os.fsync, descriptors))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def unreadable(self, name: str, why: object) -> StoreUnreadable:
         """The error for an array that cannot be read."""

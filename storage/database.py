@@ -168,6 +168,8 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except sa.exc.IntegrityError:
+            raise  # what our own indexes refuse is our own affair
         except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
             reason = " ".join(str(error.orig).split())
             sentence = f"the ledger at {self.shown_url} cannot be used ({reason}); nothing was charged by this step"

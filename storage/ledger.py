@@ -350,47 +350,53 @@ class Ledger:
             StoreBusy: the session's lease was taken away.
         """
 
-        def work(connection: sa.Connection) -> Reservation:
-            if connection.execute(sa.select(leases.c.session).where(leases.c.session == session)).first() is None:
-                raise lease_lost()
-            who = connection.execute(sa.select(sessions).where(sessions.c.id == session)).one()
-            known = _known(connection, who.account, [request.input_digest for request in requests])
-            # An answer that was lost on its way back: the calls are charged, and ours.
-            ids = {
-                digest: call.id
-                for digest, found in known.items()
-                for call in found
-                if call.session == session and call.status == "reserved"
-            }
-            wanted = set(who.outputs.split(",")) if who.purpose == "extend" else set()
-            answered = {
-                digest: answers
-                for digest, found in known.items()
-                if digest not in ids and (answers := [call for call in found if wanted <= set(call.outputs)])
-            }
-            new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
-            if new:
-                repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in known.items()}
-                ids |= self._charge(connection, session, who.account, new, repeats)
-            return Reservation(ids, answered)
+        try:
+            # Mostly nobody has asked for these inputs: then the index says so, and nothing has to be looked up.
+            return self._record(lambda connection: self._reserve_new(connection, session, requests))
+        except (sa.exc.IntegrityError, BudgetRefused):
+            return self._record(lambda connection: self._reserve_unknown(connection, session, requests))
 
-        return self._record(work)
+    def _reserve_new(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
+        who = _leaseholder(connection, session)
+        return Reservation(self._charge(connection, session, who, requests, {}) if requests else {}, {})
+
+    def _reserve_unknown(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
+        who = _leaseholder(connection, session)
+        known = _known(connection, who.account, [request.input_digest for request in requests])
+        # An answer that was lost on its way back: the calls are charged, and ours.
+        ids = {
+            digest: call.id
+            for digest, found in known.items()
+            for call in found
+            if call.session == session and call.status == "reserved"
+        }
+        wanted = set(who.outputs.split(",")) if who.purpose == "extend" else set()
+        answered = {
+            digest: answers
+            for digest, found in known.items()
+            if digest not in ids and (answers := [call for call in found if wanted <= set(call.outputs)])
+        }
+        new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
+        if new:
+            repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in known.items()}
+            ids |= self._charge(connection, session, who, new, repeats)
+        return Reservation(ids, answered)
 
     def _charge(
         self,
         connection: sa.Connection,
         session: int,
-        account: int,
+        who: Any,
         requests: Sequence[CallRequest],
         repeats: Mapping[bytes, int],
     ) -> dict[bytes, int]:
-        _check_account(connection.execute(sa.select(accounts).where(accounts.c.id == account)).one(), len(requests))
+        _check_account(who, len(requests))
         first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
         rows: list[dict[str, Any]] = [
             {
                 "id": first + place,
                 "session": session,
-                "account": account,
+                "account": who.account,
                 "status": "reserved",
                 "input_digest": request.input_digest,
                 "repeat": repeats.get(request.input_digest, 0),
@@ -410,7 +416,7 @@ class Ledger:
         }
         seq = self._append(connection, "reserve", payload)
         connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
-        _move(connection, account, {"reserved": len(rows)})
+        _move(connection, who.account, {"reserved": len(rows)})
         return {request.input_digest: first + place for place, request in enumerate(requests)}
 
     def commit(self, answers: Mapping[int, bytes], seconds: float = 0.0) -> None:
@@ -443,8 +449,8 @@ class Ledger:
     def _settle(self, kind: str, answers: Mapping[int, bytes | None], details: Mapping[str, Any]) -> int:
         status = SETTLED_STATUS[kind]
 
-        def work(connection: sa.Connection) -> int:
-            settled = sorted(_reserved_only(connection, answers).items())
+        def work(connection: sa.Connection, answers: Mapping[int, bytes | None] = answers) -> int:
+            settled = sorted(answers.items())
             if not settled:
                 return 0
             who = connection.execute(sa.select(calls.c.session, calls.c.account).where(calls.c.id == settled[0][0]))
@@ -458,14 +464,24 @@ class Ledger:
             seq = self._append(connection, kind, payload)
             connection.execute(
                 sa.update(calls)
-                .where(calls.c.id == sa.bindparam("call"))
+                .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
                 .values(status=status, settled_in=seq, output_digest=sa.bindparam("digest")),
                 [{"call": id_, "digest": digest} for id_, digest in settled],
             )
+            changed = sa.select(sa.func.count()).where(
+                calls.c.id.between(settled[0][0], settled[-1][0]), calls.c.settled_in == seq
+            )
+            if connection.execute(changed).scalar_one() != len(settled):
+                raise _SettledBeforeError
             _move(connection, account, {"reserved": -len(settled), status: len(settled)})
             return len(settled)
 
-        return self._record(work) if answers else 0
+        if not answers:
+            return 0
+        try:
+            return self._record(work)
+        except _SettledBeforeError:
+            return self._record(lambda connection: work(connection, _reserved_only(connection, answers)))
 
     def revoke(self, ids: Sequence[int]) -> int:
         """Mark committed calls of one teacher lost, since their outputs are damaged and nowhere else."""
@@ -559,7 +575,26 @@ def ledger_exists(url: str | Path) -> bool:
         database.close()
 
 
+def _leaseholder(connection: sa.Connection, session: int) -> Any:
+    """Session and account of a session that has its lease; raises `StoreBusy` for one that has not."""
+    columns = (sessions.c.account, sessions.c.purpose, sessions.c.outputs, accounts.c.name, accounts.c.budget)
+    query = (
+        sa.select(*columns, *(accounts.c[name] for name in _COUNTS))
+        .join(sessions, leases.c.session == sessions.c.id)
+        .join(accounts, sessions.c.account == accounts.c.id)
+        .where(leases.c.session == session)
+    )
+    who = connection.execute(query).first()
+    if who is None:
+        raise lease_lost()
+    return who
+
+
 SETTLED_STATUS = {"commit": "committed", "lose": "lost"}
+
+
+class _SettledBeforeError(Exception):
+    """Some of these calls are not reserved any more."""
 
 
 def lease_lost() -> StoreBusy:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
 
 _MAX_METADATA_BYTES = 1 << 20
+_NUM_THREADS = 8
 
 
 class DurableStore(LocalStore):
@@ -155,8 +157,9 @@ def _is_short(file: Path, spec: ArraySpec) -> bool:
 
 
 def _make_chunks(path: Path, spec: ArraySpec, rows: int) -> None:
-    for chunk in range(-(-rows // spec.chunk_rows)):
-        file = _chunk_file(path, spec, chunk)
-        if _is_short(file, spec):
-            allocate(file, spec.chunk_rows * spec.row_bytes)
+    chunks = (_chunk_file(path, spec, chunk) for chunk in range(-(-rows // spec.chunk_rows)))
+    # Many small files, each of which waits for the disk.
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        short = [file for file in chunks if _is_short(file, spec)]
+        list(pool.map(lambda file: allocate(file, spec.chunk_rows * spec.row_bytes), short))
     fsync_path(path / spec.name)

@@ -362,11 +362,14 @@ def test_a_corrupt_ledger_is_a_sentence(built_store, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(built_store, broken)
     (broken / LEDGER_FILE).write_bytes(b"garbage" * 1000)
-    for command in (("ledger", "summary"), ("ledger", "verify"), ("verify",)):
+    for command in (("ledger", "summary"), ("ledger", "verify")):
         result = run_command("ckd-cache", *command, "--store", broken)
         assert result.returncode == 2
         assert "cannot be used" in result.stderr
         assert "Traceback" not in result.stderr
+    verified = run_command("ckd-cache", "verify", "--store", broken)
+    assert verified.returncode == 1
+    assert "cannot be used" in verified.stdout, "for a store it is one problem among others"
 
 
 def test_the_installed_commands_have_help_with_their_exit_codes():

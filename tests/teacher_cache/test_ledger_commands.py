@@ -175,7 +175,7 @@ def test_names_in_a_strangers_ledger_are_shown_as_they_are(tmp_path):
         make_calls(ledger, FIRST, "[red]\x1b[2Jnet", range(3))
     for command in ("list", "summary", "budget"):
         shown = run(command, "--ledger", tmp_path / "l.sqlite").stdout
-        assert "[red]?[2Jnet" in shown
+        assert "[red]\\x1b[2Jnet" in shown
 
 
 def test_entries_that_no_release_writes_are_a_sentence(shared):

@@ -415,7 +415,7 @@ def test_a_build_outlasts_a_server_that_is_started_again(builders, tmp_path, pos
 
 def test_a_lease_ends_only_while_it_is_watched():
     now = [0.0]
-    watch, lease = Watch(LEASE_SECONDS, clock=lambda: now[0]), Lease(session=1, store="s", host="h", beat=7)
+    watch, lease = Watch(LEASE_SECONDS, clock=lambda: now[0]), Lease(1, "s", "/s", "h", beat=7)
     assert watch.silent({1: lease}) == []
     now[0] += 10 * LEASE_SECONDS  # the server was away, or this machine asleep: nobody could show that it lives
     assert watch.silent({1: lease}) == []
