@@ -25,7 +25,7 @@ test: $(INSTALLED)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-slow: $(INSTALLED)  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest -n auto

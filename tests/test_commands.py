@@ -161,6 +161,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_pat
     assert run_command("ckd-cache", "verify", "--store", tmp_path / "store").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_small_disk_that_really_fills(build, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -177,6 +178,7 @@ def test_a_small_disk_that_really_fills(build, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_store_in_a_folder_that_cannot_be_written_to(build, tmp_path):
     store, base = tmp_path / "store", ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if os.geteuid() or not shutil.which("setpriv"):

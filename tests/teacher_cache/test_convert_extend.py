@@ -136,6 +136,7 @@ def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights
         plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["reserve", "write", "commit"])
 def test_a_killed_extension_leaves_the_old_store_and_goes_on(tmp_path, weights, step):
     folder = build_store(tmp_path / "store", weights, n=96, features="layer1")

@@ -84,6 +84,7 @@ def test_a_chunk_that_is_a_link_is_neither_read_nor_written(folder, tmp_path):
     assert outside.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -239,6 +239,7 @@ def test_many_builders_of_one_store_make_its_calls_once_even_when_most_are_kille
     assert forwards(tmp_path) <= totals.spent <= n + 5 * MOST_LOST
 
 
+@pytest.mark.slow
 def test_builders_that_nothing_happens_to_lose_nothing(builders, job, tmp_path, ledger_url):
     started = [builders.start(job(f"builder{place}", slow_ms=15)) for place in range(3)]
     outcomes = [builder.wait() for builder in started]
@@ -249,17 +250,18 @@ def test_builders_that_nothing_happens_to_lose_nothing(builders, job, tmp_path, 
     assert (totals.committed, totals.spent, forwards(tmp_path)) == (N, N, N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ledger_url", "step"),
     [
         ("sqlite", "call"),
         ("postgresql", "write"),
-        pytest.param("sqlite", "answer", marks=pytest.mark.slow),
-        pytest.param("sqlite", "write", marks=pytest.mark.slow),
-        pytest.param("sqlite", "commit", marks=pytest.mark.slow),
-        pytest.param("postgresql", "call", marks=pytest.mark.slow),
-        pytest.param("postgresql", "answer", marks=pytest.mark.slow),
-        pytest.param("postgresql", "commit", marks=pytest.mark.slow),
+        ("sqlite", "answer"),
+        ("sqlite", "write"),
+        ("sqlite", "commit"),
+        ("postgresql", "call"),
+        ("postgresql", "answer"),
+        ("postgresql", "commit"),
     ],
     indirect=["ledger_url"],
 )
@@ -547,6 +549,7 @@ def test_processes_that_make_a_ledger_at_the_same_moment_all_succeed(tmp_path, l
         assert connection.execute(sa.text("SELECT kind FROM entries")).scalars().all() == ["genesis"]
 
 
+@pytest.mark.slow
 def test_a_ledgers_password_is_written_and_said_nowhere(tmp_path, postgres, weights):
     url, store = postgres.new_database(), tmp_path / "store"
     asked = ["--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--n", 16, "--device", "cpu"]
