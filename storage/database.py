@@ -94,7 +94,7 @@ class Database:
             except _ServerGone as gone:
                 left = patience - (time.monotonic() - started)
                 if left <= 0:
-                    raise StoreUnreadable(str(gone)) from gone
+                    raise StoreUnreadable(f"{gone}; nothing was charged by this step") from gone
                 log.warning("%s; trying again for %.0f s", gone, left)
                 time.sleep(min(wait, left))
                 wait = min(2 * wait, _MAX_WAIT_SECONDS)
@@ -172,7 +172,7 @@ class Database:
             raise  # what our own indexes refuse is our own affair
         except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
             reason = " ".join(str(error.orig).split())
-            sentence = f"the ledger at {self.shown_url} cannot be used ({reason}); nothing was charged by this step"
+            sentence = f"the ledger at {self.shown_url} cannot be used ({reason})"
             if self.file is not None and ("disk is full" in reason or "disk I/O error" in reason):
                 raise DiskFull(
                     f"no room left to write {self.shown_url}, or its disk fails ({reason}); free some space, then run "
@@ -181,7 +181,7 @@ class Database:
             is_gone = self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
             if is_gone or "database is locked" in reason:
                 raise _ServerGone(sentence) from error
-            raise StoreUnreadable(sentence) from error
+            raise StoreUnreadable(f"{sentence}; nothing was charged by this step") from error
         except (UnicodeDecodeError, OverflowError) as error:
             # SQLite hands out whatever bytes a damaged file holds.
             raise StoreUnreadable(f"the ledger at {self.shown_url} is damaged ({error})") from error

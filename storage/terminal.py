@@ -60,6 +60,8 @@ class CommandGroup(click.Group):
 
 def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None:
     context.meta["debug"] = debug
+    # A server that goes away is said once, by us.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     logging.basicConfig(
         level="INFO",
         format="%(message)s",

@@ -125,12 +125,16 @@ class ZarrArrays(ArrayFile):
         try:
             found = json.loads(parts[-1].read_bytes())
             rows = found["shape"][0]
-            same = {key: found[key] for key in _metadata(spec, 0)} == _metadata(spec, rows)
+            same = {**_OPTIONAL_METADATA, **found} == {**_OPTIONAL_METADATA, **_metadata(spec, rows)}
         except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise self.unreadable(name, f"its zarr.json is damaged: {error!r}") from error
         if type(rows) is not int or not same:
             raise self.unreadable(name, f"it is not laid out in plain chunks of {spec.dtype} rows of {spec.row_shape}")
         return rows
+
+
+# What the library may write besides, or leave out.
+_OPTIONAL_METADATA = {"fill_value": 0, "attributes": {}, "storage_transformers": []}
 
 
 def _metadata(spec: ArraySpec, rows: int) -> dict[str, Any]:
