@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.digest import input_digests
-from storage.errors import CKDError, StoreUnreadable
+from storage.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger, RecordedCall
 from storage.ledger_check import ledger_problems
@@ -77,16 +77,17 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
         source = None if copy is None else Store.open(copy)
         with closing(open_ledger_of(store, ledger_url)) as ledger:
             _require_sound_ledger(ledger)
-            if copy is None:
-                require_only_place(store, ledger)
+            is_original = _is_original(store, ledger, copy)
             _require_inputs(store)
             report = RepairReport(files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
                 str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows)
             ]
-            _look_at_leftovers(store, ledger, report)
+            if is_original:
+                _look_at_leftovers(store, ledger, report)
             if act:
                 store.arrays.make_missing(store.manifest.rows)
+            if act and is_original:
                 with CellLocks(folder / CELL_LOCK) as locks:
                     settle_store(store, ledger, locks, this_host())
             _repair_cells(inspect(store, ledger), ledger, source, report, act=act)
@@ -94,6 +95,17 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
                 _delete(folder, report.files)
                 store.record_ledger_head(ledger.head())
     return report
+
+
+def _is_original(store: Store, ledger: Ledger, copy: Path | None) -> bool:
+    """Whether the calls are this folder's to settle; a copy may only be repaired from what it was copied from."""
+    try:
+        require_only_place(store, ledger)
+    except InvalidInput:
+        if copy is None:
+            raise
+        return False
+    return True
 
 
 def _require_sound_ledger(ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from storage.errors import InvalidInput, StoreBusy, StoreUnreadable
-from storage.ledger import Ledger
+from storage.ledger import CallRequest, Ledger, Session
 from storage.locks import CellLocks, FileLock
 from storage.store import Store, own_ledger
 from teacher_cache.build import build
@@ -285,3 +285,30 @@ def test_calls_are_committed_only_when_everything_written_is_on_the_disk(tmp_pat
         build_store(tmp_path / array_format, weights, array_format, n=96)
     assert len(commits) >= 6
     assert set(commits) == {0}
+
+
+def test_a_copy_that_is_repaired_leaves_the_originals_calls_in_hand_alone(tmp_path, weights):
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    one = build_store(tmp_path / "one", weights, n=20, ledger=url)
+    copy = tmp_path / "copy"
+    shutil.copytree(one, copy)
+    change(copy, "train/logits", 5)
+    store = Store.open(one)
+    with closing(Ledger(url)) as ledger:
+        session = ledger.start_session(
+            Session(
+                teacher=store.manifest.identity.teacher.fingerprint,
+                teacher_name="resnet8",
+                store=store.manifest.store_id,
+                location=str(one),
+                purpose="build",
+                device="cpu",
+                precision="fp32",
+                outputs=tuple(output.name for output in store.outputs),
+                host="another machine",
+            )
+        )
+        ledger.reserve(session, [CallRequest(b"x" * 16, 1, 19, 0)])
+        ledger.end_session(session)
+        repair(copy, ledger_url=url, copy=one, act=True)
+        assert len(ledger.unsettled_calls(session)) == 1
