@@ -116,6 +116,7 @@ def test_what_killed_writers_left_is_deleted(folder):
 
 
 @pytest.mark.parametrize("step", ["call", "commit"])
+@pytest.mark.slow
 def test_calls_of_a_killed_build_are_settled(tmp_path, weights, step):
     folder = tmp_path / "store"
     command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", step]
@@ -161,6 +162,7 @@ def test_a_store_that_is_being_built_is_not_repaired(folder):
             repair(folder, act=True)
 
 
+@pytest.mark.slow
 def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
     """A builder out of reach loses its lease; another settles its calls as lost, though its rows are whole."""
     folder = tmp_path / "store"
@@ -223,6 +225,7 @@ def test_a_copy_of_a_store_cannot_give_up_the_originals_calls(tmp_path, weights)
     assert problems(one, url) == []
 
 
+@pytest.mark.slow
 def test_what_was_given_up_is_never_adopted(tmp_path, weights):
     """Another row's answer, with its digest, in place of a row's own: given up, charged again, and then a crash."""
     folder = build_store(tmp_path / "store", weights, n=96, features="layer1", batch_size=32)

@@ -306,6 +306,7 @@ def test_a_builder_that_is_stopped_in_the_middle_of_a_transaction_does_not_stop_
     assert forwards(tmp_path) <= totals.spent
 
 
+@pytest.mark.slow
 def test_stores_that_are_built_at_once_on_one_ledger_make_the_same_calls_once(builders, job, tmp_path, ledger_url):
     start_at = time.time() + 0.3
     started = [
@@ -324,6 +325,7 @@ def test_stores_that_are_built_at_once_on_one_ledger_make_the_same_calls_once(bu
     require_same_content(tmp_path / "zarr", tmp_path / "hdf5")
 
 
+@pytest.mark.slow
 def test_stores_that_are_built_at_once_cannot_pass_a_budget_together(builders, job, tmp_path, ledger_url):
     budget, start_at = N + N // 2 + 3, time.time() + 0.3
     started = [
@@ -371,6 +373,7 @@ def test_a_budget_that_is_just_enough_is_enough_for_a_builder_that_joins(builder
 
 
 @pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.slow
 def test_a_builder_that_comes_while_a_store_is_being_made_waits_or_goes_on(builders, tmp_path, weights, dies):
     job = jobs_on(None, tmp_path, weights)
     # The store is there, and its ledger is not yet.
@@ -385,6 +388,7 @@ def test_a_builder_that_comes_while_a_store_is_being_made_waits_or_goes_on(build
     assert (totals.committed, totals.spent, forwards(tmp_path)) == (N, N, N)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_being_made_is_not_taken_for_a_broken_one(builders, job, tmp_path, ledger_url):
     maker = builders.start(job("maker", stop_at="begin", stop_in=1))
     maker.wait_until_stopped()
@@ -399,6 +403,7 @@ def test_a_ledger_that_is_being_made_is_not_taken_for_a_broken_one(builders, job
 # A server that goes away
 
 
+@pytest.mark.slow
 def test_a_build_outlasts_a_server_that_is_started_again(builders, tmp_path, postgres, weights):
     url = postgres.new_database()
     builder = builders.start(jobs_on(url, tmp_path, weights)("builder", slow_ms=10, lease_seconds=60.0))
@@ -536,6 +541,7 @@ def proxy_that_loses_commits(port: int, *, every: int, reaches_server: bool):
 # Opening a ledger
 
 
+@pytest.mark.slow
 def test_processes_that_make_a_ledger_at_the_same_moment_all_succeed(tmp_path, ledger_url):
     program = (
         "import sys, time; from storage.ledger import Ledger; time.sleep(max(0, float(sys.argv[2]) - time.time()));"
@@ -572,6 +578,7 @@ def test_a_ledgers_password_is_written_and_said_nowhere(tmp_path, postgres, weig
 
 
 @pytest.mark.parametrize("fault", ["a wrong password", "no such database", "a stopped server"])
+@pytest.mark.slow
 def test_a_server_that_refuses_is_named_without_the_password(postgres, fault):
     url, password = postgres.new_database(), postgres.password
     if fault == "a wrong password":
