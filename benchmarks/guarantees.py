@@ -24,7 +24,7 @@ import torch
 from benchmarks.measure import take_turns
 from benchmarks.stage_one import make_images
 from models import create_model, save_weights
-from storage.ledger import CallRequest, Reservation, Summary
+from storage.ledger_records import CallRequest, Reservation, Summary
 from teacher_cache import build as build_module
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, plan_build

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 
-from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
+from storage.ledger_records import CallRequest, Session
 from tests.postgres import PostgresServer, postgres_binaries
 
 _OUTPUTS = ("logits", "layer1", "layer2", "layer3", "pooled")

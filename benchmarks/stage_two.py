@@ -18,20 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Timing, take_turns
+from benchmarks.random_store import make_store
 from models import create_model
 from models.compute import Compute
-from storage.digest import input_digests
-from storage.ledger import CallRequest, Ledger, Session
-from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
-from storage.schema import OutputSpec
-from storage.store import LEDGER_FILE, Store
-from storage.views import Normalisation, ViewGeometry, sample_views
-from student_train.data import StudentData
 from student_train.methods import parse_method
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
@@ -59,9 +52,8 @@ def main(student: str, n: int, steps: int, rounds: int, peak: str | None, store:
             subjects[f"bare, {passes} x 64 images"] = bare_steps(student, passes, steps, compute)
         for method in METHODS:
             recipe = parse_method(method)
-            data = StudentData.load(folder / "store", n, recipe.needs, compute)
             config = TrainConfig(student=student, method=method)
-            trainer = Trainer(config, data, recipe, RunFolder(folder / "run"))
+            trainer = Trainer.open(config, folder / "store", n, recipe, compute, RunFolder(folder / "run"))
             subjects[method] = lambda trainer=trainer: train_steps(trainer, steps)
         timings = take_turns(rounds, subjects)
         print_timings(student, steps, compute, timings)
@@ -82,9 +74,8 @@ def print_timings(student: str, steps: int, compute: Compute, timings: dict[str,
 
 def print_peak_memory(student: str, store: Path, n: int, method: str) -> None:
     compute = Compute.choose()
-    recipe = parse_method(method)
-    data = StudentData.load(store, n, recipe.needs, compute)
-    trainer = Trainer(TrainConfig(student=student, method=method), data, recipe, RunFolder(store / "unused"))
+    config = TrainConfig(student=student, method=method)
+    trainer = Trainer.open(config, store, n, parse_method(method), compute, RunFolder(store / "unused"))
     train_steps(trainer, 3)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     device = ""
@@ -120,55 +111,6 @@ def train_steps(trainer: Trainer, steps: int) -> None:
     for _ in range(steps):
         trainer.train_step()
     trainer.data.compute.synchronise()
-
-
-def make_store(folder: Path, n: int) -> None:
-    """A whole store of random images and logits, written as a build writes it."""
-    rng = np.random.default_rng(0)
-    geometry = ViewGeometry(image_size=32, crop_size=32, padding=4)
-    identity = Identity(
-        teacher=TeacherIdentity(
-            name="wrn_40_2",
-            fingerprint="0" * 64,
-            num_classes=100,
-            normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-            precision="fp32",
-        ),
-        dataset=DatasetIdentity(name="random", digest="0" * 64, classes=tuple(map(str, range(100)))),
-        geometry=geometry,
-        seed=0,
-        views=1,
-        view_policy="augmented",
-        outputs=(OutputSpec("logits", (100,), "float32"),),
-    )
-    samples = {}
-    for split, count in (("train", n), ("val", n // 4), ("test", 100)):
-        samples[f"{split}/images"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        samples[f"{split}/labels"] = rng.integers(0, 100, count)
-        samples[f"{split}/source_index"] = np.arange(count)
-    samples["train/views"] = sample_views(
-        geometry, "augmented", seed=0, source_index=samples["train/source_index"], num_views=1
-    )
-    store = Store.create(folder, identity, array_format="zarr", samples=samples)
-    ledger = Ledger(folder / LEDGER_FILE, create=True)
-    session = Session(
-        teacher="0" * 64,
-        teacher_name="wrn_40_2",
-        store=store.manifest.store_id,
-        location=str(folder),
-        purpose="build",
-        device="cpu",
-        precision="fp32",
-        outputs=("logits",),
-        host="here",
-    )
-    inputs = input_digests(samples["train/images"], samples["train/views"], geometry)
-    requests = [CallRequest(row[0], place, place, 0) for place, row in enumerate(inputs)]
-    ids = ledger.reserve(ledger.start_session(session), requests).ids.values()
-    digests = store.write_outputs(range(n), {"logits": rng.normal(size=(n, 100)).astype(np.float32)})
-    store.publish(range(n))
-    ledger.commit({id_: digest.tobytes() for id_, digest in zip(ids, digests, strict=True)})
-    ledger.close()
 
 
 if __name__ == "__main__":

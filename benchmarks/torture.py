@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from torch import Tensor
 from models import Representation, create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls, entries
+from storage.schema import OutputSpec
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
@@ -159,10 +160,10 @@ def count_alone() -> None:
     """Count each forward before it happens, and pass each image through the teacher alone."""
     call = Teacher.call
 
-    def counted(self: Teacher, views: Tensor) -> Representation:
+    def counted(self: Teacher, views: Tensor, outputs: Sequence[OutputSpec]) -> Representation:
         with open(os.environ["TORTURE_FORWARDS"], "ab", buffering=0) as file:
             file.write(b"%d\n" % len(views))
-        said = [call(self, view[None]) for view in views]
+        said = [call(self, view[None], outputs) for view in views]
         features = {name: torch.cat([one.features[name] for one in said]) for name in said[0].features}
         return Representation(logits=torch.cat([one.logits for one in said]), features=features)
 

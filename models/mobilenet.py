@@ -6,6 +6,8 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from models.network import Network, Trace, conv1x1, conv3x3, he_normal_
@@ -90,3 +92,11 @@ class MobileNetV2(Network):
             if place in _TAPS:
                 maps.append((current, current))
         return Trace(stem, maps, self.conv2(current))
+
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `Network.stage_norms`."""
+        return [_last_norm(self.blocks[place]) for place in _TAPS]
+
+
+def _last_norm(group: nn.Module) -> nn.BatchNorm2d:
+    return [module for module in group.modules() if isinstance(module, nn.BatchNorm2d)][-1]

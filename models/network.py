@@ -7,6 +7,7 @@ the features are here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from models.representation import Representation
 
-STEM, POOLED = "stem", "pooled"
+STEM, POOLED, LAST = "stem", "pooled", "last"
+# What follows a stage's name in that of its pre-activation.
+BEFORE = ".pre"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +59,59 @@ class Network(nn.Module, ABC):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Layer names in order: stem, layer1, ..., pooled."""
-        return (STEM, *(f"layer{stage}" for stage in range(1, self.num_stages + 1)), POOLED)
+        return (STEM, *self._stage_names, POOLED)
 
-    def represent(self, images: Tensor, preactivations: bool = False) -> Representation:
-        """Logits and features of (B, 3, H, W) normalised images."""
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """What `represent` adds when asked: each stage before its last ReLU (layer1.pre, ...), and the map that is
+        pooled (last).
+        """
+        return (*(f"{stage}{BEFORE}" for stage in self._stage_names), LAST)
+
+    @property
+    def stage_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """Stage -> the batch norm that makes its pre-activation, shortcuts aside; empty where no single one does.
+
+        Source: the CRD benchmark's choice for OFD, Heo et al. 2019, arXiv:1904.01866.
+        """
+        norms = self._norms_of_stages()
+        found = {}
+        for stage, norm in zip(self._stage_names if norms else (), norms, strict=True):
+            assert isinstance(norm, nn.BatchNorm2d)
+            found[stage] = norm
+        return found
+
+    def represent(self, images: Tensor, extras: Collection[str] = ()) -> Representation:
+        """Logits and features of (B, 3, H, W) normalised images.
+
+        Args:
+            extras: of `extra_names`; they follow the other features, in that order.
+
+        Raises:
+            ValueError: an extra is none of those.
+        """
+        unknown = sorted(set(extras) - set(self.extra_names))
+        if unknown:
+            raise ValueError(f"no extra is called {unknown[0]!r}; known: {', '.join(self.extra_names)}")
         trace = self.trace(images)
         pooled = F.adaptive_avg_pool2d(trace.last, 1).flatten(1)
         maps = [trace.stem, *(feature for feature, _ in trace.stages), pooled]
-        names = self.feature_names
-        before = [preactivation for _, preactivation in trace.stages] if preactivations else []
-        return Representation(
-            logits=self.head(pooled),
-            features=dict(zip(names, maps, strict=True)),
-            preactivations=dict(zip(names[1:], before, strict=False)),
-        )
+        more = zip(self.extra_names, [*(before for _, before in trace.stages), trace.last], strict=True)
+        features = dict(zip(self.feature_names, maps, strict=True))
+        features |= {name: tensor for name, tensor in more if name in extras}
+        return Representation(logits=self.head(pooled), features=features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.represent(images).logits
+
+    @property
+    def _stage_names(self) -> tuple[str, ...]:
+        return tuple(f"layer{stage}" for stage in range(1, self.num_stages + 1))
+
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `stage_norms`: one for each stage, or none."""
+        return ()
 
 
 def he_normal_(network: nn.Module) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,19 +15,20 @@ class Representation:
 
     Args:
         logits: (B, K), before softmax.
-        features: layer name -> (B, C, H, W) map, in the order of the CRD benchmark's feature list; the last
-            one is `pooled`, (B, D).
-        preactivations: layer name -> the map before its last ReLU; empty unless asked for.
+        features: layer name -> (B, C, H, W) map, in the order of the CRD benchmark's feature list, which ends
+            with `pooled`, (B, D); then the extras that were asked for (`Network.extra_names`).
     """
 
     logits: Tensor
     features: Mapping[str, Tensor]
-    preactivations: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Representation:
         """The same with `function` applied to every tensor."""
         return Representation(
             function(self.logits),
             {name: function(tensor) for name, tensor in self.features.items()},
-            {name: function(tensor) for name, tensor in self.preactivations.items()},
         )
+
+    def only(self, names: Iterable[str]) -> Representation:
+        """Logits and these features, in this order; raises `KeyError` for one that is not there."""
+        return Representation(self.logits, {name: self.features[name] for name in names})

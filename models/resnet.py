@@ -90,6 +90,10 @@ class ResNet(Network):
         """See `Network.trace`."""
         return _trace(relu_(self.bn1(self.conv1(images))), [self.layer1, self.layer2, self.layer3])
 
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `Network.stage_norms`."""
+        return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]
+
 
 class ResNet50(Network):
     """Four stages of 3, 4, 6 and 3 bottlenecks."""
@@ -117,6 +121,10 @@ class ResNet50(Network):
         """See `Network.trace`."""
         stem = relu_(self.bn1(self.conv1(images)))
         return _trace(stem, [self.layer1, self.layer2, self.layer3, self.layer4])
+
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `Network.stage_norms`."""
+        return [stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
 
 def _basic_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.ModuleList:

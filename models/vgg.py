@@ -57,6 +57,10 @@ class VGG(Network):
             ends.append((after, before))
         return Trace(stem, ends, after)
 
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `Network.stage_norms`."""
+        return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]
+
 
 def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
     """Convolutions with batch norm, ReLU between them and none at the end."""

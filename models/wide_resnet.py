@@ -7,6 +7,8 @@ benchmark: the ReLU that would follow belongs to the next block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -89,3 +91,7 @@ class WideResNet(Network):
         sum3, before2 = self.block3(sum2)
         before3 = self.bn1(sum3)
         return Trace(stem, [(sum1, before1), (sum2, before2), (sum3, before3)], torch.relu(before3))
+
+    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
+        """See `Network.stage_norms`."""
+        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]

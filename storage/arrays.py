@@ -14,7 +14,6 @@ A row holds one or several *cells*, its views; cell c of an array is view c % V 
 from __future__ import annotations
 
 import os
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.durable import reporting_full_disk
-from storage.errors import StoreUnreadable
+from storage.errors import StoreUnreadable, store_command
 from storage.schema import ArraySpec
 
 _NUM_THREADS = 8
@@ -128,7 +127,7 @@ class ArrayFile(ABC):
         """The error for an array that cannot be read."""
         return StoreUnreadable(
             f"array {name} in {self.path} cannot be read ({why}); check the store with: "
-            f"ckd-cache verify --store {shlex.quote(str(self.path.parent))}"
+            f"{store_command('verify', self.path.parent)}"
         )
 
     def _read(self, spec: ArraySpec, position: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -107,11 +107,11 @@ class Database:
         """What an SQLite file holds or lacks beside our tables, or holds in another form: views, triggers, ..."""
         if self.file is None:
             return []
-        tables = {table.name: table for table in metadata.sorted_tables}
-        indexes = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
+        tables = metadata.sorted_tables
         query = "SELECT type, name, upper(sql) FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_'"
         found = self.read(lambda connection: list(connection.exec_driver_sql(query)))
-        wanted = {("table", name) for name in tables} | {("index", name) for name in indexes}
+        wanted = {("table", table.name) for table in tables}
+        wanted |= {("index", str(index.name)) for table in tables for index in table.indexes}
         strange = [f"a {type_} {name}" for type_, name, _ in found if (type_, name) not in wanted]
         strange += [f"no {name}" for type_, name in sorted(wanted - {(type_, name) for type_, name, _ in found})]
         for type_, name, sql in found:
@@ -207,8 +207,7 @@ def parse_url(url: str | Path) -> sa.URL:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:
         raise InvalidInput(_URL_ADVICE) from error
-    backend = parsed.get_backend_name() if "+" in parsed.drivername else parsed.drivername
-    if backend == "sqlite" and parsed.drivername == "sqlite" and "://" in url:
+    if parsed.drivername == "sqlite" and "://" in url:
         if not parsed.database or parsed.database == ":memory:" or parsed.query:
             raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE, without options")
         return parsed.set(database=str(Path(parsed.database).absolute()))

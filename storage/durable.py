@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from storage.errors import DiskFull
 
@@ -68,19 +68,30 @@ def allocate(path: Path, size: int) -> None:
             os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, atomically and durably."""
+@contextmanager
+def replacing(path: Path, *, binary: bool = True) -> Iterator[IO[Any]]:
+    """A file, of bytes or of UTF-8 text, that takes the place of `path`, atomically and durably, when the block ends
+    well; otherwise nothing of it is left.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with reporting_full_disk(path):
         try:
-            with partial.open("wb") as file:
-                file.write(content)
+            # Whatever lies there is not followed: a process with our number may have left it, or somebody a link.
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") if binary else partial.open("x", encoding="utf-8", newline="") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically and durably."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

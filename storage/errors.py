@@ -20,7 +20,9 @@ A message is one sentence that says what is wrong, with values, then what to do.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CKDError(Exception):
@@ -87,3 +89,9 @@ class Interrupted(CKDError):
     """The user stopped long work; everything finished so far is kept."""
 
     exit_code = 130
+
+
+def store_command(name: str, folder: Path, **options: object) -> str:
+    """A command to suggest, for a store in a folder; a shell takes it as it is."""
+    words = (f"--{option} {shlex.quote(str(value))}" for option, value in {"store": folder, **options}.items())
+    return f"ckd-cache {name} {' '.join(words)}"

@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from storage.digest import input_digests
-from storage.ledger import Ledger, RecordedCall
+from storage.ledger import Ledger
+from storage.ledger_records import RecordedCall
 from storage.schema import DIGEST, DIGEST_BYTES, VALID
 from storage.store import Store
 

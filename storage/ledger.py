@@ -3,8 +3,9 @@
 A call is reserved, which debits the budget, before the teacher runs; it is committed when its outputs are on the
 disk, or marked lost when a crash came in between. So spent = committed + reserved + lost can overcount the
 teacher's forwards by the batch in hand, and never undercounts them. Nothing is ever deleted. The protocol is in
-docs/ledger.md; the tables are in `storage/ledger_tables.py`, `storage/ledger_report.py` reads them for people, and
-`storage/ledger_check.py` recomputes the chain.
+docs/ledger.md; the tables are in `storage/ledger_tables.py`, what is recorded in
+`storage/ledger_records.py`; `storage/ledger_report.py` reads it for people, and `storage/ledger_check.py` recomputes
+the chain.
 
 A reservation belongs to a *session*, one run of a builder, and is good for as long as the session's lease is: a
 heartbeat that others watch. Who sees it stand still takes the lease away and settles what the session left.
@@ -16,7 +17,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,110 +27,27 @@ import sqlalchemy as sa
 from storage.database import Database, parse_url, sqlite_path
 from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger_records import (
+    CallRequest,
+    Lease,
+    RecordedCall,
+    Reservation,
+    Session,
+    Summary,
+    find_calls,
+    lookups,
+    read_calls,
+    select_calls,
+)
 from storage.ledger_tables import accounts, calls, entries, leases, metadata, sessions
-from storage.schema import DIGEST_BYTES
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
-_LOOKUP_SIZE = 500
 _COUNTS = ("committed", "reserved", "lost")
 _SESSION_COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """Who calls, and how: constant during one run of a builder.
-
-    Args:
-        teacher: fingerprint, 64 hex digits.
-        teacher_name: architecture, for people.
-        store: id of the store that keeps the outputs.
-        location: absolute folder of that store, so that other builds can copy from it.
-        purpose: what the calls are for: "build", or "extend", which pays again for inputs whose calls were
-            committed without the outputs that are wanted now.
-        device, precision: where and in which number format the teacher runs.
-        outputs: names of what is kept of each call.
-        host: the machine, as its lease names it.
-    """
-
-    teacher: str
-    teacher_name: str
-    store: str
-    location: str
-    purpose: str
-    device: str
-    precision: str
-    outputs: tuple[str, ...]
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallRequest:
-    """One call about to be made: which input, and where its outputs will go."""
-
-    input_digest: bytes
-    sample: int
-    row: int
-    view: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """What the ledger knows of a call; `output_digest` holds 16 bytes for each of `outputs`."""
-
-    id: int
-    session: int
-    store: str
-    location: str
-    outputs: tuple[str, ...]
-    input_digest: bytes
-    repeat: int
-    row: int
-    view: int
-    status: str
-    output_digest: bytes | None
-
-    def digest_of(self, output: str) -> bytes | None:
-        """What the call's outputs must digest to, or None for one that was not kept."""
-        if self.output_digest is None or output not in self.outputs:
-            return None
-        first = self.outputs.index(output) * DIGEST_BYTES
-        return self.output_digest[first : first + DIGEST_BYTES]
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What became of requests: ids of those that are charged, and the calls that already answer the others."""
-
-    ids: dict[bytes, int]
-    known: dict[bytes, list[RecordedCall]]
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A living session's: `beat` grows for as long as it lives."""
-
-    session: int
-    store: str
-    location: str
-    host: str
-    beat: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Totals of one teacher, or of all: every count is in teacher calls."""
-
-    committed: int
-    reserved: int
-    lost: int
-    spent: int
-    budget: int | None
-    remaining: int | None
-    head: str
 
 
 class Ledger:
@@ -192,14 +110,14 @@ class Ledger:
         """Hash of the newest entry: it stands for everything recorded so far."""
         return self._database.read(lambda connection: _head(connection)[1])
 
-    def has_entry(self, hash_: str) -> bool:
-        """Whether an entry has this hash."""
+    def entry_number(self, hash_: str) -> int | None:
+        """Number of the entry with this hash, or None."""
         query = sa.select(entries.c.seq).where(entries.c.hash == hash_)
-        return self._database.read(lambda connection: connection.execute(query).first()) is not None
+        return self._database.read(lambda connection: connection.execute(query).scalar())
 
     def require_entry(self, hash_: str, store: Path) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
-        if not self.has_entry(hash_):
+        if self.entry_number(hash_) is None:
             raise StoreUnreadable(
                 f"the ledger at {self.shown_url} lacks entry {hash_[:12]} that {store} was built with: it was "
                 "replaced or rolled back; bring back the right one"
@@ -229,14 +147,14 @@ class Ledger:
 
         def look(connection: sa.Connection) -> dict[bytes, list[RecordedCall]]:
             account = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
-            return {} if account is None else _known(connection, account, digests)
+            return {} if account is None else find_calls(connection, account, digests)
 
         return self._database.read(look)
 
     def calls_of_store(self, store: str, status: str) -> list[RecordedCall]:
         """Calls with this status whose outputs belong to a store, in order of their ids."""
-        query = _recorded().where(sessions.c.store == store, calls.c.status == status).order_by(calls.c.id)
-        return self._database.read(lambda connection: _calls(connection.execute(query)))
+        query = select_calls().where(sessions.c.store == store, calls.c.status == status).order_by(calls.c.id)
+        return self._database.read(lambda connection: read_calls(connection.execute(query)))
 
     def locations(self, store: str) -> list[str]:
         """Folders that a store's sessions were in."""
@@ -251,8 +169,8 @@ class Ledger:
 
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""
-        query = _recorded().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
-        return self._database.read(lambda connection: _calls(connection.execute(query)))
+        query = select_calls().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
+        return self._database.read(lambda connection: read_calls(connection.execute(query)))
 
     def leases(self) -> dict[int, Lease]:
         """The lease of every session that has one."""
@@ -362,7 +280,7 @@ class Ledger:
 
     def _reserve_unknown(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
         who = _leaseholder(connection, session)
-        known = _known(connection, who.account, [request.input_digest for request in requests])
+        known = find_calls(connection, who.account, [request.input_digest for request in requests])
         # An answer that was lost on its way back: the calls are charged, and ours.
         ids = {
             digest: call.id
@@ -433,7 +351,7 @@ class Ledger:
             return
         # Settled before: by us, if the answer was lost on its way back.
         lost = sa.select(calls.c.id).where(calls.c.status == "lost")
-        for part in _parts(list(answers)):
+        for part in lookups(list(answers)):
             query = lost.where(calls.c.id.in_(part))
             if self._database.read(lambda connection, query=query: connection.execute(query).first()) is not None:  # type: ignore[misc]
                 raise lease_lost()
@@ -489,7 +407,7 @@ class Ledger:
         def work(connection: sa.Connection) -> int:
             query = sa.select(calls.c.id, calls.c.account).where(calls.c.status == "committed").order_by(calls.c.id)
             found = [
-                row for part in _parts(sorted(ids)) for row in connection.execute(query.where(calls.c.id.in_(part)))
+                row for part in lookups(sorted(ids)) for row in connection.execute(query.where(calls.c.id.in_(part)))
             ]
             if not found:
                 return 0
@@ -619,41 +537,12 @@ def _check_account(account: Any, wanted: int) -> None:
     check_budget(account.name, spent=spent, budget=account.budget, wanted=wanted)
 
 
-def _recorded() -> sa.Select[Any]:
-    names = ("input_digest", "repeat", "row", "view", "status", "output_digest")
-    where = (sessions.c.store, sessions.c.location, sessions.c.outputs)
-    columns = (calls.c.id, calls.c.session, *where, *(calls.c[name] for name in names))
-    return sa.select(*columns).join(sessions, calls.c.session == sessions.c.id)
-
-
-def _calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
-    found = [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
-    for call in found:
-        kept = None if call.output_digest is None else len(call.output_digest) == DIGEST_BYTES * len(call.outputs)
-        if kept is False or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
-            raise StoreUnreadable(f"call {call.id} of the ledger is no call that any release recorded")
-    return found
-
-
-def _known(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-    found: dict[bytes, list[RecordedCall]] = {}
-    for part in _parts(digests):
-        query = _recorded().where(calls.c.account == account, calls.c.status != "lost", calls.c.input_digest.in_(part))
-        for call in _calls(connection.execute(query.order_by(calls.c.id))):
-            found.setdefault(call.input_digest, []).append(call)
-    return found
-
-
 def _reserved_only(connection: sa.Connection, answers: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
     reserved: dict[int, bytes | None] = {}
-    for part in _parts(sorted(answers)):
+    for part in lookups(sorted(answers)):
         query = sa.select(calls.c.id).where(calls.c.id.in_(part), calls.c.status == "reserved")
         reserved |= {id_: answers[id_] for id_ in connection.execute(query).scalars()}
     return reserved
-
-
-def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[first : first + _LOOKUP_SIZE] for first in range(0, len(values), _LOOKUP_SIZE)]
 
 
 def _head(connection: sa.Connection) -> tuple[int, str]:

@@ -17,9 +17,8 @@ import sqlalchemy as sa
 
 from storage.errors import InvalidInput, StoreUnreadable, UnknownName
 from storage.ledger import Ledger
+from storage.ledger_records import lookups
 from storage.ledger_tables import accounts, calls, entries, sessions
-
-_LOOKUP_SIZE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ def count_calls(ledger: Ledger, where: CallFilter | None = None) -> int:
 
 def calls_by_id(ledger: Ledger, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Some calls as `list_calls` gives them, in the order of their ids."""
-    for part in _parts(sorted(ids)):
+    for part in lookups(sorted(ids)):
         yield from list_calls(ledger, CallFilter(ids=part))
 
 
@@ -128,9 +127,9 @@ def seconds_of_calls(ledger: Ledger, ids: Sequence[int]) -> float:
     seconds = 0.0
     with ledger.reading() as connection, _written_by_a_release():
         settled: Counter[int] = Counter()
-        for part in _parts(ids):
+        for part in lookups(ids):
             settled.update(connection.execute(sa.select(calls.c.settled_in).where(calls.c.id.in_(part))).scalars())
-        for seqs in _parts(sorted(settled)):
+        for seqs in lookups(sorted(settled)):
             query: sa.Select[Any] = sa.select(entries.c.seq, entries.c.payload).where(entries.c.seq.in_(seqs))
             for seq, payload in connection.execute(query):
                 content = json.loads(payload)
@@ -169,7 +168,7 @@ class CallHistory:
 def call_histories(ledger: Ledger, ids: Sequence[int]) -> dict[int, CallHistory]:
     """Call -> its history, for those that are in the ledger."""
     with ledger.reading() as connection:
-        rows = [row for part in _parts(ids) for row in connection.execute(_HISTORY.where(calls.c.id.in_(part)))]
+        rows = [row for part in lookups(ids) for row in connection.execute(_HISTORY.where(calls.c.id.in_(part)))]
     return {row.id: CallHistory(*row) for row in rows}
 
 
@@ -178,12 +177,6 @@ def calls_revoked_after(ledger: Ledger, teacher: str, seq: int) -> list[CallHist
     query = _HISTORY.where(accounts.c.teacher == teacher, calls.c.revoked_in > seq)
     with ledger.reading() as connection:
         return [CallHistory(*row) for row in connection.execute(query.order_by(calls.c.id))]
-
-
-def entry_number(ledger: Ledger, hash_: str) -> int | None:
-    """Number of the entry with this hash, or None."""
-    with ledger.reading() as connection:
-        return connection.execute(sa.select(entries.c.seq).where(entries.c.hash == hash_)).scalar()
 
 
 def budget_history(ledger: Ledger, teacher: str) -> list[dict[str, Any]]:
@@ -228,11 +221,6 @@ def _written_by_a_release() -> Iterator[None]:
         raise StoreUnreadable(
             "the ledger's entries are not what any release writes; see what is wrong with: ckd-cache ledger verify"
         ) from error
-
-
-def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(values), _LOOKUP_SIZE):
-        yield values[first : first + _LOOKUP_SIZE]
 
 
 def _joined(*columns: Any) -> sa.Select[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -74,10 +74,9 @@ class FileLock:
         """Let go of the lock before the block ends."""
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def share(self, on_wait: Callable[[], None] = lambda: None) -> None:
+    def share(self) -> None:
         """Wait until the lock can be shared."""
         while not self.try_shared():
-            on_wait()
             time.sleep(_POLL_SECONDS)
 
     def _try(self, mode: int) -> bool:

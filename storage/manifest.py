@@ -19,11 +19,20 @@ from typing import Any
 import numpy as np
 
 from storage.durable import write_json
-from storage.errors import IdentityMismatch, StoreUnreadable
-from storage.schema import OutputSpec, sample_arrays
+from storage.errors import IdentityMismatch, StoreUnreadable, store_command
+from storage.schema import (
+    BEFORE,
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    OutputSpec,
+    norm_parameters,
+    parameter_arrays,
+    sample_arrays,
+    split_rows,
+)
 from storage.views import VIEW_POLICIES, Normalisation, ViewGeometry
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
@@ -32,6 +41,9 @@ _MAX_ROWS = 1 << 24
 _MAX_SEED = 1 << 40
 _MAX_TEXT = 4096
 _MAX_DIMENSIONS = 8
+_MAX_LAYERS = 1 << 10
+_LAYER = r"[A-Za-z0-9_]{1,64}(\.pre)?"
+_PARAMETER = r"[A-Za-z0-9_/]{1,100}"
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
@@ -39,13 +51,19 @@ ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherIdentity:
-    """Which teacher: `fingerprint` covers architecture, all weights and buffers, and normalisation."""
+    """Which teacher.
+
+    Args:
+        fingerprint: covers architecture, all weights and buffers, and normalisation.
+        layers: every layer it can give, in order, whether it is kept or not.
+    """
 
     name: str
     fingerprint: str
     num_classes: int
     normalisation: Normalisation
     precision: str
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +83,8 @@ class Identity:
         seed: of the sample's order and of the views.
         views: V, teacher calls per image.
         view_policy: "augmented" or "plain".
-        outputs: what is kept of each call, logits first.
+        outputs: what is kept of each call, logits first, then layers in the teacher's order.
+        parameters: what is kept of the teacher itself: its head, and the norms of kept pre-activations.
     """
 
     teacher: TeacherIdentity
@@ -75,6 +94,7 @@ class Identity:
     views: int
     view_policy: str
     outputs: tuple[OutputSpec, ...]
+    parameters: tuple[OutputSpec, ...]
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -91,7 +111,7 @@ class Manifest:
         array_format: "zarr" or "hdf5".
         arrays: name of the file or folder of the arrays, next to the manifest.
         n: training images; val and test likewise.
-        samples: sample array -> SHA-256 of its values.
+        samples: sample array, or parameter of the teacher -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_head: hash of the ledger's newest entry when the last build ended.
         history: the stores it was made from, oldest first: store_id, and made_by (convert, extend).
@@ -114,7 +134,12 @@ class Manifest:
     @property
     def rows(self) -> dict[str, int]:
         """Rows of each split."""
-        return {"train": self.n, "val": self.num_val, "test": self.num_test}
+        return split_rows(self.n, self.num_val, self.num_test)
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the store and of those it was made from: calls of any of these may be kept in it."""
+        return {self.store_id, *(step["store_id"] for step in self.history)}
 
     def grown(self, n: int, num_val: int) -> Manifest:
         """The same store with more rows."""
@@ -153,7 +178,7 @@ class Manifest:
             manifest = _manifest(document)
         except FileNotFoundError as error:
             raise StoreUnreadable(
-                f"there is no store at {folder} (no {file_name}); build one with: ckd-cache build --store {folder}"
+                f"there is no store at {folder} (no {file_name}); build one with: {store_command('build', folder)}"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreUnreadable(
@@ -199,8 +224,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     identity = document.pop("identity")
     teacher, dataset = identity.pop("teacher"), identity.pop("dataset")
     normalisation = Normalisation(**{name: _triple(values) for name, values in teacher.pop("normalisation").items()})
-    outputs = tuple(_output(output) for output in identity.pop("outputs"))
+    outputs = tuple(_spec(output, _LAYER) for output in identity.pop("outputs"))
+    parameters = tuple(_spec(parameter, _PARAMETER) for parameter in identity.pop("parameters"))
     dataset["classes"] = tuple(dataset["classes"])
+    teacher["layers"] = tuple(teacher["layers"])
     document["history"] = tuple(document["history"])
     manifest = Manifest(
         **document,
@@ -209,6 +236,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
             teacher=TeacherIdentity(**teacher, normalisation=normalisation),
             dataset=DatasetIdentity(**dataset),
             outputs=outputs,
+            parameters=parameters,
         ),
     )
     _check_types(manifest)
@@ -220,18 +248,17 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _output(document: dict[str, Any]) -> OutputSpec:
-    output = OutputSpec(document["name"], tuple(document["shape"]), document["dtype"])
-    name_is_plain = isinstance(output.name, str) and output.name.replace("_", "").isalnum()
-    if not name_is_plain or np.dtype(output.dtype) not in (np.float16, np.float32):
-        raise ValueError(f"{output.name!r} of type {output.dtype!r} is not a layer")
+def _spec(document: dict[str, Any], names: str) -> OutputSpec:
+    spec = OutputSpec(document["name"], tuple(document["shape"]), document["dtype"])
+    if not _is_plain(spec.name, names) or np.dtype(spec.dtype) not in (np.float16, np.float32):
+        raise ValueError(f"{spec.name!r} of type {spec.dtype!r} is not a layer or parameter")
     if (
-        len(output.shape) > _MAX_DIMENSIONS
-        or not all(type(size) is int and size > 0 for size in output.shape)
-        or math.prod(output.shape) > 1 << 28
+        len(spec.shape) > _MAX_DIMENSIONS
+        or not all(type(size) is int and size > 0 for size in spec.shape)
+        or math.prod(spec.shape) > 1 << 28
     ):
-        raise ValueError(f"{output.name} has the impossible shape {output.shape}")
-    return output
+        raise ValueError(f"{spec.name} has the impossible shape {spec.shape}")
+    return spec
 
 
 def _check_types(manifest: Manifest) -> None:
@@ -260,7 +287,7 @@ def _check_types(manifest: Manifest) -> None:
     _require(re.fullmatch("[A-Za-z0-9_.-]+", teacher.name) is not None, "teacher.name", teacher.name)
     _require(re.fullmatch(ARRAYS_NAME, manifest.arrays) is not None, "arrays", manifest.arrays)
     _require(manifest.ledger is None or _is_text(manifest.ledger), "ledger", manifest.ledger)
-    known = {spec.name for spec in sample_arrays(1, 1)}
+    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(identity.parameters))}
     _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
     for step in manifest.history:
         _require({"store_id", "made_by"} == {*step} and all(map(_is_text, step.values())), "history", step)
@@ -271,9 +298,35 @@ def _check_types(manifest: Manifest) -> None:
         _require(type(value) is str and re.fullmatch(f"[0-9a-f]{{{length}}}", value) is not None, name, value)
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
     names = [output.name for output in identity.outputs]
-    _require(names[:1] == ["logits"] and len(set(names)) == len(names), "outputs", names)
+    _check_layers(teacher.layers, names)
+    _check_parameters(identity)
     classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
     _require(classes == {len(dataset.classes)}, "the number of classes", classes)
+
+
+def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
+    """Refuse outputs other than logits and layers of the teacher, in its order."""
+    are_plain = len(layers) <= _MAX_LAYERS and all(_is_plain(layer, _LAYER) for layer in layers)
+    _require(are_plain and len({"logits", *layers}) == len(layers) + 1, "teacher.layers", layers)
+    _require(names == ["logits", *(layer for layer in layers if layer in names)], "outputs", names)
+
+
+def _check_parameters(identity: Identity) -> None:
+    """Refuse parameters other than the head's and those of the norms of kept pre-activations, in their order."""
+    found = {spec.name: spec for spec in identity.parameters}
+    width = found[HEAD_WEIGHT].shape[-1:] if HEAD_WEIGHT in found else ()
+    _require(identity.features.get("pooled", width) == width, "head/weight", width)
+    wanted = {HEAD_WEIGHT: (identity.teacher.num_classes, *width), HEAD_BIAS: (identity.teacher.num_classes,)}
+    for layer, shape in identity.features.items():
+        names = norm_parameters(layer.removesuffix(BEFORE))
+        if layer.endswith(BEFORE) and names[0] in found:
+            wanted |= dict.fromkeys(names, shape[:1])
+    expected = tuple(OutputSpec(name, shape, "float32") for name, shape in wanted.items())
+    _require(identity.parameters == expected, "parameters", identity.parameters)
+
+
+def _is_plain(name: object, pattern: str) -> bool:
+    return type(name) is str and re.fullmatch(pattern, name) is not None
 
 
 def _is_text(value: object) -> bool:

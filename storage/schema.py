@@ -1,7 +1,7 @@
 """The arrays of a store: names, shapes and types, derived from what the store is about.
 
-Rows are the first axis everywhere. The *sample* arrays are written when a store is created or grown; the
-*output* arrays receive the teacher's answers, row by row.
+Rows are the first axis everywhere. The *sample* arrays are written when a store is created or grown, those of the
+teacher's *parameters* with them; the *output* arrays receive the teacher's answers, row by row.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from math import prod
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+# A split of its own, with one row: what is the teacher's and not any image's.
+TEACHER = "teacher"
+HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+# What follows a layer's name in that of its pre-activation.
+BEFORE = ".pre"
 LOGITS = "train/logits"
 VALID = "train/valid"
 DIGEST = "train/digest"
@@ -30,7 +35,7 @@ class ArraySpec:
 
     @property
     def split(self) -> str:
-        """train, val or test: whose row count the array has."""
+        """train, val, test or teacher: whose row count the array has."""
         return self.name.split("/", 1)[0]
 
     @property
@@ -45,7 +50,9 @@ class ArraySpec:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows per chunk: 64, or fewer for huge rows."""
+        """Rows per chunk: 64, or fewer for huge rows; 1 where there is no second one."""
+        if self.split == TEACHER:
+            return 1
         return int(min(64, max(1, _MAX_CHUNK_BYTES // max(1, self.row_bytes))))
 
     def stored_bytes(self, rows: int) -> int:
@@ -55,7 +62,7 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output that is kept of each call: the shape is that of a single view."""
+    """One output that is kept of each call, where the shape is that of a single view; or a parameter of the teacher."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,6 +79,21 @@ def output_array(name: str) -> str:
     return LOGITS if name == "logits" else feature_array(name)
 
 
+def parameter_array(name: str) -> str:
+    """Path of the array that holds a parameter of the teacher."""
+    return f"{TEACHER}/{name}"
+
+
+def norm_parameters(layer: str) -> tuple[str, str]:
+    """Names of scale and shift of the batch norm that makes a layer's pre-activation."""
+    return f"norm/{layer}/scale", f"norm/{layer}/shift"
+
+
+def split_rows(n: int, num_val: int, num_test: int) -> dict[str, int]:
+    """Rows of each split."""
+    return {"train": n, "val": num_val, "test": num_test, TEACHER: 1}
+
+
 def sample_arrays(image_size: int, views: int) -> tuple[ArraySpec, ...]:
     """Arrays that say what the images are; no teacher needed."""
     image, index = np.dtype(np.uint8), np.dtype(np.int64)
@@ -82,6 +104,11 @@ def sample_arrays(image_size: int, views: int) -> tuple[ArraySpec, ...]:
         arrays.append(ArraySpec(f"{split}/source_index", (), index))
     arrays.append(ArraySpec("train/views", (views, 3), np.dtype(np.int16)))
     return tuple(arrays)
+
+
+def parameter_arrays(parameters: tuple[OutputSpec, ...]) -> tuple[ArraySpec, ...]:
+    """Arrays that hold the teacher's parameters, one row each."""
+    return tuple(ArraySpec(parameter_array(spec.name), spec.shape, np.dtype(spec.dtype)) for spec in parameters)
 
 
 def output_arrays(outputs: tuple[OutputSpec, ...], views: int) -> tuple[ArraySpec, ...]:

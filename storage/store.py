@@ -8,10 +8,9 @@ changed is reported, not used.
 from __future__ import annotations
 
 import hashlib
-import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -22,12 +21,23 @@ import numpy as np
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
 from storage.durable import fsync_path, remove_partials
-from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName
+from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from storage.hdf5_arrays import Hdf5Arrays
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, Identity, Manifest
-from storage.schema import DIGEST, VALID, ArraySpec, OutputSpec, output_array, output_arrays, sample_arrays
+from storage.schema import (
+    DIGEST,
+    DIGEST_BYTES,
+    VALID,
+    ArraySpec,
+    OutputSpec,
+    output_array,
+    output_arrays,
+    parameter_array,
+    parameter_arrays,
+    sample_arrays,
+)
 from storage.zarr_arrays import ZarrArrays
 
 FORMATS: dict[str, type[ArrayFile]] = {kind.format: kind for kind in (ZarrArrays, Hdf5Arrays)}
@@ -88,7 +98,8 @@ class Store:
             folder: new, empty, or left without a manifest by an earlier attempt.
             identity: what the rows will have in common.
             array_format: "zarr" or "hdf5".
-            samples: array name -> values, for every sample array; row counts come from here.
+            samples: array name -> values, for every sample array and, with a row axis, every parameter of the
+                teacher; row counts come from here.
             ledger: URL without password of a shared ledger, for the record.
             history: the stores it is made from.
         """
@@ -105,7 +116,7 @@ class Store:
                 n=len(samples["train/labels"]),
                 num_val=len(samples["val/labels"]),
                 num_test=len(samples["test/labels"]),
-                samples=_sample_digests(samples),
+                samples=sample_digests(samples),
                 ledger=ledger,
                 history=tuple(history),
                 versions={package: version(package) for package in _PACKAGES},
@@ -138,7 +149,7 @@ class Store:
             if len(values) > first:
                 self.arrays.write(name, first, values[first:])
         self.arrays.sync()
-        self.save(replace(manifest, samples=_sample_digests(samples)))
+        self.save(replace(manifest, samples=sample_digests(samples)))
 
     @staticmethod
     @contextmanager
@@ -163,14 +174,17 @@ class Store:
 
     def ledger_head(self) -> str | None:
         """Newest hash of the store's own ledger, or the one noted when the last build ended."""
-        own = self.folder / LEDGER_FILE
-        if self.manifest.ledger is None and own.is_file():
-            ledger = own_ledger(self.folder)
-            try:
+        noted = self.manifest.ledger_head
+        if self.manifest.ledger is not None or not (self.folder / LEDGER_FILE).is_file():
+            return noted
+        try:
+            with closing(own_ledger(self.folder)) as ledger:
                 return ledger.head()
-            finally:
-                ledger.close()
-        return self.manifest.ledger_head
+        except StoreUnreadable:
+            # Who only reads the answers does without the calls, for instance on a disk that cannot be written to.
+            if noted is None:
+                raise
+            return noted
 
     # Rows and cells
 
@@ -278,7 +292,7 @@ class Store:
     def found_digests(self, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
         """What one output of every cell digests to, (n, V, 16) uint8, and where it can be read at all, (n, V) bool."""
         rows, views = self.manifest.n, self.manifest.identity.views
-        found = np.zeros((rows, views, 16), dtype=np.uint8)
+        found = np.zeros((rows, views, DIGEST_BYTES), dtype=np.uint8)
         readable = np.zeros((rows, views), dtype=np.bool_)
         for first, last in _blocks(rows):
             try:
@@ -312,12 +326,12 @@ class Store:
             for first, last in _blocks(rows):
                 values[first:last] = self.arrays.read(array, first, last)
                 flat = values[first:last].reshape(-1, *output.shape)
-                found = output_digests((output,), {name: flat}).reshape(last - first, -1, 16)
+                found = output_digests((output,), {name: flat}).reshape(last - first, -1, DIGEST_BYTES)
                 wrong = np.argwhere((found != digests[first:last, :, places[name]]).any(axis=2))
                 if len(wrong):
                     raise StoreUnreadable(
                         f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
-                        f"all damage with: ckd-cache verify --store {shlex.quote(str(self.folder))}"
+                        f"all damage with: {store_command('verify', self.folder)}"
                     )
             kept[name] = values
         return kept
@@ -342,7 +356,6 @@ class Store:
         dataset = identity.dataset.name.replace("imagefolder:", "imagefolder:.../")
         features = [output for output in self.outputs if output.name != "logits"]
         settings = {
-            "store": self.folder,
             "teacher": identity.teacher.name,
             "dataset": dataset,
             "n": n,
@@ -355,8 +368,7 @@ class Store:
         }
         if self.manifest.ledger is not None:
             settings["ledger"] = self.manifest.ledger
-        options = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in settings.items())
-        return f"ckd-cache build {options}"
+        return store_command("build", self.folder, **settings)
 
     def size_bytes(self) -> int:
         """Bytes on the disk, ledger included."""
@@ -364,8 +376,15 @@ class Store:
         return self.arrays.size_bytes() + sum(file.stat().st_size for file in others)
 
     def read_samples(self) -> dict[str, np.ndarray]:
-        """Every sample array, checked."""
+        """Every sample array and parameter of the teacher, checked."""
         return {name: self.read_sample(name) for name in self.manifest.samples}
+
+    def read_parameters(self) -> dict[str, np.ndarray]:
+        """What is kept of the teacher itself, checked: head/weight (K, D), head/bias (K,), and for the batch norm that
+        makes a kept pre-activation norm/LAYER/scale and norm/LAYER/shift (C,); all float32.
+        """
+        specs = self.manifest.identity.parameters
+        return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}
 
     def save(self, manifest: Manifest | None = None) -> None:
         """Write the manifest, or another one in its place, durably."""
@@ -376,7 +395,8 @@ class Store:
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     """Every array of a store with this identity."""
     samples = sample_arrays(identity.geometry.image_size, identity.views)
-    return (*samples, *output_arrays(identity.outputs, identity.views))
+    parameters = parameter_arrays(identity.parameters)
+    return (*samples, *parameters, *output_arrays(identity.outputs, identity.views))
 
 
 def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:
@@ -422,7 +442,8 @@ def _blocks(rows: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + _BLOCK_ROWS, rows)
 
 
-def _sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:
+def sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Array name -> SHA-256 of its values."""
     return {name: _digest_of(values) for name, values in samples.items()}
 
 

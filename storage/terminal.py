@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -30,12 +31,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from storage.errors import CKDError, Interrupted
 
 stderr = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDTH_WITHOUT_TERMINAL = 200
 
 
 class CommandGroup(click.Group):
@@ -93,7 +96,9 @@ def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) ->
 
 
 def _leave(sentence: str, exit_code: int) -> NoReturn:
-    stderr.print(Text(f"Error: {plain(sentence)}"), soft_wrap=True)
+    # Lines are ours: a table follows the sentence where layers do not fit.
+    shown = "\n".join(map(plain, sentence.split("\n")))
+    stderr.print(Text(f"Error: {shown}"), soft_wrap=True)
     sys.exit(exit_code)
 
 
@@ -105,6 +110,16 @@ def plain(text: str) -> str:
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_table(headers: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A table on stdout; what is None is a dash."""
+    table = Table(*headers)
+    for row in rows:
+        table.add_row(*("-" if value is None else plain(str(value)) for value in row))
+    # Names in a ledger may be anybody's: they are not read as markup.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 class _RateColumn(ProgressColumn):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import CKDError
+from storage.errors import CKDError, StoreUnreadable, store_command
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
+from storage.manifest import EXTENSION, Manifest
 from storage.schema import DIGEST, VALID, output_array
 from storage.store import Store
 
@@ -42,7 +42,7 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
     if found:
         # A store is compared with a ledger that holds, or not at all.
         return found + list(_sample_problems(store, ledger))
-    for check in (_manifest_problems, _file_problems, _sample_problems, _cell_problems, _unsettled_problems):
+    for check in _CHECKS:
         try:
             found += check(store, ledger)
         except CKDError as error:
@@ -68,17 +68,12 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
-    """Images, labels, views and indices that are not what the build wrote."""
-    for name, error in _sample_errors(store):
-        yield Problem(str(error), "bring the file back from a copy", name)
-
-
-def _sample_errors(store: Store) -> Iterator[tuple[str, CKDError]]:
+    """Images, labels, views, indices and parameters of the teacher that are not what the build wrote."""
     for name in store.manifest.samples:
         try:
             store.read_sample(name)
         except CKDError as error:
-            yield name, error
+            yield Problem(str(error), "bring the file back from a copy", name)
 
 
 def _cell_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -123,15 +118,41 @@ def _missing_cell(state: Inspection, row: int, view: int) -> Problem:
 
 
 def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
-    alive = ledger.leases()
-    for call in ledger.calls_of_store(store.manifest.store_id, "reserved"):
-        what = f"call {call.id} is not settled: its build is at work, or was interrupted"
-        remedy = "wait for it" if call.session in alive else "run the build again to settle it"
-        yield Problem(what, remedy, None, call.row, call.view)
+    yield from _reserved_problems(store.manifest, ledger, "build")
     for call in ledger.calls_of_store(store.manifest.store_id, "committed"):
         if call.row >= store.manifest.n:
             what = f"call {call.id} is committed, and the store has only {store.manifest.n} rows"
             yield Problem(what, "bring the store back from a copy", VALID, call.row, call.view)
+
+
+def _extension_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Calls that an unfinished extension reserved; the store itself does without it."""
+    if not (store.folder / EXTENSION).exists():
+        return
+    try:
+        extension = Manifest.load(store.folder, EXTENSION)
+    except StoreUnreadable:
+        yield Problem("is the manifest of no extension that could be finished", _repair(store), EXTENSION)
+    else:
+        yield from _reserved_problems(extension, ledger, "extension")
+
+
+def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iterator[Problem]:
+    alive = ledger.leases()
+    for call in ledger.calls_of_store(manifest.store_id, "reserved"):
+        what = f"call {call.id} is not settled: its {made_by} is at work, or was interrupted"
+        remedy = "wait for it" if call.session in alive else f"run the {made_by} again to settle it"
+        yield Problem(what, remedy, None, call.row, call.view)
+
+
+_CHECKS = (
+    _manifest_problems,
+    _file_problems,
+    _sample_problems,
+    _cell_problems,
+    _unsettled_problems,
+    _extension_problems,
+)
 
 
 def _finish(store: Store) -> str:
@@ -139,4 +160,4 @@ def _finish(store: Store) -> str:
 
 
 def _repair(store: Store) -> str:
-    return f"see what can be done with: ckd-cache repair --store {shlex.quote(str(store.folder))}"
+    return f"see what can be done with: {store_command('repair', store.folder)}"

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from storage.durable import remove_partials
-from storage.errors import Interrupted, InvalidInput, StoreBusy, StoreUnreadable
-from storage.ledger import Ledger, Session, check_budget, lease_lost
+from storage.errors import Interrupted, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from storage.ledger import Ledger, check_budget, lease_lost
+from storage.ledger_records import Session
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder, runs_of
 from storage.terminal import StopRequest, graceful_stop
@@ -129,7 +130,7 @@ def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     if unknown:
         raise StoreUnreadable(
             f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "
-            f"back; bring back the right one, and see with: ckd-cache verify --store {store.folder}"
+            f"back; bring back the right one, and see with: {store_command('verify', store.folder)}"
         )
 
 
@@ -291,7 +292,7 @@ class Builder:
         images, chosen = (torch.from_numpy(array) for array in (self.plan.images[rows], self.plan.views[rows, views]))
         pixels = apply_views(images, chosen, self.plan.identity.geometry)
         started = time.perf_counter()
-        said = self.plan.teacher.call(pixels)
+        said = self.plan.teacher.call(pixels, self.plan.called_outputs)
         self.report.new_calls += len(ids)
         try:
             return to_arrays(said, self.plan.called_outputs), time.perf_counter() - started

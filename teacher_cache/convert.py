@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.durable import fsync_path
-from storage.errors import InvalidInput, StoreIncomplete, UnknownName
+from storage.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
 from storage.store import FORMATS, LEDGER_FILE, Store, own_ledger, runs_of
@@ -92,7 +92,7 @@ def _require_settled(store: Store, ledger: Ledger) -> None:
     if left:
         raise StoreIncomplete(
             f"{len(left)} calls of {store.folder} are not settled, a build was interrupted; settle them with: "
-            f"ckd-cache repair --store {store.folder}"
+            f"{store_command('repair', store.folder)}"
         )
 
 

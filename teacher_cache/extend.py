@@ -21,18 +21,18 @@ import numpy as np
 from models.compute import Compute
 from storage.digest import input_digests
 from storage.durable import fsync_path
-from storage.errors import IdentityMismatch, InvalidInput, StoreBusy
+from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, store_command
 from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
 from storage.schema import OutputSpec
-from storage.store import CELL_LOCK, Store, array_specs
+from storage.store import CELL_LOCK, Store, array_specs, sample_digests
 from storage.views import Normalisation, ViewGeometry
 from teacher_cache.build import PATIENCE_SECONDS, Builder, BuildReport, record_store
 from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildConfig, BuildPlan, free_bytes, open_ledger_of, require_disk, unpaid_inputs
 from teacher_cache.settle import require_only_place, settle_store
-from teacher_cache.teacher import choose_outputs, find_weights, load_teacher
+from teacher_cache.teacher import choose_outputs, find_weights, load_teacher, parameter_rows, parameter_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class ExtensionConfig:
     """What the user asks for.
 
     Args:
-        features: layer names, with commas between, or "all".
+        features: see `choose_outputs`.
         weights: of the store's own teacher; None looks where `build` does.
         ledger: URL of the ledger the store was built with; None for its own.
     """
@@ -78,27 +78,31 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
     store.require_rows(store.manifest.n)
     identity = store.manifest.identity
     facts = _facts_of(store)
-    known = choose_outputs(identity.teacher.name, facts, "all", config.feature_dtype)
-    added = _added(store, choose_outputs(identity.teacher.name, facts, config.features, config.feature_dtype))
+    added = missing_outputs(store, config.features, config.feature_dtype)
+    if not added:
+        names = ", ".join(sorted(identity.features)) or "no features"
+        raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
     compute = Compute.choose(config.device, identity.teacher.precision)
     teacher = load_teacher(
         identity.teacher.name, find_weights(identity.teacher.name, facts, config.weights), facts, compute
     )
     require_same(identity, replace(identity, teacher=teacher.identity), config.store)
-    order = [output.name for output in known]
+    order = ("logits", *identity.teacher.layers)
     outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
-    plan = _plan(config, store, replace(identity, outputs=outputs), teacher=teacher, called_outputs=added)
+    parameters = teacher.parameters(outputs)
+    identity = replace(identity, outputs=outputs, parameters=parameter_specs(parameters))
+    samples = store.read_samples() | parameter_rows(parameters)
+    plan = _plan(config, store, identity, samples, teacher=teacher, called_outputs=added)
     plan = replace(plan, needed_calls=len(unpaid_inputs(plan, store)))
     require_disk(plan, _staged(config.store, plan.identity))
     return plan
 
 
-def missing_features(folder: Path, features: str, feature_dtype: str) -> list[str]:
+def missing_outputs(store: Store, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
     """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
-    store = Store.open(folder)
     wanted = choose_outputs(store.manifest.identity.teacher.name, _facts_of(store), features, feature_dtype)
     kept = {output.name for output in store.outputs}
-    return [output.name for output in wanted if output.name not in kept]
+    return tuple(output for output in wanted if output.name not in kept)
 
 
 def _facts_of(store: Store) -> _StoredFacts:
@@ -108,18 +112,10 @@ def _facts_of(store: Store) -> _StoredFacts:
     )
 
 
-def _added(store: Store, wanted: tuple[OutputSpec, ...]) -> tuple[OutputSpec, ...]:
-    kept = {output.name for output in store.outputs}
-    added = tuple(output for output in wanted if output.name not in kept)
-    if not added:
-        names = ", ".join(sorted(kept - {"logits"})) or "no features"
-        raise InvalidInput(f"{store.folder} has nothing to be extended by: it keeps {names} already")
-    return added
-
-
-def _plan(config: ExtensionConfig, store: Store, identity: Identity, **fields: object) -> BuildPlan:
+def _plan(
+    config: ExtensionConfig, store: Store, identity: Identity, samples: dict[str, np.ndarray], **fields: object
+) -> BuildPlan:
     manifest = store.manifest
-    samples = store.read_samples()
     staged = _staged(config.store, identity)
     specs = array_specs(identity)
     build_config = BuildConfig(
@@ -205,21 +201,23 @@ def _staged(folder: Path, identity: Identity) -> Store | None:
         names = ",".join(output.name for output in staged.outputs if output.name != "logits")
         raise IdentityMismatch(
             f"an extension of {folder} to {names} was interrupted; finish that one first, with: "
-            f"ckd-cache extend --store {folder} --features {names}"
+            f"{store_command('extend', folder, features=names)}"
         )
     return staged
 
 
 def _stage(plan: BuildPlan, store: Store) -> Store:
     before = store.manifest
+    samples = plan.samples()
     manifest = replace(
         before,
         store_id=uuid.uuid4().hex,
         arrays=next_arrays_name(before),
         identity=plan.identity,
+        samples=sample_digests(samples),
         history=(*before.history, {"store_id": before.store_id, "made_by": "extend"}),
     )
-    staged = Store.lay_out(plan.config.store, manifest, plan.samples(), EXTENSION)
+    staged = Store.lay_out(plan.config.store, manifest, samples, EXTENSION)
     staged.save()
     return staged
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from storage.errors import CKDError
-from storage.ledger import Lease, Ledger
+from storage.ledger import Ledger
+from storage.ledger_records import Lease
 
 log = logging.getLogger(__name__)
 

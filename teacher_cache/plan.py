@@ -17,10 +17,11 @@ from models.compute import Compute
 from storage.database import shown_url
 from storage.digest import input_digests
 from storage.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
-from storage.ledger import Ledger, RecordedCall, check_budget, ledger_exists
+from storage.ledger import Ledger, check_budget, ledger_exists
+from storage.ledger_records import RecordedCall
 from storage.locks import is_held
 from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
-from storage.schema import OutputSpec
+from storage.schema import OutputSpec, split_rows
 from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
 from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -28,7 +29,14 @@ from teacher_cache.lease import this_host
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.settle import sort_out
-from teacher_cache.teacher import Teacher, choose_outputs, find_weights, load_teacher
+from teacher_cache.teacher import (
+    Teacher,
+    choose_outputs,
+    find_weights,
+    load_teacher,
+    parameter_rows,
+    parameter_specs,
+)
 
 _SPARE_BYTES = 32 << 20
 
@@ -40,7 +48,7 @@ class BuildConfig:
     Args:
         n: training images the teacher is called on.
         views: V, calls per image.
-        features: "none", "all", or layer names with commas between.
+        features: see `choose_outputs`.
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
         ledger: URL of a shared ledger; None for the store's own.
         batch_size: teacher calls made together.
@@ -91,7 +99,7 @@ class BuildPlan:
     """A build that is ready to start.
 
     Args:
-        samples: reads the sample arrays of all n rows, whole.
+        samples: reads the sample arrays of all n rows, whole, and the teacher's parameters.
         source_index: (n,) int64, where in the training split each row comes from.
         views: (n, V, 3).
         input_digests: n lists of V: the exact inputs of all calls.
@@ -169,6 +177,7 @@ def plan_build(config: BuildConfig) -> BuildPlan:
         views=config.views,
         view_policy=config.view_policy,
         outputs=outputs,
+        parameters=parameter_specs(teacher.parameters(outputs)),
     )
     return _plan(config, dataset, teacher, identity, sample)
 
@@ -185,12 +194,13 @@ def _plan(
         source_index=sample.train,
         num_views=config.views,
     )
-    n, rows = len(sample.train), {"train": len(sample.train), "val": len(sample.val), "test": len(dataset.test)}
+    n, rows = len(sample.train), split_rows(len(sample.train), len(sample.val), len(dataset.test))
+    parameters = parameter_rows(teacher.parameters(identity.outputs))
     plan = BuildPlan(
         config=config,
         teacher=teacher,
         identity=identity,
-        samples=lambda: _sample_values(dataset, sample, images, views),
+        samples=lambda: _sample_values(dataset, sample, images, views) | parameters,
         source_index=sample.train,
         views=views,
         input_digests=input_digests(images, views, dataset.geometry),
@@ -285,7 +295,7 @@ def estimate_seconds(plan: BuildPlan, calls: int) -> float:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        probe.call(batch)
+        probe.call(batch, plan.called_outputs)
         compute.synchronise()
         seconds.append(time.perf_counter() - started)
     return min(seconds) / len(batch) * calls

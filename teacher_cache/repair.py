@@ -19,8 +19,9 @@ import numpy as np
 from storage.digest import input_digests
 from storage.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.inspection import Inspection, inspect
-from storage.ledger import Ledger, RecordedCall
+from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
+from storage.ledger_records import RecordedCall
 from storage.locks import CellLocks
 from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST
@@ -283,9 +284,8 @@ def _is_kept_here(store: Store, call: RecordedCall, cell: int) -> bool:
     """Whether a call's answer belongs in this very cell of this very folder: of any other this is only a copy."""
     if call.row * store.manifest.identity.views + call.view != cell:
         return False
-    ids = {store.manifest.store_id, *(step["store_id"] for step in store.manifest.history)}
     is_here = store.manifest.ledger is None or Path(call.location) == store.folder.absolute()
-    return call.store in ids and is_here
+    return call.store in store.manifest.ids and is_here
 
 
 def _delete(folder: Path, files: Sequence[str]) -> None:

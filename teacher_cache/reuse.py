@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.errors import InvalidInput, StoreUnreadable
-from storage.ledger import RecordedCall
+from storage.errors import CKDError, InvalidInput, StoreUnreadable, store_command
+from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
 from storage.store import Store
@@ -27,8 +27,7 @@ class PaidAnswers:
     def __init__(self, store: Store) -> None:
         self._own = store
         base = store if store.file_name == FILE_NAME else Store.open(store.folder)
-        heirs = (*store.manifest.history, *base.manifest.history)
-        self._stores = {step["store_id"]: base for step in heirs} | {store.manifest.store_id: store}
+        self._stores = dict.fromkeys(store.manifest.ids | base.manifest.ids, base) | {store.manifest.store_id: store}
 
     def read(self, calls: Sequence[RecordedCall], outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
         """Output name -> values, (1, ...), of one input, checked by digest.
@@ -59,7 +58,7 @@ class PaidAnswers:
             if self._own.manifest.ledger is None:
                 raise InvalidInput(
                     f"call {call.id} of the ledger belongs to another store than {self._own.folder}; check it with: "
-                    f"ckd-cache verify --store {self._own.folder}"
+                    f"{store_command('verify', self._own.folder)}"
                 )
             self._stores[call.store] = open_keeper(call)
         return self._stores[call.store]
@@ -71,7 +70,7 @@ class PaidAnswers:
         if digests[0].tobytes() != call.digest_of(output.name):
             raise StoreUnreadable(
                 f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
-                f"see what can be done with: ckd-cache repair --store {store.folder}"
+                f"see what can be done with: {store_command('repair', store.folder)}"
             )
         return values
 
@@ -92,18 +91,25 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
 
 def open_keeper(call: RecordedCall) -> Store:
     """The store that keeps a call's outputs; after an extension that is the one that took its place."""
-    folder = Path(call.location)
     try:
-        store = Store.open(folder)
-        if store.manifest.store_id != call.store and (folder / EXTENSION).exists():
-            staged = Store.open(folder, EXTENSION)
-            store = staged if staged.manifest.store_id == call.store else store
+        return find_store(call) or Store.open(Path(call.location))
     except (StoreUnreadable, OSError) as error:
         raise InvalidInput(
             f"call {call.id} is paid for and kept in a store at {call.location} that cannot be read; "
             "bring it back, or use another --ledger"
         ) from error
-    return store
+
+
+def find_store(call: RecordedCall) -> Store | None:
+    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here."""
+    for file_name in (FILE_NAME, EXTENSION):
+        try:
+            store = Store.open(Path(call.location), file_name)
+        except (CKDError, OSError):
+            continue
+        if store.manifest.store_id == call.store:
+            return store
+    return None
 
 
 def require_alike(store: Store, ours: Identity, call: RecordedCall, output: OutputSpec) -> None:

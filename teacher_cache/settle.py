@@ -13,11 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CKDError, InvalidInput
-from storage.ledger import Lease, Ledger, RecordedCall
+from storage.errors import CKDError, InvalidInput, store_command
+from storage.ledger import Ledger
+from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, FILE_NAME, Manifest
+from storage.manifest import FILE_NAME, Manifest
 from storage.store import CELL_LOCK, Store
+from teacher_cache.reuse import find_store
 
 
 @dataclass(slots=True)
@@ -131,20 +133,8 @@ def require_only_place(store: Store, ledger: Ledger) -> None:
         if same:
             raise InvalidInput(
                 f"{store.folder} is a copy of the store at {folder}, and both are in the same ledger; go on with that "
-                f"one, or repair this one from it with: ckd-cache repair --store {store.folder} --from {folder}"
+                f"one, or repair this one from it with: {store_command('repair', store.folder, **{'from': folder})}"
             )
-
-
-def find_store(call: RecordedCall) -> Store | None:
-    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here."""
-    for file_name in (FILE_NAME, EXTENSION):
-        try:
-            store = Store.open(Path(call.location), file_name)
-        except (CKDError, OSError):
-            continue
-        if store.manifest.store_id == call.store:
-            return store
-    return None
 
 
 def cell_of(store: Store, call: RecordedCall) -> int:
@@ -163,10 +153,6 @@ def _whole_digests(store: Store, call: RecordedCall) -> bytes | None:
     if not all(name in places for name in call.outputs):
         return None
     return b"".join(digests[places[name]].tobytes() for name in call.outputs)
-
-
-def _locks_of(store: Store | None, stack: ExitStack) -> CellLocks | None:
-    return None if store is None else stack.enter_context(CellLocks(store.folder / CELL_LOCK))
 
 
 def _retract_disowned(store: Store, ledger: Ledger) -> None:

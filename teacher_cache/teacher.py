@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from models import Network, Representation, canonical_name, create_model, load_w
 from models.compute import Compute
 from storage.errors import InvalidInput, UnknownName
 from storage.manifest import TeacherIdentity
-from storage.schema import OutputSpec
+from storage.schema import BEFORE, HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
 from storage.views import Normalisation, ViewGeometry
 
 
@@ -56,10 +56,26 @@ class Teacher:
     network: Network
     compute: Compute
 
-    def call(self, views: Tensor) -> Representation:
-        """One teacher call per view: (C, 3, h, w) uint8 in, logits and feature maps out, on the device."""
+    def call(self, views: Tensor, outputs: Sequence[OutputSpec] = ()) -> Representation:
+        """One teacher call per view: (C, 3, h, w) uint8 in, logits and feature maps out, on the device.
+
+        Args:
+            outputs: what will be kept; the network is asked for extras among them, and for no others.
+        """
+        extras = [output.name for output in outputs if output.name in self.network.extra_names]
         with torch.inference_mode(), self.compute.exact(), self.compute.autocast():
-            return self.network.represent(self.identity.normalisation.apply(self.compute.to_device(views)))
+            pixels = self.identity.normalisation.apply(self.compute.to_device(views))
+            return self.network.represent(pixels, extras)
+
+    def parameters(self, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
+        """What is kept of the teacher itself beside these outputs: see `Store.read_parameters`."""
+        head, norms = self.network.head, self.network.stage_norms
+        found = {HEAD_WEIGHT: head.weight, HEAD_BIAS: head.bias}
+        for output in outputs:
+            layer = output.name.removesuffix(BEFORE)
+            if output.name.endswith(BEFORE) and layer in norms:
+                found |= zip(norm_parameters(layer), (norms[layer].weight, norms[layer].bias), strict=True)
+        return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in found.items()}
 
 
 def load_teacher(name: str, weights: Path, dataset: DatasetFacts, compute: Compute) -> Teacher:
@@ -84,6 +100,7 @@ def load_teacher(name: str, weights: Path, dataset: DatasetFacts, compute: Compu
         num_classes=len(dataset.classes),
         normalisation=normalisation,
         precision=compute.precision,
+        layers=(*network.feature_names, *network.extra_names),
     )
     compute.place(network.eval())
     return Teacher(identity, network, compute)
@@ -112,32 +129,40 @@ def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path
 
 
 def choose_outputs(name: str, dataset: DatasetFacts, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
-    """What to keep of each call: logits, and the feature maps that `features` names.
+    """What to keep of each call: logits, and the feature maps that `features` names, in the network's order.
 
     Args:
-        features: "none", "all", or layer names with commas between.
+        features: "none", or names with commas between: "all" for stem, stages and pooled vector, any of these, and
+            what is kept only where it is named: pre-activations ("layer1.pre") and the map that is pooled ("last").
         feature_dtype: "float16" or "float32".
 
     Raises:
         UnknownName: the network has no such layer.
     """
-    probe = probe_shapes(name, dataset)
-    logits = OutputSpec("logits", tuple(probe.logits.shape[1:]), "float32")
-    known = list(probe.features)
-    wanted = {"none": [], "all": known}.get(features, features.split(","))
-    for layer in wanted:
-        if layer not in known:
-            raise UnknownName(f"layer of {name}", layer, known)
-    shapes = {layer: tuple(probe.features[layer].shape[1:]) for layer in known if layer in wanted}
-    return (logits, *(OutputSpec(layer, shape, feature_dtype) for layer, shape in shapes.items()))
-
-
-def probe_shapes(name: str, dataset: DatasetFacts) -> Representation:
-    """Shapes of what a network says, from an untrained copy on a random image: not a teacher call."""
+    # An untrained copy on a random image: not a teacher call.
     network = create_model(name, num_classes=len(dataset.classes), seed=0).eval()
     size = dataset.geometry.crop_size
     with torch.inference_mode():
-        return network.represent(torch.randn(1, 3, size, size))
+        probe = network.represent(torch.randn(1, 3, size, size), network.extra_names)
+    logits = OutputSpec("logits", tuple(probe.logits.shape[1:]), "float32")
+    wanted = [] if features == "none" else features.split(",")
+    if "all" in wanted:
+        wanted = [layer for layer in wanted if layer != "all"] + list(network.feature_names)
+    for layer in wanted:
+        if layer not in probe.features:
+            raise UnknownName(f"layer of {name}", layer, probe.features)
+    shapes = {layer: tuple(said.shape[1:]) for layer, said in probe.features.items() if layer in wanted}
+    return (logits, *(OutputSpec(layer, shape, feature_dtype) for layer, shape in shapes.items()))
+
+
+def parameter_specs(parameters: Mapping[str, np.ndarray]) -> tuple[OutputSpec, ...]:
+    """What a manifest says of a teacher's parameters."""
+    return tuple(OutputSpec(name, values.shape, values.dtype.name) for name, values in parameters.items())
+
+
+def parameter_rows(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A teacher's parameters as arrays of a store, one row each: array name -> (1, ...)."""
+    return {parameter_array(name): values[None] for name, values in parameters.items()}
 
 
 def to_arrays(said: Representation, outputs: tuple[OutputSpec, ...]) -> dict[str, np.ndarray]:

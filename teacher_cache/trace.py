@@ -24,8 +24,9 @@ import numpy as np
 
 from storage.digest import input_digests
 from storage.errors import CKDError, IdentityMismatch, InvalidInput
-from storage.ledger import Ledger, RecordedCall
-from storage.ledger_report import CallHistory, call_histories, calls_revoked_after, entry_number
+from storage.ledger import Ledger
+from storage.ledger_records import RecordedCall
+from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
 from storage.manifest import FILE_NAME
 from storage.schema import DIGEST
 from storage.store import Store
@@ -125,17 +126,12 @@ def store_of(run: Run, folder: Path | None = None) -> Store:
             f"{run.folder} was trained from the store at {where}, and there is none; if it was moved, give --store DIR"
         )
     store = Store.open(where)
-    if run.store_id not in ids_of(store):
+    if run.store_id not in store.manifest.ids:
         raise IdentityMismatch(
             f"{run.folder} was trained from store {run.store_id[:12]}, and {where} is store "
             f"{store.manifest.store_id[:12]}; give the one it was trained from as --store"
         )
     return store
-
-
-def ids_of(store: Store) -> set[str]:
-    """Ids of a store and of those it was made from."""
-    return {store.manifest.store_id, *(step["store_id"] for step in store.manifest.history)}
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,7 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
     inputs = StoreInputs(store, rows).digests
     teacher = manifest.identity.teacher.fingerprint
     answers = _answers(ledger, teacher, sorted({digest for row in inputs for digest in row}))
-    head = entry_number(ledger, run.ledger_head)
+    head = ledger.entry_number(run.ledger_head)
     calls = {call.id: call for found in answers.values() for call in found}
     histories = {} if head is None else call_histories(ledger, sorted(calls))
     drawn_on = [id_ for id_ in sorted(calls) if head is None or histories[id_].answered_by(head)]
@@ -329,7 +325,7 @@ class _Search:
         if not run.teacher_calls or run.teacher_fingerprint != call.teacher:
             return False
         if run.ledger_head not in self._heads:
-            self._heads[run.ledger_head] = entry_number(self._ledger, run.ledger_head)
+            self._heads[run.ledger_head] = self._ledger.entry_number(run.ledger_head)
         head = self._heads[run.ledger_head]
         if head is None:  # its calls are in another ledger
             return False

@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from storage.ledger import CallRequest, Ledger, RecordedCall
+from storage.ledger import Ledger
+from storage.ledger_records import CallRequest, RecordedCall
 from storage.store import Store
 from teacher_cache.plan import BuildPlan
 

@@ -12,7 +12,14 @@ from models import canonical_name
 from storage.terminal import print_json, progress
 from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
-from teacher_cache.commands.options import compute_options, dataset_options, json_option, ledger_option, ledger_url_of
+from teacher_cache.commands.options import (
+    FEATURES_HELP,
+    compute_options,
+    dataset_options,
+    json_option,
+    ledger_option,
+    ledger_url_of,
+)
 from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build
 
 
@@ -27,7 +34,7 @@ from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_bu
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
-@click.option("--features", default="none", show_default=True, help="Feature maps to keep: none, all, or NAME,NAME.")
+@click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
 @click.option("--view-policy", default="augmented", show_default=True, help="augmented or plain.")

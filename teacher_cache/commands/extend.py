@@ -10,16 +10,24 @@ from typing import Any
 import click
 
 from storage.errors import InvalidInput
+from storage.store import Store
 from storage.terminal import print_json, progress
 from teacher_cache.commands.build import report_text
-from teacher_cache.commands.options import DEVICE, json_option, ledger_option, ledger_url_of, store_option
-from teacher_cache.extend import ExtensionConfig, missing_features, plan_extension
+from teacher_cache.commands.options import (
+    DEVICE,
+    FEATURES_HELP,
+    json_option,
+    ledger_option,
+    ledger_url_of,
+    store_option,
+)
+from teacher_cache.extend import ExtensionConfig, missing_outputs, plan_extension
 from teacher_cache.extend import extend as run_extension
 
 
 @click.command()
 @store_option
-@click.option("--features", required=True, help="Feature maps to add: all, or NAME,NAME.")
+@click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}.")
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
@@ -37,8 +45,7 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     \b
     ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
     """
-    missing = missing_features(store, settings["features"], settings["feature_dtype"])
-    if not missing:
+    if not missing_outputs(Store.open(store), settings["features"], settings["feature_dtype"]):
         click.echo(f"{store} keeps these features already", err=as_json)
         if as_json:
             print_json({"store": str(store), "adds": [], "needed_calls": 0})

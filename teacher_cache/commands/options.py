@@ -36,6 +36,10 @@ _DATA_ROOT = click.option(
 )
 _IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
+FEATURES_HELP = (
+    "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
+    "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 
 

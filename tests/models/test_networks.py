@@ -80,22 +80,31 @@ def test_numbers_are_the_benchmarks(name: str) -> None:
     network = meta_model(name)
     fill_by_formula(network)
     with torch.no_grad():
-        seen = network.represent(formula_images(1, 32), preactivations=True)
+        seen = network.represent(formula_images(1, 32), network.extra_names)
     expected = GOLDEN[name]
     assert seen.logits[0, :5].tolist() == pytest.approx(expected["logits"], rel=1e-9)
     assert_same_numbers([checksums(seen.logits)], [expected["logits_sums"]])
-    assert_same_numbers([checksums(feature) for feature in seen.features.values()], expected["features"])
-    before = [checksums(feature) for feature in seen.preactivations.values()]
+    plain = [checksums(seen.features[layer]) for layer in network.feature_names]
+    assert_same_numbers(plain, expected["features"])
+    before = [checksums(tensor) for tensor in preactivations(seen).values()]
     assert_same_numbers(before, expected["preactivations"])
+
+
+def preactivations(seen: Representation) -> dict[str, Tensor]:
+    """Layer -> its map before the last ReLU, for layers whose extra was asked for."""
+    return {name.removesuffix(".pre"): tensor for name, tensor in seen.features.items() if name.endswith(".pre")}
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_feature_names_are_one_scheme(name: str) -> None:
     network = meta_model(name)
-    seen = network.represent(torch.empty(1, 3, 32, 32, device="meta"), preactivations=True)
+    images = torch.empty(1, 3, 32, 32, device="meta")
+    seen = network.represent(images)
     layers = tuple(f"layer{number}" for number in range(1, len(seen.features) - 1))
     assert network.feature_names == tuple(seen.features) == ("stem", *layers, "pooled")
-    assert tuple(seen.preactivations) == layers
+    assert network.extra_names == (*(f"{layer}.pre" for layer in layers), "last")
+    everything = network.represent(images, network.extra_names)
+    assert tuple(everything.features) == network.feature_names + network.extra_names
     assert isinstance(network.head, nn.Linear)
     assert list(network.modules())[-1] is network.head
     assert network.head.in_features == seen.features["pooled"].shape[1]
@@ -105,10 +114,10 @@ def test_feature_names_are_one_scheme(name: str) -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_any_size_and_class_count_works(name: str, size: int, num_classes: int) -> None:
     network = meta_model(name, num_classes)
-    seen = network.represent(torch.empty(2, 3, size, size, device="meta"), preactivations=True)
+    seen = network.represent(torch.empty(2, 3, size, size, device="meta"), network.extra_names)
     assert seen.logits.shape == (2, num_classes)
     assert network.num_classes == network.head.out_features == num_classes
-    for layer, tensor in seen.preactivations.items():
+    for layer, tensor in preactivations(seen).items():
         assert tensor.shape == seen.features[layer].shape
 
 
@@ -131,18 +140,19 @@ def test_forward_is_the_logits_of_represent_and_every_weight_learns(name: str) -
     with torch.no_grad():
         torch.testing.assert_close(network(images), network.represent(images).logits, rtol=0, atol=0)
     network.train()
-    seen = network.represent(images, preactivations=True)
-    torch.autograd.backward([seen.logits.logsumexp(dim=1).sum(), *(t.mean() for t in seen.preactivations.values())])
+    seen = network.represent(images, network.extra_names)
+    torch.autograd.backward([seen.logits.logsumexp(dim=1).sum(), *(t.mean() for t in preactivations(seen).values())])
     assert [key for key, weight in network.named_parameters() if weight.grad is None] == []
     assert all(bool(weight.grad.isfinite().all()) for weight in network.parameters() if weight.grad is not None)
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_preactivations_do_not_update_running_statistics_twice(name: str) -> None:
+def test_extras_do_not_update_running_statistics_twice(name: str) -> None:
     asked, plain = (create_model(name, num_classes=2, seed=1).train() for _ in range(2))
     images = formula_images(2, 32).float()
     with torch.no_grad():
-        torch.testing.assert_close(asked.represent(images, preactivations=True).logits, plain(images), rtol=0, atol=0)
+        said = asked.represent(images, asked.extra_names)
+        torch.testing.assert_close(said.logits, plain(images), rtol=0, atol=0)
     for ours, theirs in zip(batch_norms(asked), batch_norms(plain), strict=True):
         assert ours.num_batches_tracked == theirs.num_batches_tracked == 1
         assert torch.equal(ours.running_mean, theirs.running_mean)
@@ -151,7 +161,7 @@ def test_preactivations_do_not_update_running_statistics_twice(name: str) -> Non
 
 def rectified(name: str, network: Any, seen: Representation, layer: str) -> tuple[Tensor, Tensor]:
     """What must be equal, by family: ReLU of the preactivation, and where the network continues from it."""
-    before, feature = seen.preactivations[layer], seen.features[layer]
+    before, feature = seen.features[f"{layer}.pre"], seen.features[layer]
     if name == "MobileNetV2":
         return before, feature
     if name == "ShuffleV2":
@@ -171,9 +181,9 @@ def rectified(name: str, network: Any, seen: Representation, layer: str) -> tupl
 def test_preactivations_are_captured_before_any_relu(name: str) -> None:
     network = create_model(name, num_classes=2, seed=2).eval()
     with torch.no_grad():
-        seen = network.represent(formula_images(2, 32).float(), preactivations=True)
-        for layer in seen.preactivations:
-            assert seen.preactivations[layer].min() < 0
+        seen = network.represent(formula_images(2, 32).float(), network.extra_names)
+        for layer, before in preactivations(seen).items():
+            assert before.min() < 0
             torch.testing.assert_close(*rectified(name, network, seen, layer))
 
 
@@ -188,17 +198,83 @@ def test_channels_last_gives_the_same_numbers_and_stays(name: str) -> None:
     assert seen.features["layer2"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("name", LIGHT)
+def test_last_is_the_map_that_is_pooled(name: str) -> None:
+    network = create_model(name, num_classes=2, seed=2).eval()
+    with torch.no_grad():
+        seen = network.represent(formula_images(2, 32).float(), ["last"])
+    torch.testing.assert_close(seen.features["last"].mean(dim=(2, 3)), seen.features["pooled"])
+
+
+def test_extras_come_last_in_one_order_and_only_where_asked() -> None:
+    network, images = meta_model("resnet8"), torch.empty(1, 3, 32, 32, device="meta")
+    asked = network.represent(images, {"last", "layer2.pre"})
+    assert tuple(asked.features) == (*network.feature_names, "layer2.pre", "last")
+    for name in ("layer4.pre", "stem.pre", "pooled"):
+        with pytest.raises(ValueError, match=f"no extra is called '{name}'; known: layer1.pre, .*, last"):
+            network.represent(images, [name])
+
+
+# Layer by layer the attribute path of its batch norm, as the benchmark's `get_bn_before_relu` gives it to OFD.
+STAGE_NORMS = {
+    "resnet8": ["layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn2"],
+    "resnet32x4": ["layer1.4.bn2", "layer2.4.bn2", "layer3.4.bn2"],
+    "ResNet50": ["layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3"],
+    "wrn_40_2": ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"],
+    "vgg8": ["block1.1", "block2.1", "block3.1", "block4.1"],
+    "vgg13": ["block1.4", "block2.4", "block3.4", "block4.4"],
+    "MobileNetV2": ["blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7"],
+    "ShuffleV1": [],
+    "ShuffleV2": [],
+}
+
+
+@pytest.mark.parametrize("name", STAGE_NORMS)
+def test_stage_norms_are_the_benchmarks(name: str) -> None:
+    network = meta_model(name)
+    paths = {norm: path for path, norm in network.named_modules()}
+    assert [paths[norm] for norm in network.stage_norms.values()] == STAGE_NORMS[name]
+    assert tuple(network.stage_norms) == network.feature_names[1:-1][: len(STAGE_NORMS[name])]
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_stages_norm_has_the_channels_of_its_preactivation(name: str) -> None:
+    network = meta_model(name)
+    seen = network.represent(torch.empty(1, 3, 32, 32, device="meta"), network.extra_names)
+    for stage, norm in network.stage_norms.items():
+        assert norm.num_features == seen.features[f"{stage}.pre"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2"])
+def test_a_stages_norm_makes_its_preactivation(name: str) -> None:
+    """A larger shift of the norm is a larger pre-activation, by the same amount, and of no other stage before it."""
+    network, images = create_model(name, num_classes=2, seed=2).eval(), formula_images(2, 32).float()
+    with torch.no_grad():
+        before = network.represent(images, network.extra_names)
+        for stage, norm in network.stage_norms.items():
+            norm.bias += 0.5
+            after = network.represent(images, network.extra_names)
+            torch.testing.assert_close(after.features[f"{stage}.pre"], before.features[f"{stage}.pre"] + 0.5)
+            norm.bias -= 0.5
+
+
 def test_map_reaches_every_tensor_and_keeps_names() -> None:
-    network = meta_model("resnet8", 2)
-    seen = network.represent(torch.empty(3, 3, 32, 32, device="meta"), preactivations=True)
+    network, images = meta_model("resnet8", 2), torch.empty(3, 3, 32, 32, device="meta")
+    seen = network.represent(images, network.extra_names)
     first = seen.map(lambda tensor: tensor[:1])
     assert first.logits.shape == (1, 2)
-    assert [tuple(first.features), tuple(first.preactivations)] == [
-        tuple(seen.features),
-        tuple(seen.preactivations),
-    ]
-    assert all(len(tensor) == 1 for tensor in (*first.features.values(), *first.preactivations.values()))
-    assert network.represent(torch.empty(3, 3, 32, 32, device="meta")).preactivations == {}
+    assert tuple(first.features) == tuple(seen.features)
+    assert all(len(tensor) == 1 for tensor in first.features.values())
+
+
+def test_only_keeps_the_named_features_in_the_order_of_the_names() -> None:
+    seen = meta_model("resnet8", 2).represent(torch.empty(3, 3, 32, 32, device="meta"), ["last"])
+    some = seen.only(["last", "stem"])
+    assert some.logits is seen.logits
+    assert list(some.features.items()) == [(name, seen.features[name]) for name in ("last", "stem")]
+    assert seen.only(()).features == {}
+    with pytest.raises(KeyError):
+        seen.only(["layer9"])
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "vgg8", "MobileNetV2"])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from storage.digest import input_digests
-from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger import Ledger
+from storage.ledger_records import CallRequest, Session
 from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
-from storage.schema import OutputSpec
+from storage.schema import OutputSpec, parameter_array
 from storage.store import LEDGER_FILE, Store
 from storage.views import Normalisation, ViewGeometry, sample_views
 
@@ -27,6 +28,7 @@ def make_identity(**changes) -> Identity:
             num_classes=CLASSES,
             normalisation=Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)),
             precision="fp32",
+            layers=("stem", "layer1", "layer2", "pooled", "layer1.pre", "layer2.pre", "last"),
         ),
         "dataset": DatasetIdentity(name="digits", digest="cd" * 32, classes=tuple("abcde")),
         "geometry": ViewGeometry(image_size=8, crop_size=8, padding=1),
@@ -37,14 +39,25 @@ def make_identity(**changes) -> Identity:
             OutputSpec("logits", (CLASSES,), "float32"),
             OutputSpec("layer1", (3, 4, 4), "float16"),
             OutputSpec("pooled", (6,), "float16"),
+            OutputSpec("layer2.pre", (2, 2, 2), "float16"),
+        ),
+        "parameters": (
+            OutputSpec("head/weight", (CLASSES, 6), "float32"),
+            OutputSpec("head/bias", (CLASSES,), "float32"),
+            OutputSpec("norm/layer2/scale", (2,), "float32"),
+            OutputSpec("norm/layer2/shift", (2,), "float32"),
         ),
     }
     return Identity(**fields | changes)
 
 
 def make_samples(identity: Identity, n: int = N) -> dict[str, np.ndarray]:
-    """The same rows for every n: a larger sample starts with a smaller one."""
-    size, samples = identity.geometry.image_size, {}
+    """The same rows for every n: a larger sample starts with a smaller one; and the teacher's parameters."""
+    size = identity.geometry.image_size
+    samples = {
+        parameter_array(spec.name): np.random.default_rng(place).normal(size=(1, *spec.shape)).astype(spec.dtype)
+        for place, spec in enumerate(identity.parameters)
+    }
     for split, count in (("train", n), ("val", n // 4), ("test", 9)):
         rows = [np.random.default_rng([len(split), row]) for row in range(count)]
         samples[f"{split}/images"] = np.stack([rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for rng in rows])
@@ -113,7 +126,7 @@ def make_session(store: Store) -> Session:
         purpose="train",
         device="cpu",
         precision="fp32",
-        outputs=("logits", "layer1", "pooled"),
+        outputs=("logits", "layer1", "pooled", "layer2.pre"),
         host="here",
     )
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import storage.ledger as ledger_module
 from storage.database import parse_url, sqlite_path
 from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
-from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger import Ledger
 from storage.ledger_chain import Seal, id_ranges
 from storage.ledger_check import ledger_problems
+from storage.ledger_records import CallRequest, Session
 from storage.ledger_report import CallFilter, count_calls, list_calls
 
 TEACHER = "ab" * 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -12,7 +13,7 @@ import zarr
 from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
 from storage.locks import FileLock
 from storage.manifest import Manifest, _digest, require_same
-from storage.schema import OutputSpec, output_array
+from storage.schema import OutputSpec, output_array, split_rows
 from storage.store import Store, runs_of
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
 
@@ -85,7 +86,13 @@ def test_an_unfinished_store_says_how_many_rows_and_how_to_finish(empty_store):
 
 
 @pytest.mark.parametrize(
-    ("name", "used"), [("train/logits", "logits"), ("train/features/pooled", "pooled"), ("train/digest", "pooled")]
+    ("name", "used"),
+    [
+        ("train/logits", "logits"),
+        ("train/features/pooled", "pooled"),
+        ("train/features/layer2.pre", "layer2.pre"),
+        ("train/digest", "layer2.pre"),  # its last byte belongs to the last output
+    ],
 )
 def test_a_changed_value_is_refused_not_used(whole_store, name, used):
     arrays = whole_store.store.arrays
@@ -115,12 +122,39 @@ def test_a_store_grows_without_touching_its_rows(whole_store):
 def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_store):
     samples = make_samples(make_identity(), 150)
     # As if the process had died after the arrays grew and before the manifest said so.
-    whole_store.store.arrays.grow({"train": 200, "val": 50, "test": 9})
+    whole_store.store.arrays.grow(split_rows(200, 50, 9))
     again = Store.open(whole_store.store.folder)
     assert again.manifest.n == N
     again.grow(samples)
     np.testing.assert_array_equal(again.read("train/images"), samples["train/images"])
     assert not again.valid()[N:].any()
+
+
+def test_a_ledger_that_cannot_be_opened_leaves_the_head_that_was_noted(whole_store):
+    store, newest = whole_store.store, whole_store.ledger.head()
+    assert store.ledger_head() == newest
+    whole_store.ledger.close()
+    for damage in (lambda ledger: ledger.write_bytes(b"no database"), lambda ledger: ledger.unlink()):
+        damage(store.folder / "ledger.sqlite")
+        store.record_ledger_head("12" * 32)
+        again = Store.open(store.folder)
+        assert again.ledger_head() == "12" * 32
+        assert again.read_outputs(["logits"], N)["logits"].shape[0] == N
+
+
+def test_without_a_noted_head_a_ledger_that_cannot_be_opened_is_an_error(whole_store):
+    whole_store.ledger.close()
+    (whole_store.store.folder / "ledger.sqlite").write_bytes(b"no database")
+    assert whole_store.store.manifest.ledger_head is None
+    with pytest.raises(StoreUnreadable, match=r"the ledger at .*ledger\.sqlite cannot be used"):
+        whole_store.store.ledger_head()
+
+
+def test_a_stores_ids_are_its_own_and_those_it_was_made_from(whole_store):
+    manifest = whole_store.store.manifest
+    assert manifest.ids == {manifest.store_id}
+    history = ({"store_id": "1" * 32, "made_by": "convert"}, {"store_id": "2" * 32, "made_by": "extend"})
+    assert replace(manifest, history=history).ids == {manifest.store_id, "1" * 32, "2" * 32}
 
 
 def test_creation_that_was_interrupted_is_started_afresh(tmp_path, array_format):
@@ -141,15 +175,45 @@ def test_a_folder_with_paid_calls_and_no_manifest_is_not_wiped(whole_store):
     assert Store.open(folder).valid_prefix() == N
 
 
-@pytest.mark.parametrize("name", ["train/labels", "val/images", "test/labels", "train/views"])
-def test_a_changed_sample_is_refused_not_used(whole_store, name):
+def test_parameters_of_the_teacher_come_back_without_a_row_axis(whole_store):
+    store, written = whole_store.store, make_samples(make_identity())
+    found = Store.open(store.folder).read_parameters()
+    assert list(found) == ["head/weight", "head/bias", "norm/layer2/scale", "norm/layer2/shift"]
+    for name, values in found.items():
+        assert (values.dtype, values.shape) == (np.float32, written[f"teacher/{name}"].shape[1:])
+        np.testing.assert_array_equal(values, written[f"teacher/{name}"][0])
+        np.testing.assert_array_equal(values, read_with_the_library(store, f"teacher/{name}")[0])
+
+
+def test_parameters_of_the_teacher_take_no_more_room_than_their_values(tmp_path):
+    identity = make_identity()
+    store = Store.create(tmp_path / "s", identity, array_format="zarr", samples=make_samples(identity))
+    assert (store.arrays.path / "teacher" / "head" / "weight" / "c.0.0.0").stat().st_size == 5 * 6 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("train/labels", 2),
+        ("val/images", 2),
+        ("test/labels", 2),
+        ("train/views", 2),
+        ("teacher/head/bias", 0),
+        ("teacher/norm/layer2/scale", 0),
+    ],
+)
+def test_a_changed_sample_is_refused_not_used(whole_store, name, row):
     arrays = whole_store.store.arrays
-    values = arrays.read(name, 2, 3)
+    values = arrays.read(name, row, row + 1)
     values.view(np.uint8).reshape(-1)[0] ^= 1
-    arrays.write(name, 2, values)
+    arrays.write(name, row, values)
     arrays.sync()
+    again = Store.open(whole_store.store.folder)
     with pytest.raises(StoreUnreadable, match=f"array {name} in .*it is not what the build wrote"):
-        Store.open(whole_store.store.folder).read_sample(name)
+        again.read_sample(name)
+    if name.startswith("teacher/"):
+        with pytest.raises(StoreUnreadable, match=f"array {name} in .*it is not what the build wrote"):
+            again.read_parameters()
 
 
 def test_a_missing_chunk_is_an_error_not_zeros(tmp_path):
@@ -210,8 +274,45 @@ def test_the_manifest_survives_a_round_trip(whole_store):
         lambda document: document.update(history=[{"store_id": 7}]),
         lambda document: document.update(ledger=["sqlite:///x"]),
         lambda document: document.update(format_version=99),
+        lambda document: document.update(format_version=2),
         lambda document: document["identity"].update(views=0),
         lambda document: document["identity"]["outputs"][1].update(name="../../etc/passwd"),
+        lambda document: document["identity"]["outputs"][1].update(name="layer1.post"),
+        lambda document: document["identity"]["outputs"][1].update(name="layer9"),
+        lambda document: document["identity"]["outputs"].reverse(),
+        lambda document: document["identity"]["outputs"].insert(1, document["identity"]["outputs"][2]),
+        lambda document: document["identity"]["teacher"].pop("layers"),
+        lambda document: document["identity"]["teacher"].update(layers=7),
+        lambda document: document["identity"]["teacher"].update(layers=["pooled", "layer1", "layer2.pre"]),
+        lambda document: document["identity"]["teacher"]["layers"].append("stem"),
+        lambda document: document["identity"]["teacher"]["layers"].append("logits"),
+        lambda document: document["identity"]["teacher"]["layers"].append("../stem"),
+        lambda document: document["identity"]["teacher"]["layers"].append("x\x1b[31m"),
+        lambda document: document["identity"]["teacher"]["layers"].append("x" * 65),
+        lambda document: document["identity"]["teacher"]["layers"].append({}),
+        lambda document: document["identity"]["teacher"]["layers"].extend(f"more{n}" for n in range(2000)),
+        lambda document: document["identity"].pop("parameters"),
+        lambda document: document["identity"].update(parameters=[]),
+        lambda document: document["identity"]["parameters"].pop(0),
+        lambda document: document["identity"]["parameters"].pop(1),
+        lambda document: document["identity"]["parameters"].pop(3),
+        lambda document: document["identity"]["parameters"].reverse(),
+        lambda document: document["identity"]["parameters"].append(document["identity"]["parameters"][3]),
+        lambda document: document["identity"]["parameters"][0].update(name="../../etc/passwd"),
+        lambda document: document["identity"]["parameters"][0].update(shape=[4, 6]),
+        lambda document: document["identity"]["parameters"][0].update(shape=[5, 7]),
+        lambda document: document["identity"]["parameters"][0].update(shape=[5]),
+        lambda document: document["identity"]["parameters"][0].update(shape=[5, 6, 1]),
+        lambda document: document["identity"]["parameters"][0].update(shape=[5, 1 << 40]),
+        lambda document: document["identity"]["parameters"][0].update(shape="56"),
+        lambda document: document["identity"]["parameters"][0].update(dtype="float16"),
+        lambda document: document["identity"]["parameters"][0].update(dtype="<f4"),
+        lambda document: document["identity"]["parameters"][1].update(shape=[6]),
+        lambda document: document["identity"]["parameters"][2].update(shape=[3]),
+        lambda document: document["identity"]["parameters"][2].update(name="norm/layer1/scale"),
+        lambda document: document["samples"].pop("teacher/head/bias"),
+        lambda document: document["samples"].update({"teacher/norm/layer1/scale": "0" * 64}),
+        lambda document: document["samples"].update({"teacher/head/bias": "0"}),
         lambda document: document["identity"]["outputs"][1].update(dtype="object"),
         lambda document: document["identity"]["outputs"][1].update(shape=[1 << 20, 1 << 20]),
         lambda document: document["identity"]["geometry"].update(crop_size=4000),

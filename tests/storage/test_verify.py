@@ -41,7 +41,7 @@ def test_a_row_the_ledger_never_charged_is_found(empty_store):
     empty_store.pay(0, N - 1)
     empty_store.write(N - 1, make_outputs(empty_store.store.manifest.identity, N - 1, 1))
     found = problems(empty_store)
-    assert len(found) == 6, "two views of three outputs"
+    assert len(found) == 8, "two views of four outputs"
     assert all("the ledger knows no committed call for" in problem for problem in found)
 
 
@@ -50,7 +50,7 @@ def test_a_row_replaced_together_with_its_digest_is_found(whole_store):
     assert [problem.split(";")[0] for problem in problems(whole_store)] == [
         f"train/{array}: row 5 view {view} is not what call {11 + view} of the ledger returned"
         for view in (0, 1)
-        for array in ("logits", "features/layer1", "features/pooled")
+        for array in ("logits", "features/layer1", "features/pooled", "features/layer2.pre")
     ]
 
 
@@ -71,7 +71,20 @@ def test_a_changed_image_breaks_the_tie_to_its_call(whole_store):
     assert sum("row 3 view" in problem for problem in found) >= 1
 
 
-@pytest.mark.parametrize("name", ["train/labels", "val/images", "test/labels", "test/source_index"])
+@pytest.mark.parametrize("name", ["teacher/head/weight", "teacher/norm/layer2/shift"])
+def test_a_changed_parameter_of_the_teacher_is_found(whole_store, name):
+    values = whole_store.store.arrays.read(name, 0, 1)
+    values.reshape(-1)[-1] += 1
+    whole_store.store.arrays.write(name, 0, values)
+    whole_store.store.arrays.sync()
+    (found,) = problems(whole_store)
+    assert found.startswith(f"{name}: array {name} in ")
+    assert "it is not what the build wrote" in found
+
+
+@pytest.mark.parametrize(
+    "name", ["train/labels", "val/images", "test/labels", "test/source_index", "teacher/head/bias"]
+)
 def test_a_lost_sample_array_is_found(whole_store, name):
     if whole_store.store.manifest.array_format != "zarr":
         pytest.skip("an HDF5 file has no part that can be deleted alone")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import create_model, load_weights, save_weights
+from models import Network, create_model, load_weights, save_weights
 from storage.errors import (
     BudgetRefused,
     DiskFull,
@@ -28,8 +28,11 @@ from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from storage.views import apply_views
 from teacher_cache.build import build
+from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.teacher import choose_outputs
 from tests.teacher_cache.crash_build import STEPS, config
+from tests.teacher_cache.damage import config_of
 
 
 def problems(folder) -> list[str]:
@@ -65,6 +68,75 @@ def test_stored_outputs_are_the_teachers_own_on_the_stored_views(store_of_each_f
         stored = store.read(output_array(name))
         assert stored.dtype == np.float16
         np.testing.assert_allclose(stored[:, 0], tensor, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_extras_are_kept_where_asked_and_the_parameters_of_the_teacher_with_them(tmp_path, weights, array_format):
+    asked = config_of(tmp_path / "s", weights, array_format, n=20, features="last,layer1.pre,layer3.pre,pooled")
+    build(plan_build(asked))
+    store = Store.open(tmp_path / "s")
+    identity = store.manifest.identity
+    network = create_model("resnet8", num_classes=10).eval()
+    load_weights(network, weights)
+    assert identity.teacher.layers == (*network.feature_names, *network.extra_names)
+    assert [*identity.features] == ["pooled", "layer1.pre", "layer3.pre", "last"], "the order of the teacher's layers"
+    images, views = (torch.from_numpy(store.read(f"train/{name}")) for name in ("images", "views"))
+    with torch.inference_mode():
+        pixels = identity.teacher.normalisation.apply(apply_views(images, views[:, 0], identity.geometry))
+        said = network.represent(pixels, network.extra_names)
+    for name in identity.features:
+        np.testing.assert_allclose(store.read(output_array(name))[:, 0], said.features[name], rtol=2e-3, atol=2e-3)
+    expected = {"head/weight": network.fc.weight, "head/bias": network.fc.bias}
+    for layer in ("layer1", "layer3"):
+        norm = network.stage_norms[layer]
+        expected |= {f"norm/{layer}/scale": norm.weight, f"norm/{layer}/shift": norm.bias}
+    found = store.read_parameters()
+    assert [*found] == [*expected]
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor.detach())
+    np.testing.assert_allclose(
+        store.read_outputs(["pooled"], 20)["pooled"][:, 0] @ found["head/weight"].T + found["head/bias"],
+        store.read("train/logits")[:, 0],
+        rtol=2e-2,
+        atol=2e-2,
+    )
+
+
+def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weights, monkeypatch):
+    asked, represent = [], Network.represent
+
+    def listening(self, images, extras=()):
+        asked.append(list(extras))
+        return represent(self, images, extras)
+
+    plan = plan_build(config_of(tmp_path / "s", weights, n=20, features="all,layer2.pre"))
+    monkeypatch.setattr(Network, "represent", listening)
+    build(plan)
+    assert asked == [["layer2.pre"]]
+
+
+@pytest.mark.parametrize(
+    ("features", "kept"),
+    [
+        ("none", []),
+        ("all", ["stem", "layer1", "layer2", "layer3", "pooled"]),
+        ("pooled,stem,stem", ["stem", "pooled"]),
+        ("last,layer1.pre,all", ["stem", "layer1", "layer2", "layer3", "pooled", "layer1.pre", "last"]),
+        ("layer2.pre,layer1", ["layer1", "layer2.pre"]),
+    ],
+)
+def test_features_are_names_and_groups_in_the_order_of_the_layers(features, kept):
+    logits, *outputs = choose_outputs("resnet8", open_dataset("digits"), features, "float16")
+    assert (logits.name, logits.dtype) == ("logits", "float32")
+    assert [output.name for output in outputs] == kept
+
+
+def test_a_network_without_stage_norms_keeps_the_head_alone(tmp_path):
+    path = tmp_path / "shuffle.safetensors"
+    save_weights(create_model("ShuffleV1", num_classes=10, seed=0), path, {})
+    settings = {"dataset": "digits", "n": 4, "features": "layer1.pre", "device": "cpu"}
+    build(plan_build(BuildConfig(teacher="ShuffleV1", weights=path, store=tmp_path / "s", **settings)))
+    assert [*Store.open(tmp_path / "s").read_parameters()] == ["head/weight", "head/bias"]
 
 
 def test_both_formats_keep_the_same(tmp_path, weights):

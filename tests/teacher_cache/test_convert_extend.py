@@ -27,6 +27,7 @@ from teacher_cache.build import build
 from teacher_cache.convert import convert
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import plan_build
+from teacher_cache.teacher import Teacher
 from tests.teacher_cache.crash_build import config as crash_config
 from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
 
@@ -109,6 +110,34 @@ def test_an_extension_adds_maps_and_leaves_what_was_there(tmp_path, weights, for
     assert problems(folder) == []
 
 
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_an_extension_by_a_preactivation_adds_its_norm(tmp_path, weights, array_format):
+    folder = build_store(tmp_path / "store", weights, array_format, features="pooled", n=30)
+    head = Store.open(folder).read_parameters()
+    assert [*head] == ["head/weight", "head/bias"]
+    base = {"store": folder, "weights": weights, "device": "cpu"}
+    extend(plan_extension(ExtensionConfig(features="layer2.pre,last", **base)))
+    store = Store.open(folder)
+    assert [*store.manifest.identity.features] == ["pooled", "layer2.pre", "last"]
+    found = store.read_parameters()
+    assert [*found] == ["head/weight", "head/bias", "norm/layer2/scale", "norm/layer2/shift"]
+    for name, values in head.items():
+        np.testing.assert_array_equal(found[name], values)
+    network = create_model("resnet8", num_classes=10)
+    load_weights(network, weights)
+    np.testing.assert_array_equal(found["norm/layer2/scale"], network.stage_norms["layer2"].weight.detach())
+    assert problems(folder) == []
+    with pytest.raises(InvalidInput, match="nothing to be extended by: it keeps last, layer2.pre, pooled already"):
+        plan_extension(ExtensionConfig(features="layer2.pre", **base))
+    # It is the store that a build would have made, and what is made of it has the same.
+    asked = config_of(folder, weights, array_format, features="pooled,last,layer2.pre", n=40)
+    assert build(plan_build(asked)).new_calls == 10
+    assert problems(folder) == []
+    convert(folder, "hdf5" if array_format == "zarr" else "zarr", tmp_path / "copy")
+    for name, values in Store.open(tmp_path / "copy").read_parameters().items():
+        np.testing.assert_array_equal(values, found[name])
+
+
 def test_an_extension_costs_what_it_says_and_refuses_what_it_must(tmp_path, weights, forwards):
     folder = build_store(tmp_path / "store", weights, features="layer1", n=30, budget=50)
     base = {"store": folder, "weights": weights, "device": "cpu"}
@@ -154,6 +183,27 @@ def test_a_killed_extension_leaves_the_old_store_and_goes_on(tmp_path, weights, 
     assert (committed, reserved) == (192, 0)
     assert committed + lost >= 96 + made + report.new_calls
     assert report.adopted_calls > 0 if step == "commit" else True
+    assert problems(folder) == []
+
+
+def test_calls_that_an_unfinished_extension_left_are_reported_until_it_is_finished(tmp_path, weights, monkeypatch):
+    folder = build_store(tmp_path / "store", weights, n=30, features="layer1")
+    asked = ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu")
+
+    def broken(self, views, outputs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Teacher, "call", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            extend(plan_extension(asked))
+    found = problems(folder)
+    assert len(found) == 30
+    assert found[0] == (
+        "row 0 view 0 call 31 is not settled: its extension is at work, or was interrupted; run the extension again to "
+        "settle it"
+    )
+    assert extend(plan_extension(asked)).lost_calls == 30
     assert problems(folder) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from storage.errors import CKDError, InvalidInput, StoreUnreadable
+from storage.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import Manifest, _digest
 from storage.store import Store
@@ -157,6 +158,25 @@ def test_commands_that_are_suggested_can_be_pasted(tmp_path, weights):
     (folder / "data.zarr" / "train" / "valid" / "c.0.0").unlink()
     printed = run("verify", "--store", folder).stdout
     assert f"ckd-cache repair --store '{folder}'" in printed
+
+
+def test_a_suggested_command_is_one_word_for_each_name():
+    suggested = store_command("repair", Path("my store; echo owned"), **{"from": "$HOME/a 'copy'"})
+    expected = ["ckd-cache", "repair", "--store", "my store; echo owned", "--from", "$HOME/a 'copy'"]
+    assert shlex.split(suggested) == expected
+
+
+def test_a_missing_store_is_named_so_that_the_command_can_be_pasted(tmp_path):
+    folder = tmp_path / "my store; echo owned"
+    assert f"build one with: ckd-cache build --store '{folder}'" in run("info", "--store", folder).stderr
+
+
+def test_a_manifest_of_an_extension_that_cannot_be_finished_is_reported(folder):
+    (folder / "extension.json").write_text("{}")
+    (found,) = problems(folder)
+    assert found.startswith("extension.json: is the manifest of no extension that could be finished; see what can be")
+    assert repair(folder, act=True).files == ["extension.json"]
+    assert problems(folder) == []
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "train/logits/zarr.json"])

@@ -17,7 +17,8 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
-from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger import Ledger
+from storage.ledger_records import CallRequest, Session
 from storage.ledger_tables import calls, entries
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from storage.errors import InvalidInput, StoreBusy, StoreUnreadable
-from storage.ledger import CallRequest, Ledger, Session
+from storage.ledger import Ledger
+from storage.ledger_records import CallRequest, Session
 from storage.locks import CellLocks, FileLock
 from storage.store import Store, own_ledger
 from teacher_cache.build import build
@@ -138,6 +139,13 @@ def test_damaged_labels_are_left_and_said(folder):
     report = repair(folder, act=True)
     assert report.is_empty
     assert any("bring train/labels back from a copy" in text for text in report.left)
+
+
+def test_damaged_parameters_of_the_teacher_are_left_and_said(folder):
+    change(folder, "teacher/head/weight", 0)
+    report = repair(folder, act=True)
+    assert report.is_empty
+    assert any("bring teacher/head/weight back from a copy" in text for text in report.left)
 
 
 def test_without_sound_images_or_ledger_nothing_is_touched(folder):

@@ -22,7 +22,8 @@ import sqlalchemy as sa
 
 from storage.digest import input_digests
 from storage.errors import StoreUnreadable
-from storage.ledger import Lease, Ledger, Summary
+from storage.ledger import Ledger
+from storage.ledger_records import Lease, Summary
 from storage.ledger_tables import calls
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
@@ -456,9 +457,9 @@ def test_a_server_that_is_away_for_longer_than_a_lease_ends_no_builders_lease(bu
 def test_a_lost_answer_to_a_commit_repeats_no_call(tmp_path, postgres, weights, monkeypatch, reaches_server):
     url, counted, call = postgres.new_database(), [], Teacher.call
 
-    def counting(self, views):
+    def counting(self, views, outputs):
         counted.append(len(views))
-        return call(self, views)
+        return call(self, views, outputs)
 
     monkeypatch.setattr(Teacher, "call", counting)
     with proxy_that_loses_commits(postgres.port, every=3, reaches_server=reaches_server) as (port, lost):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
-from storage.durable import fsync_path, reporting_full_disk
+from storage.durable import replacing
 from storage.errors import Interrupted, InvalidInput
 from storage.ledger_report import COLUMN_TYPES, list_calls
 from storage.terminal import StopRequest, graceful_stop
@@ -52,7 +51,8 @@ def export(store: Path | None, url: str | None, kind: str, out: Path, **filters:
         if to_stdout:
             write(rows, sys.stdout)
             return
-        with _replacing(out, binary=kind == "parquet") as file:
+        _require_replaceable(out)
+        with replacing(out, binary=kind == "parquet") as file:
             write(rows, file)
 
 
@@ -61,27 +61,6 @@ def _until_stopped(rows: _Rows, stop: StopRequest) -> Iterator[dict[str, Any]]:
         if stop.requested:
             raise Interrupted("stopped before the export was whole; run the same command again")
         yield row
-
-
-@contextmanager
-def _replacing(path: Path, *, binary: bool) -> Iterator[IO[Any]]:
-    """A file that takes its place, durably, when the block ends well; otherwise nothing of it is left."""
-    _require_replaceable(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with reporting_full_disk(path):
-        try:
-            with _created(partial, binary=binary) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
-def _created(path: Path, *, binary: bool) -> IO[Any]:
-    return path.open("xb") if binary else path.open("x", encoding="utf-8", newline="")
 
 
 def _require_replaceable(path: Path) -> None:

@@ -52,7 +52,7 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
     ledger = Ledger(url)
     # A shared ledger may have moved since: what counts is that it holds what the store was built with.
     head = manifest.ledger_head
-    if shown_url(url) != manifest.ledger and head is not None and not ledger.has_entry(head):
+    if shown_url(url) != manifest.ledger and head is not None and ledger.entry_number(head) is None:
         ledger.close()
         raise InvalidInput(
             f"the calls of {store} are recorded in {manifest.ledger}, and {ledger.shown_url} lacks entry {head[:12]} "

@@ -14,7 +14,7 @@ from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import count_calls, teacher_seconds
 from storage.ledger_report import list_calls as list_calls_of
-from storage.terminal import print_json
+from storage.terminal import print_json, print_table
 from teacher_cache.commands.ledger.options import (
     call_filter,
     cost_of,
@@ -24,7 +24,7 @@ from teacher_cache.commands.ledger.options import (
     paging_options,
     price_option,
 )
-from teacher_cache.commands.ledger.tables import print_calls, print_table
+from teacher_cache.commands.ledger.tables import print_calls
 from teacher_cache.commands.options import json_option
 
 _SUMMARY = ("committed", "reserved", "lost", "spent", "budget", "remaining")

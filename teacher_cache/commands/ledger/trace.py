@@ -12,7 +12,7 @@ import click
 from storage.errors import InvalidInput
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
-from storage.terminal import plain, print_json, stderr
+from storage.terminal import plain, print_json, print_table, stderr
 from teacher_cache.commands.ledger.options import (
     cost_of,
     ledger_options,
@@ -20,7 +20,7 @@ from teacher_cache.commands.ledger.options import (
     paging_options,
     price_option,
 )
-from teacher_cache.commands.ledger.tables import print_calls, print_table
+from teacher_cache.commands.ledger.tables import print_calls
 from teacher_cache.commands.options import json_option
 from teacher_cache.trace import Run, Students, Trace, runs_of_call, store_of, trace_run
 
