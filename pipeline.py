@@ -23,7 +23,6 @@ from storage.errors import CKDError
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
 from storage.terminal import CommandGroup, print_json, progress, stderr
-from student_train.data import StudentData
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
@@ -138,8 +137,7 @@ def train_demo_student(
     evaluations = config.steps // ceil(n / 64)
     protocol = ProtocolConfig(max_evals=evaluations)
     training = TrainConfig(student=config.student, method=method, seed=config.seed, protocol=protocol)
-    data = StudentData.load(store, n, recipe.needs, compute)
-    trainer = Trainer(training, data, recipe, RunFolder(out / "runs" / f"{method}-n{n}"))
+    trainer = Trainer.open(training, store, n, recipe, compute, RunFolder(out / "runs" / f"{method}-n{n}"))
     with progress(f"{method} n={n}: evaluations", evaluations) as advance:
         return trainer.run(resume=True, on_eval=lambda row: advance(1, f"validation {row['val_accuracy']:.3f}"))
 

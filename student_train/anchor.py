@@ -34,7 +34,8 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
     with torch.inference_mode():
         for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
             with data.compute.autocast():
-                said = student.represent(inputs)
+                # Only logits are pulled anywhere, so no feature is kept.
+                said = student.represent(inputs).only(())
             said, index = said.map(Tensor.float), data.compute.to_device(part)
             for view in range(identity.views):
                 teacher = data.teacher(part, torch.full_like(part, view))

@@ -10,24 +10,23 @@ import click
 from models import ModelError, canonical_name
 from models.compute import PRECISIONS, Compute
 from storage.errors import CKDError, InvalidInput
-from storage.terminal import print_json, progress, reported_errors
-from student_train.data import StudentData
+from storage.store import Store
+from storage.terminal import CommandGroup, print_json, print_table, progress
+from student_train import catalogue
 from student_train.methods import METHODS, Method, parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
 
 
-@click.command()
+@click.group(cls=CommandGroup, user_errors=(CKDError, ModelError), invoke_without_command=True)
 @click.version_option(package_name="teacher-cache")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Store that stage one built.",
-)
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Store that stage one built; needed.")
 @click.option("--student", default="wrn16_2", show_default=True, help="Network to train.")
-@click.option("--method", help=f"Recipe: {', '.join(METHODS)}; settings as ckd:pairs=all.  [default: ckd]")
+@click.option(
+    "--method",
+    help=f"Recipe with settings, as ckd:pairs=all: {', '.join(METHODS)}, or the name of a loss.  [default: ckd]",
+)
 @click.option("--loss", "losses", multiple=True, help="Own sum of losses, repeatable: kd:temperature=4,weight=0.9.")
 @click.option(
     "--comparison",
@@ -45,18 +44,81 @@ from student_train.trainer import TrainConfig, Trainer
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--json", "as_json", is_flag=True, help="Print run.json.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def main(debug: bool, **settings: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, store: Path | None, **settings: Any) -> None:
     """Train a student from a store; no teacher, no data set and no network is needed.
 
     \b
     ckd-train --store stores/wrn40_2-cifar100 --method ckd --n 1600
     ckd-train --store DIR --loss ce --loss kd:temperature=2,weight=0.5
+    ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2
+    ckd-train losses
 
     Exit status: 0 done, 2 bad usage or bad input, 130 interrupted.
     """
-    with reported_errors((CKDError, ModelError), debug=debug):
-        run(**settings)
+    if context.invoked_subcommand is not None:
+        given = [name for name in context.params if context.get_parameter_source(name) is not _DEFAULT]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is for a training, not for a subcommand")
+        return
+    if store is None:
+        raise click.UsageError("Missing option '--store'.")
+    run(store=store, **settings)
+
+
+_DEFAULT = click.core.ParameterSource.DEFAULT
+
+
+@main.command("losses")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def losses_command(name: str | None, as_json: bool) -> None:
+    """List every loss with needs, defaults and source, or explain the one of this NAME."""
+    if name is None:
+        _print_losses(catalogue.describe_losses(), as_json=as_json)
+    else:
+        _print_loss(catalogue.describe_loss(name), as_json=as_json)
+
+
+@main.command("methods")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def methods_command(as_json: bool) -> None:
+    """List every method with the losses it adds up."""
+    methods = catalogue.describe_methods()
+    if as_json:
+        print_json(methods)
+    else:
+        print_table(("method", "losses"), ((method["name"], catalogue.shown_method(method)) for method in methods))
+
+
+def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(losses)
+        return
+    rows = (
+        (loss["name"], loss["needs"] or "(labels only)", catalogue.shown_settings(loss["settings"]), loss["source"])
+        for loss in losses
+    )
+    print_table(("loss", "needs", "defaults", "source"), rows)
+
+
+def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(loss)
+        return
+    recipe = loss["recipe"]
+    click.echo(f"{loss['name']}: {loss['formula']}\n")
+    if loss["details"]:
+        click.echo(f"{loss['details']}\n")
+    facts = {
+        "needs": loss["needs"] or "(no teacher)",
+        "defaults": catalogue.shown_settings(loss["settings"]) or "(no settings)",
+        "differences": "compared=true applies it to differences" if loss["comparable"] else "needs single samples",
+        "recipe": f"--method {loss['name']}: weight={recipe['weight']:g}, ce={recipe['ce']:g}, kd={recipe['kd']:g}",
+        "source": loss["source"],
+    }
+    for name, text in facts.items():
+        click.echo(f"{name + ':':<13}{text}")
 
 
 def run(
@@ -90,9 +152,9 @@ def run(
         student_view=student_view,
         protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
     )
-    data = StudentData.load(store, n, recipe.needs, Compute.choose(device, precision))
-    folder = RunFolder(out if out is not None else _default_out(store, config, data.n))
-    trainer = Trainer(config, data, recipe, folder)
+    rows = Store.open(store).manifest.n if n is None else n
+    folder = RunFolder(out if out is not None else _default_out(store, config, rows))
+    trainer = Trainer.open(config, store, rows, recipe, Compute.choose(device, precision), folder)
     with progress(f"{config.student} by {config.method}: evaluations", None) as advance:
         result = trainer.run(resume=resume, on_eval=lambda row: advance(1, _note(row)))
     if as_json:

@@ -9,50 +9,96 @@ applied to what comes out, and n teacher calls give n**2 signals.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from student_train.signals import Signals
+from storage.errors import UnknownName
+from student_train.signals import Moment, Signals
 
 
 class Comparison(ABC):
     """Turns signals about samples into signals about differences between them."""
 
+    @property
+    def opens_level(self) -> bool:
+        """Whether a vector added to all samples leaves no trace, as in a difference."""
+        return True
+
     @abstractmethod
-    def compare(self, tensor: Tensor) -> Tensor:
+    def compare(self, tensor: Tensor, moment: Moment) -> Tensor:
         """Differences of rows: (B, ...) in, (G, ...) out."""
 
     def __call__(self, signals: Signals) -> Signals:
         """Compare everything: student, teacher and labels."""
+
+        def compare(tensor: Tensor) -> Tensor:
+            return self.compare(tensor, signals.moment)
+
         return Signals(
-            student=signals.student.map(self.compare),
-            teacher=None if signals.teacher is None else signals.teacher.map(self.compare),
-            labels=self.compare(signals.label_targets),
+            student=signals.student.map(compare),
+            teacher=None if signals.teacher is None else signals.teacher.map(compare),
+            labels=compare(signals.label_targets),
             index=None,
+            moment=signals.moment,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class GroupComparison(Comparison):
-    """Mean of the positives minus mean of the negatives, group by group.
+    """The two sides of each group, averaged and combined: by default mean of positives minus mean of negatives.
 
     Rows come sorted by side: the positives of all G groups, then the negatives of all.
 
     Args:
         positives, negatives: samples on each side of a group; 1 + 1 and 2 + 1 are the paper's.
+        combine: "difference"; the paper's ablations are "mean" of the group and "mixture" of the two sides.
     """
 
     positives: int = 1
     negatives: int = 1
+    combine: str = "difference"
 
-    def compare(self, tensor: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINATIONS:
+            raise UnknownName("way to combine", self.combine, COMBINATIONS)
+
+    @property
+    def opens_level(self) -> bool:
+        """Only differences do."""
+        return self.combine == "difference"
+
+    def compare(self, tensor: Tensor, moment: Moment) -> Tensor:
         """See `Comparison.compare`; B = G * (positives + negatives)."""
         groups = len(tensor) // (self.positives + self.negatives)
         cut = groups * self.positives
         positive: Tensor = tensor[:cut].unflatten(0, (groups, self.positives)).mean(dim=1)
         negative: Tensor = tensor[cut:].unflatten(0, (groups, self.negatives)).mean(dim=1)
-        return positive - negative
+        plus, minus = COMBINATIONS[self.combine](self, moment)
+        return plus * positive + minus * negative
+
+
+def _difference(_: GroupComparison, __: Moment) -> tuple[float, float]:
+    return 1.0, -1.0
+
+
+def _mean(groups: GroupComparison, _: Moment) -> tuple[float, float]:
+    size = groups.positives + groups.negatives
+    return groups.positives / size, groups.negatives / size
+
+
+def _mixture(_: GroupComparison, moment: Moment) -> tuple[float, float]:
+    share = float(moment.numpy_generator("mixture").uniform())  # Beta(1, 1)
+    return share, 1.0 - share
+
+
+# What the mean of the positives and the mean of the negatives are multiplied by.
+COMBINATIONS: dict[str, Callable[[GroupComparison, Moment], tuple[float, float]]] = {
+    "difference": _difference,
+    "mean": _mean,
+    "mixture": _mixture,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +108,6 @@ class AllPairs(Comparison):
     Losses with a closed form over all pairs never make these tensors (`DistillationLoss.over_all_pairs`).
     """
 
-    def compare(self, tensor: Tensor) -> Tensor:
+    def compare(self, tensor: Tensor, moment: Moment) -> Tensor:
         """See `Comparison.compare`."""
         return (tensor[:, None] - tensor[None, :]).flatten(0, 1)

@@ -23,6 +23,8 @@ from storage.schema import output_array
 from storage.seeding import generator_for
 from storage.store import Store
 from storage.views import apply_views, draw_views
+from student_train.needs import Wanted
+from student_train.sampling import Batch
 
 STUDENT_VIEWS = ("fresh", "teacher")
 
@@ -42,6 +44,7 @@ class StudentData:
     Args:
         views: (n, V, 3), what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
+        parameters: of the teacher, by name, where a loss needs them.
         folder: the store's.
         ledger_head: newest hash of its ledger when the data were read.
     """
@@ -55,25 +58,24 @@ class StudentData:
     test: LabelledImages
     views: Tensor
     outputs: dict[str, Tensor]
+    parameters: dict[str, Tensor]
 
     @classmethod
-    def load(cls, folder: Path, n: int | None, needs: Iterable[str], compute: Compute) -> StudentData:
-        """Read what is needed, after checking that it is whole.
+    def load(cls, store: Store, n: int | None, wanted: Wanted, compute: Compute) -> StudentData:
+        """Read what is wanted, after checking that it is whole.
 
         Args:
             n: rows to train on; None for all.
-            needs: teacher outputs to load.
 
         Raises:
-            StoreUnreadable, StoreIncomplete: the store is missing, damaged, unfinished, or lacks an output.
+            StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
-        store = Store.open(folder)
         head = store.ledger_head()
         rows = store.manifest.n if n is None else n
         if rows < 2:
             raise InvalidInput(f"--n {rows} is too small to train on; give at least 2")
         store.require_rows(rows)
-        names = _require_outputs(store, needs)
+        names = _require_outputs(store, wanted.teacher)
         _require_memory(store, names, rows)
         # With no teacher involved, what the teacher said does not have to be read.
         kept = store.read_outputs(names, rows) if names else {}
@@ -82,7 +84,7 @@ class StudentData:
         if size < _free_bytes(compute) / 2:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
-            folder=folder.resolve(),
+            folder=store.folder.resolve(),
             ledger_head=head,
             manifest=store.manifest,
             compute=compute,
@@ -92,6 +94,7 @@ class StudentData:
             test=_labelled(store, "test", store.manifest.num_test, compute),
             views=torch.from_numpy(store.read_sample("train/views", rows)),
             outputs=outputs,
+            parameters=_parameters(store, compute) if wanted.parameters else {},
         )
 
     @property
@@ -104,20 +107,22 @@ class StudentData:
         """Classes of the teacher, and so of the student."""
         return self.manifest.identity.teacher.num_classes
 
-    def inputs(self, rows: Tensor, step: int, *, seed: int, student_view: str) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch, step: int, *, seed: int, student_view: str) -> tuple[Tensor, Tensor]:
         """Student inputs of a step.
 
         Args:
-            rows: (B,) int64, on the CPU.
-            student_view: "fresh" draws a new crop and flip; "teacher" replays the stored view.
+            student_view: "fresh" draws a new crop and flip; "teacher" replays the stored view, as a batch that holds
+                all views of its images always does.
 
         Returns:
             (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
         """
-        identity = self.manifest.identity
+        identity, rows = self.manifest.identity, batch.rows
         generator = generator_for(seed, "views", step)
         which = torch.randint(0, identity.views, (len(rows),), generator=generator)
-        if student_view == "teacher":
+        if batch.views > 1:
+            which = torch.arange(batch.views).repeat_interleave(len(rows) // batch.views)
+        if student_view == "teacher" or batch.views > 1:
             views = self.views[rows, which]
         else:
             views = draw_views(identity.geometry, len(rows), generator)
@@ -150,6 +155,10 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
             f"ckd-cache extend --store {shlex.quote(str(store.folder))} --features {','.join(missing)}"
         )
     return sorted({"logits", *wanted})
+
+
+def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
+    return {name: compute.to_device(torch.from_numpy(values)) for name, values in store.read_parameters().items()}
 
 
 def _require_memory(store: Store, names: list[str], rows: int) -> None:

@@ -21,10 +21,12 @@ class Batch:
     Args:
         rows: (B,) int64 into the sample.
         passes: slices of `rows` that go through the student together; batch norm sees each alone.
+        views: how often the images repeat, in view 0, then in view 1, ...; 1 where any stored view will do.
     """
 
     rows: Tensor
     passes: tuple[slice, ...]
+    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Sampling(ABC):
     """Draws batches."""
 
     @abstractmethod
-    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
-        """The batch of a step, counted from 0."""
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
+        """The batch of a step, counted from 0; labels (n,) int64 are on the CPU."""
 
     @property
     def least_rows(self) -> int:
@@ -50,8 +52,9 @@ class Sampling(ABC):
 class EpochSampling(Sampling):
     """Every row once an epoch, in an order that depends on (seed, epoch)."""
 
-    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
         """The last batch of an epoch may be smaller, but never one row: batch norm needs two."""
+        n = len(labels)
         steps = ceil(n / batch_size)
         epoch, place = divmod(step, steps)
         cuts = [*range(0, n, batch_size), n]
@@ -62,42 +65,104 @@ class EpochSampling(Sampling):
 
 
 @dataclass(frozen=True)
+class ClassSampling(Sampling):
+    """Up to `per_class` rows of each class, classes in random order, until a batch is full; drawn afresh each step.
+
+    Args:
+        per_class: rows of a class, fewer where the sample has fewer; relations within a class need at least 2.
+    """
+
+    per_class: int = 5
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise InvalidInput(f"a batch needs at least 1 image of each class, got {self.per_class}")
+
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
+        """B is at most batch_size: where all classes together have fewer rows, all of those."""
+        generator = generator_for(seed, "classes", step)
+        shuffled = torch.randperm(len(labels), generator=generator)
+        classes = torch.randperm(int(labels.max()) + 1, generator=generator)[labels[shuffled]]
+        order = classes.argsort(stable=True)
+        classes, shuffled = classes[order], shuffled[order]
+        # Within the rows of one class, in their new order, only the first few are taken.
+        place = torch.arange(len(classes)) - torch.searchsorted(classes, classes)
+        rows = shuffled[place < self.per_class][:batch_size]
+        return Batch(rows, (slice(0, len(rows)),))
+
+
+@dataclass(frozen=True)
+class AllViews(Sampling):
+    """The batches of another sampling, with every stored view of each image in them.
+
+    Args:
+        views: V, at least 1.
+    """
+
+    images: EpochSampling | ClassSampling
+    views: int
+
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
+        """B = V times as many rows, which go through the student together."""
+        rows = self.images.batch(step, labels=labels, batch_size=batch_size, seed=seed).rows.repeat(self.views)
+        return Batch(rows, (slice(0, len(rows)),), self.views)
+
+
+@dataclass(frozen=True)
 class GroupSampling(Sampling):
-    """`batch_size` groups of distinct rows, drawn afresh each step; sides as `GroupComparison` wants them.
+    """`batch_size` groups of distinct rows; sides as `GroupComparison` wants them.
 
     Args:
         positives, negatives: rows on each side of a group.
         joint: both sides in one forward pass; the paper's code runs them separately.
+        comparisons: draw so many groups once and go through them in epochs; 0 draws afresh each step.
     """
 
     positives: int = 1
     negatives: int = 1
     joint: bool = False
+    comparisons: int = 0
 
     def __post_init__(self) -> None:
         if self.positives < 1 or self.negatives < 1:
             raise InvalidInput(
                 f"a comparison needs at least 1 sample on each side, got {self.positives} and {self.negatives}"
             )
+        if self.comparisons < 0 or self.comparisons == 1:
+            raise InvalidInput(f"comparisons must be 0 (fresh each step) or at least 2, got {self.comparisons}")
 
     @property
     def least_rows(self) -> int:
         """A group needs distinct rows."""
         return self.positives + self.negatives
 
-    def batch(self, step: int, *, n: int, batch_size: int, seed: int) -> Batch:
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
         """B = batch_size * (positives + negatives) rows."""
-        generator = generator_for(seed, "groups", step)
-        groups = _draw_groups(n, batch_size, self.positives + self.negatives, generator)
+        groups = self._groups(step, len(labels), batch_size, seed)
         rows = torch.cat([groups[:, : self.positives].flatten(), groups[:, self.positives :].flatten()])
-        cut = batch_size * self.positives
+        cut = len(groups) * self.positives
         sides = (slice(0, cut), slice(cut, len(rows)))
         return Batch(rows, (slice(0, len(rows)),) if self.joint else sides)
+
+    def _groups(self, step: int, n: int, count: int, seed: int) -> Tensor:
+        """Rows of the groups of a step: (G, positives + negatives)."""
+        size = self.positives + self.negatives
+        if not self.comparisons:
+            return _draw_groups(n, count, size, generator_for(seed, "groups", step))
+        pool = _group_pool(seed, n, self.comparisons, size)
+        # The pool's epochs are cut as the sample's are.
+        places = EpochSampling().batch(step, labels=pool[:, 0], batch_size=count, seed=seed).rows
+        return pool[places]
 
 
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator_for(seed, "epoch", epoch))
+
+
+@lru_cache(maxsize=1)
+def _group_pool(seed: int, n: int, count: int, size: int) -> Tensor:
+    return _draw_groups(n, count, size, generator_for(seed, "group pool"))
 
 
 def _draw_groups(n: int, count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models import Representation
+from storage.seeding import generator_for, numpy_generator_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where in the training a batch is; all randomness of losses comes from here, so a resumed run repeats it.
+
+    Args:
+        step: counted from 0.
+        epoch: epochs done, a fraction within one.
+    """
+
+    seed: int = 0
+    step: int = 0
+    epoch: float = 0.0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Random numbers of this step for one purpose, on the CPU."""
+        return generator_for(self.seed, purpose, self.step)
+
+    def numpy_generator(self, purpose: str) -> np.random.Generator:
+        """The same of numpy."""
+        return numpy_generator_for(self.seed, purpose, self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +44,15 @@ class Signals:
         teacher: float32, from the store; None for methods that learn from labels alone.
         labels: (B,) int64 classes, or (G, K) float32 differences of one-hot labels once compared.
         index: (B,) int64 rows of the sample; None once compared, where an entry is no single row.
+        views: how many views of each image follow one another: first all images in view 0, then all in view 1, ...
     """
 
     student: Representation
     teacher: Representation | None
     labels: Tensor
     index: Tensor | None
+    moment: Moment = field(default_factory=Moment)
+    views: int = 1
 
     @property
     def label_targets(self) -> Tensor:
@@ -32,3 +60,25 @@ class Signals:
         if self.labels.is_floating_point():
             return self.labels
         return F.one_hot(self.labels, self.student.logits.shape[1]).to(self.student.logits.dtype)
+
+    def reordered(self, order: Tensor) -> Signals:
+        """The student as it is, and the teacher, the labels and the index of other samples of the batch.
+
+        Args:
+            order: (B,) int64, for each sample whose they become.
+        """
+        return replace(
+            self,
+            teacher=None if self.teacher is None else self.teacher.map(lambda tensor: tensor[order]),
+            labels=self.labels[order],
+            index=None if self.index is None else self.index[order],
+        )
+
+    def pair(self, student: str, teacher: str) -> tuple[Tensor, Tensor]:
+        """An output of each network by name: "logits" or a layer."""
+        assert self.teacher is not None
+        return _output(self.student, student), _output(self.teacher, teacher)
+
+
+def _output(said: Representation, name: str) -> Tensor:
+    return said.logits if name == "logits" else said.features[name]

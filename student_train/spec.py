@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Callable, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from storage.errors import InvalidInput, UnknownName
 
@@ -13,12 +14,15 @@ _T = TypeVar("_T")
 
 
 def split_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Name and settings, not yet understood.
+    """Name and settings, not yet understood; the name may be a class as `package.module:Class`.
 
     Raises:
         InvalidInput: a setting has no value, or is given twice.
     """
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
+    inner, _, after = rest.partition(":")
+    if colon and inner[:1].isupper() and "=" not in inner:  # what begins a class, and no setting
+        name, rest = f"{name}:{inner}", after
     settings: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
@@ -28,27 +32,92 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
-def build_from(kind: str, name: str, settings: Mapping[str, str], factories: Mapping[str, Callable[..., _T]]) -> _T:
-    """Call the factory of that name with settings turned into the types of its signature.
+class Settings:
+    """The settings of one spec, taken out one after another by whoever knows them.
 
-    Raises:
-        UnknownName: no such factory, or it has no such setting.
-        InvalidInput: a value is not of the right type, or is refused.
+    Args:
+        kind, name: whose they are, for messages.
+        values: key -> text.
     """
-    if name not in factories:
-        raise UnknownName(kind, name, factories)
-    factory = factories[name]
-    parameters = [parameter for parameter in inspect.signature(factory).parameters if parameter != "self"]
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    values: dict[str, Any] = {}
-    for key, text in settings.items():
-        if key not in parameters:
-            raise UnknownName(f"setting of {kind} {name}", key, parameters or ["(it has none)"])
-        values[key] = _convert(f"{kind} {name}", key, text, hints[key])
-    try:
-        return factory(**values)
-    except ValueError as error:
-        raise InvalidInput(f"{kind} {name}: {error}") from error
+
+    def __init__(self, kind: str, name: str, values: Mapping[str, str]) -> None:
+        self.owner = f"{kind} {name}"
+        self._left = dict(values)
+        self._known: list[str] = []
+
+    def build(self, factory: Callable[..., _T], **defaults: Any) -> _T:
+        """Call it with those settings that are its arguments, turned into the types of its signature.
+
+        Args:
+            defaults: for arguments that are not given.
+
+        Raises:
+            InvalidInput: a value is not of the right type, or is refused.
+        """
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        values = dict(defaults)
+        for key in argument_names(factory):
+            if (text := self._take(key)) is not None:
+                values[key] = self._convert(key, text, hints[key])
+        try:
+            return factory(**values)
+        except ValueError as error:
+            raise InvalidInput(f"{self.owner}: {error}") from error
+
+    def take_float(self, key: str, default: float) -> float:
+        """One finite number."""
+        text = self._take(key)
+        return default if text is None else float(self._convert(key, text, float))
+
+    def take_int(self, key: str, default: int) -> int:
+        """One whole number."""
+        text = self._take(key)
+        return default if text is None else int(self._convert(key, text, int))
+
+    def take_bool(self, key: str, *, default: bool) -> bool:
+        """One truth value."""
+        text = self._take(key)
+        return default if text is None else bool(self._convert(key, text, bool))
+
+    def take_choice(self, key: str, kind: str, known: Iterable[str], default: str) -> str:
+        """One of some names, called a `kind` where it is none of them."""
+        text = self._take(key)
+        if text is not None and text not in known:
+            raise UnknownName(kind, text, known)
+        return default if text is None else text
+
+    def refuse(self, keys: Iterable[str], reason: str) -> None:
+        """Raise `InvalidInput` if one of these is given."""
+        for key in keys:
+            if key in self._left:
+                raise InvalidInput(f"{self.owner}: {key} {reason}")
+
+    def finish(self) -> None:
+        """Raise `UnknownName` if something is left that nobody knew."""
+        for key in self._left:
+            raise UnknownName(f"setting of {self.owner}", key, self._known or ["(it has none)"])
+
+    def _take(self, key: str) -> str | None:
+        self._known.append(key)
+        return self._left.pop(key, None)
+
+    def _convert(self, key: str, text: str, kind: Any) -> Any:
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if NoneType in kinds and text.lower() == "none":
+            return None
+        wanted = next(kind for kind in kinds if kind is not NoneType)
+        try:
+            return _CONVERTERS[wanted](text)
+        except ValueError as error:
+            raise InvalidInput(f"{self.owner} takes {key} as {wanted.__name__}, got {text!r}") from error
+
+
+def argument_names(factory: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a setting can give."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(factory).parameters.values()
+    # A loss without an __init__ of its own has nn.Module's *args and **kwargs, which are no settings.
+    return [parameter.name for parameter in parameters if parameter.kind not in variadic]
 
 
 def to_bool(text: str) -> bool:
@@ -68,10 +137,3 @@ def to_float(text: str) -> float:
 
 
 _CONVERTERS: dict[Any, Callable[[str], Any]] = {bool: to_bool, int: int, float: to_float, str: str}
-
-
-def _convert(owner: str, key: str, text: str, kind: Any) -> Any:
-    try:
-        return _CONVERTERS[kind](text)
-    except ValueError as error:
-        raise InvalidInput(f"{owner} takes {key} as {kind.__name__}, got {text!r}") from error

@@ -10,27 +10,34 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import Representation, canonical_name, create_model
+from models import Network, Representation, canonical_name, create_model
+from models.compute import Compute
 from models.evaluation import accuracy
 from storage.errors import Diverged, Interrupted, InvalidInput, UnknownName
+from storage.manifest import Manifest
+from storage.store import Store
 from storage.terminal import StopRequest, graceful_stop
 from storage.views import evaluation_batches
 from student_train.anchor import anchor
+from student_train.binding import Binding
 from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData
 from student_train.methods import Method
+from student_train.mixing import Part
+from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol, ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.sampling import Batch
-from student_train.signals import Signals
+from student_train.signals import Moment, Signals
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +84,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: StudentData, method: Method, folder: RunFolder) -> None:
         self.config, self.data, self.method, self.folder = config, data, method, folder
-        method.sampling.check(data.n)
-        self.student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
+        self.sampling = method.sampling_of(data.manifest.identity.views)
+        self.sampling.check(data.n)
+        student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
+        self.wanted = wanted_by(method, student, data.manifest)
+        self.labels = data.train.labels.cpu()
+        self.student = method.bind(_binding(student, data, self.labels), student, config.seed)
         data.compute.place(self.student)
         self.learned = method.learned.to(data.compute.device)
         self.optimizer = torch.optim.SGD(
@@ -95,6 +106,23 @@ class Trainer:
         self.modules = nn.ModuleList([self.student, self.learned])
         self.best = _copy_of(self.modules)
         self.seconds = 0.0
+
+    @classmethod
+    def open(
+        cls, config: TrainConfig, store: Path, n: int | None, method: Method, compute: Compute, folder: RunFolder
+    ) -> Trainer:
+        """Load from a store what the method needs.
+
+        Args:
+            n: rows to train on; None for all.
+
+        Raises:
+            CKDError, ModelError: anything that would make the training fail later.
+        """
+        opened = Store.open(store)
+        num_classes = opened.manifest.identity.teacher.num_classes
+        wanted = wanted_by(method, create_model(config.student, num_classes, seed=0), opened.manifest)
+        return cls(config, StudentData.load(opened, n, wanted, compute), method, folder)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -116,9 +144,15 @@ class Trainer:
             state = self.folder.load_state(self._identity())
             if state is not None:
                 self._restore(state)
+            else:
+                self.prepare()
             with graceful_stop() as stop, self.data.compute.exact():
                 self._train(stop, on_eval)
             return self._finish()
+
+    def prepare(self) -> None:
+        """Train what losses learn from stored answers alone; comes before the first step."""
+        self.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
 
     def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
@@ -149,16 +183,22 @@ class Trainer:
     def train_step(self) -> Tensor:
         """One step of gradient descent; returns the detached loss, on the device."""
         config, data = self.config, self.data
-        batch = self.method.sampling.batch(self.step, n=data.n, batch_size=config.batch_size, seed=config.seed)
-        inputs, which = data.inputs(batch.rows, self.step, seed=config.seed, student_view=config.student_view)
+        moment = Moment(seed=config.seed, step=self.step, epoch=self.step / self.eval_every)
+        batch = self.sampling.batch(self.step, labels=self.labels, batch_size=config.batch_size, seed=config.seed)
+        inputs, which = data.inputs(batch, self.step, seed=config.seed, student_view=config.student_view)
+        parts: Sequence[Part] = ()
+        if self.method.mixing is not None:
+            inputs, parts = self.method.mixing.mix(inputs, moment.numpy_generator("mixing"))
         rows = data.compute.to_device(batch.rows)
         signals = Signals(
             student=self._represent(inputs, batch),
             teacher=data.teacher(batch.rows, which),
             labels=data.train.labels[rows],
             index=rows,
+            moment=moment,
+            views=batch.views,
         )
-        loss = self.method.loss(signals)
+        loss = self.method.loss(signals, parts)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -168,13 +208,24 @@ class Trainer:
     def _represent(self, inputs: Tensor, batch: Batch) -> Representation:
         """The student's representation in float32, each pass through the network on its own."""
         with self.data.compute.autocast():
-            parts = [self.student.represent(inputs[part]) for part in batch.passes]
-        if len(parts) == 1:
-            return parts[0].map(Tensor.float)
+            said = [self._said(inputs[part]) for part in batch.passes]
+        if len(said) == 1:
+            return said[0].map(Tensor.float)
         return Representation(
-            logits=torch.cat([part.logits for part in parts]).float(),
-            features={name: torch.cat([part.features[name] for part in parts]).float() for name in parts[0].features},
+            logits=torch.cat([part.logits for part in said]).float(),
+            features={name: torch.cat([part.features[name] for part in said]).float() for name in said[0].features},
         )
+
+    def _said(self, inputs: Tensor) -> Representation:
+        """What the student says of a batch, as far as a loss wants it."""
+        extras = [name for name in self.wanted.student if name in self.student.extra_names]
+        return self.student.represent(inputs, extras).only(self.wanted.student)
+
+    def _teacher_rows(self, rows: Tensor) -> Representation:
+        """What the teacher said of the first view of some rows."""
+        said = self.data.teacher(rows, torch.zeros_like(rows))
+        assert said is not None
+        return said
 
     @property
     def _lr(self) -> float:
@@ -240,7 +291,7 @@ class Trainer:
 
     def _teacher_calls(self) -> int:
         """Calls whose answers this student learned from: none for a method that asks no teacher."""
-        return self.data.n * self.data.manifest.identity.views if self.method.needs else 0
+        return self.data.n * self.data.manifest.identity.views if self.method.asks_teacher else 0
 
     def _identity(self) -> dict[str, Any]:
         """Settings and sources; a run goes on only if all of them are the same."""
@@ -291,6 +342,35 @@ class Trainer:
                 f"the state in {self.folder.path} is damaged; delete resume.pt to start again"
             ) from error
         log.info("going on after step %d", self.step)
+
+
+def wanted_by(method: Method, student: Network, manifest: Manifest) -> Wanted:
+    """What a method needs of this student and this store; see `Method.wanted`."""
+    return method.wanted(_layers(student), manifest.identity.teacher.layers)
+
+
+def _layers(network: Network) -> list[str]:
+    return [*network.feature_names, *network.extra_names]
+
+
+def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
+    identity = data.manifest.identity
+    size, names = identity.geometry.crop_size, _layers(student)
+    student.eval()
+    with torch.inference_mode():
+        said = student.represent(torch.zeros(1, 3, size, size), student.extra_names).only(names)
+    student.train()
+    stored = {output.name: output.shape for output in identity.outputs if output.name in data.outputs}
+    return Binding(
+        student={"logits": tuple(said.logits.shape[1:])}
+        | {name: tuple(tensor.shape[1:]) for name, tensor in said.features.items()},
+        teacher=stored,
+        teacher_layers=identity.teacher.layers,
+        labels=labels,
+        num_classes=data.num_classes,
+        num_views=identity.views,
+        parameters=data.parameters,
+    )
 
 
 def _copy_of(modules: nn.Module) -> dict[str, Tensor]:

@@ -67,6 +67,8 @@ def test_a_store_from_building_to_verifying(build, tmp_path):
     assert info["teacher"]["name"] == "resnet8"
     assert len(info["teacher"]["fingerprint"]) == 64
     assert info["features"] == {"layer1": [16, 32, 32], "pooled": [64]}
+    assert info["parameters"] == {"head/weight": [10, 64], "head/bias": [10]}
+    assert info["teacher"]["layers"][-4:] == ["layer1.pre", "layer2.pre", "layer3.pre", "last"]
     assert info["bytes"] > 40 * 16 * 32 * 32 * 2
     assert "40 of 40 whole" in run_command("ckd-cache", "info", "--store", store).stdout
 

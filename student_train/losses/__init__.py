@@ -2,16 +2,88 @@
 
 from __future__ import annotations
 
-from student_train.losses.base import DistillationLoss
+from student_train.losses.ab import ActivationBoundary
+from student_train.losses.attention import AttentionTransfer
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.catkd import CATKD
+from student_train.losses.correlation import CC
+from student_train.losses.crd import CRD
 from student_train.losses.cross_entropy import CrossEntropy
+from student_train.losses.ctkd import CTKD
+from student_train.losses.cwd import CWD
+from student_train.losses.dist import DIST
+from student_train.losses.dist_plus import DISTPlus
+from student_train.losses.dkd import DKD
+from student_train.losses.fsp import FSP
+from student_train.losses.ft import FactorTransfer
+from student_train.losses.hint import Hint
+from student_train.losses.ickd import ICKD
+from student_train.losses.ikl import IKL
 from student_train.losses.kd import KD
+from student_train.losses.kdsvd import KDSVD
 from student_train.losses.match import MatchLabels, MatchLogits
+from student_train.losses.mgd import MGD
+from student_train.losses.mlkd import MLKD
+from student_train.losses.nkd import NKD
+from student_train.losses.nst import NST
+from student_train.losses.ofa import OFA
+from student_train.losses.ofd import OFD
+from student_train.losses.pkt import PKT
+from student_train.losses.review import ReviewKD
+from student_train.losses.rkd import RKD
+from student_train.losses.rld import RLD
+from student_train.losses.sdd import SDD
+from student_train.losses.semckd import SemCKD
+from student_train.losses.similarity import SP
+from student_train.losses.simkd import SimKD
+from student_train.losses.soft_targets import JensenShannon, ReverseKL, SoftCrossEntropy
+from student_train.losses.srd import SRD
+from student_train.losses.srrl import SRRL
+from student_train.losses.ttm import TTM, WTTM
+from student_train.losses.vid import VID
+from student_train.losses.vkd import VkD
+from student_train.losses.wsld import WSLD
+from student_train.needs import Needs
 
-LOSSES: dict[str, type[DistillationLoss]] = {
-    "ce": CrossEntropy,
-    "kd": KD,
-    "match_logits": MatchLogits,
-    "match_labels": MatchLabels,
-}
+_LOGITS = (
+    CrossEntropy,
+    MatchLogits,
+    MatchLabels,
+    KD,
+    SoftCrossEntropy,
+    JensenShannon,
+    ReverseKL,
+    DIST,
+    DKD,
+    NKD,
+    WSLD,
+    TTM,
+    WTTM,
+    OFA,
+    CTKD,
+    IKL,
+    RLD,
+    MLKD,
+)
+_RELATIONS = (CRD, RKD, CC, SP, PKT, NST, FSP, KDSVD, ICKD)
+_FEATURES = (
+    Hint,
+    AttentionTransfer,
+    VID,
+    ActivationBoundary,
+    FactorTransfer,
+    OFD,
+    ReviewKD,
+    SemCKD,
+    CWD,
+    MGD,
+    SRD,
+    VkD,
+    DISTPlus,
+)
+# With the teacher's last layer.
+_HEAD = (SimKD, SRRL, SDD, CATKD)
 
-__all__ = ["KD", "LOSSES", "CrossEntropy", "DistillationLoss", "MatchLabels", "MatchLogits"]
+LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in (*_LOGITS, *_RELATIONS, *_FEATURES, *_HEAD)}
+
+__all__ = ["LOSSES", "DistillationLoss", "Needs", "Recipe"]

@@ -3,31 +3,95 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from student_train.signals import Signals
+from models import Network, Representation
+from student_train.binding import Binding
+from student_train.needs import Needs, Pair
+from student_train.signals import Moment, Signals
+from student_train.spec import argument_names
+
+TeacherRows = Callable[[Tensor], Representation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the published results used a loss: what `--method NAME` adds up.
+
+    Args:
+        weight: of the loss.
+        ce: weight of cross-entropy.
+        kd: weight of KD at temperature 4.
+        per_class: draw batches of up to so many images of each class; 0 for ordinary batches.
+    """
+
+    weight: float = 1.0
+    ce: float = 1.0
+    kd: float = 0.0
+    per_class: int = 0
 
 
 class DistillationLoss(nn.Module, ABC):
     """A scalar from signals; learned parts, if any, are its parameters and are trained with the student.
 
+    Every argument of `__init__` is kept in an attribute of the same name: that is how runs record settings. Arguments
+    have a default and are bool, int, float, str, or one of these or None.
+
     Attributes:
-        needs: names of teacher outputs that must be in the store: "logits" or layer names.
-        comparable: whether it means something on differences between samples.
-        constrains_logits: whether, uncompared, it determines the level of the logits.
+        name: what `--loss` calls it; the class of a user needs none.
+        source: paper and equation.
+        recipe: what `--method` of the same name adds up.
+        needs: what must be there; a property where it depends on settings.
+        pairs: after `bind`, (student's, teacher's) names of the outputs it needs.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    comparable: ClassVar[bool] = True
-    constrains_logits: ClassVar[bool] = True
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    recipe: ClassVar[Recipe] = Recipe()
+
+    pairs: tuple[Pair, ...] = ()
 
     @property
-    def settings(self) -> dict[str, float | int | str]:
-        """The numbers and texts it was made with, for the record."""
-        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
-        return {name: value for name, value in public.items() if isinstance(value, (int, float, str))}
+    def needs(self) -> Needs:
+        """What must be there: the logits of both, unless a subclass says more."""
+        return Needs(outputs="logits")
+
+    @property
+    def constrains_logits(self) -> bool:
+        """Whether, uncompared, it determines the level of the logits."""
+        return "logits" in self.needs.outputs.split("+")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, for the record."""
+        return {name: getattr(self, name) for name in argument_names(type(self))}
+
+    def bind(self, binding: Binding) -> None:
+        """Find its outputs and make its learned parts; called once, before training.
+
+        Raises:
+            InvalidInput: shapes do not fit (`Binding.misfit`).
+        """
+        self.pairs = binding.pairs(self.needs)
+        self.build(binding)
+
+    def build(self, binding: Binding) -> None:
+        """Check shapes and make learned parts; `pairs` is set. Random numbers are already seeded."""
+
+    def prepare(self, teacher: TeacherRows, moment: Moment) -> None:
+        """Train parts that are learned from the stored answers alone, before the first step.
+
+        Args:
+            teacher: rows (B,) of the sample -> what the teacher said of them.
+        """
+
+    def dress(self, student: Network) -> Network:
+        """The student to train and keep, where the loss changes what it is; called after `build`."""
+        return student
 
     @abstractmethod
     def forward(self, signals: Signals) -> Tensor:
@@ -40,3 +104,13 @@ class DistillationLoss(nn.Module, ABC):
     def logit_target(self, signals: Signals) -> Tensor | None:
         """Logits (B, K) that the loss, uncompared, pulls samples to; None if it does not say."""
         return None
+
+    # For subclasses
+
+    def logits(self, signals: Signals) -> tuple[Tensor, Tensor]:
+        """Logits of student and teacher."""
+        return signals.pair("logits", "logits")
+
+    def outputs(self, signals: Signals) -> list[tuple[Tensor, Tensor]]:
+        """(student's, teacher's) tensor of every pair, in order."""
+        return [signals.pair(*pair) for pair in self.pairs]

@@ -7,14 +7,27 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.losses.base import DistillationLoss
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.needs import Needs
 from student_train.signals import Signals
 
 
 class CrossEntropy(DistillationLoss):
-    """Nats, batch mean. A difference of labels is no distribution, so it cannot be compared."""
+    """Cross-entropy with the labels: nats, batch mean."""
 
-    comparable: ClassVar[bool] = False
+    name: ClassVar[str] = "ce"
+    source: ClassVar[str] = "no teacher"
+    recipe: ClassVar[Recipe] = Recipe(ce=0.0)
+
+    @property
+    def needs(self) -> Needs:
+        """Labels, and no teacher."""
+        return Needs(labels=True)
+
+    @property
+    def constrains_logits(self) -> bool:
+        """It does."""
+        return True
 
     def forward(self, signals: Signals) -> Tensor:
         """Labels (B,) are classes."""

@@ -1,86 +1,97 @@
 """The mathematics of the losses, as plain functions of tensors.
 
 At least float32 inside: half precision is raised, float64 is kept. No state; teachers get no gradient unless they
-ask for one. Each returns a scalar.
+ask for one. Each returns a scalar, but for `standardise`, which returns logits. Each is written in the module of its
+family, next to the class that binds it.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from student_train.losses.ab import activation_boundary
+from student_train.losses.attention import attention_transfer
+from student_train.losses.catkd import catkd
+from student_train.losses.correlation import correlation_congruence, kernel_correlation_congruence
+from student_train.losses.crd import crd
+from student_train.losses.cwd import cwd
+from student_train.losses.dist import dist
+from student_train.losses.dist_plus import dist_plus
+from student_train.losses.dkd import dkd
+from student_train.losses.fsp import fsp
+from student_train.losses.ft import factor_transfer
+from student_train.losses.hint import hint
+from student_train.losses.ickd import ickd
+from student_train.losses.ikl import dkl, ikl
+from student_train.losses.kd import kd
+from student_train.losses.kdsvd import kdsvd
+from student_train.losses.match import all_pairs_comparison, comparison
+from student_train.losses.mgd import mgd
+from student_train.losses.mlkd import mlkd
+from student_train.losses.nkd import nkd
+from student_train.losses.nst import nst
+from student_train.losses.ofa import ofa
+from student_train.losses.ofd import partial_l2
+from student_train.losses.pkt import pkt
+from student_train.losses.review import hierarchical_context
+from student_train.losses.rkd import rkd_angle, rkd_distance
+from student_train.losses.rld import rld
+from student_train.losses.sdd import sdd
+from student_train.losses.semckd import semckd
+from student_train.losses.similarity import similarity_preserving
+from student_train.losses.simkd import simkd
+from student_train.losses.soft_targets import jsd, reverse_kl, soft_cross_entropy
+from student_train.losses.srd import srd
+from student_train.losses.srrl import srrl
+from student_train.losses.standardise import standardise
+from student_train.losses.ttm import ttm, wttm
+from student_train.losses.vid import vid
+from student_train.losses.vkd import vkd
+from student_train.losses.wsld import wsld
 
-__all__ = ["all_pairs_comparison", "comparison", "kd"]
-
-
-def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """KL(teacher || student) of softened probabilities, times temperature squared: nats, batch mean.
-
-    Source: Hinton et al. 2015, arXiv:1503.02531, eq. 1; T**2 from section 2.
-
-    Args:
-        student: (B, K) logits.
-        teacher: (B, K) logits.
-        temperature: above 0.
-
-    Raises:
-        ValueError: the shapes differ or the temperature is not positive.
-    """
-    student, teacher = _same_logits(student, teacher)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    student_log_probs = F.log_softmax(student / temperature, dim=1)
-    teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
-    # T**2 keeps this gradient level with the hard-label term as T changes.
-    return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
-
-
-def comparison(student: Tensor, teacher: Tensor, dims: int | None = None) -> Tensor:
-    """Mean squared error of compared logits, over comparisons and classes.
-
-    Source: Xu et al., WACV 2025, eq. 2; `dims` is RKD_d of its figure 4.
-
-    Args:
-        student: (G, K) differences.
-        teacher: (G, K) differences.
-        dims: average-pool both to this many values first, kernel and stride K / dims; None keeps all K.
-
-    Raises:
-        ValueError: the shapes differ, or dims does not divide K.
-    """
-    student, teacher = _same_logits(student, teacher)
-    if dims is not None:
-        classes = student.shape[1]
-        if dims < 1 or classes % dims:
-            raise ValueError(f"{classes} classes cannot be pooled to {dims} values; give a divisor of {classes}")
-        student, teacher = (values.unflatten(1, (dims, classes // dims)).mean(dim=2) for values in (student, teacher))
-    return F.mse_loss(student, teacher)
-
-
-def all_pairs_comparison(student: Tensor, teacher: Tensor) -> Tensor:
-    """`comparison` over all B * B ordered pairs of a batch, in O(B).
-
-    With d = student - teacher, the mean over i, j and classes of (d_i - d_j)**2 is twice the variance of d over the
-    batch. Taking the mean out first keeps the digits that the textbook form 2 B sum |d|**2 - 2 |sum d|**2 loses when
-    d is nearly constant.
-
-    Args:
-        student: (B, K) logits of single samples.
-        teacher: (B, K) logits of single samples.
-    """
-    student, teacher = _same_logits(student, teacher)
-    difference = student - teacher
-    return 2 * (difference - difference.mean(dim=0)).square().mean()
-
-
-def _same_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    if student.shape != teacher.shape or student.dim() != 2:
-        raise ValueError(
-            f"student logits are {tuple(student.shape)}, stored teacher logits {tuple(teacher.shape)}; both must be "
-            "(samples, classes): do the two share a label set?"
-        )
-    return _at_least_float32(student), _at_least_float32(teacher)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+__all__ = [
+    "activation_boundary",
+    "all_pairs_comparison",
+    "attention_transfer",
+    "catkd",
+    "comparison",
+    "correlation_congruence",
+    "crd",
+    "cwd",
+    "dist",
+    "dist_plus",
+    "dkd",
+    "dkl",
+    "factor_transfer",
+    "fsp",
+    "hierarchical_context",
+    "hint",
+    "ickd",
+    "ikl",
+    "jsd",
+    "kd",
+    "kdsvd",
+    "kernel_correlation_congruence",
+    "mgd",
+    "mlkd",
+    "nkd",
+    "nst",
+    "ofa",
+    "partial_l2",
+    "pkt",
+    "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "rld",
+    "sdd",
+    "semckd",
+    "similarity_preserving",
+    "simkd",
+    "soft_cross_entropy",
+    "srd",
+    "srrl",
+    "standardise",
+    "ttm",
+    "vid",
+    "vkd",
+    "wsld",
+    "wttm",
+]

@@ -7,34 +7,55 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.losses import functional
-from student_train.losses.base import DistillationLoss
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.tensors import require_positive, same_logits
 from student_train.signals import Signals
 
 
-class KD(DistillationLoss):
-    """`functional.kd`; CIFAR papers use temperature 4.
+def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """KL(teacher || student) of softened probabilities, times temperature squared: nats, batch mean.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, eq. 1; T**2 from section 2.
 
     Args:
+        student: (B, K) logits.
+        teacher: (B, K) logits.
         temperature: above 0.
+
+    Raises:
+        ValueError: the shapes differ or the temperature is not positive.
+    """
+    student, teacher = same_logits(student, teacher)
+    require_positive(temperature=temperature)
+    student_log_probs = F.log_softmax(student / temperature, dim=1)
+    teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
+    # T**2 keeps this gradient level with the hard-label term as T changes.
+    return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+
+
+class KD(DistillationLoss):
+    """T^2 * KL(softmax(t/T) || softmax(s/T)), summed over classes, batch mean.
+
+    Args:
+        temperature: above 0; CIFAR papers use 4.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    name: ClassVar[str] = "kd"
+    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, eq. 1"
+    recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        require_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
-        assert signals.teacher is not None
-        return functional.kd(signals.student.logits, signals.teacher.logits, self.temperature)
+        return kd(*self.logits(signals), temperature=self.temperature)
 
     def logit_target(self, signals: Signals) -> Tensor:
         """The teacher's logits."""
-        assert signals.teacher is not None
-        return signals.teacher.logits
+        return self.logits(signals)[1]

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from models import Representation
 from storage.errors import InvalidInput, UnknownName
 from student_train.comparison import AllPairs, GroupComparison
-from student_train.losses import KD, MatchLabels, MatchLogits
-from student_train.methods import METHODS, Method, Term, parse_losses, parse_method
+from student_train.losses.kd import KD
+from student_train.losses.match import MatchLabels, MatchLogits
+from student_train.methods import Method, Term, parse_losses, parse_method
+from student_train.needs import Wanted
 from student_train.sampling import EpochSampling, GroupSampling
 from student_train.signals import Signals
 
@@ -91,12 +93,13 @@ def test_the_named_methods_are_their_recipes():
     torch.testing.assert_close(parse_method("vanilla").loss(given_signals), cross_entropy)
     expected = cross_entropy + KD(4.0)(given_signals)
     torch.testing.assert_close(parse_method("kd").loss(given_signals), expected)
-    ckd = METHODS["ckd"]()
+    ckd = parse_method("ckd")
     assert ckd.sampling == GroupSampling(1, 1, joint=False)
     compared = GroupComparison(1, 1)(given_signals)
     torch.testing.assert_close(ckd.loss(given_signals), MatchLogits()(compared) + MatchLabels()(compared))
-    assert METHODS["vanilla"]().needs == frozenset()
-    assert METHODS["kd"]().needs == METHODS["ckd"]().needs == {"logits"}
+    assert not parse_method("vanilla").asks_teacher
+    for name in ("kd", "ckd"):
+        assert parse_method(name).wanted(["pooled"], ["pooled"]) == Wanted((), ("logits",), parameters=False)
     assert parse_method("ckd:pairs=all").sampling == EpochSampling()
 
 
@@ -132,7 +135,7 @@ def test_the_level_comes_from_the_weighted_targets():
         ("ckdd", UnknownName, "no method is called 'ckdd'; did you mean ckd"),
         ("ckd:pear=all", UnknownName, "no setting of method ckd is called 'pear'"),
         ("ckd:pairs=som", UnknownName, "no kind of pairs is called 'som'"),
-        ("ckd:pairs=all,positives=2", InvalidInput, "belong to pairs=sampled"),
+        ("ckd:pairs=all,positives=2", InvalidInput, "positives belongs to pairs=sampled; leave it out"),
         ("ckd:positives=0", InvalidInput, "at least 1 sample on each side"),
         ("ckd:positives=two", InvalidInput, "takes positives as int, got 'two'"),
         ("kd:temperature=inf", InvalidInput, "takes temperature as float"),
@@ -154,8 +157,8 @@ def test_a_method_that_cannot_be_understood_is_a_sentence(spec, error, message):
     ("spec", "error", "message"),
     [
         ("kdd", UnknownName, "no loss is called 'kdd'; did you mean kd"),
-        ("kd:weight=heavy", InvalidInput, "cannot read"),
-        ("kd:compared=perhaps", InvalidInput, "is not true or false"),
+        ("kd:weight=heavy", InvalidInput, "takes weight as float, got 'heavy'"),
+        ("kd:compared=perhaps", InvalidInput, "takes compared as bool, got 'perhaps'"),
         ("ce:compared=true", InvalidInput, "ce has no meaning on differences"),
     ],
 )
@@ -182,4 +185,4 @@ def test_terms_without_a_teacher_need_none():
     alone = signals(1, 4)
     alone = Signals(alone.student, None, alone.labels, alone.index)
     assert method.loss(alone).isfinite()
-    assert method.needs == frozenset()
+    assert not method.asks_teacher

@@ -10,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import InvalidInput
-from student_train.sampling import EpochSampling, GroupSampling
+from student_train.sampling import AllViews, ClassSampling, EpochSampling, GroupSampling
+
+
+def labels_of(n: int, classes: int = 7) -> torch.Tensor:
+    return torch.arange(n) % classes
 
 
 @given(n=st.integers(2, 200), batch_size=st.integers(4, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_is_every_row_once(n, batch_size, seed, epoch):
     steps = ceil(n / batch_size)
     batches = [
-        EpochSampling().batch(epoch * steps + place, n=n, batch_size=batch_size, seed=seed) for place in range(steps)
+        EpochSampling().batch(epoch * steps + place, labels=labels_of(n), batch_size=batch_size, seed=seed)
+        for place in range(steps)
     ]
     rows = torch.cat([batch.rows for batch in batches])
     assert min(len(batch.rows) for batch in batches) >= 2
@@ -27,7 +32,7 @@ def test_an_epoch_is_every_row_once(n, batch_size, seed, epoch):
 
 
 def test_epochs_and_seeds_differ_and_history_does_not_matter():
-    sampling, options = EpochSampling(), {"n": 100, "batch_size": 100}
+    sampling, options = EpochSampling(), {"labels": labels_of(100), "batch_size": 100}
     late = sampling.batch(7, seed=0, **options).rows
     for step in range(7):
         assert not torch.equal(sampling.batch(step, seed=0, **options).rows, late)
@@ -38,31 +43,34 @@ def test_epochs_and_seeds_differ_and_history_does_not_matter():
 @given(n=st.integers(6, 50), positives=st.integers(1, 3), negatives=st.integers(1, 3), step=st.integers(0, 100))
 def test_a_group_never_holds_a_row_twice(n, positives, negatives, step):
     sampling = GroupSampling(positives, negatives)
-    batch = sampling.batch(step, n=n, batch_size=8, seed=0)
+    batch = sampling.batch(step, labels=labels_of(n), batch_size=8, seed=0)
     cut = 8 * positives
     assert batch.passes == (slice(0, cut), slice(cut, 8 * (positives + negatives)))
     groups = torch.cat([batch.rows[:cut].view(8, positives), batch.rows[cut:].view(8, negatives)], dim=1)
     assert all(len(set(group)) == positives + negatives for group in groups.tolist())
     assert batch.rows.min() >= 0
     assert batch.rows.max() < n
-    again = sampling.batch(step, n=n, batch_size=8, seed=0)
+    again = sampling.batch(step, labels=labels_of(n), batch_size=8, seed=0)
     assert torch.equal(batch.rows, again.rows)
 
 
 def test_a_group_can_be_the_whole_sample():
-    batch = GroupSampling(3, 3).batch(0, n=6, batch_size=50, seed=0)
+    batch = GroupSampling(3, 3).batch(0, labels=labels_of(6), batch_size=50, seed=0)
     groups = torch.cat([batch.rows[:150].view(50, 3), batch.rows[150:].view(50, 3)], dim=1)
     assert all(sorted(group) == list(range(6)) for group in groups.tolist())
 
 
 def test_both_sides_go_through_together_when_joint():
-    batch = GroupSampling(2, 1, joint=True).batch(0, n=20, batch_size=4, seed=0)
+    batch = GroupSampling(2, 1, joint=True).batch(0, labels=labels_of(20), batch_size=4, seed=0)
     assert batch.passes == (slice(0, 12),)
 
 
 def test_ordered_pairs_are_uniform():
     rows = torch.cat(
-        [GroupSampling().batch(step, n=5, batch_size=500, seed=1).rows.view(2, 500) for step in range(20)],
+        [
+            GroupSampling().batch(step, labels=labels_of(5), batch_size=500, seed=1).rows.view(2, 500)
+            for step in range(20)
+        ],
         dim=1,
     )
     counts = torch.zeros(5, 5)
@@ -76,3 +84,60 @@ def test_ordered_pairs_are_uniform():
 def test_groups_larger_than_the_sample_are_refused():
     with pytest.raises(InvalidInput, match="--n 3 is too small for this method; give at least 4"):
         GroupSampling(2, 2).check(3)
+
+
+@given(
+    n=st.integers(2, 120),
+    classes=st.integers(1, 12),
+    per_class=st.integers(1, 6),
+    batch_size=st.integers(4, 40),
+    step=st.integers(0, 50),
+)
+def test_a_batch_by_class_holds_up_to_so_many_of_each(n, classes, per_class, batch_size, step):
+    labels = labels_of(n, classes)
+    batch = ClassSampling(per_class).batch(step, labels=labels, batch_size=batch_size, seed=0)
+    counts = torch.bincount(labels[batch.rows], minlength=classes)
+    there = torch.bincount(labels, minlength=classes)
+    assert len(set(batch.rows.tolist())) == len(batch.rows)
+    assert (counts <= per_class).all()
+    assert len(batch.rows) == min(batch_size, int(there.clamp(max=per_class).sum()))
+    # Only the class at which the batch was full may be cut short.
+    short = (counts > 0) & (counts < there.clamp(max=per_class))
+    assert short.sum() <= 1
+
+
+def test_batches_by_class_differ_by_step_and_reach_every_row():
+    labels, sampling = labels_of(60, 6), ClassSampling(5)
+    batches = [sampling.batch(step, labels=labels, batch_size=30, seed=0).rows for step in range(30)]
+    assert len({tuple(rows.tolist()) for rows in batches}) == 30
+    assert set(torch.cat(batches).tolist()) == set(range(60))
+    again = sampling.batch(7, labels=labels, batch_size=30, seed=0).rows
+    assert torch.equal(again, batches[7])
+
+
+def test_all_views_repeats_each_image_view_by_view():
+    labels = labels_of(20)
+    images = EpochSampling().batch(3, labels=labels, batch_size=8, seed=0).rows
+    batch = AllViews(EpochSampling(), views=3).batch(3, labels=labels, batch_size=8, seed=0)
+    assert batch.views == 3
+    assert torch.equal(batch.rows, torch.cat([images] * 3))
+
+
+def test_a_number_of_comparisons_is_drawn_once_and_gone_through_in_epochs():
+    sampling, labels = GroupSampling(comparisons=24), labels_of(50)
+    epochs = [
+        [sampling.batch(step, labels=labels, batch_size=8, seed=0).rows.view(2, -1).T for step in steps]
+        for steps in (range(3), range(3, 6))
+    ]
+    seen = [sorted(map(tuple, torch.cat(epoch).tolist())) for epoch in epochs]
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 24
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    other = sampling.batch(0, labels=labels, batch_size=8, seed=1).rows
+    assert not torch.equal(other, epochs[0][0].T.flatten())
+
+
+def test_fewer_than_two_comparisons_are_refused():
+    for comparisons in (-1, 1):
+        with pytest.raises(InvalidInput, match="comparisons must be 0"):
+            GroupSampling(comparisons=comparisons)

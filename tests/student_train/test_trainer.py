@@ -28,8 +28,10 @@ from student_train import trainer as trainer_module
 from student_train.anchor import anchor
 from student_train.data import StudentData
 from student_train.methods import Method, parse_method
+from student_train.needs import Wanted
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
+from student_train.sampling import Batch
 from student_train.trainer import TrainConfig, Trainer
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, plan_build
@@ -41,11 +43,18 @@ CPU = Compute(torch.device("cpu"), "fp32")
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     evals = settings.pop("max_evals", 4)
     patience = settings.pop("patience", 50)
-    recipe = parse_method(method)
-    data = StudentData.load(store, n, recipe.needs, CPU)
     protocol = ProtocolConfig(max_evals=evals, patience=patience)
     config = TrainConfig(student="resnet8", method=method, protocol=protocol, **settings)
-    return Trainer(config, data, recipe, RunFolder(out))
+    return Trainer.open(config, store, n, parse_method(method), CPU, RunFolder(out))
+
+
+def load(folder, n, *outputs) -> StudentData:
+    wanted = Wanted(student=(), teacher=outputs, parameters=False)
+    return StudentData.load(Store.open(folder), n, wanted, CPU)
+
+
+def one_pass(rows) -> Batch:
+    return Batch(rows, (slice(0, len(rows)),))
 
 
 def train_arguments(store, evaluations: int) -> list[object]:
@@ -184,7 +193,7 @@ def test_training_anchors_before_it_measures(built_store, tmp_path):
 
 def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "ckd", batch_size=8)
-    batch = trainer.method.sampling.batch(0, n=96, batch_size=8, seed=0)
+    batch = trainer.sampling.batch(0, labels=trainer.labels, batch_size=8, seed=0)
     inputs, _ = trainer.data.inputs(batch.rows, 0, seed=0, student_view="fresh")
     trainer.student.train()
     found = trainer._represent(inputs, batch).logits
@@ -200,11 +209,11 @@ def test_views_stay_with_their_answers(tmp_path, weights):
         teacher="resnet8", weights=weights, dataset="digits", n=20, views=3, store=tmp_path / "s", device="cpu"
     )
     build(plan_build(config))
-    data = StudentData.load(tmp_path / "s", None, {"logits"}, CPU)
+    data = load(tmp_path / "s", None, "logits")
     network = create_model("resnet8", num_classes=10).eval()
     load_weights(network, weights)
     rows = torch.arange(20)
-    inputs, which = data.inputs(rows, 5, seed=0, student_view="teacher")
+    inputs, which = data.inputs(one_pass(rows), 5, seed=0, student_view="teacher")
     assert set(which.tolist()) == {0, 1, 2}
     with torch.inference_mode():
         torch.testing.assert_close(data.teacher(rows, which).logits, network(inputs), rtol=1e-4, atol=1e-4)
@@ -215,9 +224,9 @@ def test_losses_are_float32_under_autocast(built_store, tmp_path):
     trainer.data = dataclasses.replace(trainer.data, compute=Compute(torch.device("cpu"), "bf16"))
     seen, original = [], Method.loss
 
-    def looking(self, signals):
+    def looking(self, signals, parts):
         seen.append((signals.student.logits.dtype, signals.teacher.logits.dtype))
-        return original(self, signals)
+        return original(self, signals, parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Method, "loss", looking)
@@ -283,9 +292,9 @@ def test_a_teacher_that_can_be_learned_is_learned(built_store, tmp_path):
 
 
 def test_the_students_view_can_be_the_teachers(built_store):
-    data = StudentData.load(built_store, None, {"logits"}, CPU)
+    data = load(built_store, None, "logits")
     rows = torch.tensor([5, 17, 3])
-    inputs, which = data.inputs(rows, 0, seed=0, student_view="teacher")
+    inputs, which = data.inputs(one_pass(rows), 0, seed=0, student_view="teacher")
     store = Store.open(built_store)
     identity = store.manifest.identity
     images, views = (torch.from_numpy(store.read(f"train/{name}")) for name in ("images", "views"))
@@ -293,27 +302,27 @@ def test_the_students_view_can_be_the_teachers(built_store):
     torch.testing.assert_close(inputs, identity.teacher.normalisation.apply(expected))
     said = data.teacher(rows, which)
     np.testing.assert_array_equal(said.logits, store.read("train/logits")[rows.numpy(), 0])
-    fresh, _ = data.inputs(rows, 0, seed=0, student_view="fresh")
-    other, _ = data.inputs(rows, 1, seed=0, student_view="fresh")
+    fresh, _ = data.inputs(one_pass(rows), 0, seed=0, student_view="fresh")
+    other, _ = data.inputs(one_pass(rows), 1, seed=0, student_view="fresh")
     assert not torch.equal(fresh, other)
 
 
 def test_features_are_loaded_when_a_loss_needs_them(built_store):
-    data = StudentData.load(built_store, 50, {"layer2"}, CPU)
+    data = load(built_store, 50, "layer2")
     said = data.teacher(torch.arange(4), torch.zeros(4, dtype=torch.int64))
     assert said.features["layer2"].shape == (4, 32, 16, 16)
     assert said.features["layer2"].dtype == torch.float32
     with pytest.raises(StoreIncomplete, match="needs layer9; add it with: ckd-cache extend --store .* --features"):
-        StudentData.load(built_store, 50, {"layer9"}, CPU)
+        load(built_store, 50, "layer9")
 
 
 def test_a_smaller_n_takes_the_beginning_and_the_papers_share_of_validation(built_store):
-    data = StudentData.load(built_store, 40, {"logits"}, CPU)
+    data = load(built_store, 40, "logits")
     store = Store.open(built_store)
     np.testing.assert_array_equal(data.train.labels, store.read("train/labels")[:40])
     assert len(data.val.labels) == 10
     with pytest.raises(InvalidInput, match="--n 97 asks for more than the 96 images"):
-        StudentData.load(built_store, 97, {"logits"}, CPU)
+        load(built_store, 97, "logits")
 
 
 def test_anchoring_sets_the_level_and_nothing_else(built_store, tmp_path):

@@ -1,0 +1,67 @@
+"""What a loss is bound to, once, before training: the shapes of both networks and the facts of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from storage.errors import InvalidInput
+from student_train.needs import Needs, Pair
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """Facts about this training; shapes are those of one sample, without the batch axis.
+
+    Args:
+        student: output name -> shape, "logits" and every layer the student can give.
+        teacher: output name -> shape of what was loaded from the store.
+        teacher_layers: every layer the teacher can give, stored or not.
+        labels: (n,) int64 on the CPU, the class of each row.
+        num_classes: K.
+        num_views: V, stored views of each image.
+        parameters: the teacher's, if asked for: "head/weight" (K, D), "head/bias" (K,), "norm/layer1/scale" (C,), ...
+    """
+
+    student: Mapping[str, Shape]
+    teacher: Mapping[str, Shape]
+    teacher_layers: Sequence[str]
+    labels: Tensor
+    num_classes: int
+    num_views: int = 1
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """n, rows of the store that are trained on."""
+        return len(self.labels)
+
+    def pairs(self, needs: Needs) -> tuple[Pair, ...]:
+        """See `Needs.pairs`."""
+        return needs.pairs(list(self.student), [*self.teacher_layers, *self.teacher])
+
+    def shapes(self, pairs: Sequence[Pair]) -> list[tuple[Shape, Shape]]:
+        """(student's, teacher's) shape of each pair."""
+        return [(self.student[ours], self.teacher[theirs]) for ours, theirs in pairs]
+
+    def misfit(self, loss: str, reason: str, pairs: Sequence[Pair]) -> InvalidInput:
+        """An error to raise: why a loss cannot bind these layers, with a table of them.
+
+        Args:
+            reason: one sentence, what is wrong and what to do.
+        """
+        rows = [("student layer", "shape", "teacher layer", "shape")]
+        rows += [(ours, _shown(self.student[ours]), theirs, _shown(self.teacher[theirs])) for ours, theirs in pairs]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+        return InvalidInput(f"{loss}: {reason}\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _shown(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,68 @@
+"""What `ckd-train losses` and `ckd-train methods` tell: every loss and method, from their declarations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from storage.errors import InvalidInput
+from student_train.methods import METHODS, method_names, parse_method
+from student_train.registry import find_loss, loss_names
+
+
+def describe_losses() -> list[dict[str, Any]]:
+    """Every loss by name; of one from another package that does not work, why."""
+    losses = []
+    for name in loss_names():
+        try:
+            losses.append(describe_loss(name))
+        except InvalidInput as error:
+            broken = {"name": name, "formula": str(error), "details": "", "needs": "", "comparable": False}
+            losses.append({**broken, "settings": {}, "recipe": {}, "source": "(cannot be imported)"})
+    return losses
+
+
+def describe_loss(name: str) -> dict[str, Any]:
+    """One loss: name, formula, needs, settings with their defaults, recipe, source; raises `UnknownName`."""
+    loss_class = find_loss(name)
+    # Most needs follow from settings, so they are those of the defaults.
+    loss = loss_class()
+    formula, _, details = inspect.cleandoc(loss_class.__doc__ or "").partition("\n")
+    return {
+        "name": name,
+        "formula": formula.strip(),
+        "details": details.strip(),
+        "needs": loss.needs.describe(),
+        "comparable": loss.needs.comparable,
+        "settings": loss.settings,
+        "recipe": asdict(loss_class.recipe),
+        "source": loss_class.source,
+    }
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """Every method by name, with what it adds up by default."""
+    return [{"name": name, "paper": name in METHODS, **parse_method(name).describe()} for name in method_names()]
+
+
+def shown_settings(settings: Mapping[str, Any]) -> str:
+    """As they are written in a spec."""
+    return ",".join(f"{name}={_shown(value)}" for name, value in settings.items())
+
+
+def shown_method(description: Mapping[str, Any]) -> str:
+    """The summands of a method."""
+    return " + ".join(_shown_term(term) for term in description["losses"])
+
+
+def _shown_term(term: Mapping[str, Any]) -> str:
+    name = f"{term['loss']} of differences" if term["compared"] else term["loss"]
+    return name if term["weight"] == 1 else f"{term['weight']:g} x {name}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,90 @@
+"""Activation boundaries (AB): the student's neurons fire where the teacher's do, however strongly.
+
+Source: Heo et al. 2019, arXiv:1811.03233.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from student_train.binding import Binding
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.hint import map_shapes, resizing_layers
+from student_train.losses.tensors import require_positive, same_shape
+from student_train.needs import Needs
+from student_train.signals import Signals
+
+# The released code's, so that the loss is of the size of a cross-entropy.
+_SCALE = 3 / 1000
+
+
+def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    """Squared hinge on the side of zero that the teacher is on: summed over elements, batch mean.
+
+    (s + margin)^2 where t <= 0 and s > -margin, (s - margin)^2 where t > 0 and s <= margin, else 0.
+    Source: Heo et al. 2019, arXiv:1811.03233, eq. 4 and 5 (the alternative loss).
+
+    Args:
+        student: (B, ...) pre-activations, brought to the teacher's shape by a connector.
+        teacher: (B, ...) pre-activations; only their signs matter.
+        margin: above 0.
+
+    Raises:
+        ValueError: the shapes differ or the margin is not positive.
+    """
+    student, teacher = same_shape(student, teacher, "pre-activations")
+    require_positive(margin=margin)
+    short = torch.where(teacher > 0, margin - student, margin + student)
+    return short.relu().square().sum() / len(student)
+
+
+def stage_weights(layers: int) -> list[float]:
+    """1 for the last layer, and half of the next one's for every other."""
+    return [0.5 ** (layers - 1 - place) for place in range(layers)]
+
+
+class ActivationBoundary(DistillationLoss):
+    """3/1000 * sum over layers i of 2^(i-L+1) * sum of relu(margin - sign(t) c(s))^2 / batch; c is learned.
+
+    c is a convolution (1x1 where the sizes are equal) and batch norm; nothing where the shapes are equal already.
+
+    Args:
+        layers: which pre-activations, as in `Needs.outputs`.
+        margin: how far on the right side counts as right; above 0.
+    """
+
+    name: ClassVar[str] = "ab"
+    source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, eq. 4 and 5"
+    # Ours: one stage. The authors and the CRD benchmark train with AB alone first, without labels (30 epochs of the
+    # benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from those weights.
+    recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+
+    def __init__(self, layers: str = "stages.pre", margin: float = 1.0) -> None:
+        super().__init__()
+        require_positive(margin=margin)
+        self.layers, self.margin = layers, margin
+        self.connectors = nn.ModuleList()
+
+    @property
+    def needs(self) -> Needs:
+        """The pre-activations."""
+        return Needs(outputs=self.layers)
+
+    def build(self, binding: Binding) -> None:
+        """A connector for each pair of maps."""
+        for pair, (student, teacher) in zip(self.pairs, map_shapes(self.name, binding, self.pairs), strict=True):
+            learned = [] if student == teacher else resizing_layers(self.name, binding, pair, student, teacher)
+            self.connectors.append(nn.Sequential(*learned))
+
+    def forward(self, signals: Signals) -> Tensor:
+        """Weighted sum over the layers."""
+        losses = [
+            weight * activation_boundary(connector(student), teacher, self.margin)
+            for weight, connector, (student, teacher) in zip(
+                stage_weights(len(self.pairs)), self.connectors, self.outputs(signals), strict=True
+            )
+        ]
+        return _SCALE * torch.stack(losses).sum()

@@ -1,0 +1,70 @@
+"""Probabilistic knowledge transfer (PKT): match which samples are likely neighbours of which.
+
+Source: Passalis and Tefas 2018, arXiv:1803.10837, section 3, with the cosine kernel.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.relations import same_batch
+from student_train.losses.tensors import flat, unit
+from student_train.needs import Needs
+from student_train.signals import Signals
+
+_EPS = 1e-7
+
+
+def pkt(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over all N^2 of p_t * log((p_t + eps) / (p_s + eps)), rows of p being (cosine + 1) / 2 scaled to sum 1.
+
+    Source: Passalis and Tefas 2018, arXiv:1803.10837, section 3. As in the authors' code: a mean in place of the
+    paper's sum, the diagonal (a sample as its own neighbour) included, and eps = 1e-7. A zero vector is at cosine 0 of
+    all.
+
+    Args:
+        student: (N, D).
+        teacher: (N, D'); D' may differ.
+
+    Raises:
+        ValueError: the numbers of samples differ, or they are not vectors.
+    """
+    student, teacher = same_batch(student, teacher, "vectors (samples, features)", 2)
+    ours, theirs = _neighbours(student), _neighbours(teacher)
+    return (theirs * ((theirs + _EPS).log() - (ours + _EPS).log())).mean()
+
+
+def _neighbours(vectors: Tensor) -> Tensor:
+    directions = unit(vectors)
+    # Rounding can take a cosine below -1, and eps may not be enough for the logarithm then.
+    similarities = ((directions @ directions.mT + 1) / 2).clamp(min=0)
+    return similarities / similarities.sum(dim=1, keepdim=True)
+
+
+class PKT(DistillationLoss):
+    """Mean over i, j of p_t * log(p_t / p_s); p: (cosine of samples + 1) / 2, rows of sum 1; 1e-7 added inside the log.
+
+    Args:
+        on: which representation, as in `Needs.outputs`; maps are flattened.
+    """
+
+    name: ClassVar[str] = "pkt"
+    source: ClassVar[str] = "Passalis and Tefas 2018, arXiv:1803.10837, section 3"
+    recipe: ClassVar[Recipe] = Recipe(weight=30000.0, ce=1.0)
+
+    def __init__(self, on: str = "pooled") -> None:
+        super().__init__()
+        self.on = on
+
+    @property
+    def needs(self) -> Needs:
+        """One representation."""
+        return Needs(outputs=self.on)
+
+    def forward(self, signals: Signals) -> Tensor:
+        """Single samples, or differences."""
+        return torch.stack([pkt(flat(student), flat(teacher)) for student, teacher in self.outputs(signals)]).sum()

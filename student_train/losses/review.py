@@ -1,0 +1,161 @@
+"""Knowledge Review (ReviewKD): a student's stages, each fused with the deeper ones, against the teacher's.
+
+Source: Chen et al. 2021, Distilling Knowledge via Knowledge Review, CVPR, arXiv:2104.09044.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from student_train.binding import Binding, Shape
+from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.tensors import require_positive, same_shape
+from student_train.needs import Needs
+from student_train.signals import Signals
+
+_LEVELS = (4, 2, 1)
+
+
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    """Weighted mean of the mean squared errors of two maps at full size and average-pooled to 4, 2 and 1 a side.
+
+    Weights are 1, 1/2, 1/4, 1/8, divided by their sum; a size that is not below that of the maps is left out, and the
+    next one gets its weight.
+
+    Source: Chen et al. 2021, arXiv:2104.09044, section 3.3 (HCL); weights as in the released code.
+
+    Args:
+        student: (B, C, H, W), already of the teacher's shape.
+        teacher: (B, C, H, W).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    student, teacher = same_shape(student, teacher, "maps (samples, channels, height, width)", 4)
+    # Pooling is linear: the pooled difference is the difference of the pooled.
+    difference = student - teacher
+    loss, weight, total = difference.square().mean(), 1.0, 1.0
+    for level in _LEVELS:
+        if level < min(difference.shape[2:]):
+            weight /= 2
+            total += weight
+            loss = loss + weight * F.adaptive_avg_pool2d(difference, level).square().mean()
+    return loss / total
+
+
+class ReviewKD(DistillationLoss):
+    """Sum over layers of HCL(f(s), t); f fuses a layer with the deeper ones by attention, HCL: MSE at 4 pool sizes.
+
+    Args:
+        layers: pairs from shallow to deep, as in `Needs.outputs`; vectors count as 1x1 maps. The released code's
+            targets are the teacher's pre-activations: layer1:layer1.pre+layer2:layer2.pre+layer3:layer3.pre+pooled.
+        mid_channels: width of the fusion, at most that of the deepest layer; 512 in the released code.
+        warmup: epochs over which the weight grows linearly, in steps of an epoch: nothing in the first; the released
+            code has 20; 0 for none.
+    """
+
+    name: ClassVar[str] = "reviewkd"
+    source: ClassVar[str] = "Chen et al. 2021 (ReviewKD), arXiv:2104.09044, eq. 11 and section 3.3"
+    # The released CIFAR-100 runs: 5 for wrn_40_2 to wrn_16_2, wrn_40_1 or ShuffleNetV1 and for resnet32x4 to
+    # resnet8x4 or ShuffleNetV1; 8 for resnet32x4 to ShuffleNetV2, 1 for resnet110 to 32, 0.6 for resnet56 to 20.
+    recipe: ClassVar[Recipe] = Recipe(weight=5.0, ce=1.0)
+
+    def __init__(self, layers: str = "stages+pooled", mid_channels: int = 512, warmup: int = 0) -> None:
+        super().__init__()
+        require_positive(mid_channels=mid_channels)
+        if warmup < 0:
+            raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
+        self.layers, self.mid_channels, self.warmup = layers, mid_channels, warmup
+        self.fusions = nn.ModuleList()
+
+    @property
+    def needs(self) -> Needs:
+        """The layers."""
+        return Needs(outputs=self.layers)
+
+    @property
+    def constrains_logits(self) -> bool:
+        """Never: whatever it matches goes through learned convolutions."""
+        return False
+
+    def build(self, binding: Binding) -> None:
+        """A fusion for each layer, the deepest first."""
+        shapes = binding.shapes(self.pairs)
+        for pair, both in zip(self.pairs, shapes, strict=True):
+            if any(len(shape) not in (1, 3) for shape in both):
+                raise binding.misfit("reviewkd", "both must be maps or vectors; choose other layers", [pair])
+        mid = min(self.mid_channels, shapes[-1][0][0])
+        for student, teacher in reversed(shapes):
+            deepest = not self.fusions
+            self.fusions.append(_Fusion(student[0], mid, teacher, deepest=deepest))
+
+    def forward(self, signals: Signals) -> Tensor:
+        """Sum over the layers, from the deepest up."""
+        losses = []
+        deeper: Tensor | None = None
+        for fusion, (student, teacher) in zip(self.fusions, reversed(self.outputs(signals)), strict=True):
+            fused, deeper = fusion(_as_map(student), deeper)
+            losses.append(hierarchical_context(fused, _as_map(teacher)))
+        share = min(1.0, math.floor(signals.moment.epoch) / self.warmup) if self.warmup else 1.0
+        return share * torch.stack(losses).sum()
+
+
+class LenientBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics where a batch holds one value per channel.
+
+    Torch's own refuses such a batch, one sample of 1x1 maps, which has no statistics.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) normalised."""
+        if self.training and input.numel() == self.num_features:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+class _Fusion(nn.Module):
+    """Attention-based fusion of one layer with what came from the deeper ones.
+
+    Source: Chen et al. 2021, arXiv:2104.09044, section 3.3 and figure 3; convolutions, normalisation and initial
+    weights as in the released code.
+
+    Args:
+        channels: of the student's map.
+        mid: channels that all layers are brought to.
+        target: shape of the teacher's output.
+        deepest: nothing came before.
+    """
+
+    def __init__(self, channels: int, mid: int, target: Shape, *, deepest: bool) -> None:
+        super().__init__()
+        self.size = tuple(target[1:]) or (1, 1)
+        self.narrow = nn.Sequential(nn.Conv2d(channels, mid, 1, bias=False), LenientBatchNorm2d(mid))
+        self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
+        self.widen = nn.Sequential(nn.Conv2d(mid, target[0], 3, padding=1, bias=False), LenientBatchNorm2d(target[0]))
+        for convolution in (self.narrow[0], self.widen[0]):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+
+    def forward(self, maps: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is compared with the teacher, and what is handed on to the next layer up."""
+        mixed: Tensor = self.narrow(maps)
+        if self.attention is not None:
+            assert deeper is not None
+            deeper = _resized(deeper, tuple(mixed.shape[2:]))
+            shares = torch.sigmoid(self.attention(torch.cat([mixed, deeper], dim=1)))
+            mixed = mixed * shares[:, :1] + deeper * shares[:, 1:]
+        mixed = _resized(mixed, self.size)
+        return self.widen(mixed), mixed
+
+
+def _as_map(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 4 else tensor[:, :, None, None]
+
+
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    return maps if tuple(maps.shape[2:]) == size else F.interpolate(maps, size, mode="nearest")

@@ -1,0 +1,70 @@
+"""Arithmetic that several losses share: raised to float32, and with gradients that stay finite at the edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """At least float32: half precision is raised, float64 is kept."""
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors)
+
+
+def same_shape(student: Tensor, teacher: Tensor, what: str, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
+    """Both raised, after checking that they fit.
+
+    Args:
+        what: what they are, for the message, as "logits".
+        dimensions: how many each must have; None for any number.
+
+    Raises:
+        ValueError: the shapes differ, or are not of so many dimensions.
+    """
+    if student.shape != teacher.shape or (dimensions is not None and student.dim() != dimensions):
+        wanted = "of one shape" if dimensions is None else f"of one shape in {dimensions} dimensions"
+        raise ValueError(
+            f"the student's {what} are {tuple(student.shape)}, the stored ones of the teacher {tuple(teacher.shape)}; "
+            f"they must be {wanted}"
+        )
+    student, teacher = raised(student, teacher)
+    return student, teacher
+
+
+def same_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) of both; see `same_shape`."""
+    return same_shape(student, teacher, "logits (samples, classes)", 2)
+
+
+def require_positive(**values: float) -> None:
+    """Raise `ValueError` for the first number that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def unit(tensor: Tensor, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """Divided by its L2 norm along `dim`; what is shorter than eps becomes zero, with gradient zero."""
+    norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+    return torch.where(norm > eps, tensor / torch.where(norm > eps, norm, 1.0), 0.0)
+
+
+def root(tensor: Tensor, eps: float = 1e-24) -> Tensor:
+    """Square root of what is at least 0; zero, with gradient zero, below eps."""
+    return torch.where(tensor > eps, torch.where(tensor > eps, tensor, 1.0).sqrt(), 0.0)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """(B, ...) as (B, D)."""
+    return tensor.flatten(1)
+
+
+def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) average-pooled to (B, C, *size)."""
+    return maps if tuple(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size)
+
+
+def smaller_size(one: Tensor, other: Tensor) -> tuple[int, int]:
+    """The smaller height and the smaller width of two maps (B, C, H, W)."""
+    return min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])

@@ -1,0 +1,106 @@
+"""What a loss needs of student, teacher and store, declared before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.errors import InvalidInput, UnknownName
+
+STAGES, MAPS = "stages", "maps"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a loss needs.
+
+    Args:
+        outputs: of student and teacher, paired: `logits`, `pooled`, `last` or layer names with + between, as
+            "logits+layer2". `layer2:layer3` pairs a student's layer with another one of the teacher. `stages` is every
+            layerN that both have, `maps` the stem too, `stages.pre` their pre-activations. Empty: no teacher.
+        head: the teacher's last layer.
+        norms: scale and shift of the batch norms before the outputs' pre-activations.
+        labels: the class of every single sample; differences between samples have none.
+        index: which row of the store a sample is; differences have none either.
+        views: all stored views of an image in one batch.
+    """
+
+    outputs: str = ""
+    head: bool = False
+    norms: bool = False
+    labels: bool = False
+    index: bool = False
+    views: bool = False
+
+    @property
+    def comparable(self) -> bool:
+        """Whether differences between samples can give it."""
+        return not (self.labels or self.index or self.views)
+
+    @property
+    def teacher(self) -> bool:
+        """Whether any answer of the teacher is involved."""
+        return bool(self.outputs)
+
+    def pairs(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[Pair, ...]:
+        """(student's, teacher's) output names, in order.
+
+        Args:
+            student, teacher: layer names that either can give.
+
+        Raises:
+            UnknownName: one of them has no such layer.
+            InvalidInput: they have no layers of that kind in common.
+        """
+        pairs: list[Pair] = []
+        for item in filter(None, self.outputs.split("+")):
+            group = _group(item, [name for name in student if name in teacher])
+            pairs += [_named(item, student, teacher)] if group is None else group
+        return tuple(dict.fromkeys(pairs))
+
+    def describe(self) -> str:
+        """For a table: outputs, then what else."""
+        flags = {"head": "teacher/head", "norms": "teacher/norm", "labels": "labels", "index": "sample index"}
+        flags |= {"views": "several views"}
+        return ", ".join(
+            [*filter(None, [self.outputs]), *(text for name, text in flags.items() if getattr(self, name))]
+        )
+
+
+def _group(item: str, common: Sequence[str]) -> list[Pair] | None:
+    kind, dot, suffix = item.partition(".")
+    if kind not in (STAGES, MAPS):
+        return None
+    stages = [name for name in common if name.startswith("layer") and name.partition(".")[1:] == (dot, suffix)]
+    if kind == MAPS and "stem" in common:
+        stages.insert(0, "stem")
+    if not stages:
+        raise InvalidInput(
+            f"student and teacher have no {item} of the same names; pair layers, as layers=layer2:layer3"
+        )
+    return [(name, name) for name in stages]
+
+
+def _named(item: str, student: Sequence[str], teacher: Sequence[str]) -> Pair:
+    ours, colon, theirs = item.partition(":")
+    pair = (ours, theirs if colon else ours)
+    for whose, name, known in (("student", pair[0], student), ("teacher", pair[1], teacher)):
+        if name != "logits" and name not in known:
+            raise UnknownName(f"layer of the {whose}", name, ["logits", *known])
+    return pair
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a method needs, for one student and one teacher.
+
+    Args:
+        student: layer names of the student.
+        teacher: output names of the teacher; empty for methods without one.
+        parameters: whether the teacher's stored parameters are needed.
+    """
+
+    student: tuple[str, ...]
+    teacher: tuple[str, ...]
+    parameters: bool

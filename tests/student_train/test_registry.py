@@ -1,0 +1,131 @@
+"""Losses by name: listed, explained, from a user's own file, and from another installed package."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+from storage.errors import InvalidInput, UnknownName
+from student_train import catalogue
+from student_train.losses import LOSSES
+from student_train.methods import METHODS, parse_losses
+from student_train.registry import find_loss, loss_name
+from tests.conftest import run_command
+
+OWN = '''
+    import torch.nn.functional as F
+
+    from student_train.losses import DistillationLoss
+
+
+    class Huber(DistillationLoss):
+        """Huber loss of the logits."""
+
+        def __init__(self, delta: float = 1.0) -> None:
+            super().__init__()
+            self.delta = delta
+
+        def forward(self, signals):
+            return F.huber_loss(*self.logits(signals), delta=self.delta)
+'''
+TRAINING = ["--student", "resnet8", "--max-evals", "1", "--device", "cpu", "--json"]
+
+
+def write_own(folder, name="my_losses", text=OWN):
+    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+
+
+def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_store, tmp_path):
+    write_own(tmp_path)
+    losses = ["--loss", "ce", "--loss", "my_losses:Huber:delta=2,weight=0.5,compared=true"]
+    result = run_command("ckd-train", "--store", built_store, "--out", "run", *losses, *TRAINING, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    recipe = json.loads(result.stdout)["recipe"]["losses"]
+    assert recipe[1] == {
+        "loss": "my_losses:Huber",
+        "delta": 2.0,
+        "weight": 0.5,
+        "compared": True,
+        "standardised": False,
+    }
+    explained = run_command("ckd-train", "losses", "my_losses:Huber", cwd=tmp_path)
+    assert explained.returncode == 0, explained.stderr
+    assert "Huber loss of the logits" in explained.stdout
+    assert "delta=1" in explained.stdout
+
+
+def test_a_package_registers_losses_by_its_entry_points(built_store, tmp_path):
+    write_own(tmp_path, "their_losses")
+    info = tmp_path / "their_losses-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-losses\nVersion: 1.0\n")
+    points = "[ckd.losses]\nhuber = their_losses:Huber\nkd = their_losses:Huber\nbroken = their_losses:Missing\n"
+    (info / "entry_points.txt").write_text(points)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    listed = run_command("ckd-train", "losses", "--json", env=environment)
+    assert listed.returncode == 0, listed.stderr
+    losses = {loss["name"]: loss for loss in json.loads(listed.stdout)}
+    assert losses["huber"]["settings"] == {"delta": 1.0}
+    assert "Hinton" in losses["kd"]["source"], "a package cannot change what a known name means"
+    assert "cannot be imported" in losses["broken"]["formula"]
+    arguments = ["--store", built_store, "--out", tmp_path / "run", "--method", "huber:weight=3", *TRAINING]
+    trained = run_command("ckd-train", *arguments, env=environment)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["recipe"]["losses"][1]["weight"] == 3
+
+
+def test_every_loss_is_listed_with_needs_defaults_and_source():
+    listed = run_command("ckd-train", "losses")
+    assert listed.returncode == 0, listed.stderr
+    assert all(f" {name} " in listed.stdout for name in LOSSES)
+    for loss in catalogue.describe_losses():
+        assert loss["formula"], loss["name"]
+        assert loss["source"], loss["name"]
+        assert set(loss["settings"]) == set(find_loss(loss["name"])().settings)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_explained(name, capsys):
+    loss = catalogue.describe_loss(name)
+    assert loss["formula"].endswith((".", ")")) or "=" in loss["formula"] or loss["details"], name
+    assert loss_name(find_loss(name)) == name
+
+
+def test_every_method_is_listed():
+    listed = run_command("ckd-train", "methods")
+    assert listed.returncode == 0, listed.stderr
+    assert all(f" {name} " in listed.stdout for name in (*METHODS, *LOSSES))
+
+
+def test_an_unknown_loss_names_the_nearest():
+    result = run_command("ckd-train", "losses", "dk")
+    assert result.returncode == 2
+    assert "no loss is called 'dk'; did you mean" in result.stderr
+
+
+def test_options_of_a_training_are_refused_before_a_subcommand():
+    result = run_command("ckd-train", "--lr", "0.1", "losses")
+    assert result.returncode == 2
+    assert "--lr is for a training" in result.stderr
+    assert run_command("ckd-train").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("nowhere.at_all:Loss", InvalidInput, "cannot be imported .ModuleNotFoundError"),
+        ("torch.nn:Linear", InvalidInput, "is no loss; make it a subclass"),
+        ("student_train.losses.kd:Nothing", InvalidInput, "cannot be imported .AttributeError"),
+        ("student_train.losses.kd:KD:warmth=4", UnknownName, "no setting of loss .* is called 'warmth'"),
+        ("kd:temperature", InvalidInput, "cannot read 'temperature'"),
+    ],
+)
+def test_a_class_that_is_no_loss_is_a_sentence(spec, error, message):
+    with pytest.raises(error, match=message):
+        parse_losses([spec])
+
+
+def test_a_class_of_ours_by_its_address_is_the_same_loss():
+    assert loss_name(find_loss("student_train.losses.kd:KD")) == "kd"
