@@ -57,6 +57,8 @@ class Needs:
         for item in filter(None, self.outputs.split("+")):
             group = _group(item, [name for name in student if name in teacher])
             pairs += [_named(item, student, teacher)] if group is None else group
+        if self.outputs and not pairs:
+            raise InvalidInput(f"{self.outputs!r} names no layer; give one, or several with + between")
         return tuple(dict.fromkeys(pairs))
 
     def describe(self) -> str:

@@ -26,7 +26,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     settings: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
-        if not equals or not key or key in settings:
+        if not equals or not key or not value or key in settings:
             raise InvalidInput(f"cannot read {item!r} in {text!r}; write NAME:key=value,key=value, each key once")
         settings[key] = value
     return name, settings

@@ -53,15 +53,18 @@ def pearson(one: Tensor, other: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     DIST adds 1e-8 to the product of the norms instead. A channel that is dead in the student would then get a gradient
     of 1e8: softmax outputs are never constant, features are.
     """
-    return (_direction(one, dim) * _direction(other, dim)).sum(dim=dim)
+    (ours, length), (theirs, other_length) = _centred(one, dim), _centred(other, dim)
+    varies = (length > 0) & (other_length > 0)
+    lengths = torch.where(varies, length, 1.0), torch.where(varies, other_length, 1.0)
+    return torch.where(varies, (ours * theirs).sum(dim=dim) / lengths[0] / lengths[1], 0.0)
 
 
-def _direction(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Less its mean, at length 1; zero where nothing but rounding is left."""
+def _centred(tensor: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Less its mean, and how long that is; length zero where nothing but rounding is left."""
     centred = tensor - tensor.mean(dim=dim, keepdim=True)
-    length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
-    varies = length > _CONSTANT * torch.linalg.vector_norm(tensor.detach(), dim=dim, keepdim=True)
-    return torch.where(varies, centred / torch.where(varies, length, 1.0), 0.0)
+    length = torch.linalg.vector_norm(centred, dim=dim)
+    varies = length > _CONSTANT * torch.linalg.vector_norm(tensor.detach(), dim=dim)
+    return centred, torch.where(varies, length, 0.0)
 
 
 def _positions(features: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Source: Zhao et al. 2022, arXiv:2203.08679, eq. 7.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -55,22 +55,13 @@ def dkd(
     return temperature**2 * (alpha * target + beta * kd(student_others, teacher_others, temperature=1.0))
 
 
-def require_classes(logits: Tensor, labels: Tensor) -> None:
-    """Raise `ValueError` unless the labels are the classes of the samples that the logits are of."""
-    if labels.shape != logits.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels are {tuple(labels.shape)} of {labels.dtype}; give the class of each of the {len(logits)} samples "
-            "as an integer"
-        )
-
-
 def without_target(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, K) without each sample's target: (B, K - 1).
 
     Raises:
         ValueError: the labels are no classes of these samples, or there is only one class.
     """
-    require_classes(logits, labels)
+    require_classes(labels, logits)
     if logits.shape[1] < 2:
         raise ValueError(f"the logits are {tuple(logits.shape)}; besides the target there must be another class")
     # Gathered by index: a boolean mask would make a GPU wait for the count.
@@ -101,8 +92,7 @@ class DKD(DistillationLoss):
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: int = 0) -> None:
         super().__init__()
         require_positive(temperature=temperature)
-        if warmup < 0:
-            raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
+        require_epochs(warmup)
         self.alpha, self.beta, self.temperature, self.warmup = alpha, beta, temperature, warmup
 
     @property
@@ -119,11 +109,7 @@ class DKD(DistillationLoss):
         """Single samples."""
         student, teacher = self.logits(signals)
         loss = dkd(student, teacher, signals.labels, self.alpha, self.beta, self.temperature)
-        return self._share(signals.moment.epoch) * loss
-
-    def _share(self, epoch: float) -> float:
-        # The released code counts epochs from 1, so that the first one has some weight.
-        return min((math.floor(epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        return warmed_up(signals.moment, self.warmup) * loss
 
     def logit_target(self, signals: Signals) -> Tensor:
         """The teacher's logits."""

@@ -74,7 +74,7 @@ class FactorTransfer(DistillationLoss):
         k: float = 0.5,
         whole: bool = False,
         epochs: int = 30,
-        lr: float = 0.1,
+        lr: float = 0.01,
         batch_size: int = 64,
     ) -> None:
         super().__init__()
@@ -104,9 +104,8 @@ class FactorTransfer(DistillationLoss):
         Raises:
             Diverged: the error is not finite.
         """
-        # SGD, momentum, weight decay and epochs are the benchmark's, the learning rate is the authors'. A stored sample
-        # has far fewer steps in 30 epochs than CIFAR: that they suffice, for any teacher, takes maps divided by their
-        # size and weights that keep it (both ours).
+        # The benchmark's for residual networks. 30 epochs of a stored sample are far fewer steps than its 23,000; that
+        # they suffice, for maps of any size, takes weights that keep the size and maps divided by it (both ours).
         optimizer = torch.optim.SGD(self.paraphraser.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
         generator = moment.generator("ft paraphraser")
         self.paraphraser.measure(self._maps(teacher, torch.randperm(self.num_rows, generator=generator)))
@@ -121,7 +120,7 @@ class FactorTransfer(DistillationLoss):
             if not math.isfinite(error):
                 raise Diverged(f"ft: the paraphraser's error is {error} in epoch {epoch}; lower ft's lr ({self.lr})")
         if error >= plain:
-            log.warning("ft: the paraphraser knows no more of the maps than channel means; raise ft's epochs")
+            log.warning("ft: the paraphraser knows no more of the maps than channel means; raise ft's epochs or lr")
         # Without gradients too: the student's optimizer passes over parameters that have none.
         self.paraphraser.requires_grad_(False).zero_grad(set_to_none=True)
 
@@ -189,7 +188,7 @@ class Paraphraser(nn.Module):
 
 
 def _keep_variance_(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """He et al. 2015 for a leaky ReLU of slope 0.1; with torch's own, six such layers answer with a constant at first."""
+    """He et al. 2015 for a leaky ReLU of slope 0.1: with torch's weights, six such layers nearly ignore their input."""
     # A transposed convolution's weights are (inputs, outputs, 3, 3), so that what comes in is its fan-out.
     mode: Literal["fan_in", "fan_out"] = "fan_out" if isinstance(layer, nn.ConvTranspose2d) else "fan_in"
     nn.init.kaiming_normal_(layer.weight, a=0.1, mode=mode)

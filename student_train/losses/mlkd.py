@@ -161,7 +161,7 @@ class MLKD(DistillationLoss):
     name: ClassVar[str] = "mlkd"
     source: ClassVar[str] = "Jin et al., CVPR 2023, Multi-Level Logit Distillation, section 3 and released code"
     # The released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
-    recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=1.0)
+    recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.2)
 
     def __init__(self, temperatures: str = "4+2+3+5+6", select: bool = False) -> None:
         super().__init__()

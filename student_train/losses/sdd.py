@@ -5,7 +5,6 @@ Source: Luo 2024 (Scale Decoupled Distillation), arXiv:2403.13512, section 3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -20,6 +19,7 @@ from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import dkd
 from student_train.losses.kd import kd
+from student_train.losses.targets import require_epochs, warmed_up
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, require_positive, same_shape
 from student_train.needs import Needs
@@ -124,8 +124,7 @@ class SDD(DistillationLoss):
         if base not in BASES:
             raise UnknownName("base of sdd", base, BASES)
         require_positive(temperature=temperature)
-        if warmup < 0:
-            raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
+        require_epochs(warmup)
         self.base, self.temperature, self.scales = base, temperature, scales
         self.complementary, self.warmup = complementary, warmup
         self._sides = _read_scales(scales)
@@ -161,15 +160,12 @@ class SDD(DistillationLoss):
         ours = local_logits(student, head.weight, head.bias, self._sides)
         theirs = local_logits(teacher, self.weight, self.bias, self._sides)
         base = partial(BASES[self.base], temperature=self.temperature)
-        return self._share(signals.moment.epoch) * sdd(ours, theirs, signals.labels, self.complementary, base)
+        loss = sdd(ours, theirs, signals.labels, self.complementary, base)
+        return warmed_up(signals.moment, self.warmup) * loss
 
     def logit_target(self, signals: Signals) -> Tensor:
         """The teacher's logits."""
         return self.logits(signals)[1]
-
-    def _share(self, epoch: float) -> float:
-        # The released code counts epochs from 1, so that the first one has some weight.
-        return min((math.floor(epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
 
 
 def _read_scales(text: str) -> tuple[int, ...]:

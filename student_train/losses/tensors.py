@@ -45,14 +45,17 @@ def require_positive(**values: float) -> None:
 
 
 def unit(tensor: Tensor, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """Divided by its L2 norm along `dim`; what is shorter than eps becomes zero, with gradient zero."""
+    """Divided by its L2 norm along `dim`; what is not longer than eps becomes zero, with gradient zero."""
     norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
-    return torch.where(norm > eps, tensor / torch.where(norm > eps, norm, 1.0), 0.0)
+    # Not "unless it is longer": what is not a number has to stay so, or a diverged student would go unnoticed.
+    short = norm <= eps
+    return torch.where(short, 0.0, tensor / torch.where(short, 1.0, norm))
 
 
 def root(tensor: Tensor, eps: float = 1e-24) -> Tensor:
-    """Square root of what is at least 0; zero, with gradient zero, below eps."""
-    return torch.where(tensor > eps, torch.where(tensor > eps, tensor, 1.0).sqrt(), 0.0)
+    """Square root of what is at least 0; zero, with gradient zero, up to eps."""
+    small = tensor <= eps
+    return torch.where(small, 0.0, torch.where(small, 1.0, tensor).sqrt())
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.dkd import require_classes
+from student_train.losses.targets import require_classes
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -40,7 +40,7 @@ def wsld(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 
     """
     student, teacher = same_logits(student, teacher)
     require_positive(temperature=temperature)
-    require_classes(student, labels)
+    require_classes(labels, student)
     soft = F.cross_entropy(student / temperature, F.softmax(teacher / temperature, dim=1), reduction="none")
     return temperature**2 * (_weights(student, teacher, labels) * soft).mean()
 

@@ -198,7 +198,7 @@ def test_preparing_learns_to_make_the_stored_maps_again(caplog):
 def test_a_paraphraser_that_has_learned_nothing_yet_is_reported(caplog):
     bound(epochs=1, lr=1e-9).prepare(Stored(), Moment())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "no more of the maps than channel means; raise ft's epochs" in caplog.text
+    assert "no more of the maps than channel means; raise ft's epochs or lr" in caplog.text
 
 
 def test_preparing_asks_for_every_row_once_an_epoch_in_another_order():

@@ -1,0 +1,60 @@
+"""Which outputs a loss pairs, and how a misfit is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from storage.errors import InvalidInput, UnknownName
+from student_train.methods import parse_losses, parse_method
+from student_train.needs import Needs, Wanted
+
+STUDENT = ["stem", "layer1", "layer2", "layer3", "pooled", "layer1.pre", "layer2.pre", "layer3.pre", "last"]
+TEACHER = ["stem", "layer1", "layer2", "layer3", "layer4", "pooled", "layer1.pre", "layer2.pre", "last"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "pairs"),
+    [
+        ("", []),
+        ("logits", [("logits", "logits")]),
+        ("layer2:layer4", [("layer2", "layer4")]),
+        ("pooled+layer1", [("pooled", "pooled"), ("layer1", "layer1")]),
+        ("stages", [(f"layer{stage}", f"layer{stage}") for stage in (1, 2, 3)]),
+        ("maps", [(name, name) for name in ("stem", "layer1", "layer2", "layer3")]),
+        ("stages.pre", [("layer1.pre", "layer1.pre"), ("layer2.pre", "layer2.pre")]),
+        ("layer1+stages", [(f"layer{stage}", f"layer{stage}") for stage in (1, 2, 3)]),
+    ],
+)
+def test_outputs_are_paired_by_name(outputs, pairs):
+    assert list(Needs(outputs=outputs).pairs(STUDENT, TEACHER)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "error", "message"),
+    [
+        ("layer9", UnknownName, "no layer of the student is called 'layer9'; did you mean"),
+        ("layer2:layer9", UnknownName, "no layer of the teacher is called 'layer9'"),
+        ("layer4", UnknownName, "no layer of the student"),
+        ("+", InvalidInput, "names no layer"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(outputs, error, message):
+    with pytest.raises(error, match=message):
+        Needs(outputs=outputs).pairs(STUDENT, TEACHER)
+    with pytest.raises(InvalidInput, match="no stages of the same names; pair layers, as layers=layer2:layer3"):
+        Needs(outputs="stages").pairs(["layer1"], ["layer2"])
+
+
+def test_a_method_wants_what_its_losses_need_and_no_more():
+    wanted = parse_method("fitnets").wanted(STUDENT, TEACHER)
+    assert wanted == Wanted(student=("layer2",), teacher=("logits", "layer2"), parameters=False)
+    wanted = parse_losses(["ce", "srrl:weight=0.5"]).wanted(STUDENT, TEACHER)
+    assert wanted == Wanted(student=("pooled",), teacher=("logits", "pooled"), parameters=True)
+    assert parse_method("vanilla").wanted(STUDENT, TEACHER) == Wanted((), (), parameters=False)
+    # A loss of weight 0 is not computed, so nothing has to be there for it.
+    assert parse_method("fitnets:weight=0").wanted(STUDENT, TEACHER).student == ()
+
+
+def test_an_empty_setting_is_refused():
+    with pytest.raises(InvalidInput, match="cannot read 'layers='"):
+        parse_method("at:layers=")
