@@ -101,7 +101,7 @@ def make_store(folder: Path, array_format: str) -> Path:
             dataset="digits",
             weights=folder / "teacher.safetensors",
             array_format=array_format,
-            features="pooled",
+            features="pooled,layer3.pre",
             budget=100,
             device="cpu",
         )

@@ -89,7 +89,7 @@ def test_wsld_refuses_what_does_not_fit():
         wsld(logits, logits, labels, temperature=0.0)
     with pytest.raises(ValueError, match=r"labels are .* of shape \(3,\), .* give the class of each sample"):
         wsld(logits, logits, torch.tensor([0, 1, 2]))
-    with pytest.raises(ValueError, match=r"labels are \(2,\) of torch.float32"):
+    with pytest.raises(ValueError, match=r"labels are torch.float32 of shape \(2,\)"):
         wsld(logits, logits, labels.float())
     with pytest.raises(ValueError, match="temperature must be above 0"):
         WSLD(temperature=0.0)
