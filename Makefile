@@ -41,6 +41,7 @@ check: lint test  ## before every commit
 bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_one
 	$(BIN)/python -m benchmarks.stage_two
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.ledger
 

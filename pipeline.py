@@ -19,7 +19,7 @@ from rich.table import Table
 
 from models import ModelError
 from models.compute import Compute
-from storage.errors import CKDError
+from storage.errors import CKDError, store_command
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
 from storage.terminal import CommandGroup, print_json, progress, stderr
@@ -155,7 +155,7 @@ def _show_results(out: Path, results: list[dict[str, Any]]) -> None:
         "runs": out / "runs",
     }.items():
         click.echo(f"{name:<8} {path}")
-    click.echo(f"check it with: ckd-cache verify --store {out / 'store'}")
+    click.echo(f"check it with: {store_command('verify', out / 'store')}")
 
 
 if __name__ == "__main__":

@@ -153,6 +153,12 @@ class CallHistory:
     output_digest: bytes | None
     reserved_in: int
     revoked_in: int | None
+    kept: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what was kept of it."""
+        return tuple(self.kept.split(","))
 
     def answered_by(self, seq: int) -> bool:
         """Whether somebody who saw the ledger up to an entry, and the outputs in the store, had this call's.
@@ -247,6 +253,7 @@ _HISTORY: sa.Select[Any] = (
         calls.c.output_digest,
         calls.c.reserved_in,
         calls.c.revoked_in,
+        sessions.c.outputs,
     )
     .join(sessions, calls.c.session == sessions.c.id)
     .join(accounts, calls.c.account == accounts.c.id)

@@ -7,7 +7,6 @@ and otherwise stay in main memory, from where each batch is fetched.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from models import Representation
 from models.compute import Compute
-from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable
+from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
 from storage.manifest import Manifest
 from storage.schema import output_array
 from storage.seeding import generator_for
@@ -152,7 +151,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     if missing:
         raise StoreIncomplete(
             f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
-            f"ckd-cache extend --store {shlex.quote(str(store.folder))} --features {','.join(missing)}"
+            f"{store_command('extend', store.folder, features=','.join(missing))}"
         )
     return sorted({"logits", *wanted})
 

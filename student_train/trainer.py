@@ -276,6 +276,7 @@ class Trainer:
             "store": str(self.data.folder),
             "ledger_head": self.data.ledger_head,
             "teacher_calls": self._teacher_calls(),
+            "teacher_outputs": list(self.wanted.teacher),
             "test_accuracy": at_best,
             "best_val_accuracy": self.protocol.best,
             "last_test_accuracy": last_test_accuracy,

@@ -45,6 +45,7 @@ class Run:
         store: absolute folder of the store, when the run was made.
         n: rows of the store it was trained on.
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
+        outputs: which outputs of them it read.
         ledger_head: hash of the ledger's newest entry when the store was read.
     """
 
@@ -54,6 +55,7 @@ class Run:
     n: int
     teacher_fingerprint: str
     teacher_calls: int
+    outputs: frozenset[str]
     ledger_head: str
     method: str
     student: str
@@ -77,8 +79,9 @@ class Run:
                 n=_count(document, "n"),
                 teacher_fingerprint=_text(document, "teacher_fingerprint", "[0-9a-f]{64}"),
                 teacher_calls=_count(document, "teacher_calls"),
+                outputs=_names(document, "teacher_outputs"),
                 ledger_head=_text(document, "ledger_head", "[0-9a-f]{64}"),
-                method=_text(document, "method", ".{1,200}"),
+                method=_text(document, "method", ".{1,2000}"),
                 student=_text(document, "student", ".{1,200}"),
             )
         except (ValueError, RecursionError) as error:
@@ -94,6 +97,13 @@ def _text(document: dict[str, Any], name: str, pattern: str) -> str:
     if type(value) is not str or re.fullmatch(pattern, value, re.DOTALL) is None:
         raise ValueError(f"{name} is {_shown(value)}")
     return value
+
+
+def _names(document: dict[str, Any], name: str) -> frozenset[str]:
+    values = document.get(name)
+    if not isinstance(values, list) or not all(type(value) is str for value in values):
+        raise ValueError(f"{name} is {_shown(values)}")
+    return frozenset(values)
 
 
 def _count(document: dict[str, Any], name: str) -> int:
@@ -194,7 +204,8 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
     teacher = manifest.identity.teacher.fingerprint
     answers = _answers(ledger, teacher, sorted({digest for row in inputs for digest in row}))
     head = ledger.entry_number(run.ledger_head)
-    calls = {call.id: call for found in answers.values() for call in found}
+    # A call that repeats an earlier one, for outputs that the run did not read, is none of its calls.
+    calls = {call.id: call for found in answers.values() for call in found if run.outputs.intersection(call.outputs)}
     histories = {} if head is None else call_histories(ledger, sorted(calls))
     drawn_on = [id_ for id_ in sorted(calls) if head is None or histories[id_].answered_by(head)]
     problems = [
@@ -323,6 +334,8 @@ class _Search:
         """Whether a run learned from what the call returned."""
         call = self._call
         if not run.teacher_calls or run.teacher_fingerprint != call.teacher:
+            return False
+        if not run.outputs.intersection(call.outputs):
             return False
         if run.ledger_head not in self._heads:
             self._heads[run.ledger_head] = self._ledger.entry_number(run.ledger_head)

@@ -453,6 +453,28 @@ def test_a_trace_gives_its_totals_first(trained):
     assert lines[-1] == "calls 1-2 of 20; more with --offset 2"
 
 
+@pytest.mark.slow
+def test_calls_for_outputs_that_a_run_did_not_read_are_none_of_its_calls(store, weights, tmp_path):
+    extension = ("--features", "layer1", "--weights", weights, "--device", "cpu", "--yes")
+    assert run_command("ckd-cache", "extend", "--store", store, *extension).returncode == 0
+    settings = ("--student", "resnet8", "--n", TRAINED, "--max-evals", 1, "--device", "cpu")
+    calls = {}
+    for method in ("kd", "at:layers=layer1"):
+        out = tmp_path / method
+        trained = run_command("ckd-train", "--store", store, "--method", method, *settings, "--out", out)
+        assert trained.returncode == 0, trained.stderr
+        found = read("trace", out, "--limit", 1000)
+        assert found["vouched"]
+        calls[method] = {call["id"] for call in found["calls"]}
+    assert len(calls["kd"]) == TRAINED
+    assert len(calls["at:layers=layer1"]) == 2 * TRAINED
+    backwards = {
+        id_: [Path(run["run"]).name for run in read("trace", "--store", store, tmp_path, "--call", id_)["runs"]]
+        for id_ in (min(calls["kd"]), max(calls["at:layers=layer1"]))
+    }
+    assert sorted(map(sorted, backwards.values())) == [["at:layers=layer1"], ["at:layers=layer1", "kd"]]
+
+
 def test_a_run_without_a_teacher_drew_on_no_calls(change):
     folder = change(teacher_calls=0, method="vanilla", store="/nowhere")
     assert "without a teacher: it drew on no calls" in run("trace", folder).stdout
