@@ -57,6 +57,17 @@ def shown_method(description: Mapping[str, Any]) -> str:
     return " + ".join(_shown_term(term) for term in description["losses"])
 
 
+def shown_batches(description: Mapping[str, Any]) -> str:
+    """How a method's batches are drawn, compared and mixed."""
+    parts = (description[name] for name in ("sampling", "comparison", "mixing"))
+    return "; ".join(_shown_part(part) for part in parts if part is not None)
+
+
+def _shown_part(part: Mapping[str, Any]) -> str:
+    settings = shown_settings({name: value for name, value in part.items() if name != "kind"})
+    return f"{part['kind']} {settings}".strip().replace(",", ", ")
+
+
 def _shown_term(term: Mapping[str, Any]) -> str:
     name = f"{term['loss']} of differences" if term["compared"] else term["loss"]
     return name if term["weight"] == 1 else f"{term['weight']:g} x {name}"

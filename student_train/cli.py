@@ -88,7 +88,8 @@ def methods_command(as_json: bool) -> None:
     if as_json:
         print_json(methods)
     else:
-        print_table(("method", "losses"), ((method["name"], catalogue.shown_method(method)) for method in methods))
+        rows = ((m["name"], catalogue.shown_method(m), catalogue.shown_batches(m)) for m in methods)
+        print_table(("method", "losses", "batches"), rows)
 
 
 def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -96,7 +97,12 @@ def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:
         print_json(losses)
         return
     rows = (
-        (loss["name"], loss["needs"] or "(labels only)", catalogue.shown_settings(loss["settings"]), loss["source"])
+        (
+            loss["name"],
+            loss["needs"] or "(labels only)",
+            catalogue.shown_settings(loss["settings"]).replace(",", ", "),
+            loss["source"],
+        )
         for loss in losses
     )
     print_table(("loss", "needs", "defaults", "source"), rows)

@@ -142,12 +142,13 @@ class Trainer:
             if finished is not None:
                 return finished
             state = self.folder.load_state(self._identity())
-            if state is not None:
-                self._restore(state)
-            else:
-                self.prepare()
-            with graceful_stop() as stop, self.data.compute.exact():
-                self._train(stop, on_eval)
+            with self.data.compute.exact():
+                if state is not None:
+                    self._restore(state)
+                else:
+                    self.prepare()
+                with graceful_stop() as stop:
+                    self._train(stop, on_eval)
             return self._finish()
 
     def prepare(self) -> None:

@@ -25,7 +25,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     """Squared hinge on the side of zero that the teacher is on: summed over elements, batch mean.
 
     (s + margin)^2 where t <= 0 and s > -margin, (s - margin)^2 where t > 0 and s <= margin, else 0.
-    Source: Heo et al. 2019, arXiv:1811.03233, eq. 4 and 5 (the alternative loss).
+    Source: Heo et al. 2019, arXiv:1811.03233, the alternative loss.
 
     Args:
         student: (B, ...) pre-activations, brought to the teacher's shape by a connector.
@@ -57,7 +57,7 @@ class ActivationBoundary(DistillationLoss):
     """
 
     name: ClassVar[str] = "ab"
-    source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, eq. 4 and 5"
+    source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, the alternative loss"
     # Ours: one stage. The authors and the CRD benchmark train with AB alone first, without labels (30 epochs of the
     # benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from those weights.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)

@@ -47,7 +47,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def attention(maps: Tensor) -> Tensor:
     """(B, C, H, W) to (B, H * W): channel means of squares, each sample divided by its L2 norm."""
-    # The mean in place of eq. 1's sum changes nothing once normalised.
+    # The mean in place of the paper's sum changes nothing once normalised.
     return unit(flat(maps.square().mean(dim=1)))
 
 

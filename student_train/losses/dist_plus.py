@@ -23,6 +23,8 @@ from student_train.signals import Signals
 
 # Rounding leaves about this share of a constant's size when its mean is taken off in float32.
 _CONSTANT = 1e-5
+# Below this length a division by it would overflow in the gradient.
+_TINY = 1e-12
 
 
 def dist_plus(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
@@ -54,17 +56,17 @@ def pearson(one: Tensor, other: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     of 1e8: softmax outputs are never constant, features are.
     """
     (ours, length), (theirs, other_length) = _centred(one, dim), _centred(other, dim)
-    varies = (length > 0) & (other_length > 0)
-    lengths = torch.where(varies, length, 1.0), torch.where(varies, other_length, 1.0)
-    return torch.where(varies, (ours * theirs).sum(dim=dim) / lengths[0] / lengths[1], 0.0)
+    constant = (length <= 0) | (other_length <= 0)
+    lengths = torch.where(constant, 1.0, length), torch.where(constant, 1.0, other_length)
+    return torch.where(constant, 0.0, (ours * theirs).sum(dim=dim) / lengths[0] / lengths[1])
 
 
 def _centred(tensor: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Less its mean, and how long that is; length zero where nothing but rounding is left."""
     centred = tensor - tensor.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim)
-    varies = length > _CONSTANT * torch.linalg.vector_norm(tensor.detach(), dim=dim)
-    return centred, torch.where(varies, length, 0.0)
+    rounding = _CONSTANT * torch.linalg.vector_norm(tensor.detach(), dim=dim)
+    return centred, torch.where(length <= rounding.clamp(min=_TINY), 0.0, length)
 
 
 def _positions(features: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def factor_transfer(student: Tensor, teacher: Tensor, whole: bool = False) -> Tensor:
     """Mean absolute difference of two factors' L2-normalised channel means of squares.
 
-    Source: Kim et al. 2018, arXiv:1802.04977, eq. 2 with p = 1, on the attention maps of the factors as in the CRD
+    Source: Kim et al. 2018, arXiv:1802.04977, L_FT with p = 1, on the attention maps of the factors as in the CRD
     benchmark's code.
 
     Args:
@@ -61,7 +61,7 @@ class FactorTransfer(DistillationLoss):
     """
 
     name: ClassVar[str] = "ft"
-    source: ClassVar[str] = "Kim et al. 2018, arXiv:1802.04977, eq. 1 and 2"
+    source: ClassVar[str] = "Kim et al. 2018, arXiv:1802.04977, L_rec and L_FT with p = 1"
     # The CRD benchmark's run; the authors' code, which compares whole factors, has 500.
     recipe: ClassVar[Recipe] = Recipe(weight=200.0, ce=1.0)
 
@@ -183,7 +183,7 @@ class Paraphraser(nn.Module):
         return factors
 
     def error(self, maps: Tensor) -> Tensor:
-        """Mean squared error of the divided maps, made again from their factors: eq. 1, with a mean."""
+        """Mean squared error of the divided maps, made again from their factors: the paper's L_rec, as a mean."""
         return F.mse_loss(self.decoder(self(maps)), maps / self.scale)
 
 

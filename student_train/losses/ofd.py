@@ -28,7 +28,7 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """Squared difference to max(teacher, margin), where it matters: summed over elements, batch mean.
 
     Nothing where the student is at most that target and the target is not positive: it is as negative as it needs
-    to be. Source: Heo et al. 2019, arXiv:1904.01866, eq. 2 (margin ReLU) and 5 (partial L2).
+    to be. Source: Heo et al. 2019, arXiv:1904.01866, margin ReLU and partial L2.
 
     Args:
         student: (B, C, H, W) pre-activations, after the connector.
@@ -42,8 +42,9 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     if margin.shape != teacher.shape[1:2]:
         raise ValueError(f"margin is {tuple(margin.shape)}; maps of {teacher.shape[1]} channels need one for each")
     target = torch.maximum(teacher, margin.to(teacher.dtype).view(-1, 1, 1))
-    matters = (student > target) | (target > 0)
-    return torch.where(matters, (student - target).square(), 0.0).sum() / len(student)
+    # Not "matters where the student is above it": what is not a number has to show.
+    enough = (student <= target) & (target <= 0)
+    return torch.where(enough, 0.0, (student - target).square()).sum() / len(student)
 
 
 def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
     mean - deviation * density(r) / probability(-r) with r = mean / deviation, in logarithms. Where r is large, the
     Mills ratio's continued fraction: -deviation / (r + 2 / (r + 3 / (r + ...))). The released code gives up where
     probability(-r) is at most 0.001, and takes -3 deviations.
-    Source: Heo et al. 2019, arXiv:1904.01866, eq. 3.
+    Source: Heo et al. 2019, arXiv:1904.01866, the margin of the margin ReLU.
 
     Args:
         mean: (C,).
@@ -80,7 +81,7 @@ class OFD(DistillationLoss):
     """
 
     name: ClassVar[str] = "ofd"
-    source: ClassVar[str] = "Heo et al. 2019 (ICCV), arXiv:1904.01866, eq. 2, 3 and 5"
+    source: ClassVar[str] = "Heo et al. 2019 (ICCV), arXiv:1904.01866, margin ReLU and partial L2"
     recipe: ClassVar[Recipe] = Recipe(weight=0.001, ce=1.0)
 
     def __init__(self, layers: str = "stages.pre") -> None:

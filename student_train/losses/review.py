@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding, Shape
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.batch_norm import LenientBatchNorm2d
 from student_train.losses.tensors import require_positive, same_shape
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -103,19 +104,6 @@ class ReviewKD(DistillationLoss):
             losses.append(hierarchical_context(fused, _as_map(teacher)))
         share = min(1.0, math.floor(signals.moment.epoch) / self.warmup) if self.warmup else 1.0
         return share * torch.stack(losses).sum()
-
-
-class LenientBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics where a batch holds one value per channel.
-
-    Torch's own refuses such a batch, one sample of 1x1 maps, which has no statistics.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) normalised."""
-        if self.training and input.numel() == self.num_features:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
 
 
 class _Fusion(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.errors import InvalidInput
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.relations import same_batch
 from student_train.losses.tensors import flat, unit
@@ -88,6 +89,10 @@ def _compact(vectors: Tensor) -> Tensor:
     return vectors @ basis
 
 
+# Above it, one side of the angles takes 4 GB.
+_MAX_ANGLES = 1024
+
+
 class RKD(DistillationLoss):
     """distance * smoothL1(d_s / mean d_s, d_t / mean d_t) + angle * smoothL1(cos_s, cos_t), over pairs and triplets.
 
@@ -120,7 +125,17 @@ class RKD(DistillationLoss):
         return False
 
     def forward(self, signals: Signals) -> Tensor:
-        """Single samples, or differences."""
+        """Single samples, or differences.
+
+        Raises:
+            InvalidInput: there are so many differences that their angles fit no memory.
+        """
+        count = len(signals.student.logits)
+        if self.angle and count > _MAX_ANGLES:
+            raise InvalidInput(
+                f"rkd: the angles of {count} comparisons take {count}^3 numbers; set angle=0, lower --batch-size, or "
+                "compare with --comparison sampled"
+            )
         parts = [(self.distance, rkd_distance), (self.angle, rkd_angle)]
         return torch.stack(
             [

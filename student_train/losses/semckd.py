@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.review import LenientBatchNorm2d
+from student_train.losses.batch_norm import LenientBatchNorm2d
 from student_train.losses.tensors import flat, pooled_to, raised, same_shape, smaller_size, unit
 from student_train.needs import Needs
 from student_train.signals import Signals

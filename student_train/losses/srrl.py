@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.batch_norm import LenientBatchNorm1d
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, same_shape
 from student_train.needs import Needs
@@ -64,7 +65,7 @@ class SRRL(DistillationLoss):
         weight, _ = teacher_head(binding, "srrl", self.pairs)
         linear = nn.Linear(student[0], teacher[0], bias=False)
         nn.init.kaiming_normal_(linear.weight, mode="fan_out")
-        self.connector = nn.Sequential(linear, nn.BatchNorm1d(teacher[0]), nn.ReLU())
+        self.connector = nn.Sequential(linear, LenientBatchNorm1d(teacher[0]), nn.ReLU())
         # A fact of the store, not something to resume from.
         self.register_buffer("weight", weight, persistent=False)
 

@@ -31,4 +31,4 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     # Once more: the mean of large equal logits is rounded, and what is left of them must vanish.
     centred = centred - centred.mean(dim=-1, keepdim=True)
     deviation = root(centred.square().sum(dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1))
-    return torch.where(deviation > eps, centred / (deviation + eps), 0.0)
+    return torch.where(deviation <= eps, 0.0, centred / (deviation + eps))

@@ -26,8 +26,8 @@ _EPS = 1e-5
 def vid(predicted_mean: Tensor, log_scale: Tensor, target: Tensor, eps: float = _EPS) -> Tensor:
     """Negative log-likelihood of the teacher's map under a normal per channel: nats less a constant, element mean.
 
-    Source: Ahn et al. 2019, arXiv:1904.05835, eq. 5 and 6, with the mean of the CRD benchmark's code; the paper has
-    the sum over channels and positions. Without the constant log(2 pi) / 2 it may be negative.
+    Source: Ahn et al. 2019, arXiv:1904.05835, the normal q(t | s) of feature maps, with the mean of the CRD benchmark's
+    code; the paper has the sum over channels and positions. Without the constant log(2 pi) / 2 it may be negative.
 
     Args:
         predicted_mean: (B, C, H, W), made from the student's map.
@@ -57,7 +57,7 @@ class VID(DistillationLoss):
     """
 
     name: ClassVar[str] = "vid"
-    source: ClassVar[str] = "Ahn et al. 2019, arXiv:1904.05835, eq. 5 and 6"
+    source: ClassVar[str] = "Ahn et al. 2019, arXiv:1904.05835, the normal q(t | s) of feature maps"
     # kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
 

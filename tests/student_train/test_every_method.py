@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.compute import Compute
-from student_train.methods import method_names, parse_method
+from student_train.losses import LOSSES
+from student_train.methods import Method, method_names, parse_losses, parse_method
 from student_train.run_folder import RunFolder
 from student_train.sampling import Batch, Sampling
 from student_train.trainer import TrainConfig, Trainer
@@ -48,10 +49,14 @@ class SameBatch(Sampling):
         return self.first.batch(0, labels=labels, batch_size=batch_size, seed=seed)
 
 
-def make_trainer(store, out, name: str) -> Trainer:
-    spec = f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
+def specified(name: str) -> str:
+    return f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
+
+
+def make_trainer(store, out, name: str, method: Method | None = None) -> Trainer:
+    spec = specified(name)
     config = TrainConfig(student="resnet8", method=spec, seed=3, batch_size=8, lr=0.01, student_view="teacher")
-    trainer = Trainer.open(config, store, None, parse_method(spec), CPU, RunFolder(out))
+    trainer = Trainer.open(config, store, None, method or parse_method(spec), CPU, RunFolder(out))
     trainer.sampling = SameBatch(trainer.sampling)
     trainer.student.train()
     return trainer
@@ -78,3 +83,13 @@ def test_a_method_lowers_its_loss_and_resumes_exactly(rich_store, tmp_path, name
         whole.modules.state_dict().items(), resumed.modules.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=key)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "kd standardised"])
+def test_a_loss_shows_a_student_that_has_diverged(rich_store, tmp_path, name):
+    """Alone, without the cross-entropy that would show it too."""
+    loss = "kd:standardised=true" if name == "kd standardised" else specified(name)
+    trainer = make_trainer(rich_store, tmp_path, name, parse_losses([loss]))
+    with torch.no_grad():
+        next(trainer.student.parameters()).fill_(torch.nan)
+    assert not trainer.train_step().isfinite()

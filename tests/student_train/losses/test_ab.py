@@ -25,7 +25,7 @@ SHAPES = [(3, 2, 4, 4), (1, 5, 1, 1), (4, 3, 2, 6), (5, 7)]
 
 
 def boundary(student: np.ndarray, teacher: np.ndarray, margin: float) -> float:
-    """Eq. 5 element by element."""
+    """The alternative loss, element by element."""
     total = 0.0
     for s, t in zip(student.flatten(), teacher.flatten(), strict=True):
         if t > 0 and s <= margin:

@@ -119,3 +119,8 @@ def test_the_larger_map_is_pooled_and_layers_are_summed():
 def test_a_map_and_a_vector_are_refused():
     with pytest.raises(InvalidInput, match=r"dist_plus: .*\n.*student layer .*\n.*layer1 +2 x 8 x 8 +pooled +3"):
         DISTPlus(layers="layer1:pooled").bind(binding_for(*SHAPES_OF_BOTH))
+
+
+def test_tiny_features_have_a_finite_gradient():
+    student, teacher = drawn(0, 4, 5) * 1e-20, drawn(1, 4, 5) * 1e-20
+    assert_finite(lambda features: dist_plus(features, teacher), student)

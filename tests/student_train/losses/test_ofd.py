@@ -24,7 +24,7 @@ SHAPES = [(3, 2, 4, 4), (1, 5, 1, 1), (4, 3, 2, 6)]
 
 
 def partial(student: np.ndarray, teacher: np.ndarray, margin: np.ndarray) -> float:
-    """Eq. 5 on eq. 2, element by element."""
+    """Partial L2 on the margin ReLU, element by element."""
     total = 0.0
     for place in np.ndindex(student.shape):
         s, t = student[place], max(teacher[place], margin[place[1]])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.errors import InvalidInput
 from student_train.losses import rkd
 from student_train.losses.rkd import RKD, rkd_angle, rkd_distance
 from tests.student_train.losses.checks import (
@@ -152,3 +153,11 @@ def test_a_part_of_weight_0_is_not_computed(monkeypatch, part):
 def test_rkd_refuses_weights_that_teach_nothing_or_the_contrary(weights):
     with pytest.raises(ValueError, match="not both 0"):
         RKD(*weights)
+
+
+def test_angles_of_too_many_comparisons_are_refused():
+    binding = binding_for({}, {}, rows=1100)
+    loss = RKD()
+    loss.bind(binding)
+    with pytest.raises(InvalidInput, match="rkd: the angles of 1100 comparisons take .* set angle=0"):
+        loss(signals_for(binding, batch=1100))

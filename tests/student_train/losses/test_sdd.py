@@ -200,3 +200,9 @@ def test_misfits_and_senseless_settings_are_refused():
         SDD(temperature=0.0)
     with pytest.raises(ValueError, match="warmup"):
         SDD(warmup=-1)
+
+
+def test_complementary_regions_weigh_twice_by_default():
+    student, teacher = drawn(0, 5, 5, 4), drawn(1, 5, 5, 4)
+    labels = torch.arange(5) % 4
+    assert sdd(student, teacher, labels) == sdd(student, teacher, labels, 2.0) != sdd(student, teacher, labels, 3.0)

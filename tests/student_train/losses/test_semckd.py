@@ -115,6 +115,7 @@ def test_every_student_layer_meets_every_teacher_layer():
 
 def test_the_class_puts_similarities_embeddings_and_projections_together():
     loss = bound(layers=ALL, batch=8).eval().double()
+    assert loss.queries[0].layers[2].out_features == 8 // 4, "a quarter of the width, as released"
     signals = signals_for(binding_for(STUDENT, TEACHER))
     signals = type(signals)(signals.student.map(torch.Tensor.double), signals.teacher.map(torch.Tensor.double),
                             signals.labels, signals.index)  # fmt: skip

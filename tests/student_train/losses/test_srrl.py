@@ -15,6 +15,7 @@ from tests.student_train.losses.checks import (
     binding_for,
     drawn,
     map_edges,
+    signals_for,
 )
 
 
@@ -85,3 +86,15 @@ def test_the_connector_starts_as_released():
 def test_a_last_layer_of_another_width_is_refused():
     with pytest.raises(InvalidInput, match=r"srrl: .*5 x 7 .*need 5 x 8(.|\n)*pooled +3 +pooled +8"):
         SRRL().bind(binding_with_head(3, 8, (5, 7)))
+
+
+def test_one_sample_trains_too():
+    """Batch norm has no statistics of one vector."""
+    loss = SRRL()
+    binding = binding_with_head(6, 8)
+    loss.bind(binding)
+    signals = signals_for(binding, batch=1)
+    value = loss(signals)
+    value.backward()
+    assert value.isfinite()
+    assert signals.student.features["pooled"].grad.isfinite().all()
