@@ -24,6 +24,8 @@ _BATCH = 256
 
 def anchor(student: Network, data: StudentData, method: Method) -> None:
     """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
+    if not student.head.bias.requires_grad:
+        return  # the teacher's own layer (SimKD): its level is the teacher's
     was_training = student.training
     student.eval()
     gaps = []

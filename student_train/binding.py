@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from storage.errors import InvalidInput
 from student_train.needs import Needs, Pair
@@ -25,6 +25,7 @@ class Binding:
         num_classes: K.
         num_views: V, stored views of each image.
         parameters: the teacher's, if asked for: "head/weight" (K, D), "head/bias" (K,), "norm/layer1/scale" (C,), ...
+        student_head: the student's last layer, for losses that go through it; not theirs to train or save.
     """
 
     student: Mapping[str, Shape]
@@ -34,6 +35,7 @@ class Binding:
     num_classes: int
     num_views: int = 1
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    student_head: nn.Linear | None = None
 
     @property
     def num_rows(self) -> int:

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from storage.errors import InvalidInput
 from student_train.methods import METHODS, method_names, parse_method
 from student_train.registry import find_loss, loss_names
+from student_train.spec import Settings
 
 
 def describe_losses() -> list[dict[str, Any]]:
     """Every loss by name; of one from another package that does not work, why."""
-    losses = []
-    for name in loss_names():
-        try:
-            losses.append(describe_loss(name))
-        except InvalidInput as error:
-            broken = {"name": name, "formula": str(error), "details": "", "needs": "", "comparable": False}
-            losses.append({**broken, "settings": {}, "recipe": {}, "source": "(cannot be imported)"})
-    return losses
+    broken: dict[str, Any] = {
+        "details": "",
+        "needs": "",
+        "comparable": False,
+        "settings": {},
+        "recipe": {},
+        "source": "(not usable)",
+    }
+    return [_or_problem(describe_loss, name, "formula", broken) for name in loss_names()]
 
 
 def describe_loss(name: str) -> dict[str, Any]:
     """One loss: name, formula, needs, settings with their defaults, recipe, source; raises `UnknownName`."""
     loss_class = find_loss(name)
     # Most needs follow from settings, so they are those of the defaults.
-    loss = loss_class()
+    loss = Settings("loss", name, {}).build(loss_class)
     formula, _, details = inspect.cleandoc(loss_class.__doc__ or "").partition("\n")
     return {
         "name": name,
@@ -44,7 +46,22 @@ def describe_loss(name: str) -> dict[str, Any]:
 
 def describe_methods() -> list[dict[str, Any]]:
     """Every method by name, with what it adds up by default."""
-    return [{"name": name, "paper": name in METHODS, **parse_method(name).describe()} for name in method_names()]
+    broken: dict[str, Any] = {"losses": [], "sampling": None, "comparison": None, "mixing": None, "anchored": False}
+    return [_or_problem(_describe_method, name, "problem", broken) for name in method_names()]
+
+
+def _describe_method(name: str) -> dict[str, Any]:
+    return {"name": name, "paper": name in METHODS, **parse_method(name).describe()}
+
+
+def _or_problem(
+    describe: Callable[[str], dict[str, Any]], name: str, where: str, broken: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A description; of what another package registered and does not work, why."""
+    try:
+        return describe(name)
+    except InvalidInput as error:
+        return {"name": name, **broken, where: str(error)}
 
 
 def shown_settings(settings: Mapping[str, Any]) -> str:
@@ -53,7 +70,9 @@ def shown_settings(settings: Mapping[str, Any]) -> str:
 
 
 def shown_method(description: Mapping[str, Any]) -> str:
-    """The summands of a method."""
+    """The summands of a method, or why it is not usable."""
+    if "problem" in description:
+        return str(description["problem"])
     return " + ".join(_shown_term(term) for term in description["losses"])
 
 

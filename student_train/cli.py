@@ -38,7 +38,12 @@ from student_train.trainer import TrainConfig, Trainer
 @click.option("--batch-size", type=int, default=64, show_default=True)
 @click.option("--patience", type=int, default=50, show_default=True, help="Evaluations without progress to a plateau.")
 @click.option("--max-evals", type=int, help="Stop after this many evaluations.")
-@click.option("--student-view", default="fresh", show_default=True, help="fresh, or teacher to replay what it saw.")
+@click.option(
+    "--student-view",
+    default="auto",
+    show_default=True,
+    help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(("auto", *PRECISIONS)), default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]")
@@ -160,7 +165,7 @@ def run(
     )
     rows = Store.open(store).manifest.n if n is None else n
     folder = RunFolder(out if out is not None else _default_out(store, config, rows))
-    trainer = Trainer.open(config, store, rows, recipe, Compute.choose(device, precision), folder)
+    trainer = Trainer.open(config, store, rows, recipe, Compute.choose(device, precision), folder, resume=resume)
     with progress(f"{config.student} by {config.method}: evaluations", None) as advance:
         result = trainer.run(resume=resume, on_eval=lambda row: advance(1, _note(row)))
     if as_json:

@@ -25,7 +25,7 @@ from storage.views import apply_views, draw_views
 from student_train.needs import Wanted
 from student_train.sampling import Batch
 
-STUDENT_VIEWS = ("fresh", "teacher")
+STUDENT_VIEWS = ("auto", "fresh", "teacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class StudentData:
         kept = store.read_outputs(names, rows) if names else {}
         outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
-        if size < _free_bytes(compute) / 2:
+        # On a CPU they are where training happens already.
+        if compute.device.type != "cpu" and size < free_memory(compute) / 2:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
             folder=store.folder.resolve(),
@@ -95,6 +96,13 @@ class StudentData:
             outputs=outputs,
             parameters=_parameters(store, compute) if wanted.parameters else {},
         )
+
+    def student_view(self, asked: str) -> str:
+        """ "fresh" or "teacher"; what "auto" means: maps are compared place by place, so they must be of one crop."""
+        if asked != "auto":
+            return asked
+        shapes = {output.name: output.shape for output in self.manifest.identity.outputs}
+        return "teacher" if any(len(shapes[name]) > 1 for name in self.outputs) else "fresh"
 
     @property
     def n(self) -> int:
@@ -163,12 +171,24 @@ def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
 def _require_memory(store: Store, names: list[str], rows: int) -> None:
     """Refuse before loading what main memory cannot hold."""
     needed = rows * sum(store.arrays.specs[output_array(name)].row_bytes for name in names)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_main_memory()
     if needed > free:
         raise InvalidInput(
             f"{', '.join(names)} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
             "lower --n, or use losses that need fewer features"
         )
+
+
+def free_main_memory() -> float:
+    """Bytes."""
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def free_memory(compute: Compute) -> float:
+    """Bytes that are free where training happens."""
+    if compute.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(compute.device)[0])
+    return free_main_memory()
 
 
 def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
@@ -177,9 +197,3 @@ def _labelled(store: Store, split: str, rows: int, compute: Compute) -> Labelled
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond the {classes} of its teacher")
     return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))
-
-
-def _free_bytes(compute: Compute) -> float:
-    if compute.device.type == "cuda":
-        return float(torch.cuda.mem_get_info(compute.device)[0])
-    return float("inf")  # the arrays are in main memory already

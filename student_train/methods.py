@@ -30,11 +30,14 @@ from student_train.losses.soft_targets import SoftCrossEntropy
 from student_train.losses.standardise import standardise
 from student_train.losses.vid import VID
 from student_train.mixing import CutMix, Mixing, Mixup, Part
-from student_train.needs import Needs, Wanted
-from student_train.registry import find_loss, loss_name, loss_names
+from student_train.needs import Needs, Pair, Wanted
+from student_train.registry import find_loss, loss_name, loss_names, own_code
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, GroupSampling, Sampling
 from student_train.signals import Moment, Signals
 from student_train.spec import Settings, argument_names, split_spec
+
+# What every loss takes on the command line, beside its own settings.
+TERM_SETTINGS = ("weight", "compared", "standardised")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Term:
                 f"{loss_name(self.loss)} has no meaning on differences between samples (it needs "
                 f"{self.loss.needs.describe()}); leave compared=true out"
             )
+        self.describe()  # refuses a loss whose settings cannot be recorded
 
     @property
     def constrains_logits(self) -> bool:
@@ -71,8 +75,8 @@ class Term:
 
     def describe(self) -> dict[str, Any]:
         """Everything that makes it what it is, in plain values."""
-        flags = {"weight": self.weight, "compared": self.compared, "standardised": self.standardised}
-        return {"loss": loss_name(self.loss), **self.loss.settings, **flags}
+        flags = {name: getattr(self, name) for name in TERM_SETTINGS}
+        return {"loss": loss_name(self.loss), **own_code(type(self.loss)), **self.loss.settings, **flags}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +147,46 @@ class Method:
             parameters=any(needs.head or needs.norms for needs in self.needs),
         )
 
-    def bind(self, binding: Binding, student: Network, seed: int) -> Network:
+    def bind(self, student: Network, describe: Callable[[Network], Binding], seed: int) -> Network:
         """Bind every loss to this training; returns the student to train.
 
         Args:
+            describe: what there is to bind to, for a student.
             seed: of the learned parts.
+
+        Raises:
+            InvalidInput: shapes do not fit, or two losses would change what the student is.
         """
+        losses = [term.loss for term in self.terms]
+        dressing = [loss for loss in losses if loss.dresses]
+        if len(dressing) > 1:
+            names = " and ".join(map(loss_name, dressing))
+            raise InvalidInput(f"{names} would each change what the student is; give one of them")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(Moment(seed=seed).generator("learned parts").initial_seed())
-            for term in self.terms:
-                term.loss.bind(binding)
-                student = term.loss.dress(student)
+            for loss in dressing:
+                loss.bind(describe(student))
+                student = loss.dress(student)
+            binding = describe(student)
+            for loss in losses:
+                if not loss.dresses:
+                    loss.bind(binding)
         return student
+
+    def require_room(self, binding: Binding, batch_size: int, free_bytes: float) -> None:
+        """Raise `InvalidInput` if the differences of all pairs of a batch do not fit into memory."""
+        if not isinstance(self.comparison, AllPairs):
+            return
+        made = [term for term in self.terms if term.compared and not term.loss.has_closed_form]
+        shapes = [shape for term in made for pair in binding.shapes(term.loss.pairs) for shape in pair]
+        # Float32, and as much again for each of: gradient, what the loss keeps, its gradient.
+        needed = batch_size**2 * 16 * sum(map(math.prod, shapes))
+        if needed > free_bytes / 2:
+            names = ", ".join(loss_name(term.loss) for term in made)
+            raise InvalidInput(
+                f"{names} of all {batch_size}^2 pairs of a batch would take {needed / 1e9:.1f} GB, and "
+                f"{free_bytes / 1e9:.1f} GB are free; compare sampled pairs, or lower --batch-size"
+            )
 
     def prepare(self, teacher: TeacherRows, moment: Moment) -> None:
         """Train what losses learn from stored answers alone, before the first step."""
@@ -202,16 +234,21 @@ class Method:
         for term in self.terms:
             given = standardised(signals) if term.standardised else signals
             if not term.compared:
-                total = total + term.weight * term.loss(given)
+                total = total + term.weight * _scalar(term.loss, term.loss(given))
                 continue
             assert self.comparison is not None
             value = term.loss.over_all_pairs(given) if isinstance(self.comparison, AllPairs) else None
             if value is None:
                 if term.standardised not in compared:
-                    compared[term.standardised] = self.comparison(given)
+                    compared[term.standardised] = self.comparison(given.only(self._compared_pairs))
                 value = term.loss(compared[term.standardised])
-            total = total + term.weight * value
+            total = total + term.weight * _scalar(term.loss, value)
         return total
+
+    @property
+    def _compared_pairs(self) -> list[Pair]:
+        """Outputs that compared terms read: differences of others would be made for nothing."""
+        return [pair for term in self.terms if term.compared for pair in term.loss.pairs]
 
     def logit_target(self, signals: Signals) -> Tensor | None:
         """Weighted mean of what the terms pull single samples' logits to, (B, K); None if none of them says."""
@@ -221,6 +258,13 @@ class Method:
         if not total:
             return None
         return torch.stack([weight * target for weight, target in targets]).sum(dim=0) / total
+
+
+def _scalar(loss: DistillationLoss, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim():
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidInput(f"{loss_name(loss)} gave {found} where a scalar tensor is needed; take its mean or sum")
+    return value
 
 
 def standardised(signals: Signals) -> Signals:
@@ -314,7 +358,7 @@ def _with_crd(name: str, loss_class: type[DistillationLoss]) -> Callable[[Settin
     def make(settings: Settings) -> Method:
         recipe = loss_class.recipe
         weights = settings.build(_Weights, weight=recipe.weight, ce=recipe.ce, kd=recipe.kd)
-        crd = Term(CRD(), settings.take_float("crd", CRD.recipe.weight))
+        crd = Term(settings.build(CRD), settings.take_float("crd", CRD.recipe.weight))
         return Method(name, (*_baseline(weights), Term(settings.build(loss_class), weights.weight), crd))
 
     return make
@@ -422,6 +466,12 @@ def _parse_term(spec: str) -> Term:
     settings = Settings("loss", name, values)
     weight = settings.take_float("weight", 1.0)
     flags = {flag: settings.take_bool(flag, default=False) for flag in ("compared", "standardised")}
-    loss = settings.build(find_loss(name))
+    loss_class = find_loss(name)
+    taken = set(TERM_SETTINGS).intersection(argument_names(loss_class))
+    if taken:
+        raise InvalidInput(
+            f"the loss {name} has an argument {taken.pop()}, which every loss takes with another meaning; rename it"
+        )
+    loss = settings.build(loss_class)
     settings.finish()
     return Term(loss, weight, **flags)

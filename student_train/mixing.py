@@ -16,6 +16,8 @@ from torch import Tensor
 
 from storage.errors import InvalidInput
 
+_MAX_IMAGES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -53,8 +55,8 @@ class Mixup(Mixing):
     def __post_init__(self) -> None:
         if not (np.isfinite(self.alpha) and self.alpha > 0):
             raise InvalidInput(f"alpha of mixup must be a finite number above 0, got {self.alpha}")
-        if self.images < 2:
-            raise InvalidInput(f"mixup needs at least 2 images, got {self.images}")
+        if not 2 <= self.images <= _MAX_IMAGES:
+            raise InvalidInput(f"mixup takes 2 to {_MAX_IMAGES} images, got {self.images}")
 
     def mix(self, inputs: Tensor, generator: np.random.Generator) -> tuple[Tensor, Sequence[Part]]:
         """See `Mixing.mix`."""

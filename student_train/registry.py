@@ -6,12 +6,15 @@ module is looked for in the working directory too.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import os
 import sys
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 from storage.errors import InvalidInput, UnknownName
 from student_train.losses import LOSSES, DistillationLoss
@@ -49,6 +52,14 @@ def loss_name(loss: DistillationLoss | type[DistillationLoss]) -> str:
     return kind.name if LOSSES.get(kind.name) is kind else f"{kind.__module__}:{kind.__qualname__}"
 
 
+def own_code(loss: type[DistillationLoss]) -> dict[str, str]:
+    """For a class that is not ours, a digest of its module: no run is resumed with other code under the same name."""
+    if loss_name(loss) == loss.name:
+        return {}
+    path = getattr(sys.modules[loss.__module__], "__file__", None)
+    return {} if path is None else {"code": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
 @cache
 def _registered() -> Mapping[str, importlib.metadata.EntryPoint]:
     # Ours come first: a package cannot change what a known name means.
@@ -72,4 +83,6 @@ def _checked(name: str, address: str) -> type[DistillationLoss]:
         ) from error
     if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
         raise InvalidInput(f"{name} is no loss; make it a subclass of student_train.losses.DistillationLoss")
+    if inspect.isabstract(found):
+        raise InvalidInput(f"{name} has no forward; define forward(self, signals), which returns a scalar tensor")
     return found

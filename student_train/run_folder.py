@@ -41,6 +41,13 @@ class RunFolder:
             InvalidInput: it holds a run that is not to be gone on with, or it is something else's.
             StoreBusy: another training writes to it.
         """
+        self.check(resume=resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(self.path / "run.lock", f"another training writes to {self.path}; give another --out"):
+            yield
+
+    def check(self, *, resume: bool) -> None:
+        """Raise `InvalidInput` if the folder holds a run that is not to be gone on with, or is something else's."""
         taken = [name for name in (_RUN, _RESUME, _STUDENT) if (self.path / name).exists()]
         if taken and not resume:
             raise InvalidInput(f"{self.path} holds a run already; go on with --resume, or give another --out")
@@ -48,9 +55,6 @@ class RunFolder:
             raise InvalidInput(f"{self.path} is a store; give another --out")
         if self.path.exists() and not self.path.is_dir():
             raise InvalidInput(f"{self.path} is a file; give another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(self.path / "run.lock", f"another training writes to {self.path}; give another --out"):
-            yield
 
     def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of a finished run of these settings, or None; raises `InvalidInput` for one of others."""

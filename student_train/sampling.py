@@ -13,6 +13,9 @@ from torch import Tensor
 from storage.errors import InvalidInput
 from storage.seeding import generator_for
 
+# So many are drawn at once and kept in memory.
+_MAX_COMPARISONS = 1 << 24
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -128,8 +131,10 @@ class GroupSampling(Sampling):
             raise InvalidInput(
                 f"a comparison needs at least 1 sample on each side, got {self.positives} and {self.negatives}"
             )
-        if self.comparisons < 0 or self.comparisons == 1:
-            raise InvalidInput(f"comparisons must be 0 (fresh each step) or at least 2, got {self.comparisons}")
+        if self.comparisons == 1 or not 0 <= self.comparisons <= _MAX_COMPARISONS:
+            raise InvalidInput(
+                f"comparisons must be 0 (fresh each step) or 2 to {_MAX_COMPARISONS}, got {self.comparisons}"
+            )
 
     @property
     def least_rows(self) -> int:

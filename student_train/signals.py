@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -73,6 +74,13 @@ class Signals:
             labels=self.labels[order],
             index=None if self.index is None else self.index[order],
         )
+
+    def only(self, pairs: Sequence[tuple[str, str]]) -> Signals:
+        """The same without the features that none of these (student's, teacher's) pairs names."""
+        student = [ours for ours, _ in pairs if ours != "logits"]
+        teacher = [theirs for _, theirs in pairs if theirs != "logits"]
+        said = None if self.teacher is None else self.teacher.only(dict.fromkeys(teacher))
+        return replace(self, student=self.student.only(dict.fromkeys(student)), teacher=said)
 
     def pair(self, student: str, teacher: str) -> tuple[Tensor, Tensor]:
         """An output of each network by name: "logits" or a layer."""

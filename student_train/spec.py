@@ -27,7 +27,10 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals or not key or not value or key in settings:
-            raise InvalidInput(f"cannot read {item!r} in {text!r}; write NAME:key=value,key=value, each key once")
+            raise InvalidInput(
+                f"cannot read {item!r} in {text!r}; write NAME:key=value,key=value, each key once, where NAME may be "
+                "package.module:Class"
+            )
         settings[key] = value
     return name, settings
 
@@ -54,11 +57,15 @@ class Settings:
         Raises:
             InvalidInput: a value is not of the right type, or is refused.
         """
-        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-        values = dict(defaults)
+        values, kinds = dict(defaults), None
         for key in argument_names(factory):
             if (text := self._take(key)) is not None:
-                values[key] = self._convert(key, text, hints[key])
+                kinds = self._kinds(factory) if kinds is None else kinds
+                values[key] = self._convert(key, text, kinds[key])
+        try:
+            inspect.signature(factory).bind(**values)
+        except TypeError as error:
+            raise InvalidInput(f"{self.owner}: {error}; give it as key=value, or give it a default") from error
         try:
             return factory(**values)
         except ValueError as error:
@@ -101,11 +108,23 @@ class Settings:
         self._known.append(key)
         return self._left.pop(key, None)
 
+    def _kinds(self, factory: Callable[..., Any]) -> dict[str, Any]:
+        """Argument -> its type: the annotated one, or that of its default."""
+        try:
+            hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        except NameError as error:
+            raise InvalidInput(f"{self.owner}: an annotation of its arguments cannot be resolved ({error})") from error
+        parameters = inspect.signature(factory).parameters.values()
+        return {p.name: type(p.default) for p in parameters} | hints
+
     def _convert(self, key: str, text: str, kind: Any) -> Any:
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if NoneType in kinds and text.lower() == "none":
             return None
         wanted = next(kind for kind in kinds if kind is not NoneType)
+        if wanted not in _CONVERTERS:
+            known = ", ".join(kind.__name__ for kind in _CONVERTERS)
+            raise InvalidInput(f"{self.owner}: {key} cannot be given as text; annotate it as one of {known}")
         try:
             return _CONVERTERS[wanted](text)
         except ValueError as error:

@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -30,7 +31,7 @@ from storage.terminal import StopRequest, graceful_stop
 from storage.views import evaluation_batches
 from student_train.anchor import anchor
 from student_train.binding import Binding
-from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData
+from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData, free_memory
 from student_train.methods import Method
 from student_train.mixing import Part
 from student_train.needs import Wanted
@@ -50,7 +51,8 @@ class TrainConfig:
 
     Args:
         method: the spec of the method or of the losses, for the record.
-        student_view: "fresh" or "teacher".
+        student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
+            where feature maps are learned from, and else "fresh".
     """
 
     student: str
@@ -60,7 +62,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 64
-    student_view: str = "fresh"
+    student_view: str = "auto"
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
@@ -83,13 +85,16 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, data: StudentData, method: Method, folder: RunFolder) -> None:
-        self.config, self.data, self.method, self.folder = config, data, method, folder
+        self.config = config = replace(config, student_view=data.student_view(config.student_view))
+        self.data, self.method, self.folder = data, method, folder
         self.sampling = method.sampling_of(data.manifest.identity.views)
         self.sampling.check(data.n)
         student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
         self.wanted = wanted_by(method, student, data.manifest)
         self.labels = data.train.labels.cpu()
-        self.student = method.bind(_binding(student, data, self.labels), student, config.seed)
+        self.student = method.bind(student, partial(_binding, data=data, labels=self.labels), config.seed)
+        binding = _binding(self.student, data, self.labels)
+        method.require_room(binding, config.batch_size, free_memory(data.compute))
         data.compute.place(self.student)
         self.learned = method.learned.to(data.compute.device)
         self.optimizer = torch.optim.SGD(
@@ -109,16 +114,26 @@ class Trainer:
 
     @classmethod
     def open(
-        cls, config: TrainConfig, store: Path, n: int | None, method: Method, compute: Compute, folder: RunFolder
+        cls,
+        config: TrainConfig,
+        store: Path,
+        n: int | None,
+        method: Method,
+        compute: Compute,
+        folder: RunFolder,
+        *,
+        resume: bool = True,
     ) -> Trainer:
         """Load from a store what the method needs.
 
         Args:
             n: rows to train on; None for all.
+            resume: what `run` will be given; a folder that it would refuse is refused before anything is loaded.
 
         Raises:
             CKDError, ModelError: anything that would make the training fail later.
         """
+        folder.check(resume=resume)
         opened = Store.open(store)
         num_classes = opened.manifest.identity.teacher.num_classes
         wanted = wanted_by(method, create_model(config.student, num_classes, seed=0), opened.manifest)
@@ -239,6 +254,7 @@ class Trainer:
             raise Diverged(
                 f"the loss is {train_loss} at step {self.step}; lower --lr ({self.config.lr}) or the weights"
             )
+        self._require_finite()
         if self.method.is_anchored:
             anchor(self.student, self.data, self.method)
         val_accuracy = self._accuracy(self.data.val)
@@ -261,6 +277,12 @@ class Trainer:
         }
         self.rows.append(row)
         return row
+
+    def _require_finite(self) -> None:
+        """The last step may have gone where no loss was computed."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.student.parameters()])
+        if not finite.all():
+            raise Diverged(f"a weight of the student is not finite at step {self.step}; lower --lr ({self.config.lr})")
 
     def _accuracy(self, images: LabelledImages) -> float:
         identity = self.data.manifest.identity
@@ -372,6 +394,7 @@ def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
         num_classes=data.num_classes,
         num_views=identity.views,
         parameters=data.parameters,
+        student_head=student.head,
     )
 
 

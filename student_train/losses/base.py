@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from models import Network, Representation
+from storage.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.needs import Needs, Pair
 from student_train.signals import Moment, Signals
@@ -45,6 +46,7 @@ class DistillationLoss(nn.Module, ABC):
         name: what `--loss` calls it; the class of a user needs none.
         source: paper and equation.
         recipe: what `--method` of the same name adds up.
+        dresses: whether it changes what the student is (`dress`).
         needs: what must be there; a property where it depends on settings.
         pairs: after `bind`, (student's, teacher's) names of the outputs it needs.
     """
@@ -52,6 +54,7 @@ class DistillationLoss(nn.Module, ABC):
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     recipe: ClassVar[Recipe] = Recipe()
+    dresses: ClassVar[bool] = False
 
     pairs: tuple[Pair, ...] = ()
 
@@ -67,8 +70,19 @@ class DistillationLoss(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was made with, for the record."""
-        return {name: getattr(self, name) for name in argument_names(type(self))}
+        """What it was made with, for the record.
+
+        Raises:
+            InvalidInput: an argument is not kept.
+        """
+        names = argument_names(type(self))
+        lost = [name for name in names if name not in vars(self) and not hasattr(type(self), name)]
+        if lost:
+            raise InvalidInput(
+                f"{type(self).__name__} does not keep its argument {lost[0]}, so no run could record it; set "
+                f"self.{lost[0]} in its __init__"
+            )
+        return {name: getattr(self, name) for name in names}
 
     def bind(self, binding: Binding) -> None:
         """Find its outputs and make its learned parts; called once, before training.
@@ -90,12 +104,20 @@ class DistillationLoss(nn.Module, ABC):
         """
 
     def dress(self, student: Network) -> Network:
-        """The student to train and keep, where the loss changes what it is; called after `build`."""
+        """The student to train and keep, where the loss changes what it is; called after `build`.
+
+        Every other loss is bound to what comes out.
+        """
         return student
 
     @abstractmethod
     def forward(self, signals: Signals) -> Tensor:
         """The loss of a batch, or of comparisons."""
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether `over_all_pairs` gives one."""
+        return type(self).over_all_pairs is not DistillationLoss.over_all_pairs
 
     def over_all_pairs(self, signals: Signals) -> Tensor | None:
         """The loss over all ordered pairs of a batch in closed form, or None where there is none."""

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Network
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.teacher_head import teacher_head
@@ -89,15 +88,12 @@ class CATKD(DistillationLoss):
         return Needs(outputs="last", head=True)
 
     def build(self, binding: Binding) -> None:
-        """Keep the weights of the teacher's last layer."""
+        """Keep what the teacher's last layer is, and take note of the student's own."""
+        assert binding.student_head is not None
+        self._student_head = (binding.student_head,)
         weight, _ = teacher_head(binding, "catkd", self.pairs)
         # A fact of the store, not something to resume from.
         self.register_buffer("weight", weight, persistent=False)
-
-    def dress(self, student: Network) -> Network:
-        """Take note of its last layer, whose weights make its maps."""
-        self._student_head = (student.head,)
-        return student
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples or comparisons: the maps are linear in the features."""

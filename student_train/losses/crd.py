@@ -113,6 +113,9 @@ def remembered(memory: Tensor, place: Tensor, embedded: Tensor, momentum: float)
     return memory.index_copy(0, place, moved[same.int().argmax(dim=1)])
 
 
+_MAX_EMBEDDING, _MAX_NEGATIVES = 1 << 14, 1 << 20
+
+
 class CRD(DistillationLoss):
     """-log h(own row) - sum over negatives of log(1 - h), h = p/(p + N/n), p = exp(cos/T)/Z; both directions.
 
@@ -146,6 +149,8 @@ class CRD(DistillationLoss):
     ) -> None:
         super().__init__()
         require_positive(embedding=embedding, negatives=negatives, temperature=temperature)
+        if embedding > _MAX_EMBEDDING or negatives > _MAX_NEGATIVES:
+            raise ValueError(f"embedding can be at most {_MAX_EMBEDDING} and negatives {_MAX_NEGATIVES}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
         self.on, self.embedding, self.negatives = on, embedding, negatives

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Network
 from storage.errors import UnknownName
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
@@ -142,16 +141,13 @@ class SDD(DistillationLoss):
         return True
 
     def build(self, binding: Binding) -> None:
-        """Keep the teacher's last layer."""
+        """Keep what the teacher's last layer is, and take note of the student's own."""
+        assert binding.student_head is not None
+        self._student_head = (binding.student_head,)
         weight, bias = teacher_head(binding, "sdd", self.pairs)
         # Facts of the store, not something to resume from.
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
-
-    def dress(self, student: Network) -> Network:
-        """Take note of its last layer, which reads the regions too."""
-        self._student_head = (student.head,)
-        return student
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

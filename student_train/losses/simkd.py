@@ -51,6 +51,7 @@ class SimKD(DistillationLoss):
     source: ClassVar[str] = "Chen et al. 2022, arXiv:2203.14001, section 3"
     # No other loss: nothing behind the projector learns.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=0.0)
+    dresses: ClassVar[bool] = True
 
     def __init__(self, on: str = "last", factor: int = 2) -> None:
         super().__init__()

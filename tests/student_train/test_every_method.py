@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models.compute import Compute
+from models.reused_head import rebuild
+from storage.errors import Diverged, InvalidInput
+from storage.store import Store
+from student_train import trainer as trainer_module
 from student_train.losses import LOSSES
 from student_train.methods import Method, method_names, parse_losses, parse_method
+from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.sampling import Batch, Sampling
 from student_train.trainer import TrainConfig, Trainer
@@ -53,9 +59,9 @@ def specified(name: str) -> str:
     return f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
 
 
-def make_trainer(store, out, name: str, method: Method | None = None) -> Trainer:
+def make_trainer(store, out, name: str, method: Method | None = None, asked_view: str = "teacher") -> Trainer:
     spec = specified(name)
-    config = TrainConfig(student="resnet8", method=spec, seed=3, batch_size=8, lr=0.01, student_view="teacher")
+    config = TrainConfig(student="resnet8", method=spec, seed=3, batch_size=8, lr=0.01, student_view=asked_view)
     trainer = Trainer.open(config, store, None, method or parse_method(spec), CPU, RunFolder(out))
     trainer.sampling = SameBatch(trainer.sampling)
     trainer.student.train()
@@ -93,3 +99,65 @@ def test_a_loss_shows_a_student_that_has_diverged(rich_store, tmp_path, name):
     with torch.no_grad():
         next(trainer.student.parameters()).fill_(torch.nan)
     assert not trainer.train_step().isfinite()
+
+
+def train(store, out, *losses: str, comparison: str | None = None, **settings) -> torch.Tensor:
+    """One step of a sum of losses."""
+    config = TrainConfig(student="resnet8", method="own", seed=3, batch_size=8, **settings)
+    method = parse_losses(losses, comparison)
+    trainer = Trainer.open(config, store, None, method, CPU, RunFolder(out))
+    trainer.student.train()
+    return trainer.train_step()
+
+
+def test_losses_see_the_student_that_simkd_made(rich_store, tmp_path):
+    for name in ("cc", "crd:on=pooled,negatives=16", "srrl", "sdd", "catkd"):
+        for losses in (("simkd", name), (name, "simkd")):
+            assert train(rich_store, tmp_path, *losses).isfinite()
+    with pytest.raises(InvalidInput, match="simkd and simkd would each change what the student is"):
+        train(rich_store, tmp_path, "simkd", "simkd:on=pooled")
+
+
+def test_a_reused_last_layer_is_not_anchored(rich_store, tmp_path):
+    method = parse_losses(["simkd:compared=true"], "sampled")
+    config = TrainConfig(student="resnet8", method="own", batch_size=8, protocol=ProtocolConfig(max_evals=1))
+    trainer = Trainer.open(config, rich_store, None, method, CPU, RunFolder(tmp_path))
+    trainer.run()
+    state = load_file(tmp_path / "student.safetensors")
+    kept = Store.open(rich_store).read_parameters()
+    torch.testing.assert_close(state["classifier.bias"], torch.from_numpy(kept["head/bias"]), rtol=0, atol=0)
+    images = torch.zeros(2, 3, 32, 32)
+    torch.testing.assert_close(rebuild("resnet8", state).eval()(images), trainer.student.eval()(images))
+
+
+def test_maps_are_learned_from_the_crop_that_the_teacher_saw(rich_store, tmp_path):
+    views = {}
+    for name in ("kd", "hint", "cc"):
+        trainer = make_trainer(rich_store, tmp_path, name, asked_view="auto")
+        views[name] = trainer.config.student_view
+    assert views == {"kd": "fresh", "hint": "teacher", "cc": "fresh"}
+    assert make_trainer(rich_store, tmp_path, "hint", asked_view="fresh").config.student_view == "fresh"
+
+
+def test_pairs_that_fit_no_memory_are_refused_before_training(rich_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "free_memory", lambda compute: 1e8)
+    with pytest.raises(InvalidInput, match=r"vid of all 8\^2 pairs of a batch would take .* compare sampled pairs"):
+        train(rich_store, tmp_path, "vid:compared=true", comparison="all")
+    assert train(rich_store, tmp_path, "match_logits:compared=true", comparison="all").isfinite()
+
+
+def test_a_student_that_diverges_in_the_last_step_is_found_out(rich_store, tmp_path):
+    protocol = ProtocolConfig(max_evals=1)
+    config = TrainConfig(student="resnet8", method="kd", batch_size=48, protocol=protocol)
+    trainer = Trainer.open(config, rich_store, None, parse_method("kd"), CPU, RunFolder(tmp_path))
+    step = trainer.train_step
+
+    def too_far():
+        loss = step()
+        with torch.no_grad():
+            trainer.student.head.weight[0, 0] = torch.inf
+        return loss
+
+    trainer.train_step = too_far
+    with pytest.raises(Diverged, match="a weight of the student is not finite at step 1; lower --lr"):
+        trainer.run()

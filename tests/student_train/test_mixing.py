@@ -88,7 +88,7 @@ def test_the_loss_of_a_mixture_is_the_cross_entropy_with_mixed_targets(count):
 
 
 def test_what_cannot_be_mixed_is_refused():
-    with pytest.raises(InvalidInput, match="at least 2 images"):
+    with pytest.raises(InvalidInput, match="takes 2 to 64 images"):
         Mixup(images=1)
     for mixing in (Mixup, CutMix):
         with pytest.raises(InvalidInput, match="alpha"):

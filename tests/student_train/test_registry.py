@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from student_train.losses import LOSSES
 from student_train.methods import METHODS, parse_losses
 from student_train.registry import find_loss, loss_name
 from tests.conftest import run_command
+from tests.student_train.losses.checks import binding_for, signals_for
 
 OWN = '''
     import torch.nn.functional as F
@@ -46,6 +49,7 @@ def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_sto
     recipe = json.loads(result.stdout)["recipe"]["losses"]
     assert recipe[1] == {
         "loss": "my_losses:Huber",
+        "code": hashlib.sha256((tmp_path / "my_losses.py").read_bytes()).hexdigest(),
         "delta": 2.0,
         "weight": 0.5,
         "compared": True,
@@ -71,6 +75,9 @@ def test_a_package_registers_losses_by_its_entry_points(built_store, tmp_path):
     assert losses["huber"]["settings"] == {"delta": 1.0}
     assert "Hinton" in losses["kd"]["source"], "a package cannot change what a known name means"
     assert "cannot be imported" in losses["broken"]["formula"]
+    methods = run_command("ckd-train", "methods", env=environment)
+    assert methods.returncode == 0, methods.stderr
+    assert "the loss broken cannot be imported" in methods.stdout
     arguments = ["--store", built_store, "--out", tmp_path / "run", "--method", "huber:weight=3", *TRAINING]
     trained = run_command("ckd-train", *arguments, env=environment)
     assert trained.returncode == 0, trained.stderr
@@ -140,3 +147,97 @@ def test_the_documentation_says_of_every_loss_what_the_program_says(name):
     recipe = "Recipe* {weight:g} (ce {ce:g}, kd {kd:g})".format(**loss["recipe"])
     for fact in (loss["formula"].rstrip("."), loss["source"], catalogue.shown_settings(loss["settings"]), recipe):
         assert fact in entry, fact
+
+
+CLUMSY = """
+    from student_train.losses import DistillationLoss
+
+
+    class Plain(DistillationLoss):
+        def __init__(self, delta=1.0):
+            super().__init__()
+            self.delta = delta
+
+        def forward(self, signals):
+            return self.delta * self.logits(signals)[0].mean()
+
+
+    class Listed(Plain):
+        def __init__(self, layers: list = ()):
+            super().__init__()
+            self.layers = layers
+
+
+    class Required(Plain):
+        def __init__(self, delta: float):
+            super().__init__(delta)
+
+
+    class Forgetful(Plain):
+        def __init__(self, warmth: float = 1.0):
+            super().__init__()
+
+
+    class Abstract(DistillationLoss):
+        pass
+
+
+    class Unresolved(Plain):
+        def __init__(self, delta: "Nowhere" = 1.0):
+            super().__init__(delta)
+
+
+    class Vector(Plain):
+        def forward(self, signals):
+            return self.logits(signals)[0].mean(dim=1)
+
+
+    class Weighty(Plain):
+        def __init__(self, weight: float = 1.0):
+            super().__init__()
+            self.weight = weight
+"""
+
+
+@pytest.fixture
+def clumsy(tmp_path, monkeypatch):
+    write_own(tmp_path, "clumsy_losses", CLUMSY)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("clumsy_losses", None)
+
+
+def test_a_setting_without_annotation_has_the_type_of_its_default(clumsy):
+    (term,) = parse_losses(["clumsy_losses:Plain:delta=2"]).terms
+    assert term.loss.delta == 2.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("Listed:layers=a", "layers cannot be given as text; annotate it as one of bool, int, float, str"),
+        ("Required", "missing a required argument: 'delta'; give it as key=value, or give it a default"),
+        ("Forgetful", "Forgetful does not keep its argument warmth"),
+        ("Abstract", "has no forward; define forward"),
+        ("Unresolved:delta=2", "an annotation of its arguments cannot be resolved"),
+        ("Weighty", "has an argument weight, which every loss takes with another meaning"),
+    ],
+)
+def test_a_clumsy_loss_is_refused_in_a_sentence(clumsy, spec, message):
+    with pytest.raises(InvalidInput, match=message):
+        parse_losses([f"clumsy_losses:{spec}"])
+
+
+def test_a_loss_that_is_no_scalar_is_refused(clumsy):
+    signals = signals_for(binding_for({}, {}))
+    with pytest.raises(InvalidInput, match=r"clumsy_losses:Vector gave \(6,\) where a scalar tensor is needed"):
+        parse_losses(["clumsy_losses:Vector"]).loss(signals)
+
+
+def test_other_code_under_the_same_name_is_another_recipe(clumsy, tmp_path):
+    spec = ["clumsy_losses:Plain"]
+    before = parse_losses(spec).describe()
+    assert parse_losses(spec).describe() == before
+    path = tmp_path / "clumsy_losses.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert parse_losses(spec).describe() != before
