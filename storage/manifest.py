@@ -171,7 +171,10 @@ class Manifest:
             document = json.loads(path.read_bytes())
             digest, version = document.pop("digest", None), document["format_version"]
             if version != FORMAT_VERSION:
-                raise ValueError(f"its format version is {version!r}, this release reads {FORMAT_VERSION}")
+                raise StoreUnreadable(
+                    f"{path} is of format version {str(version)[:20]!a}, this release reads {FORMAT_VERSION}; use the release "
+                    "that wrote it, or build the store again in a new folder and with a ledger of its own"
+                )
             if digest != _digest(document):
                 raise ValueError("it was changed: it does not match its own digest")
             del document["format_version"]

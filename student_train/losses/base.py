@@ -76,7 +76,7 @@ class DistillationLoss(nn.Module, ABC):
             InvalidInput: an argument is not kept.
         """
         names = argument_names(type(self))
-        lost = [name for name in names if name not in vars(self) and not hasattr(type(self), name)]
+        lost = [name for name in names if not hasattr(self, name)]
         if lost:
             raise InvalidInput(
                 f"{type(self).__name__} does not keep its argument {lost[0]}, so no run could record it; set "
