@@ -172,8 +172,8 @@ class Manifest:
             digest, version = document.pop("digest", None), document["format_version"]
             if version != FORMAT_VERSION:
                 raise StoreUnreadable(
-                    f"{path} is of format version {str(version)[:20]!a}, this release reads {FORMAT_VERSION}; use the release "
-                    "that wrote it, or build the store again in a new folder and with a ledger of its own"
+                    f"{path} is of format version {str(version)[:20]!a}, this release reads {FORMAT_VERSION}; use the "
+                    "release that wrote it, or build the store again in a new folder and with a ledger of its own"
                 )
             if digest != _digest(document):
                 raise ValueError("it was changed: it does not match its own digest")

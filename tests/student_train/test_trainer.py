@@ -194,7 +194,7 @@ def test_training_anchors_before_it_measures(built_store, tmp_path):
 def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "ckd", batch_size=8)
     batch = trainer.sampling.batch(0, labels=trainer.labels, batch_size=8, seed=0)
-    inputs, _ = trainer.data.inputs(batch.rows, 0, seed=0, student_view="fresh")
+    inputs, _ = trainer.data.inputs(batch, 0, seed=0, student_view="fresh")
     trainer.student.train()
     found = trainer._represent(inputs, batch).logits
     apart = torch.cat([trainer.student(inputs[:8]), trainer.student(inputs[8:])])
