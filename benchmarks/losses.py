@@ -23,6 +23,7 @@ from benchmarks.measure import take_turns
 from benchmarks.random_store import TEACHER, make_store
 from benchmarks.stage_two import bare_steps, train_steps
 from models.compute import Compute
+from storage.errors import InvalidInput
 from student_train.methods import method_names, parse_method
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
@@ -40,7 +41,10 @@ BARE = "bare"
 @click.option("--store", type=click.Path(path_type=Path), hidden=True)
 def main(student: str, n: int, steps: int, rounds: int, methods: str | None, one: str | None, store: Path) -> None:
     if one is not None:
-        click.echo(json.dumps(measure(one, student, store, steps, rounds)))
+        try:
+            click.echo(json.dumps(measure(one, student, store, steps, rounds)))
+        except InvalidInput as misfit:  # fsp and kdsvd want as many channels in both networks
+            click.echo(json.dumps({"misfit": str(misfit).splitlines()[0]}))
         return
     with tempfile.TemporaryDirectory() as name:
         stores = {views: Path(name) / f"views-{views}" for views in (1, 2)}
@@ -53,6 +57,9 @@ def main(student: str, n: int, steps: int, rounds: int, methods: str | None, one
             command = [sys.executable, "-m", "benchmarks.losses", "--one", method, "--store", str(stores[views])]
             command += ["--student", student, "--steps", str(steps), "--rounds", str(rounds)]
             found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            if "misfit" in found:
+                click.echo(f"{method:<16} {found['misfit']}")
+                continue
             click.echo(
                 f"{method:<16} {found['ratio']:16.3f} {found['ms']:9.1f} {found['peak_mb']:9.0f}{found['device']}"
             )
