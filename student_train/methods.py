@@ -358,7 +358,7 @@ def _with_crd(name: str, loss_class: type[DistillationLoss]) -> Callable[[Settin
     def make(settings: Settings) -> Method:
         recipe = loss_class.recipe
         weights = settings.build(_Weights, weight=recipe.weight, ce=recipe.ce, kd=recipe.kd)
-        crd = Term(settings.build(CRD), settings.take_float("crd", CRD.recipe.weight))
+        crd = Term(settings.build(CRD), settings.take("crd", CRD.recipe.weight))
         return Method(name, (*_baseline(weights), Term(settings.build(loss_class), weights.weight), crd))
 
     return make
@@ -371,7 +371,7 @@ def _ckd(name: str, loss_class: type[DistillationLoss] | None = None) -> Callabl
         pairing, weights = _pairing(settings), settings.build(_CKDWeights)
         terms = [Term(MatchLogits(), weights.logits, compared=True), Term(MatchLabels(), weights.labels, compared=True)]
         if loss_class is not None:
-            weight = settings.take_float("weight", loss_class.recipe.weight)
+            weight = settings.take("weight", loss_class.recipe.weight)
             terms.append(Term(settings.build(loss_class), weight, compared=True))
         return Method(name, tuple(terms), pairing.sampling, pairing.comparison, anchor=pairing.anchor)
 
@@ -380,7 +380,7 @@ def _ckd(name: str, loss_class: type[DistillationLoss] | None = None) -> Callabl
 
 def _rkd_d(settings: Settings) -> Method:
     """Cross-entropy and the comparison of pooled logit differences."""
-    dims, pairing = settings.take_int("dims", 10), _pairing(settings)
+    dims, pairing = settings.take("dims", 10), _pairing(settings)
     weights = settings.build(_Weights, weight=1.0, ce=1.0, kd=0.0)
     terms = (*_baseline(weights), Term(MatchLogits(dims), weights.weight, compared=True))
     return Method("rkd_d", terms, pairing.sampling, pairing.comparison, anchor=pairing.anchor)
@@ -464,8 +464,8 @@ def parse_losses(specs: Sequence[str], pairing: str | None = None) -> Method:
 def _parse_term(spec: str) -> Term:
     name, values = split_spec(spec)
     settings = Settings("loss", name, values)
-    weight = settings.take_float("weight", 1.0)
-    flags = {flag: settings.take_bool(flag, default=False) for flag in ("compared", "standardised")}
+    weight = settings.take("weight", 1.0)
+    flags = {flag: settings.take(flag, False) for flag in ("compared", "standardised")}
     loss_class = find_loss(name)
     taken = set(TERM_SETTINGS).intersection(argument_names(loss_class))
     if taken:

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from storage.errors import InvalidInput, UnknownName
 
@@ -71,20 +71,10 @@ class Settings:
         except ValueError as error:
             raise InvalidInput(f"{self.owner}: {error}") from error
 
-    def take_float(self, key: str, default: float) -> float:
-        """One finite number."""
+    def take(self, key: str, default: _T) -> _T:
+        """One setting, of the type of its default."""
         text = self._take(key)
-        return default if text is None else float(self._convert(key, text, float))
-
-    def take_int(self, key: str, default: int) -> int:
-        """One whole number."""
-        text = self._take(key)
-        return default if text is None else int(self._convert(key, text, int))
-
-    def take_bool(self, key: str, *, default: bool) -> bool:
-        """One truth value."""
-        text = self._take(key)
-        return default if text is None else bool(self._convert(key, text, bool))
+        return default if text is None else cast(_T, self._convert(key, text, type(default)))
 
     def take_choice(self, key: str, kind: str, known: Iterable[str], default: str) -> str:
         """One of some names, called a `kind` where it is none of them."""

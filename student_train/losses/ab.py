@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.hint import map_shapes, resizing_layers
+from student_train.losses.hint import resizing_layers
 from student_train.losses.tensors import require_positive, same_shape
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -75,7 +75,7 @@ class ActivationBoundary(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A connector for each pair of maps."""
-        for pair, (student, teacher) in zip(self.pairs, map_shapes(self.name, binding, self.pairs), strict=True):
+        for pair, (student, teacher) in zip(self.pairs, binding.map_shapes(self.name, self.pairs), strict=True):
             learned = [] if student == teacher else resizing_layers(self.name, binding, pair, student, teacher)
             self.connectors.append(nn.Sequential(*learned))
 

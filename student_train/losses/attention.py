@@ -13,7 +13,6 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.hint import map_shapes
 from student_train.losses.tensors import flat, pooled_to, raised, root, smaller_size, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -90,7 +89,7 @@ class AttentionTransfer(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """Refuse what is no map."""
-        map_shapes(self.name, binding, self.pairs)
+        binding.map_shapes(self.name, self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Sum over the layers."""

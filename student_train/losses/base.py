@@ -47,6 +47,7 @@ class DistillationLoss(nn.Module, ABC):
         source: paper and equation.
         recipe: what `--method` of the same name adds up.
         dresses: whether it changes what the student is (`dress`).
+        pulls_to_teacher: whether, uncompared, it pulls the student's logits to the teacher's.
         needs: what must be there; a property where it depends on settings.
         pairs: after `bind`, (student's, teacher's) names of the outputs it needs.
     """
@@ -55,6 +56,7 @@ class DistillationLoss(nn.Module, ABC):
     source: ClassVar[str] = ""
     recipe: ClassVar[Recipe] = Recipe()
     dresses: ClassVar[bool] = False
+    pulls_to_teacher: ClassVar[bool] = False
 
     pairs: tuple[Pair, ...] = ()
 
@@ -125,7 +127,7 @@ class DistillationLoss(nn.Module, ABC):
 
     def logit_target(self, signals: Signals) -> Tensor | None:
         """Logits (B, K) that the loss, uncompared, pulls samples to; None if it does not say."""
-        return None
+        return self.logits(signals)[1] if self.pulls_to_teacher else None
 
     # For subclasses
 

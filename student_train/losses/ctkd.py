@@ -85,6 +85,7 @@ class CTKD(DistillationLoss):
     )
     # -r 0.1 -a 0.9 of the released script.
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.1)
+    pulls_to_teacher: ClassVar[bool] = True
 
     position: nn.Parameter
 
@@ -109,7 +110,3 @@ class CTKD(DistillationLoss):
         """Single samples, or differences of logits."""
         strength = reversal_strength(epoch_number(signals.moment), self.loops)
         return kd_at(*self.logits(signals), self._temperature(reverse(self.position, strength)))
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -66,10 +66,7 @@ class CWD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A 1x1 convolution for each pair of maps whose channels differ."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            if len(student) != 3 or len(teacher) != 3:
-                reason = "both must be maps of channels x height x width; choose other layers"
-                raise binding.misfit("cwd", reason, [pair])
+        for pair, (student, teacher) in zip(self.pairs, binding.map_shapes("cwd", self.pairs), strict=True):
             if all(min(sides) == 1 for sides in zip(student[1:], teacher[1:], strict=True)):
                 reason = "a single position has nothing to compare with; choose larger maps"
                 raise binding.misfit("cwd", reason, [pair])

@@ -67,6 +67,7 @@ class DIST(DistillationLoss):
     name: ClassVar[str] = "dist"
     source: ClassVar[str] = "Huang et al. 2022, arXiv:2205.10536, eq. 8 and 9"
     recipe: ClassVar[Recipe] = Recipe(weight=2.0, ce=1.0, kd=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__()
@@ -76,7 +77,3 @@ class DIST(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return dist(*self.logits(signals), beta=self.beta, gamma=self.gamma, temperature=self.temperature)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -88,6 +88,7 @@ class DKD(DistillationLoss):
     name: ClassVar[str] = "dkd"
     source: ClassVar[str] = "Zhao et al. 2022, arXiv:2203.08679, eq. 7"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: int = 0) -> None:
         super().__init__()
@@ -110,7 +111,3 @@ class DKD(DistillationLoss):
         student, teacher = self.logits(signals)
         loss = dkd(student, teacher, signals.labels, self.alpha, self.beta, self.temperature)
         return warmed_up(signals.moment, self.warmup) * loss
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -18,7 +18,6 @@ from storage.errors import Diverged
 from student_train.binding import Binding
 from student_train.losses.attention import attention, maps_of_one_size
 from student_train.losses.base import DistillationLoss, Recipe, TeacherRows
-from student_train.losses.hint import map_shapes
 from student_train.losses.tensors import flat, raised, require_positive, unit
 from student_train.needs import Needs
 from student_train.signals import Moment, Signals
@@ -92,7 +91,7 @@ class FactorTransfer(DistillationLoss):
         """Paraphraser and translator."""
         if len(self.pairs) != 1:
             raise binding.misfit("ft", "it takes one layer, as on=layer3", self.pairs)
-        ((student, teacher),) = map_shapes(self.name, binding, self.pairs)
+        ((student, teacher),) = binding.map_shapes(self.name, self.pairs)
         factors = max(1, int(self.k * teacher[0]))
         self.num_rows = binding.num_rows
         self.paraphraser = Paraphraser(teacher[0], factors)

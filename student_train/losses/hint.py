@@ -5,7 +5,6 @@ Source: Romero et al. 2015, arXiv:1412.6550, eq. 3; the regressor and the mean a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -61,7 +60,7 @@ class Hint(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A regressor for each pair of maps."""
-        shapes = map_shapes(self.name, binding, self.pairs)
+        shapes = binding.map_shapes(self.name, self.pairs)
         for pair, (student, teacher) in zip(self.pairs, shapes, strict=True):
             last = [nn.ReLU()] if self.relu else []
             self.regressors.append(nn.Sequential(*resizing_layers(self.name, binding, pair, student, teacher), *last))
@@ -70,19 +69,6 @@ class Hint(DistillationLoss):
         """Sum over the layers."""
         pairs = zip(self.regressors, self.outputs(signals), strict=True)
         return torch.stack([hint(regressor(student), teacher) for regressor, (student, teacher) in pairs]).sum()
-
-
-def map_shapes(loss: str, binding: Binding, pairs: Sequence[Pair]) -> list[tuple[Shape, Shape]]:
-    """(student's, teacher's) shape of each pair, (C, H, W).
-
-    Raises:
-        InvalidInput: not all of them are maps.
-    """
-    shapes = binding.shapes(pairs)
-    flat = [pair for pair, both in zip(pairs, shapes, strict=True) if {len(shape) for shape in both} != {3}]
-    if flat:
-        raise binding.misfit(loss, "both must be maps of channels x height x width; choose other layers", flat)
-    return shapes
 
 
 def resizing_layers(loss: str, binding: Binding, pair: Pair, student: Shape, teacher: Shape) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import require_maps, same_batch
+from student_train.losses.relations import same_batch
 from student_train.losses.tensors import unit
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -71,8 +71,7 @@ class ICKD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """An embedding for each pair of maps."""
-        require_maps("ickd", binding, self.pairs)
-        for (inputs, *_), (outputs, *_) in binding.shapes(self.pairs):
+        for (inputs, *_), (outputs, *_) in binding.map_shapes("ickd", self.pairs):
             self.embeddings.append(self._embedding(inputs, outputs))
 
     def forward(self, signals: Signals) -> Tensor:

@@ -122,6 +122,7 @@ class IKL(DistillationLoss):
     name: ClassVar[str] = "ikl"
     source: ClassVar[str] = "Cui et al., NeurIPS 2024, arXiv:2305.13948, eq. 10 and released IKL-KD"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     class_probs: Tensor
 
@@ -176,7 +177,3 @@ class IKL(DistillationLoss):
             weights = F.softmax(teacher / self.weight_temperature, dim=1)
         loss = ikl(student, teacher, weights, self.alpha, self.beta, self.temperature)
         return warmed_up(signals.moment, self.warmup) * loss
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -46,6 +46,7 @@ class KD(DistillationLoss):
     name: ClassVar[str] = "kd"
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, eq. 1"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
@@ -55,7 +56,3 @@ class KD(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return kd(*self.logits(signals), temperature=self.temperature)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

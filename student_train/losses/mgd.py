@@ -84,10 +84,7 @@ class MGD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A generator for each pair of maps, and an aligner where channels differ."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            if len(student) != 3 or len(teacher) != 3:
-                reason = "both must be maps of channels x height x width; choose other layers"
-                raise binding.misfit("mgd", reason, [pair])
+        for student, teacher in binding.map_shapes("mgd", self.pairs):
             channels = teacher[0]
             same = student[0] == channels
             self.aligners.append(nn.Identity() if same else nn.Conv2d(student[0], channels, 1))

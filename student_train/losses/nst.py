@@ -12,7 +12,7 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import require_maps, same_batch
+from student_train.losses.relations import same_batch
 from student_train.losses.tensors import pooled_to, smaller_size, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -72,7 +72,7 @@ class NST(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """Refuse what is no map."""
-        require_maps("nst", binding, self.pairs)
+        binding.map_shapes("nst", self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Sum over the layers."""

@@ -15,7 +15,6 @@ from student_train.binding import Binding, Shape
 from student_train.losses.ab import stage_weights
 from student_train.losses.attention import maps_of_one_size
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.hint import map_shapes
 from student_train.losses.tensors import same_shape
 from student_train.needs import Needs, Pair
 from student_train.signals import Signals
@@ -96,7 +95,7 @@ class OFD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A connector and margins for each pair of maps."""
-        for pair, shapes in zip(self.pairs, map_shapes(self.name, binding, self.pairs), strict=True):
+        for pair, shapes in zip(self.pairs, binding.map_shapes(self.name, self.pairs), strict=True):
             self.connectors.append(_Connector(*shapes, _margin(binding, pair)))
 
     def forward(self, signals: Signals) -> Tensor:

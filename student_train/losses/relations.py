@@ -38,16 +38,13 @@ def same_batch(
     return student, teacher
 
 
-def require_maps(loss: str, binding: Binding, pairs: Sequence[Pair]) -> None:
-    """Raise `Binding.misfit` unless all of them are maps."""
-    if any(len(shape) != 3 for shapes in binding.shapes(pairs) for shape in shapes):
-        raise binding.misfit(loss, "both must be maps of channels x height x width; choose other layers", pairs)
-
-
 def require_same_channels(loss: str, binding: Binding, pairs: Sequence[Pair]) -> None:
     """Raise `Binding.misfit` unless all of them are maps, of as many channels in both networks."""
-    require_maps(loss, binding, pairs)
-    if any(student[0] != teacher[0] for student, teacher in binding.shapes(pairs)):
+    shapes = binding.shapes(pairs)
+    # With all layers in the table, since each is related to its neighbours.
+    if any(len(shape) != 3 for both in shapes for shape in both):
+        raise binding.misfit(loss, "both must be maps of channels x height x width; choose other layers", pairs)
+    if any(student[0] != teacher[0] for student, teacher in shapes):
         reason = "student and teacher must have as many channels in each; choose other layers or networks of one width"
         raise binding.misfit(loss, reason, pairs)
 

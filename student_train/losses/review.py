@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding, Shape
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
+from student_train.losses.targets import require_epochs
 from student_train.losses.tensors import require_positive, same_shape
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -69,8 +70,7 @@ class ReviewKD(DistillationLoss):
     def __init__(self, layers: str = "stages+pooled", mid_channels: int = 512, warmup: int = 0) -> None:
         super().__init__()
         require_positive(mid_channels=mid_channels)
-        if warmup < 0:
-            raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
+        require_epochs(warmup)
         self.layers, self.mid_channels, self.warmup = layers, mid_channels, warmup
         self.fusions = nn.ModuleList()
 
@@ -86,10 +86,7 @@ class ReviewKD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A fusion for each layer, the deepest first."""
-        shapes = binding.shapes(self.pairs)
-        for pair, both in zip(self.pairs, shapes, strict=True):
-            if any(len(shape) not in (1, 3) for shape in both):
-                raise binding.misfit("reviewkd", "both must be maps or vectors; choose other layers", [pair])
+        shapes = binding.feature_shapes("reviewkd", self.pairs)
         mid = min(self.mid_channels, shapes[-1][0][0])
         for student, teacher in reversed(shapes):
             deepest = not self.fusions

@@ -107,6 +107,7 @@ class SDD(DistillationLoss):
     source: ClassVar[str] = "Luo 2024, arXiv:2403.13512, section 3"
     # The paper's sum; it replaces KD.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     weight: Tensor
     bias: Tensor
@@ -158,10 +159,6 @@ class SDD(DistillationLoss):
         base = partial(BASES[self.base], temperature=self.temperature)
         loss = sdd(ours, theirs, signals.labels, self.complementary, base)
         return warmed_up(signals.moment, self.warmup) * loss
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]
 
 
 def _read_scales(text: str) -> tuple[int, ...]:

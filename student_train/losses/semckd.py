@@ -107,10 +107,7 @@ class SemCKD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A query for each student layer, a key for each of the teacher's, a projection from each to each."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            if len(student) != 3 or len(teacher) != 3:
-                reason = "both must be maps of channels x height x width; choose other layers"
-                raise binding.misfit("semckd", reason, [pair])
+        binding.map_shapes("semckd", self.pairs)
         self.student_layers, self.teacher_layers = (
             list(dict.fromkeys(names)) for names in zip(*self.pairs, strict=True)
         )

@@ -51,6 +51,7 @@ class SimKD(DistillationLoss):
     source: ClassVar[str] = "Chen et al. 2022, arXiv:2203.14001, section 3"
     # No other loss: nothing behind the projector learns.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=0.0)
+    pulls_to_teacher: ClassVar[bool] = True
     dresses: ClassVar[bool] = True
 
     def __init__(self, on: str = "last", factor: int = 2) -> None:
@@ -94,7 +95,3 @@ class SimKD(DistillationLoss):
         """Single samples or comparisons, of the dressed student."""
         ((student, teacher),) = self.outputs(signals)
         return simkd(student, teacher)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits: they follow from its features by the same layer."""
-        return self.logits(signals)[1]

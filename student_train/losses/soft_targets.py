@@ -109,6 +109,7 @@ class SoftCrossEntropy(DistillationLoss):
     name: ClassVar[str] = "soft_ce"
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -118,10 +119,6 @@ class SoftCrossEntropy(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return soft_cross_entropy(*self.logits(signals), temperature=self.temperature)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]
 
 
 class JensenShannon(DistillationLoss):
@@ -135,6 +132,7 @@ class JensenShannon(DistillationLoss):
     name: ClassVar[str] = "jsd"
     source: ClassVar[str] = "Lin 1991, section 4; Agarwal et al. 2024, arXiv:2306.13649, section 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0, beta: float = 0.5) -> None:
         super().__init__()
@@ -145,10 +143,6 @@ class JensenShannon(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return jsd(*self.logits(signals), temperature=self.temperature, beta=self.beta)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]
 
 
 class ReverseKL(DistillationLoss):
@@ -161,6 +155,7 @@ class ReverseKL(DistillationLoss):
     name: ClassVar[str] = "reverse_kl"
     source: ClassVar[str] = "Gu et al. 2024 (MiniLLM), arXiv:2306.08543, eq. 1"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
@@ -170,7 +165,3 @@ class ReverseKL(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return reverse_kl(*self.logits(signals), temperature=self.temperature)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -90,9 +90,7 @@ class SRD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A projector for each pair, also where widths agree."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            if len(student) not in (1, 3) or len(teacher) not in (1, 3):
-                raise binding.misfit("srd", "both must be vectors or maps; choose other outputs", [pair])
+        for student, teacher in binding.feature_shapes("srd", self.pairs):
             self.projectors.append(nn.Linear(student[0], teacher[0]))
 
     def forward(self, signals: Signals) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.attention import maps_of_one_size
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.hint import map_shapes
 from student_train.losses.tensors import raised, require_positive, same_shape
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -78,7 +77,7 @@ class VID(DistillationLoss):
         """A regressor and a variance for each pair of maps."""
         softplus = self.variance - _EPS
         log_scale = softplus + math.log(-math.expm1(-softplus))
-        for (channels, *_), (outputs, *_) in map_shapes(self.name, binding, self.pairs):
+        for (channels, *_), (outputs, *_) in binding.map_shapes(self.name, self.pairs):
             self.regressors.append(mean_regressor(channels, outputs))
             self.log_scales.append(nn.Parameter(torch.full((outputs,), log_scale)))
 

@@ -65,6 +65,7 @@ class WSLD(DistillationLoss):
     name: ClassVar[str] = "wsld"
     source: ClassVar[str] = "Zhou et al. 2021, arXiv:2102.00650"
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
+    pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
@@ -79,7 +80,3 @@ class WSLD(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""
         return wsld(*self.logits(signals), signals.labels, temperature=self.temperature)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits."""
-        return self.logits(signals)[1]

@@ -73,7 +73,6 @@ def test_a_method_lowers_its_loss_and_resumes_exactly(rich_store, tmp_path, name
     whole = make_trainer(rich_store, tmp_path, name)
     whole.prepare()
     losses = [whole.train_step() for _ in range(6)]
-    tmp_path.mkdir(exist_ok=True)
     whole._save()
     after = [whole.train_step() for _ in range(6)]
     losses += after
