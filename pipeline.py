@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from experiments.commands import report_command, run_command, status_command, until_command
 from models import ModelError
 from models.compute import Compute
 from storage.errors import CKDError, store_command
@@ -62,6 +63,10 @@ def main() -> None:
 
     Exit status: 0 done, 1 a check failed, 2 bad usage or bad input, 3 refused by budget, 130 interrupted.
     """
+
+
+for _command in (run_command, status_command, report_command, until_command):
+    main.add_command(_command)
 
 
 @main.command("demo")

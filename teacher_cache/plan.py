@@ -24,7 +24,7 @@ from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, re
 from storage.schema import OutputSpec, split_rows
 from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
 from storage.views import VIEW_POLICIES, sample_views
-from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.datasets import ArraySplit, ImageDataset, open_dataset
 from teacher_cache.lease import this_host
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
@@ -154,22 +154,60 @@ class BuildPlan:
         return self.total_calls - self.needed_calls
 
 
-def plan_build(config: BuildConfig) -> BuildPlan:
+def plan_build(config: BuildConfig, dataset: ImageDataset | None = None) -> BuildPlan:
     """Check everything that can be checked without a call, and count what is to be done.
+
+    Args:
+        dataset: the one that `config` names, where it is open already; its files are read once.
 
     Raises:
         CKDError, ModelError: anything that would make the build fail later.
     """
     # Cheapest checks first: names, then files, then the images.
+    compute, dataset = _open_names(config, dataset)
+    sample = draw_sample(len(dataset.train), config.n, config.seed)
+    return _plan(config, dataset, _identity(config, dataset, compute), sample)
+
+
+def plan_test_calls(config: BuildConfig, dataset: ImageDataset | None = None) -> BuildPlan:
+    """The same for the first n images of the test split, as evaluation shows them: one plain view each.
+
+    Where a student and its teacher are compared on unseen images, those calls are calls like any others. They are kept
+    in a store of their own, of the data set that the test images are alone; `config.views` and its policy are not used.
+
+    Raises:
+        CKDError, ModelError: as `plan_build`; InvalidInput if the test split is smaller than n.
+    """
+    config = replace(config, views=1, view_policy="plain")
+    compute, dataset = _open_names(config, dataset)
+    if not 2 <= config.n <= len(dataset.test):
+        raise InvalidInput(
+            f"{config.n} test images are asked for, and {dataset.name} has {len(dataset.test)}; ask for 2 to that many"
+        )
+    index = np.arange(config.n, dtype=np.int64)
+    images = ArraySplit(dataset.test.read(index), dataset.test.labels[index])
+    # Looked for by the name of the whole data set.
+    weights = find_weights(config.teacher, dataset, config.weights)
+    dataset = replace(dataset, name=f"{dataset.name}/test", train=images, test=images)
+    identity = _identity(replace(config, weights=weights), dataset, compute)
+    # A store holds at least one image for validation; nobody uses it.
+    return _plan(config, dataset, identity, NestedSample(train=index, val=index[:1]))
+
+
+def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
     compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
     create_model(config.teacher, num_classes=2)
-    dataset = open_dataset(
-        config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
-    )
-    sample = draw_sample(len(dataset.train), config.n, config.seed)
+    if dataset is None:
+        dataset = open_dataset(
+            config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
+        )
+    return compute, dataset
+
+
+def _identity(config: BuildConfig, dataset: ImageDataset, compute: Compute) -> tuple[Teacher, Identity]:
     outputs = choose_outputs(config.teacher, dataset, config.features, config.feature_dtype)
     teacher = load_teacher(config.teacher, find_weights(config.teacher, dataset, config.weights), dataset, compute)
-    identity = Identity(
+    return teacher, Identity(
         teacher=teacher.identity,
         dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),
         geometry=dataset.geometry,
@@ -179,12 +217,12 @@ def plan_build(config: BuildConfig) -> BuildPlan:
         outputs=outputs,
         parameters=parameter_specs(teacher.parameters(outputs)),
     )
-    return _plan(config, dataset, teacher, identity, sample)
 
 
 def _plan(
-    config: BuildConfig, dataset: ImageDataset, teacher: Teacher, identity: Identity, sample: NestedSample
+    config: BuildConfig, dataset: ImageDataset, asked: tuple[Teacher, Identity], sample: NestedSample
 ) -> BuildPlan:
+    teacher, identity = asked
     store = open_matching_store(config, identity)
     images = dataset.train.read(sample.train)
     views = sample_views(

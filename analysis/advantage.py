@@ -1,0 +1,106 @@
+"""The averaged advantage of one method over another: the mean difference of runs that share all but the method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.curves import PAIR
+from analysis.results import chosen
+from storage.errors import UnknownName
+
+RESAMPLES = ("pairs", "seeds")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Advantage:
+    """How much higher the test accuracy of `method` is than that of `baseline`, in [-1, 1].
+
+    Args:
+        mean: over the pairs; NaN where there are none.
+        low, high: its confidence interval; NaN where fewer than two things can be resampled.
+        pairs: how many runs of the one have a counterpart of the other.
+    """
+
+    method: str
+    baseline: str
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+def paired_advantage(
+    results: pd.DataFrame,
+    method: str,
+    baseline: str,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    resample: str = "pairs",
+) -> Advantage:
+    """The mean paired difference, with a percentile bootstrap interval.
+
+    Runs are paired by teacher, student, dataset, n and seed. The interval says how far the mean would move had other
+    pairs been drawn from the same grid. It does not cover what all pairs share: the one teacher, the images of the
+    store, the values of n that the grid chose. Runs of one seed start from the same weights at every n, so their
+    differences may resemble each other; an interval over `resample="seeds"` allows for that and is wider, and with
+    the usual three to five seeds it is only a rough one.
+
+    Args:
+        resample: "pairs" draws single pairs, "seeds" draws seeds (of a teacher, student and dataset) with all their n.
+        seed: of the bootstrap's draws.
+
+    Raises:
+        UnknownName: the results have no such label.
+    """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise ValueError(f"confidence must be between 0 and 1 and resamples at least 1, got {confidence}, {resamples}")
+    if resample not in RESAMPLES:
+        raise UnknownName("way to resample", resample, RESAMPLES)
+    runs = chosen(results)
+    labels = list(dict.fromkeys(runs["label"]))
+    for label in (method, baseline):
+        if label not in labels:
+            raise UnknownName("method in these results", label, labels)
+    keys = [*PAIR, "n", "seed"]
+    ours, theirs = (runs.loc[runs["label"] == label, [*keys, "test_accuracy"]] for label in (method, baseline))
+    pairs = ours.merge(theirs, on=keys, suffixes=("", "_baseline"))
+    differences = (pairs["test_accuracy"] - pairs["test_accuracy_baseline"]).to_numpy(dtype=np.float64)
+    units = pairs.groupby([*PAIR, "seed"], sort=False).ngroup().to_numpy() if resample == "seeds" else None
+    mean = float(differences.mean()) if len(differences) else math.nan
+    low, high = _interval(differences, units, confidence, resamples, np.random.default_rng(seed))
+    return Advantage(method, baseline, mean, low, high, len(differences))
+
+
+def advantages(results: pd.DataFrame, method: str, *, resample: str = "pairs") -> pd.DataFrame:
+    """A row for every other label, in the order of the results: method, baseline, mean, low, high, pairs."""
+    labels = dict.fromkeys(chosen(results)["label"])
+    if method not in labels:
+        raise UnknownName("method in these results", method, labels)
+    found = [paired_advantage(results, method, label, resample=resample) for label in labels if label != method]
+    kinds = {"method": "str", "baseline": "str", "mean": "float64", "low": "float64", "high": "float64"}
+    return pd.DataFrame([asdict(row) for row in found], columns=[*kinds, "pairs"]).astype(kinds | {"pairs": "int64"})
+
+
+def _interval(
+    differences: np.ndarray, units: np.ndarray | None, confidence: float, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentiles of the mean over units drawn with replacement; a unit is a pair, or several that go together."""
+    units = np.arange(len(differences)) if units is None else units
+    sums, counts = np.bincount(units, weights=differences), np.bincount(units)
+    if len(sums) < 2:
+        return math.nan, math.nan
+    means = np.empty(resamples)
+    rows = max(1, _BLOCK // len(sums))
+    for first in range(0, resamples, rows):
+        block = means[first : first + rows]
+        drawn = rng.integers(0, len(sums), (len(block), len(sums)))
+        block[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,84 @@
+"""A finished run's student, brought back to say its logits of test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from analysis.documents import Malformed, read_object, text, unreadable
+from models import ModelError, Network, create_model, load_weights, read_weights
+from models.compute import Compute
+from models.reused_head import rebuild
+from storage.errors import IdentityMismatch, InvalidInput
+from storage.store import Store
+from storage.views import evaluation_batches
+
+_ADVICE = "delete the folder of this run and train the student again"
+# Only a student with its teacher's last layer has this in its state dict; see models/reused_head.py.
+_REUSED_HEAD = "projector.0.weight"
+
+
+def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndarray:
+    """What a student says of the first test images of a store, as its training evaluated it, in float32 on the CPU.
+
+    Args:
+        store_folder: the store that it was trained from, or one of the same teacher and dataset.
+        images: how many; the store must have as many test images.
+
+    Returns:
+        (images, K) float32.
+
+    Raises:
+        InvalidInput: the run is not finished or damaged, or the store has too few test images.
+        IdentityMismatch: the store is of another teacher or dataset.
+        StoreUnreadable: the store is missing or damaged.
+    """
+    student = _require_finished(run_folder, store := Store.open(store_folder))
+    manifest = store.manifest
+    if not 1 <= images <= manifest.num_test:
+        raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
+    network = _load(run_folder, student, manifest.identity.teacher.num_classes)
+    compute = Compute.choose("cpu", "fp32")
+    compute.place(network)
+    network.eval()
+    pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", images)) for name in ("images", "labels"))
+    identity = manifest.identity
+    batches = evaluation_batches(pixels, labels, identity.geometry, identity.teacher.normalisation)
+    with torch.inference_mode():
+        logits = torch.cat([network(inputs) for inputs, _ in batches])
+    return logits.float().contiguous().numpy()
+
+
+def _require_finished(run_folder: Path, store: Store) -> str:
+    """The name of a run's student, after checking that it was trained for this teacher and dataset."""
+    path = run_folder / "run.json"
+    document = read_object(path, _ADVICE)
+    identity = store.manifest.identity
+    belongs = {"teacher_fingerprint": identity.teacher.fingerprint, "dataset": identity.dataset.name}
+    try:
+        for name, wanted in belongs.items():
+            if text(document, name) != wanted:
+                raise IdentityMismatch(
+                    f"{run_folder} has {name} {document[name]!a}, {store.folder} has {wanted!a}; give the store that "
+                    "the run was trained from"
+                )
+        return text(document, "student")
+    except Malformed as error:
+        raise unreadable(path, error, _ADVICE) from error
+
+
+def _load(run_folder: Path, student: str, num_classes: int) -> Network:
+    path = run_folder / "student.safetensors"
+    try:
+        state = read_weights(path).state_dict
+        # A seed of its own, for the caller's random numbers; every initial value is overwritten.
+        network = rebuild(student, state) if _REUSED_HEAD in state else create_model(student, num_classes, seed=0)
+        load_weights(network, path)
+        if network.num_classes != num_classes:
+            raise ModelError(f"{path} has {network.num_classes} classes, the store {num_classes}")
+    except (ValueError, RuntimeError, IndexError) as error:  # a ModelError, or shapes that no such network has
+        reason = " ".join(str(error).split())  # PyTorch says it in several lines
+        raise InvalidInput(f"the student of {run_folder} cannot be used ({reason}); {_ADVICE}") from error
+    return network

@@ -1,0 +1,158 @@
+"""What a grid will cost, before anything is called, written or trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from experiments.execution import ExecutionConfig, cost, require_same_teachers
+from experiments.grid import Grid
+from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
+from experiments.stores import Stores
+from models import create_model, save_weights
+from models.compute import Compute
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Costs; seconds are of bare student steps, to which losses add, and None where a run has no known end.
+
+    Args:
+        new_calls: still to be paid, of `calls` in all.
+        finished: runs that are done already, of `runs`.
+        bytes: of stores and students that are still to be written.
+    """
+
+    runs: int
+    finished: int
+    calls: int
+    new_calls: int
+    calls_without_nesting: int
+    calls_without_store: int
+    teacher_seconds: float
+    student_seconds: float | None
+    evaluations: int | None
+    bytes: int
+    by_method: dict[str, int]
+
+    def document(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
+    """Plan all of it and time a few steps of untrained networks on random pixels, which are no calls.
+
+    Raises:
+        CKDError, ModelError: whatever would stop the grid before its first call.
+    """
+    compute = Compute.choose(config.device, config.precision)
+    with TemporaryDirectory() as folder:
+        return _estimate(grid, config, compute, Path(folder))
+
+
+def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Path) -> Estimate:
+    runs = plan_runs(grid, compute.precision)
+    stores = Stores(grid, config.out, config.device)
+    stores.check_sizes()
+    needs = [_with_stand_in(stores, need, scratch) for need in plan_stores(grid)]
+    plans = [stores.plan(need) for need in needs]
+    tests = [stores.plan_test(need) for need in needs] if grid.test_images else []
+    fingerprints = {need.folder: plan.fingerprint for need, plan in zip(needs, plans, strict=True)}
+    require_same_teachers(fingerprints, runs, config.out)
+    left = [run for run in runs if not (config.out / run.folder / "run.json").exists()]
+    geometry = plans[0].build.identity.geometry
+    classes = plans[0].build.identity.teacher.num_classes
+    images = {run.student: _speed(run.student, classes, geometry.crop_size, compute) for run in left}
+    return Estimate(
+        runs=len(runs),
+        finished=len(runs) - len(left),
+        **cost(grid, runs),
+        new_calls=sum(plan.new_calls for plan in plans) + sum(plan.needed_calls for plan in tests),
+        teacher_seconds=sum(plan.seconds() for plan in plans),
+        student_seconds=_student_seconds(left, images, config.jobs),
+        evaluations=_evaluations(left),
+        bytes=sum(plan.bytes for plan in plans if plan.new_calls)
+        + sum(_student_bytes(run.student, classes) for run in left),
+        by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
+    )
+
+
+def _with_stand_in(stores: Stores, need: StoreNeed, scratch: Path) -> StoreNeed:
+    """A teacher that the grid is yet to train costs what an untrained one costs."""
+    if need.teacher_epochs is None or stores.own_weights(need).exists():
+        return stores.with_weights(need)
+    path = scratch / f"{need.teacher}.safetensors"
+    save_weights(create_model(need.teacher, num_classes=stores.dataset.num_classes, seed=0), path, {})
+    return replace(need, weights=path, teacher_epochs=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """Seconds an image."""
+
+    train: float
+    evaluate: float
+
+
+def _speed(student: str, classes: int, size: int, compute: Compute) -> _Speed:
+    """Of one thread, as workers have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        network = create_model(student, num_classes=classes, seed=0)
+        compute.place(network)
+        pixels = compute.to_device(torch.randn(_BATCH, 3, size, size))
+        labels = compute.to_device(torch.arange(_BATCH) % classes)
+
+        def train() -> None:
+            with compute.autocast():
+                logits = network.represent(pixels, []).logits
+            F.cross_entropy(logits.float(), labels).backward()
+
+        def evaluate() -> None:
+            with torch.inference_mode(), compute.autocast():
+                network.represent(pixels, [])
+
+        return _Speed(_seconds(train, compute) / _BATCH, _seconds(evaluate, compute) / _BATCH)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(work: Any, compute: Compute) -> float:
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        work()
+        compute.synchronise()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def _evaluations(runs: Sequence[Run]) -> int | None:
+    limits = [run.config.protocol.max_evals for run in runs]
+    return None if None in limits else sum(limit for limit in limits if limit is not None)
+
+
+def _student_seconds(runs: Sequence[Run], speeds: dict[str, _Speed], jobs: int) -> float | None:
+    if _evaluations(runs) is None:
+        return None
+    total = 0.0
+    for run in runs:
+        speed, evaluations = speeds[run.student], run.config.protocol.max_evals or 0
+        total += evaluations * (run.work * speed.train + run.n / 4 * speed.evaluate)
+    return total / jobs
+
+
+def _student_bytes(student: str, classes: int) -> int:
+    network = create_model(student, num_classes=classes)
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

@@ -1,0 +1,232 @@
+"""A grid from beginning to end: stores, students, tables; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.results import save_results
+from experiments.board import Board
+from experiments.grid import Grid
+from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
+from experiments.stores import Stores, test_store
+from experiments.test_calls import describe_students
+from experiments.workers import FAILURE, Evaluated, Failed, Finished, WorkerPool, WorkerSettings
+from models.compute import Compute
+from storage.durable import write_bytes, write_json
+from storage.errors import IdentityMismatch, Interrupted, InvalidInput
+from storage.locks import exclusive_lock
+from storage.terminal import graceful_stop
+from teacher_cache.datasets import ImageDataset
+
+log = logging.getLogger(__name__)
+
+PLAN = "grid.json"
+_LOCK = "grid.lock"
+_RESULT = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionConfig:
+    """How a grid is worked through; none of it changes what comes out.
+
+    Args:
+        out: the grid's folder.
+        jobs: students trained at the same time.
+        retry: train again what failed before.
+    """
+
+    out: Path
+    jobs: int
+    retry: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a grid.
+
+    Args:
+        found: runs that were finished before.
+        trained: runs that this execution finished.
+        failed: folder -> sentence, for every run that failed now or before.
+        new_calls: teacher calls that were made.
+    """
+
+    runs: int
+    found: int = 0
+    trained: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    new_calls: int = 0
+
+
+def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
+    """Build what is to be built, train what is to be trained, and write results.csv.
+
+    Args:
+        dataset: the grid's, where it is open already.
+
+    Raises:
+        BudgetRefused, CKDError, ModelError: before any call or training, if the grid cannot be run.
+        Interrupted: the user asked to stop; the same call goes on.
+        StoreBusy: another process works on the same folder.
+    """
+    precision = Compute.choose(config.device, config.precision).precision
+    needs, runs = plan_stores(grid), plan_runs(grid, precision)
+    config.out.mkdir(parents=True, exist_ok=True)
+    _require_own_folder(config.out)
+    with exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}; wait until it ends"):
+        stores = Stores(grid, config.out, config.device, dataset)
+        stores.check_sizes()
+        needs = [stores.with_weights(need) for need in needs]
+        # All of it is planned before the first call is made.
+        plans = {need: stores.plan(need) for need in needs}
+        require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
+        _save_plan(grid, needs, runs, config.out)
+        outcome = Outcome(runs=len(runs))
+        for need, plan in plans.items():
+            outcome.new_calls += stores.make(need, plan)
+            outcome.new_calls += stores.make_test(need) if grid.test_images else 0
+        try:
+            _train(runs, config, precision, outcome)
+        finally:
+            save_results(config.out)
+        if grid.test_images:
+            describe_students(config.out, needs, runs, grid.test_images)
+    return outcome
+
+
+def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome: Outcome) -> None:
+    waiting = []
+    for run in runs:
+        folder = config.out / run.folder
+        if (folder / _RESULT).exists():
+            outcome.found += 1
+        elif (folder / FAILURE).exists() and not config.retry:
+            outcome.failed[run.folder] = _failure(folder)
+        else:
+            _clear_failure(folder)
+            waiting.append(run)
+    if not waiting:
+        return
+    settings = WorkerSettings(out=config.out, device=config.device, precision=precision)
+    jobs = min(config.jobs, len(waiting))
+    with graceful_stop() as stop, Board(waiting, jobs) as board, WorkerPool(jobs, settings) as pool:
+        for event in pool.train(waiting, lambda: stop.requested):
+            board.show(event)
+            if isinstance(event, Finished):
+                outcome.trained += 1
+            elif isinstance(event, Failed):
+                outcome.failed[event.run.folder] = event.reason
+            if not isinstance(event, Evaluated) and board.is_time_to_save():
+                save_results(config.out)
+    left = len(waiting) - outcome.trained - sum(run.folder in outcome.failed for run in waiting)
+    if left:
+        raise Interrupted(f"{left} of {len(runs)} runs are left in {config.out}; go on with the same command")
+
+
+def _failure(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / FAILURE).read_bytes())["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{folder / FAILURE} cannot be read"
+
+
+def _clear_failure(folder: Path) -> None:
+    """Make ready to train again; what a refused state holds is of no use."""
+    path = folder / FAILURE
+    if not path.exists():
+        return
+    try:
+        kind = json.loads(path.read_bytes()).get("kind")
+    except (ValueError, AttributeError):
+        kind = None
+    if kind == InvalidInput.__name__:
+        (folder / "resume.pt").unlink(missing_ok=True)
+    path.unlink()
+
+
+def _require_own_folder(out: Path) -> None:
+    """Refuse a folder of something else: a store, a run, or anybody's files."""
+    foreign = [name for name in ("manifest.json", _RESULT, "resume.pt") if (out / name).exists()]
+    if foreign:
+        raise InvalidInput(f"{out} holds {foreign[0]}, so it is no grid's folder; give another --out")
+    if not (out / PLAN).exists() and any(entry.name != _LOCK for entry in out.iterdir()):
+        raise InvalidInput(f"{out} holds files that no grid made; give another --out")
+
+
+def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Run], out: Path) -> None:
+    """Check whose answers finished runs learned from.
+
+    Args:
+        fingerprints: store's folder -> its teacher's fingerprint.
+
+    Raises:
+        IdentityMismatch: a finished run learned from another teacher than the one its store is of now.
+    """
+    for run in runs:
+        path = out / run.folder / _RESULT
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_bytes())["teacher_fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"{path} is not a run's result; delete it, or give another --out") from error
+        if found != fingerprints[run.store]:
+            raise IdentityMismatch(
+                f"{path} is of another {run.teacher} than the one whose weights are given now; give the same weights, "
+                "or another --out"
+            )
+
+
+def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run], out: Path) -> None:
+    write_json(out / PLAN, plan_document(grid, needs, runs))
+    if grid.path is not None:
+        write_bytes(out / "grid.yaml", grid.path.read_bytes())
+
+
+def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -> dict[str, Any]:
+    """The content of grid.json: docs/pipeline.md."""
+    n, views = grid.sizes[-1], grid.store.views
+    stores = [
+        {"teacher": need.teacher, "dataset": runs[0].dataset, "store": need.folder, "n": n, "calls": n * views}
+        for need in needs
+    ]
+    if grid.test_images:
+        stores += [
+            {
+                "teacher": need.teacher,
+                "dataset": runs[0].dataset,
+                "store": test_store(need),
+                "n": grid.test_images,
+                "calls": grid.test_images,
+            }
+            for need in needs
+        ]
+    return {
+        "format": 1,
+        "name": grid.name,
+        "targets": list(grid.targets),
+        "test_images": grid.test_images,
+        "budget": grid.store.budget,
+        "stores": stores,
+        "cost": cost(grid, runs),
+        "runs": [run.describe() for run in runs],
+    }
+
+
+def cost(grid: Grid, runs: Sequence[Run]) -> dict[str, int]:
+    """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
+    views, teachers = grid.store.views, len({run.teacher for run in runs})
+    asking = {entry.label for entry in grid.methods if entry.spec.parse().asks_teacher}
+    learning = [run for run in runs if run.label in asking]
+    return {
+        "calls": teachers * (grid.sizes[-1] * views + grid.test_images),
+        "calls_without_nesting": teachers * (sum(grid.sizes) * views + grid.test_images),
+        "calls_without_store": sum(run.n * views for run in learning) + teachers * grid.test_images,
+    }

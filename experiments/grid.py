@@ -1,0 +1,380 @@
+"""What a grid asks for: teacher-student pairs x methods x n x seeds, read from YAML and checked as far as names go.
+
+docs/pipeline.md describes every key. Nothing here opens a data set, a store or a teacher.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from experiments.settings_file import Entry, read_settings
+from models import ModelError, canonical_name, create_model
+from storage.errors import CKDError, InvalidInput
+from storage.manifest import MAX_VIEWS
+from storage.store import FORMATS
+from storage.views import VIEW_POLICIES
+from student_train.data import STUDENT_VIEWS
+from student_train.methods import Method, parse_losses, parse_method
+from student_train.protocol import ProtocolConfig
+from student_train.trainer import TrainConfig
+
+MAX_RUNS = 100_000
+_MAX_SEED = 2**40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A teacher and a student.
+
+    Args:
+        weights: of the teacher; None looks where `ckd-cache build` does.
+        teacher_epochs: train the teacher for so long, in the grid's folder, if it is not there; None never does.
+    """
+
+    teacher: str
+    student: str
+    weights: Path | None = None
+    teacher_epochs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """How students learn, as the grid writes it.
+
+    Args:
+        method: a named recipe with settings; None where `losses` are given.
+        losses, comparison: as `ckd-train --loss ... --comparison` takes them.
+    """
+
+    method: str | None = None
+    losses: tuple[str, ...] = ()
+    comparison: str | None = None
+
+    def parse(self) -> Method:
+        """The method, made anew: what it learns belongs to one training."""
+        if self.method is not None:
+            return parse_method(self.method)
+        return parse_losses(self.losses, self.comparison)
+
+    @property
+    def text(self) -> str:
+        """For people and for run.json."""
+        return self.method if self.method is not None else "+".join(self.losses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodEntry:
+    """A row of the tables: a method with the settings it is trained with.
+
+    Args:
+        label: what tables call it.
+        candidates: settings of the training, of which the best by validation is chosen; usually one.
+        line: in the grid, for messages.
+    """
+
+    label: str
+    spec: MethodSpec
+    candidates: tuple[Mapping[str, Any], ...]
+    line: int
+
+    def configs(self, student: str, seed: int) -> list[TrainConfig]:
+        """One for each candidate."""
+        return [train_config(student, self.spec.text, seed, settings) for settings in self.candidates]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """How stores are built; as the options of `ckd-cache build`."""
+
+    views: int = 1
+    view_policy: str = "augmented"
+    seed: int = 0
+    array_format: str = "zarr"
+    feature_dtype: str = "float16"
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Everything a grid says.
+
+    Args:
+        sizes: values of n, increasing.
+        targets: accuracies in (0, 1) whose price in teacher calls is asked for.
+        test_images: images of the test split that each teacher is called on, to compare its logits with students'.
+        path: the file it was read from; None for one that was never written.
+        lines: key -> line in the file, for what is found out later.
+    """
+
+    name: str
+    dataset: str
+    data_root: Path | None = None
+    image_size: int | None = None
+    pairs: tuple[Pair, ...]
+    methods: tuple[MethodEntry, ...]
+    sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    store: StoreSettings = field(default_factory=StoreSettings)
+    targets: tuple[float, ...] = ()
+    test_images: int = 0
+    path: Path | None = None
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def refused(self, key: str, reason: object) -> InvalidInput:
+        """An error to raise that names the line of a key."""
+        if self.path is None:
+            return InvalidInput(str(reason))
+        line = self.lines.get(key)
+        return InvalidInput(f"{self.path}{'' if line is None else f', line {line}'}: {reason}")
+
+    @property
+    def num_runs(self) -> int:
+        """Students to be trained."""
+        candidates = sum(len(entry.candidates) for entry in self.methods)
+        return len(self.pairs) * candidates * len(self.sizes) * len(self.seeds)
+
+
+_PROTOCOL = tuple(item.name for item in fields(ProtocolConfig))
+_TRAINING: dict[str, Callable[[Entry], Any]] = {
+    "lr": Entry.number,
+    "momentum": Entry.number,
+    "weight_decay": Entry.number,
+    "batch_size": lambda entry: entry.integer(4),
+    "student_view": lambda entry: _one_of(entry, STUDENT_VIEWS),
+    "patience": lambda entry: entry.integer(1),
+    "plateaus": lambda entry: entry.integer(1),
+    "max_evals": lambda entry: None if entry.is_none else entry.integer(1),
+}
+_STORE: dict[str, Callable[[Entry], Any]] = {
+    "views": lambda entry: entry.integer(1, MAX_VIEWS),
+    "view_policy": lambda entry: _one_of(entry, VIEW_POLICIES),
+    "seed": lambda entry: entry.integer(0, _MAX_SEED),
+    "format": lambda entry: _one_of(entry, FORMATS),
+    "feature_dtype": lambda entry: _one_of(entry, ("float16", "float32")),
+    "budget": lambda entry: None if entry.is_none else entry.integer(1),
+}
+_KEYS = (
+    "name",
+    "dataset",
+    "data_root",
+    "image_size",
+    "pairs",
+    "methods",
+    "n",
+    "seeds",
+    "choose",
+    "training",
+    "store",
+    "targets",
+    "test_images",
+)
+
+
+def read_grid(path: Path) -> Grid:
+    """A grid from its file.
+
+    Raises:
+        InvalidInput: it cannot be read, or asks for what does not exist; the message names the line.
+    """
+    top = read_settings(path).fields(_KEYS, required=("dataset", "pairs", "methods", "n", "seeds"))
+    training = _training(top.get("training"))
+    choose = _choose(top.get("choose"))
+    grid = Grid(
+        name=_name(top["name"]) if "name" in top else path.stem,
+        dataset=top["dataset"].text(),
+        data_root=Path(top["data_root"].text()) if "data_root" in top else None,
+        image_size=top["image_size"].integer(8, 1024) if "image_size" in top else None,
+        pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
+        methods=_methods(top["methods"], training, choose),
+        sizes=_sizes(top["n"]),
+        seeds=_seeds(top["seeds"]),
+        store=_store(top["store"]) if "store" in top else StoreSettings(),
+        targets=_targets(top.get("targets")),
+        test_images=top["test_images"].integer(0) if "test_images" in top else 0,
+        path=path,
+        lines={key: entry.line for key, entry in top.items()},
+    )
+    _check_pairs(grid, top["pairs"])
+    if grid.num_runs > MAX_RUNS:
+        raise grid.refused("n", f"this asks for {grid.num_runs} runs, and {MAX_RUNS} is the most; divide it")
+    return grid
+
+
+def single_grid(
+    *,
+    teacher: str,
+    student: str,
+    method: str,
+    dataset: str,
+    data_root: Path | None,
+    weights: Path | None,
+    seeds: int,
+    **training: Any,
+) -> Grid:
+    """A grid of one pair and one method, without sizes: what `until` grows.
+
+    Raises:
+        CKDError, ModelError: a name is not known, or a setting is refused.
+    """
+    spec = MethodSpec(method=method)
+    spec.parse()
+    pair = Pair(teacher=canonical_name(teacher), student=canonical_name(student), weights=weights)
+    train_config(pair.student, method, 0, training)
+    return Grid(
+        name="until",
+        dataset=dataset,
+        data_root=data_root,
+        pairs=(pair,),
+        methods=(MethodEntry(label=method, spec=spec, candidates=(training,), line=0),),
+        sizes=(),
+        seeds=tuple(range(seeds)),
+    )
+
+
+def train_config(student: str, method: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of one training, from the flat settings of a grid."""
+    protocol = ProtocolConfig(**{key: value for key, value in settings.items() if key in _PROTOCOL})
+    rest = {key: value for key, value in settings.items() if key not in _PROTOCOL}
+    return TrainConfig(student=student, method=method, seed=seed, protocol=protocol, **rest)
+
+
+def _name(entry: Entry) -> str:
+    name = entry.text()
+    if not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        entry.refuse(f"name {name!r} becomes the name of a folder; use letters, digits, - and _")
+    return name
+
+
+def _one_of(entry: Entry, known: Iterable[str]) -> str:
+    name = entry.text()
+    if name not in known:
+        entry.refuse(f"{entry.name} is one of {', '.join(known)}, got {name!r}")
+    return name
+
+
+def _network(entry: Entry) -> str:
+    try:
+        return canonical_name(entry.text())
+    except ModelError as error:
+        entry.refuse(error)
+
+
+def _pair(entry: Entry) -> Pair:
+    found = entry.fields(("teacher", "student", "weights", "teacher_epochs"), required=("teacher", "student"))
+    if "weights" in found and "teacher_epochs" in found:
+        entry.refuse("weights are of a teacher that is trained, and teacher_epochs trains one; give one of them")
+    return Pair(
+        teacher=_network(found["teacher"]),
+        student=_network(found["student"]),
+        weights=Path(found["weights"].text()) if "weights" in found else None,
+        teacher_epochs=found["teacher_epochs"].integer(1) if "teacher_epochs" in found else None,
+    )
+
+
+def _check_pairs(grid: Grid, entry: Entry) -> None:
+    known: dict[str, tuple[Path | None, int | None]] = {}
+    for pair in grid.pairs:
+        trained = (pair.weights, pair.teacher_epochs)
+        if known.setdefault(pair.teacher, trained) != trained:
+            entry.refuse(f"two pairs name {pair.teacher} with different weights or epochs; make a grid for each")
+
+
+def _methods(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> tuple[MethodEntry, ...]:
+    found = [_method(item, training, choose) for item in entry.items()]
+    labels = [method.label for method in found]
+    for method in found:
+        if labels.count(method.label) > 1:
+            entry.refuse(f"two methods are called {method.label}; give one of them another label")
+    return tuple(found)
+
+
+def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> MethodEntry:
+    label = None
+    if entry.is_mapping:
+        found = entry.fields(("label", "method", "losses", "comparison", "training", "choose"))
+        if ("method" in found) == ("losses" in found):
+            entry.refuse("a method is given as method: NAME, or as losses: [SPEC, ...]; give one of them")
+        if "comparison" in found and "method" in found:
+            found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
+        spec = MethodSpec(
+            method=found["method"].text() if "method" in found else None,
+            losses=tuple(item.text() for item in found["losses"].items()) if "losses" in found else (),
+            comparison=found["comparison"].text() if "comparison" in found else None,
+        )
+        label = found["label"].text() if "label" in found else None
+        training = {**training, **_training(found.get("training"))}
+        choose = _choose(found["choose"]) if "choose" in found else choose
+    else:
+        spec = MethodSpec(method=entry.text())
+    candidates = tuple(_candidates(training, choose))
+    try:
+        spec.parse()
+        for settings in candidates:
+            train_config("resnet8", spec.text, 0, settings)
+    except CKDError as error:
+        entry.refuse(error)
+    return MethodEntry(label=label or spec.text, spec=spec, candidates=candidates, line=entry.line)
+
+
+def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    return [{**training, **dict(zip(choose, values, strict=True))} for values in itertools.product(*choose.values())]
+
+
+def _training(entry: Entry | None) -> dict[str, Any]:
+    found = {} if entry is None else entry.fields(_TRAINING)
+    return {key: _TRAINING[key](value) for key, value in found.items()}
+
+
+def _choose(entry: Entry | None) -> dict[str, tuple[Any, ...]]:
+    """Setting of the training -> the values among which validation chooses."""
+    found = {} if entry is None or entry.is_none else entry.fields(_TRAINING)
+    return {key: _unique(value, [_TRAINING[key](item) for item in value.items()]) for key, value in found.items()}
+
+
+def _sizes(entry: Entry) -> tuple[int, ...]:
+    if entry.is_mapping:
+        bounds = entry.fields(("from", "to", "step"), required=("from", "to", "step"))
+        first, last, step = bounds["from"].integer(2), bounds["to"].integer(2), bounds["step"].integer(1)
+        if last < first:
+            entry.refuse(f"n goes from {first} to {last}, which is backwards")
+        return tuple(range(first, last + 1, step))
+    items = entry.items() if entry.is_list else [entry]
+    return tuple(sorted(_unique(entry, [item.integer(2) for item in items])))
+
+
+def _seeds(entry: Entry) -> tuple[int, ...]:
+    """A list, or how many."""
+    if entry.is_list:
+        return _unique(entry, [item.integer(0, _MAX_SEED) for item in entry.items()])
+    return tuple(range(entry.integer(1, MAX_RUNS)))
+
+
+def _targets(entry: Entry | None) -> tuple[float, ...]:
+    return () if entry is None else _unique(entry, [item.fraction() for item in entry.items()])
+
+
+def _store(entry: Entry) -> StoreSettings:
+    found = {key: _STORE[key](value) for key, value in entry.fields(_STORE).items()}
+    settings = StoreSettings(**{"array_format" if key == "format" else key: value for key, value in found.items()})
+    if settings.view_policy == "plain" and settings.views > 1:
+        entry.refuse("every plain view of an image is the same; use views: 1, or view_policy: augmented")
+    return settings
+
+
+def _unique(entry: Entry, values: Sequence[Any]) -> tuple[Any, ...]:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            entry.refuse(f"{entry.name} has {value} twice; give each once")
+        seen.add(value)
+    return tuple(values)
+
+
+def layers_of(name: str) -> list[str]:
+    """The outputs a network has beside its logits, in its order."""
+    network = create_model(name, num_classes=2)
+    return [*network.feature_names, *network.extra_names]

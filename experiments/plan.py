@@ -1,0 +1,206 @@
+"""From a grid to its runs: which students, in which folders, from which stores. Nothing is called or written.
+
+A run's folder is named by a digest of all its settings. A grid that was changed therefore trains anew what it changed,
+and never takes a result of other settings for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of
+from models import ModelError
+from storage.errors import CKDError
+from student_train.sampling import Sampling
+from student_train.trainer import TrainConfig
+
+_DIGEST_DIGITS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One student to train.
+
+    Args:
+        folder: below the grid's folder, with forward slashes.
+        store: the same for the store it learns from.
+        images_per_step: the work of a step.
+    """
+
+    folder: str
+    store: str
+    teacher: str
+    student: str
+    dataset: str
+    label: str
+    spec: MethodSpec
+    n: int
+    config: TrainConfig
+    images_per_step: int
+
+    @property
+    def work(self) -> int:
+        """Images the student sees between two evaluations; a measure of its time."""
+        return -(-self.n // self.config.batch_size) * self.images_per_step
+
+    def describe(self) -> dict[str, Any]:
+        """What grid.json says of it."""
+        config = asdict(self.config)
+        settings = {**config, **config.pop("protocol")}
+        for name in ("student", "seed", "protocol"):
+            settings.pop(name, None)
+        names = ("teacher", "student", "dataset", "store", "label", "n")
+        facts = {name: getattr(self, name) for name in names}
+        return {"run": self.folder, **facts, "seed": self.config.seed, "settings": settings}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreNeed:
+    """The store of one teacher.
+
+    Args:
+        folder: below the grid's folder.
+        weights, teacher_epochs: as in the pair.
+        features: outputs beside the logits that its students need, in the network's order.
+    """
+
+    folder: str
+    teacher: str
+    weights: Path | None
+    teacher_epochs: int | None
+    features: tuple[str, ...]
+
+
+def plan_stores(grid: Grid) -> list[StoreNeed]:
+    """One store for each teacher, with what all methods together need.
+
+    Raises:
+        InvalidInput: a method needs layers that a network lacks; the message names the method's line.
+    """
+    needs: dict[str, StoreNeed] = {}
+    for pair in grid.pairs:
+        wanted = {name for entry in grid.methods for name in _teacher_outputs(grid, pair, entry)}
+        before = needs.get(pair.teacher)
+        if before is not None:
+            wanted |= {*before.features}
+        features = tuple(name for name in layers_of(pair.teacher) if name in wanted)
+        needs[pair.teacher] = StoreNeed(
+            folder=_store_folder(grid, pair),
+            teacher=pair.teacher,
+            weights=pair.weights,
+            teacher_epochs=pair.teacher_epochs,
+            features=features,
+        )
+    return list(needs.values())
+
+
+def plan_runs(grid: Grid, precision: str) -> list[Run]:
+    """Every run; those of one seed, then of the next, so that what is finished early covers all methods and sizes.
+
+    Args:
+        precision: what the runs will be computed in; part of what they are.
+
+    Raises:
+        InvalidInput: an n is too small for a method; the message names the line.
+    """
+    return list(_runs(grid, precision))
+
+
+def _runs(grid: Grid, precision: str) -> Iterator[Run]:
+    recipes = {entry.label: _recipe(grid, entry) for entry in grid.methods}
+    for seed in grid.seeds:
+        for pair in grid.pairs:
+            for n in grid.sizes:
+                for entry in grid.methods:
+                    for config in entry.configs(pair.student, seed):
+                        yield _run(grid, pair, entry, recipes[entry.label], n, config, precision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """A method as far as runs of it need it.
+
+    Args:
+        images: (n, batch size) -> images a step.
+    """
+
+    described: dict[str, Any]
+    images: dict[tuple[int, int], int]
+
+
+def _recipe(grid: Grid, entry: MethodEntry) -> _Recipe:
+    method = entry.spec.parse()
+    try:
+        sampling = method.sampling_of(grid.store.views)
+        sampling.check(grid.sizes[0])
+    except CKDError as error:
+        raise grid.refused("n", f"{entry.label}: {error}") from error
+    batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
+    images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
+    return _Recipe(method.describe(), images)
+
+
+def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
+    labels = torch.arange(min(n, 4 * batch_size)) % 100
+    return len(sampling.batch(0, labels=labels, batch_size=batch_size, seed=0).rows)
+
+
+def _run(
+    grid: Grid, pair: Pair, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
+) -> Run:
+    identity = {
+        "teacher": pair.teacher,
+        "dataset": grid.dataset,
+        "image_size": grid.image_size,
+        "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
+        "recipe": recipe.described,
+        "training": asdict(replace(config, method="")),
+        "n": n,
+        "precision": precision,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
+    name = f"{slug(entry.label)}-n{n}-seed{config.seed}-{digest}"
+    return Run(
+        folder=f"runs/{slug(pair.teacher)}-{slug(pair.student)}-{_dataset_slug(grid)}/{name}",
+        store=_store_folder(grid, pair),
+        teacher=pair.teacher,
+        student=pair.student,
+        dataset=_dataset_slug(grid),
+        label=entry.label,
+        spec=entry.spec,
+        n=n,
+        config=config,
+        images_per_step=recipe.images[n, config.batch_size],
+    )
+
+
+# What a store is told that students do not see.
+_NOT_SEEN = ("budget", "array_format")
+
+
+def _teacher_outputs(grid: Grid, pair: Pair, entry: MethodEntry) -> tuple[str, ...]:
+    try:
+        return entry.spec.parse().wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
+    except (CKDError, ModelError) as error:
+        raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
+
+
+def _store_folder(grid: Grid, pair: Pair) -> str:
+    return f"stores/{slug(pair.teacher)}-{_dataset_slug(grid)}"
+
+
+def _dataset_slug(grid: Grid) -> str:
+    """A name for the data set, without the path to it."""
+    return slug(Path(grid.dataset.partition(":")[2] or grid.dataset).name or grid.dataset)
+
+
+def slug(text: str) -> str:
+    """Text as part of a file's name."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_.") else "-" for letter in text)[:60]

@@ -1,0 +1,195 @@
+"""The stores of a grid: one for each teacher at the largest n, built, grown or extended as the grid asks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments.grid import Grid
+from experiments.plan import StoreNeed
+from models.compute import Compute
+from storage.errors import CKDError, InvalidInput
+from storage.manifest import FILE_NAME
+from storage.store import Store
+from storage.terminal import progress, stderr
+from teacher_cache.build import build
+from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.extend import ExtensionConfig, extend, plan_extension
+from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build, plan_test_calls
+from teacher_cache.sample import draw_sample
+from teacher_cache.teacher_training import TrainingConfig, train_teacher
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """What it takes to have a store as the grid needs it.
+
+    Args:
+        extension: first, calls for outputs that an existing store lacks; None where it lacks none.
+        build: then, calls for rows that it lacks.
+    """
+
+    extension: BuildPlan | None
+    build: BuildPlan
+
+    @property
+    def new_calls(self) -> int:
+        """Calls still to be paid."""
+        return self.build.needed_calls + (0 if self.extension is None else self.extension.needed_calls)
+
+    @property
+    def bytes(self) -> int:
+        """Room on the disk, uncompressed."""
+        return sum((self.extension or self.build).array_bytes.values())
+
+    def seconds(self) -> float:
+        """An estimate for the calls still to be made."""
+        plans = [plan for plan in (self.extension, self.build) if plan is not None and plan.needed_calls]
+        return sum(estimate_seconds(plan, plan.needed_calls) for plan in plans)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the teacher."""
+        return self.build.identity.teacher.fingerprint
+
+
+class Stores:
+    """Plans and makes the stores of a grid.
+
+    Args:
+        out: the grid's folder.
+        dataset: its images, where they are open already: every file is read, once, for the digest.
+
+    Raises:
+        InvalidInput: they cannot be opened; the message names the line.
+    """
+
+    def __init__(self, grid: Grid, out: Path, device: str, dataset: ImageDataset | None = None) -> None:
+        self.grid, self.out, self.device = grid, out, device
+        self.dataset = open_images(grid) if dataset is None else dataset
+
+    def check_sizes(self) -> None:
+        """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
+        try:
+            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.store.seed)
+        except InvalidInput as error:
+            raise self.grid.refused("n", error) from error
+        if self.grid.test_images > len(self.dataset.test):
+            raise self.grid.refused("test_images", f"{self.dataset.name} has {len(self.dataset.test)} test images")
+
+    def with_weights(self, need: StoreNeed) -> StoreNeed:
+        """The need with the file of a teacher that the grid trains; trains it if it is not there."""
+        if need.teacher_epochs is None:
+            return need
+        path = self.own_weights(need)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            training = TrainingConfig(teacher=need.teacher, epochs=need.teacher_epochs)
+            with progress(f"teacher {need.teacher}: epochs", need.teacher_epochs) as advance:
+                report = train_teacher(training, self.dataset, path, Compute.choose(self.device), advance)
+            stderr.print(f"teacher {need.teacher}: test accuracy {report['test_accuracy']:.4f}")
+        return replace(need, weights=path)
+
+    def own_weights(self, need: StoreNeed) -> Path:
+        """Where the grid keeps a teacher that it trains itself."""
+        return self.out / "teachers" / f"{need.teacher}.safetensors"
+
+    def plan(self, need: StoreNeed) -> StorePlan:
+        """Look at what is there, and count what is to be called; nothing is called or written.
+
+        Raises:
+            CKDError, ModelError: anything that would make the build fail later, the budget included.
+        """
+        folder = self.out / need.folder
+        kept = _kept_outputs(folder)
+        missing = [] if kept is None else [name for name in need.features if name not in kept]
+        # What a store keeps beyond what is needed stays.
+        features = need.features if kept is None else kept
+        config = self._build_config(need, folder, features, self.grid.sizes[-1])
+        return StorePlan(
+            extension=self._plan_extension(need, folder, missing) if missing else None,
+            build=plan_build(config, self.dataset),
+        )
+
+    def make(self, need: StoreNeed, plan: StorePlan) -> int:
+        """Make the store hold what the grid needs; returns the calls that were made.
+
+        Raises:
+            BudgetRefused: before the first call.
+            Interrupted: the user asked to stop; everything called so far is kept.
+        """
+        made = 0
+        if plan.extension is not None:
+            with progress(f"{need.folder}: teacher calls for more outputs", plan.extension.total_calls) as advance:
+                made += extend(plan.extension, advance).new_calls
+            plan = self.plan(need)
+        return made + _build(need.folder, plan.build)
+
+    def plan_test(self, need: StoreNeed) -> BuildPlan:
+        """What the calls on test images take; see `plan_test_calls`."""
+        config = self._build_config(need, self.out / test_store(need), (), self.grid.test_images)
+        return plan_test_calls(replace(config, budget=None), self.dataset)
+
+    def make_test(self, need: StoreNeed) -> int:
+        """Call the teacher on the test images, once; returns the calls that were made."""
+        return _build(test_store(need), self.plan_test(need))
+
+    def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
+        grid, settings = self.grid, self.grid.store
+        return BuildConfig(
+            teacher=need.teacher,
+            n=n,
+            store=folder,
+            dataset=grid.dataset,
+            data_root=grid.data_root,
+            image_size=grid.image_size,
+            weights=need.weights,
+            array_format=settings.array_format,
+            features=",".join(features) or "none",
+            feature_dtype=settings.feature_dtype,
+            views=settings.views,
+            view_policy=settings.view_policy,
+            seed=settings.seed,
+            budget=settings.budget,
+            device=self.device,
+        )
+
+    def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> BuildPlan:
+        settings = self.grid.store
+        return plan_extension(
+            ExtensionConfig(
+                store=folder,
+                features=",".join(missing),
+                weights=need.weights,
+                budget=settings.budget,
+                feature_dtype=settings.feature_dtype,
+                device=self.device,
+            )
+        )
+
+
+def open_images(grid: Grid) -> ImageDataset:
+    """The images that a grid names; raises `InvalidInput` with the line if they are not there."""
+    try:
+        return open_dataset(grid.dataset, data_root=grid.data_root, image_size=grid.image_size)
+    except CKDError as error:
+        raise grid.refused("dataset", error) from error
+
+
+def test_store(need: StoreNeed) -> str:
+    """Where the calls on test images are kept."""
+    return f"{need.folder}-test"
+
+
+def _build(label: str, plan: BuildPlan) -> int:
+    if not len(plan.missing_cells):
+        return 0
+    with progress(f"{label}: teacher calls", plan.total_calls, plan.total_calls - len(plan.missing_cells)) as advance:
+        return build(plan, advance).new_calls
+
+
+def _kept_outputs(folder: Path) -> tuple[str, ...] | None:
+    if not (folder / FILE_NAME).exists():
+        return None
+    return tuple(output.name for output in Store.open(folder).outputs if output.name != "logits")

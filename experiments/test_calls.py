@@ -1,0 +1,42 @@
+"""Students and teachers on the same test images: what table 3 and figure 5 of the paper need.
+
+The teacher's answers come from a store of its own, whose calls were paid once; a student's are computed here and kept
+as `logits.json` in its run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.logits import describe_logits
+from analysis.students import student_logits
+from experiments.plan import Run, StoreNeed
+from experiments.stores import test_store
+from storage.durable import write_json
+from storage.store import Store
+from storage.terminal import progress
+
+LOGITS = "logits.json"
+
+
+def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run], images: int) -> None:
+    """Write logits.json for every finished run that has none of so many images."""
+    waiting = [run for run in runs if (out / run.folder / "run.json").exists() and not _is_there(out, run, images)]
+    if not waiting:
+        return
+    stores = {need.folder: Store.open(out / test_store(need)) for need in needs}
+    teachers = {folder: store.read_outputs(["logits"], images)["logits"][:, 0] for folder, store in stores.items()}
+    with progress("students on test images", len(waiting)) as advance:
+        for run in waiting:
+            said = student_logits(out / run.folder, out / run.store, images)
+            write_json(out / run.folder / LOGITS, describe_logits(said, teachers[run.store]))
+            advance(1, run.folder)
+
+
+def _is_there(out: Path, run: Run, images: int) -> bool:
+    try:
+        return bool(json.loads((out / run.folder / LOGITS).read_bytes())["images"] == images)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,235 @@
+"""What is planned, what is finished, and what a hostile folder is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.results import COLUMNS, STATES, collect, read_plan, save_results, states
+from storage.errors import InvalidInput
+from tests.analysis.grids import PlannedRun, results_of, write_grid
+
+
+def spoil(folder: Path, run: PlannedRun, content: str) -> None:
+    (folder / run.folder / "run.json").write_text(content)
+
+
+def test_every_finished_run_is_a_row_in_the_plans_order(tmp_path):
+    planned = [PlannedRun(label=label, n=n) for label in ("kd", "ckd") for n in (1600, 800)]
+    planned.insert(1, PlannedRun(label="rkd", accuracy=None))
+    results = results_of(tmp_path, planned)
+    finished = [(run.label, run.n) for run in planned if run.accuracy is not None]
+    assert list(zip(results["label"], results["n"], strict=True)) == finished
+    assert list(results.columns) == list(COLUMNS)
+
+
+def test_a_row_says_what_run_json_says(tmp_path):
+    run = PlannedRun(label="ckd", n=800, seed=3, accuracy=0.25, validation=0.3, more={"ledger_head": None})
+    (row,) = results_of(tmp_path, [run]).to_dict("records")
+    assert (row["test_accuracy"], row["best_val_accuracy"], row["seed"], row["seconds"]) == (0.25, 0.3, 3, 12.5)
+    assert (row["patience"], row["plateaus"]) == (8, 3)
+    assert pd.isna(row["max_evals"])
+    assert json.loads(row["recipe"]) == run.result()["recipe"]
+    assert json.loads(row["versions"]) == run.result()["versions"]
+    assert row["ledger_head"] == ""
+
+
+def test_a_moved_folder_reads_the_same(tmp_path):
+    before = results_of(tmp_path / "here", [PlannedRun()])
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    after = collect(tmp_path / "there")
+    pd.testing.assert_frame_equal(before, after)
+    assert after["store"].tolist() == ["stores/wrn_40_2"]
+
+
+def test_an_empty_plan_is_an_empty_table_with_all_columns_and_types(tmp_path):
+    empty, full = results_of(tmp_path / "empty", []), results_of(tmp_path / "full", [PlannedRun()])
+    assert len(empty) == 0
+    pd.testing.assert_series_equal(empty.dtypes, full.dtypes)
+    assert list(states(tmp_path / "empty").columns) == list(STATES)
+
+
+def test_the_best_on_validation_is_chosen_and_the_first_among_equals(tmp_path):
+    candidates = [(0.1, 0.30, 0.9), (0.05, 0.40, 0.2), (0.025, 0.40, 0.8)]
+    runs = [PlannedRun(lr=lr, validation=validation, accuracy=test) for lr, validation, test in candidates]
+    results = results_of(tmp_path, [*runs, PlannedRun(label="kd")])
+    assert results["chosen"].tolist() == [False, True, False, True]
+
+
+def test_nothing_is_chosen_before_all_candidates_are_finished(tmp_path):
+    runs = [PlannedRun(lr=0.1), PlannedRun(lr=0.05, accuracy=None), PlannedRun(seed=1)]
+    assert results_of(tmp_path, runs)["chosen"].tolist() == [False, True]
+
+
+def test_states_tell_finished_failed_begun_and_waiting(tmp_path):
+    runs = [PlannedRun(seed=0), *(PlannedRun(seed=seed, accuracy=None) for seed in (1, 2, 3, 4))]
+    write_grid(tmp_path, runs)
+    for run in runs[1:4]:
+        (tmp_path / run.folder).mkdir(parents=True)
+    error = {"error": "the loss is nan\nat step 3\x1b[2J", "kind": "Diverged", "at": "2025-01-01T00:00:00"}
+    (tmp_path / runs[1].folder / "failure.json").write_text(json.dumps(error))
+    (tmp_path / runs[2].folder / "failure.json").write_text("{")
+    found = states(tmp_path)
+    assert found["state"].tolist() == ["finished", "failed", "failed", "begun", "waiting"]
+    assert found["error"][1] == "the loss is nan at step 3 [2J"
+    assert "failure.json" in found["error"][2]
+    assert found["seed"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_saved_tables_equal_the_collected_one(tmp_path):
+    write_grid(tmp_path, [PlannedRun(label='a, "quoted" ± label'), PlannedRun(label="kd", seed=2, accuracy=1 / 3)])
+    results = save_results(tmp_path)
+    kinds = {name: kind for name, kind in COLUMNS.items() if kind != "bool"}
+    read = pd.read_csv(tmp_path / "results.csv", dtype=kinds, keep_default_na=False, na_values={"max_evals": [""]})
+    pd.testing.assert_frame_equal(read, results)
+    pytest.importorskip("pyarrow")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "results.parquet"), results)
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_without_pyarrow_no_older_parquet_contradicts_the_csv(tmp_path, monkeypatch):
+    write_grid(tmp_path, [PlannedRun()])
+    (tmp_path / "results.parquet").write_bytes(b"of earlier")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    save_results(tmp_path)
+    assert (tmp_path / "results.csv").exists()
+    assert not (tmp_path / "results.parquet").exists()
+
+
+def test_a_folder_without_a_plan_says_what_to_give(tmp_path):
+    with pytest.raises(InvalidInput, match="grid.json.*no such file.*ckd-pipeline run"):
+        collect(tmp_path / "nothing")
+
+
+def test_a_plan_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "grid.json")
+    with pytest.raises(InvalidInput, match="no ordinary file"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "Expecting value"),
+        ("[]", "no JSON object"),
+        ("[" * 100_000, "cannot be used"),
+        (b"\xff\xfe\xfa".decode("latin-1"), "cannot be used"),
+        ('{"format": 2}', "format '2', this release reads 1"),
+        ('{"format": 1}', "no name"),
+    ],
+)
+def test_a_damaged_plan_is_refused_in_a_sentence(tmp_path, content, said):
+    (tmp_path / "grid.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InvalidInput, match=f"grid.json.*{said}"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["../../outside", "/etc", "runs/../../outside", "..", "", "a\\..\\b", "runs/\x00", "runs/\n", 7, None]
+)
+@pytest.mark.parametrize("kind", ["run", "store"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, place, kind):
+    folder = write_grid(tmp_path / "grid", [PlannedRun()])
+    plan = json.loads((folder / "grid.json").read_text())
+    plan["runs"][0][kind] = place
+    (folder / "grid.json").write_text(json.dumps(plan))
+    for reader in (read_plan, collect, states, save_results):
+        with pytest.raises(InvalidInput, match=f"grid.json.*{kind} is "):
+            reader(folder)
+
+
+def test_a_store_of_the_plan_outside_the_folder_is_refused(tmp_path):
+    store = {"teacher": "t", "dataset": "d", "store": "../x", "n": 1, "calls": 1}
+    with pytest.raises(InvalidInput, match=r"store is '../x', which is no path below the folder"):
+        read_plan(write_grid(tmp_path, [], stores=[store]))
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    run = PlannedRun()
+    elsewhere = write_grid(tmp_path / "elsewhere", [run])
+    folder = write_grid(tmp_path / "grid", [PlannedRun(accuracy=None)])
+    (folder / "runs").symlink_to(elsewhere / "runs")
+    with pytest.raises(InvalidInput, match="through a link"):
+        collect(folder)
+
+
+def test_a_folder_reached_through_a_link_is_read(tmp_path):
+    write_grid(tmp_path / "grid", [PlannedRun()])
+    (tmp_path / "link").symlink_to(tmp_path / "grid")
+    assert len(collect(tmp_path / "link")) == 1
+
+
+@pytest.mark.parametrize("spelling", ["{}", "./{}", "{}/", "runs/../{}", "{}/."])
+def test_one_folder_is_no_two_runs(tmp_path, spelling):
+    folder = write_grid(tmp_path, [PlannedRun(), PlannedRun(seed=1)])
+    plan = json.loads((folder / "grid.json").read_text())
+    plan["runs"][1]["run"] = spelling.format(plan["runs"][0]["run"])
+    (folder / "grid.json").write_text(json.dumps(plan))
+    with pytest.raises(InvalidInput, match="twice|no path below"):
+        read_plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test_accuracy": float("nan")}, "NaN"),
+        ({"test_accuracy": float("inf")}, "Infinity"),
+        ({"test_accuracy": 1.5}, "test_accuracy is 1.5, not a number between 0 and 1"),
+        ({"test_accuracy": "high"}, "test_accuracy is 'high'"),
+        ({"test_accuracy": True}, "test_accuracy is True"),
+        ({"n": 10**30}, "n is 1000000"),
+        ({"n": 801}, "n is 801, planned was 800"),
+        ({"seed": 5}, "seed is 5, planned was 0"),
+        ({"student": "vgg8"}, "student is 'vgg8', planned was 'wrn_16_2'"),
+        ({"protocol": None}, "protocol is None"),
+        ({"device": "\x1b[2J"}, "device is "),
+        ({"dataset": "\ud800"}, "dataset is "),
+        ({"seconds": -1}, "seconds is -1"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_named(tmp_path, change, said):
+    folder = write_grid(tmp_path, [PlannedRun(label="kd"), run := PlannedRun()])
+    spoil(folder, run, json.dumps(run.result() | change))
+    with pytest.raises(InvalidInput) as refused:
+        collect(folder)
+    assert f"{run.folder}/run.json" in str(refused.value)
+    assert said in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("key", sorted(PlannedRun().result()))
+def test_a_run_without_a_key_is_refused_and_the_key_named(tmp_path, key):
+    run = PlannedRun()
+    document = run.result()
+    del document[key]
+    spoil(write_grid(tmp_path, [run]), run, json.dumps(document))
+    if key in ("store", "ledger_head"):  # the one is the plan's, the other a store without a ledger lacks
+        assert len(collect(tmp_path)) == 1
+    else:
+        with pytest.raises(InvalidInput, match=f"it has no {key}"):
+            collect(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "7", '{"n": ' + "9" * 5000 + "}", '{"a": ' + "[" * 100_000])
+def test_a_run_that_is_no_object_is_refused(tmp_path, content):
+    run = PlannedRun()
+    spoil(write_grid(tmp_path, [run]), run, content)
+    with pytest.raises(InvalidInput, match="run.json.*delete the folder of this run"):
+        collect(tmp_path)
+
+
+def test_spellings_of_a_network_are_one(tmp_path):
+    run = PlannedRun(student="wrn16_2", more={"student": "wrn_16_2"})
+    assert results_of(tmp_path, [run])["student"].tolist() == ["wrn_16_2"]
+
+
+def test_a_thousand_runs_are_all_collected(tmp_path):
+    runs = [PlannedRun(label=f"m{m}", n=n, seed=s) for m in range(10) for n in range(100, 2100, 100) for s in range(5)]
+    results = results_of(tmp_path, runs)
+    assert len(results) == 1000
+    assert results["chosen"].all()

@@ -1,0 +1,301 @@
+"""A grid through the installed command: what is done is not done again, and nothing stops anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.ledger import Ledger
+from storage.store import LEDGER_FILE
+from tests.conftest import COMMANDS, run_command
+from tests.experiments.grids import lasting, results, run, small, write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, weights) -> tuple[Path, Path]:
+    """A grid and the folder of its runs, with calls on test images; treat the folder as read-only."""
+    folder = tmp_path_factory.mktemp("finished")
+    grid = write(folder / "grid.yaml", small(weights, methods=["vanilla", "kd", "ckd"], test_images=8))
+    out = folder / "out"
+    done = run(grid, out, "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    assert "6 runs, 0 found finished, 6 trained, 0 failed; 56 new teacher calls" in done.stdout
+    return grid, out
+
+
+def spent(store: Path) -> int:
+    ledger = Ledger(store / LEDGER_FILE)
+    total = ledger.summary().spent
+    ledger.close()
+    return total
+
+
+def test_one_store_serves_every_n_and_is_paid_once(finished):
+    _, out = finished
+    assert spent(out / "stores" / "resnet8-digits") == 48
+    assert spent(out / "stores" / "resnet8-digits-test") == 8
+    table = results(out)
+    assert list(table["label"]) == ["vanilla", "kd", "ckd"] * 2
+    assert list(table["teacher_calls"]) == [0, 24, 24, 0, 48, 48]
+    assert table["chosen"].all()
+
+
+def test_calls_on_test_images_describe_every_student(finished):
+    _, out = finished
+    for folder in results(out)["run"]:
+        described = json.loads((out / folder / "logits.json").read_text())
+        assert described["images"] == 8
+        assert 0 <= described["correlation_difference"] <= 2
+
+
+def test_the_same_grid_again_does_nothing(finished):
+    grid, out = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("run.json")}
+    again = run(grid, out)
+    assert again.returncode == 0, again.stderr
+    assert "6 found finished, 0 trained, 0 failed; 0 new teacher calls" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("run.json")} == before
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(finished, tmp_path):
+    grid, out = finished
+    planned = run(grid, tmp_path / "new", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    said = json.loads(planned.stdout)
+    assert (said["runs"], said["calls"], said["new_calls"]) == (6, 56, 56)
+    assert (said["calls_without_nesting"], said["calls_without_store"]) == (24 + 48 + 8, 2 * 24 + 2 * 48 + 8)
+    assert said["evaluations"] == 12
+    assert said["student_seconds"] > 0
+    assert not (tmp_path / "new").exists()
+    rest = json.loads(run(grid, out, "--dry-run", "--json").stdout)
+    assert (rest["finished"], rest["new_calls"], rest["student_seconds"]) == (6, 0, 0)
+
+
+def test_status_and_results_say_the_same(finished):
+    _, out = finished
+    said = json.loads(run_command("ckd-pipeline", "status", out, "--json").stdout)
+    assert (said["runs"], said["finished"], said["waiting"], said["failures"]) == (6, 6, 0, {})
+    found = {(row["label"], row["n"]): (row["mean"], row["std"]) for row in said["accuracy"]}
+    # One seed: the mean is the run's, and there is no deviation.
+    assert found == {(row.label, row.n): (row.test_accuracy, None) for row in results(out).itertuples()}
+
+
+def test_a_new_method_a_new_seed_and_a_larger_n_run_just_what_is_new(finished, tmp_path, weights):
+    _, before = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    document = small(weights, methods=["vanilla", "kd", "ckd", "fitnets"], n=[24, 48, 60], test_images=8)
+    grown = run(write(tmp_path / "grid.yaml", document), out)
+    assert grown.returncode == 0, grown.stderr
+    # fitnets needs maps: 48 rows are called again for them, and 12 more rows are bought.
+    assert "12 runs, 6 found finished, 6 trained, 0 failed; 60 new teacher calls" in grown.stdout
+    kept = {row["run"]: row for row in lasting(before)}
+    assert all(row == kept[row["run"]] for row in lasting(out) if row["run"] in kept)
+
+
+def test_a_changed_setting_never_takes_results_of_the_old_one(finished, tmp_path, weights):
+    _, before = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    document = small(weights, methods=["kd"], n=[24], training={"max_evals": 1})
+    changed = run(write(tmp_path / "grid.yaml", document), out)
+    assert "1 runs, 0 found finished, 1 trained" in changed.stdout
+    assert list(results(out)["max_evals"]) == [1]
+
+
+def test_another_teacher_under_finished_runs_is_refused(finished, tmp_path):
+    from models import create_model, save_weights
+
+    _, before = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    other = tmp_path / "other.safetensors"
+    save_weights(create_model("resnet8", num_classes=10, seed=5), other, {})
+    grid = write(tmp_path / "grid.yaml", small(other))
+    refused = run(grid, out)
+    assert refused.returncode == 2
+    assert "teacher" in refused.stderr
+    # Even where the store was removed.
+    subprocess.run(["rm", "-r", out / "stores"], check=True)
+    refused = run(grid, out)
+    assert refused.returncode == 2
+    assert "is of another resnet8 than the one whose weights are given now" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_validation_chooses_among_learning_rates(tmp_path, weights):
+    document = small(weights, methods=["kd"], n=[48], choose={"lr": [0.2, 0.001]})
+    out = tmp_path / "out"
+    done = run(write(tmp_path / "grid.yaml", document), out)
+    assert done.returncode == 0, done.stderr
+    table = results(out)
+    assert list(table["lr"]) == [0.2, 0.001]
+    best = table["best_val_accuracy"].idxmax()
+    assert [place for place, chosen in enumerate(table["chosen"]) if chosen] == [best]
+
+
+def test_a_failed_run_is_reported_and_stops_nothing_else(tmp_path, weights):
+    methods = ["kd", {"label": "wild", "method": "kd", "training": {"lr": 1e30}}]
+    grid = write(tmp_path / "grid.yaml", small(weights, methods=methods, n=[24]))
+    out = tmp_path / "out"
+    first = run(grid, out)
+    assert first.returncode == 1
+    assert "2 runs, 0 found finished, 1 trained, 1 failed" in first.stdout
+    assert "failed: runs/" in first.stdout
+    assert "lower --lr" in first.stdout
+    assert "Traceback" not in first.stderr
+    said = json.loads(run_command("ckd-pipeline", "status", out, "--json").stdout)
+    assert (said["finished"], said["failed"]) == (1, 1)
+    # It is not tried again by itself, and it is on request.
+    assert "1 found finished, 0 trained, 1 failed" in run(grid, out).stdout
+    again = run(grid, out, "--retry")
+    assert again.returncode == 1
+    assert "wild resnet8/resnet8 n=24" in again.stderr
+
+
+def test_a_budget_is_refused_before_any_call(tmp_path, weights):
+    grid = write(tmp_path / "grid.yaml", small(weights, store={"budget": 47}))
+    refused = run(grid, tmp_path / "out")
+    assert refused.returncode == 3
+    assert "budget" in refused.stderr
+    assert not (tmp_path / "out" / "stores").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n": [24, 100000]}, "line 11: --n 100000 is more than the"),
+        ({"dataset": "imagefolder:nowhere"}, "line 2: "),
+        ({"test_images": 100000}, "has 360 test images"),
+    ],
+)
+def test_what_the_images_do_not_allow_is_refused_before_any_call(tmp_path, weights, change, said):
+    grid = write(tmp_path / "grid.yaml", small(weights, **change))
+    refused = run(grid, tmp_path / "out")
+    assert refused.returncode == 2, refused.stdout
+    assert said in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "stores").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, weights, built_store):
+    grid = write(tmp_path / "grid.yaml", small(weights))
+    assert "is no grid's folder" in run(grid, built_store).stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    refused = run(grid, tmp_path / "mine")
+    assert refused.returncode == 2
+    assert "holds files that no grid made" in refused.stderr
+
+
+def begin(grid: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    command = [COMMANDS / "ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *map(str, options)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+LONG = {"methods": ["kd", "ckd"], "n": [96], "training": {"max_evals": 6}}
+
+
+def num_finished(out: Path) -> int:
+    return len(list(out.rglob("run.json")))
+
+
+def begun(out: Path) -> int:
+    return sum("begun by process" in log.read_text() for log in out.rglob("train.log"))
+
+
+@pytest.mark.slow
+def test_a_grid_killed_twice_and_finished_equals_one_that_was_not(tmp_path, weights):
+    grid = write(tmp_path / "grid.yaml", small(weights, **LONG, seeds=2))
+    whole = run(grid, tmp_path / "whole", "--jobs", 2)
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    for reached in (lambda: begun(out) >= 1, lambda: num_finished(out) >= 2):
+        process = begin(grid, out, "--jobs", 2)
+        wait_for(reached, process)
+        workers = children(process.pid)
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 20
+        while any(map(alive, workers)):
+            assert time.monotonic() < deadline, "a worker outlived what started it"
+            time.sleep(0.05)
+    rest = run(grid, out, "--jobs", 2)
+    assert rest.returncode == 0, rest.stderr
+    assert "0 new teacher calls" in rest.stdout
+    assert lasting(out) == lasting(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path, weights):
+    grid = write(tmp_path / "grid.yaml", small(weights, **LONG))
+    out = tmp_path / "out"
+    process = begin(grid, out, "--jobs", 2)
+    wait_for(lambda: begun(out) == 2, process)
+    # As a terminal does: to the whole group.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "runs are left in" in stderr
+    assert "Traceback" not in stderr
+    assert not list(out.rglob("failure.json"))
+    rest = run(grid, out)
+    assert rest.returncode == 0, rest.stderr
+    assert num_finished(out) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_fails_its_run_and_no_other(tmp_path, weights):
+    grid = write(tmp_path / "grid.yaml", small(weights, **LONG, seeds=2))
+    out = tmp_path / "out"
+    process = begin(grid, out, "--jobs", 1)
+    wait_for(lambda: begun(out) == 1, process)
+    [log] = out.rglob("train.log")
+    os.kill(int(log.read_text().rpartition("process ")[2].split()[0]), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 1, stderr
+    assert "4 runs, 0 found finished, 3 trained, 1 failed" in stdout
+    assert "was killed by signal 9 (SIGKILL); was memory short? give fewer --jobs" in stdout
+    retried = run(grid, out, "--retry")
+    assert retried.returncode == 0, retried.stderr
+    assert "3 found finished, 1 trained, 0 failed" in retried.stdout
+
+
+@pytest.mark.slow
+def test_two_pipelines_do_not_work_on_one_folder(tmp_path, weights):
+    grid = write(tmp_path / "grid.yaml", small(weights, **LONG))
+    out = tmp_path / "out"
+    process = begin(grid, out, "--jobs", 1)
+    wait_for(lambda: begun(out) == 1, process)
+    second = run(grid, out)
+    assert second.returncode == 2
+    assert "another ckd-pipeline works on" in second.stderr
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)

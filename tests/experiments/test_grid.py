@@ -1,0 +1,200 @@
+"""A grid is refused with the line and the nearest valid word, before anything runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import read_grid
+from experiments.plan import plan_runs, plan_stores
+from storage.errors import InvalidInput
+from student_train.protocol import ProtocolConfig
+from student_train.trainer import TrainConfig
+
+LINES = """\
+name: good
+dataset: digits
+pairs:
+  - {teacher: wrn40_2, student: resnet8}
+methods:
+  - kd
+  - {label: "CKD, teacher's view", method: "ckd:pairs=all", training: {student_view: teacher}}
+  - {losses: ["ce", "kd:temperature=2,weight=0.5"]}
+n: {from: 100, to: 300, step: 100}
+seeds: 2
+choose: {lr: [0.1, 5e-2]}
+training: {max_evals: 4, weight_decay: 1e-4}
+store: {views: 2, budget: 700}
+targets: [0.5]
+test_images: 20
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text: str):
+        path = tmp_path / "grid.yaml"
+        path.write_text(text)
+        return read_grid(path)
+
+    return read
+
+
+def test_a_grid_says_what_its_file_says(read):
+    grid = read(LINES)
+    assert grid.name == "good"
+    assert [(pair.teacher, pair.student, pair.weights) for pair in grid.pairs] == [("wrn_40_2", "resnet8", None)]
+    assert [entry.label for entry in grid.methods] == ["kd", "CKD, teacher's view", "ce+kd:temperature=2,weight=0.5"]
+    assert (grid.sizes, grid.seeds) == ((100, 200, 300), (0, 1))
+    assert (grid.store.views, grid.store.budget, grid.targets, grid.test_images) == (2, 700, (0.5,), 20)
+    assert grid.methods[0].configs("resnet8", seed=7) == [
+        TrainConfig(
+            student="resnet8", method="kd", seed=7, lr=lr, weight_decay=1e-4, protocol=ProtocolConfig(max_evals=4)
+        )
+        for lr in (0.1, 0.05)
+    ]
+    assert {config.student_view for config in grid.methods[1].configs("resnet8", 0)} == {"teacher"}
+    assert grid.num_runs == len(plan_runs(grid, "fp32")) == 3 * 2 * 3 * 2
+
+
+def test_n_can_be_a_list_and_seeds_too(read):
+    grid = read(LINES.replace("{from: 100, to: 300, step: 100}", "[300, 64]").replace("seeds: 2", "seeds: [5, 3]"))
+    assert (grid.sizes, grid.seeds) == ((64, 300), (5, 3))
+
+
+def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
+    text = LINES.replace("  - kd\n", "  - {method: kd, choose: {batch_size: [32]}}\n")
+    grid = read(text)
+    assert [(c.lr, c.batch_size) for c in grid.methods[0].configs("resnet8", 0)] == [(0.05, 32)]
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "line", "said"),
+    [
+        ("methods:\n  - kd", "methods:\n  - kdd", 6, "no method is called 'kdd'; did you mean kd"),
+        ("  - kd\n", "  - kd:temprature=2\n", 6, "did you mean temperature"),
+        ("  - kd\n", "  - {method: kd, losses: [ce]}\n", 6, "give one of them"),
+        ("  - kd\n", "  - {label: nothing}\n", 6, "give one of them"),
+        ("  - kd\n", "  - {method: kd, comparison: all}\n", 6, "comparison goes with losses"),
+        ("  - kd\n", "  - kd\n  - kd\n", 6, "two methods are called kd"),
+        ("student: resnet8", "student: resnet9", 4, "resnet8"),
+        ("teacher: wrn40_2", "teacher: wrn40", 4, "wrn_40"),
+        ("student: resnet8", "studnet: resnet8", 4, "did you mean student"),
+        (", student: resnet8", "", 4, "lacks student"),
+        ("from: 100", "from: 1", 9, "whole number of at least 2, got '1'"),
+        ("from: 100", "from: 400", 9, "backwards"),
+        ("step: 100", "step: 0", 9, "at least 1"),
+        ("{from: 100, to: 300, step: 100}", "[100, many]", 9, "whole number"),
+        ("{from: 100, to: 300, step: 100}", "[100, 100]", 9, "100 twice"),
+        ("{from: 100, to: 300, step: 100}", "[]", 9, "at least one item"),
+        ("seeds: 2", "seeds: 0", 10, "from 1 to"),
+        ("seeds: 2", "sedes: 2", 10, "did you mean seeds"),
+        ("seeds: 2", "seeds: true", 10, "whole number"),
+        ("lr: [0.1, 5e-2]", "lr: [0.1, fast]", 11, "must be a number, got 'fast'"),
+        ("lr: [0.1, 5e-2]", "lr: [0.1, 0.1]", 11, "0.1 twice"),
+        ("lr: [0.1, 5e-2]", "lr: [-0.1]", 6, "finite number above 0"),
+        ("max_evals: 4", "max_eval: 4", 12, "did you mean max_evals"),
+        ("max_evals: 4", "max_evals: 0", 12, "at least 1"),
+        ("views: 2", "views: 0", 13, "from 1 to"),
+        ("views: 2", "view_policy: plane", 13, "one of augmented, plain, got 'plane'"),
+        ("views: 2", "views: 2, view_policy: plain", 13, "every plain view"),
+        ("[0.5]", "[50]", 14, "between 0 and 1"),
+        ("test_images: 20", "test_images: [20]", 15, "whole number"),
+        ("name: good", "name: ../elsewhere", 1, "name of a folder"),
+        ("dataset: digits\n", "dataset: digits\ndataset: digits\n", 3, "given twice"),
+        ("dataset: digits\n", "dataset: !!python/object/apply:os.system [ls]\n", 2, "the tag"),
+        ("dataset: digits\n", "dataset: &a [*a]\n", 2, "references"),
+        ("name: good\n", "name: [unclosed\n", 2, "this is no YAML"),
+        ("dataset: digits\n", 'dataset: "dig\\eits"\n', 2, "control characters"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(read, tmp_path, found, written, line, said):
+    assert found in LINES
+    with pytest.raises(InvalidInput, match=re.escape(said)) as refused:
+        read(LINES.replace(found, written, 1))
+    assert str(refused.value).startswith(f"{tmp_path / 'grid.yaml'}, line {line}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_or_absent_or_foreign_file_is_refused(read, tmp_path):
+    with pytest.raises(InvalidInput, match="is empty"):
+        read("# nothing\n")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_grid(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="no YAML"):
+        read_grid(tmp_path / "binary.yaml")
+    with pytest.raises(InvalidInput, match="must be a mapping"):
+        read("- a\n- b\n")
+
+
+def test_references_cannot_grow_a_small_file_into_a_large_one(read):
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\n" + LINES
+    with pytest.raises(InvalidInput, match="references"):
+        read(bomb)
+
+
+def test_more_runs_than_anybody_can_train_are_refused(read):
+    with pytest.raises(InvalidInput, match="line 9: this asks for 1800000 runs, and 100000 is the most"):
+        read(LINES.replace("seeds: 2", "seeds: 100000"))
+
+
+def test_an_n_too_small_for_a_method_names_the_line(read):
+    with pytest.raises(InvalidInput, match=r"line 9: ckd:positives=3: --n 3 is too small .* at least 4"):
+        plan_runs(
+            read(LINES.replace("{from: 100, to: 300, step: 100}", "[3]").replace("  - kd\n", "  - ckd:positives=3\n")),
+            "fp32",
+        )
+
+
+def test_a_layer_that_the_teacher_lacks_names_the_methods_line(read):
+    grid = read(LINES.replace("  - kd\n", "  - kd\n  - fitnets:layers=layer9\n"))
+    with pytest.raises(InvalidInput, match=r"line 7: fitnets:layers=layer9: .*layer9"):
+        plan_stores(grid)
+
+
+def test_stores_keep_what_all_methods_together_need(read):
+    grid = read(
+        LINES.replace("  - kd\n", "  - kd\n  - fitnets\n  - vid\n").replace("store: {views: 2, budget: 700}\n", "")
+    )
+    [need] = plan_stores(grid)
+    assert need.features == ("layer1", "layer2", "layer3")
+    [plain] = plan_stores(read(LINES))
+    assert plain.features == ()
+
+
+def test_the_published_grids_ask_for_what_the_paper_did():
+    grids = {path.stem: read_grid(path) for path in (Path(__file__).parents[2] / "grids").glob("*.yaml")}
+    table1 = grids["table1"]
+    assert table1.sizes == tuple(range(1600, 6401, 400))
+    assert len(table1.sizes) == 13
+    assert {(pair.teacher, pair.student) for pair in table1.pairs} == {
+        ("wrn_40_2", "wrn_16_2"),
+        ("resnet110", "resnet32"),
+        ("vgg13", "vgg8"),
+    }
+    assert len(table1.seeds) == 5
+    assert [entry.spec.text for entry in table1.methods] == ["vanilla", "kd", "rkd", "dist", "mixup", "crd", "ckd"]
+    assert table1.methods[0].configs("wrn_16_2", 0)[0].protocol == ProtocolConfig()
+    assert [config.lr for config in table1.methods[0].configs("wrn_16_2", 0)] == [0.1, 0.05, 0.025]
+    assert grids["cars"].sizes == (1400, 1600, 1800, 2000)
+    assert grids["table2"].sizes == (1600, 2400, 3200)
+    assert {entry.spec.text for entry in grids["table2"].methods} == {
+        "fitnets",
+        "fitnets+crd",
+        "fitnets+ckd",
+        "vid",
+        "vid+crd",
+        "vid+ckd",
+    }
+    assert {entry.spec.text for entry in grids["figure4"].methods} == {
+        "rkd",
+        "rkd_d:dims=10",
+        "rkd_d:dims=50",
+        "rkd_d:dims=100",
+    }
+    for grid in grids.values():
+        assert plan_stores(grid)
+        assert len(plan_runs(grid, "fp32")) == grid.num_runs

@@ -1,0 +1,78 @@
+"""A run's folder says all its settings; a changed grid trains anew what it changed and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.execution import cost
+from experiments.grid import read_grid
+from experiments.plan import plan_runs
+from tests.experiments.grids import small, write
+
+
+@pytest.fixture
+def grid(tmp_path, weights):
+    return read_grid(write(tmp_path / "grid.yaml", small(weights, seeds=2)))
+
+
+def folders(grid, precision="fp32") -> set[str]:
+    return {run.folder for run in plan_runs(grid, precision)}
+
+
+def test_every_run_has_a_folder_of_its_own(grid):
+    assert len(folders(grid)) == grid.num_runs == 8
+
+
+def test_the_runs_of_one_seed_come_before_those_of_the_next(grid):
+    assert [run.config.seed for run in plan_runs(grid, "fp32")] == [0] * 4 + [1] * 4
+
+
+def test_more_methods_seeds_and_sizes_leave_the_other_runs_where_they_are(tmp_path, weights, grid):
+    document = small(weights, seeds=3, methods=["vanilla", "kd", "ckd"], n=[24, 48, 96])
+    assert folders(grid) < folders(read_grid(write(tmp_path / "more.yaml", document)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"max_evals": 3}},
+        {"training": {"max_evals": 2, "lr": 0.1}},
+        {"training": {"max_evals": 2, "patience": 7}},
+        {"store": {"seed": 1}},
+        {"store": {"views": 2}},
+        {"store": {"view_policy": "plain"}},
+        {"dataset": "cifar10"},
+    ],
+)
+def test_whatever_changes_a_result_changes_the_folder(tmp_path, weights, grid, change):
+    changed = read_grid(write(tmp_path / "changed.yaml", small(weights, seeds=2, **change)))
+    assert not folders(grid) & folders(changed)
+
+
+def test_another_precision_is_another_run(grid):
+    assert not folders(grid) & folders(grid, "bf16")
+
+
+def test_what_changes_no_result_changes_no_folder(tmp_path, weights, grid):
+    document = small(weights, seeds=2, targets=[0.5], test_images=10, store={"budget": 99, "format": "hdf5"})
+    same = read_grid(write(tmp_path / "same.yaml", document))
+    assert folders(grid) == folders(same)
+
+
+def test_a_label_names_a_row_of_the_tables_and_not_another_training(tmp_path, weights, grid):
+    methods = ["vanilla", {"label": "Hinton's", "method": "kd"}]
+    renamed = read_grid(write(tmp_path / "renamed.yaml", small(weights, seeds=2, methods=methods)))
+    digests = {folder[-10:] for folder in folders(grid)}
+    assert {folder[-10:] for folder in folders(renamed)} == digests
+
+
+def test_the_cost_of_the_papers_grid_is_its_largest_sample(grid):
+    paper = replace(grid, sizes=tuple(range(1600, 6401, 400)), test_images=0)
+    spent = cost(paper, plan_runs(paper, "fp32"))
+    # design.md: 6,400 calls, not 52,000
+    assert spent["calls"] == 6400
+    assert spent["calls_without_nesting"] == 52000
+    # Two seeds of kd at each size; vanilla asks no teacher.
+    assert spent["calls_without_store"] == 2 * 52000

@@ -1,0 +1,54 @@
+"""`until` buys calls in steps, stops at the target or at the budget, and pays no call twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_command
+
+
+def until(weights: Path, out: Path, *options: object):
+    return run_command(
+        "ckd-pipeline", "until", "--teacher", "resnet8", "--student", "resnet8", "--dataset", "digits",
+        "--weights", weights, "--seeds", 2, "--max-evals", 2, "--out", out, "--device", "cpu", "--json", *options,
+    )  # fmt: skip
+
+
+def test_it_stops_at_the_target_and_says_what_each_step_brought(tmp_path, weights):
+    # Whatever two evaluations give, more than 0.1 % of the validation images is reached at once.
+    result = until(weights, tmp_path / "out", "--target", 0.001, "--step", 24, "--budget", 96)
+    said = json.loads(result.stdout)
+    assert result.returncode == 0 or said["steps"][-1]["val_accuracy"] == 0.0
+    assert [step["calls"] for step in said["steps"]] == [24 * (k + 1) for k in range(len(said["steps"]))]
+    assert said["steps"][0]["new_calls"] == 24
+    assert said["calls"] == said["steps"][-1]["calls"]
+
+
+def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights):
+    out = tmp_path / "out"
+    first = until(weights, out, "--target", 0.999, "--step", 24, "--budget", 50)
+    assert first.returncode == 1, first.stderr
+    said = json.loads(first.stdout)
+    assert not said["reached"]
+    assert [(step["n"], step["new_calls"]) for step in said["steps"]] == [(24, 24), (48, 24)]
+    second = json.loads(until(weights, out, "--target", 0.999, "--step", 24, "--budget", 72).stdout)
+    assert [(step["n"], step["new_calls"]) for step in second["steps"]] == [(24, 0), (48, 0), (72, 24)]
+    assert [step["val_accuracy"] for step in second["steps"][:2]] == [step["val_accuracy"] for step in said["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--target", 0.5, "--step", 100, "--budget", 50), "--step 100 takes 100 calls and --budget is 50"),
+        (("--target", 50, "--step", 10, "--budget", 50), "is not in the range 0<x<1"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--method", "kdd"), "did you mean kd"),
+    ],
+)
+def test_senseless_questions_are_refused_before_any_call(tmp_path, weights, options, said):
+    result = until(weights, tmp_path / "out", *options)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
