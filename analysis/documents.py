@@ -75,10 +75,17 @@ def optional_whole(document: Mapping[str, Any], key: str, least: int = 0) -> int
 def number(document: Mapping[str, Any], key: str, most: float = math.inf) -> float:
     """A finite number between 0 and `most`."""
     value = _value(document, key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= min(most, _MAX_NUMBER):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not _within(value, most):
         limit = "of at least 0" if math.isinf(most) else f"between 0 and {most:g}"
         raise Malformed(f"{key} is {_shown(value)}, not a number {limit}")
     return float(value)
+
+
+def _within(value: float, most: float) -> bool:
+    try:
+        return 0 <= float(value) <= most and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def objects(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

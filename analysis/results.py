@@ -29,7 +29,7 @@ from analysis.documents import (
 )
 from models import ModelError, canonical_name
 from storage.durable import replacing
-from storage.errors import InvalidInput
+from storage.errors import Diverged, InvalidInput
 
 PLAN = "grid.json"
 FORMAT = 1
@@ -37,9 +37,9 @@ FORMAT = 1
 CELL = ("teacher", "student", "dataset", "label", "n", "seed")
 
 _PLAN_ADVICE = "give the folder of a grid that `ckd-pipeline run` has made"
-_RUN_ADVICE = "delete the folder of this run and run the grid again"
-_FAILURE = "failure.json"
-_RESULT = "run.json"
+RUN_ADVICE = "delete the folder of this run and run the grid again"
+FAILURE = "failure.json"
+RESULT = "run.json"
 
 _accuracy = partial(number, most=1.0)
 _positive = partial(whole, least=1)
@@ -127,7 +127,8 @@ def collect(folder: Path) -> pd.DataFrame:
 
     Accuracies are in [0, 1]; `store` is relative to the folder, so that a moved one reads the same; recipe
     and versions are JSON text. Of runs that differ in nothing but in what is chosen by validation, `chosen` marks the
-    one with the best validation accuracy, the first among equals, once all of them are finished.
+    one with the best validation accuracy, the first among equals, once all of them are finished or have diverged: a
+    learning rate at which a loss is not finite has lost the choice.
 
     Raises:
         InvalidInput: the plan or a run's `run.json` is damaged, or a run is not what was planned.
@@ -138,9 +139,10 @@ def collect(folder: Path) -> pd.DataFrame:
     unfinished = set()
     for entry in planned:
         cell = tuple(entry[name] for name in CELL)
-        path = folder / entry["run"] / _RESULT
+        path = folder / entry["run"] / RESULT
         if not path.exists():
-            unfinished.add(cell)
+            if not _has_diverged(folder / entry["run"]):
+                unfinished.add(cell)
             continue
         row = _row(path, entry)
         kept = best.setdefault(cell, len(rows))
@@ -220,7 +222,7 @@ def _check_plan(plan: Mapping[str, Any], folder: Path) -> None:
 
 
 def _row(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    document = read_object(path, _RUN_ADVICE)
+    document = read_object(path, RUN_ADVICE)
     try:
         protocol = mapping(document, "protocol")
         row = {
@@ -233,7 +235,7 @@ def _row(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
         }
         _require_planned(row, entry)
     except (Malformed, RecursionError) as error:
-        raise unreadable(path, error, _RUN_ADVICE) from error
+        raise unreadable(path, error, RUN_ADVICE) from error
     return row
 
 
@@ -243,6 +245,14 @@ def _require_planned(row: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
         found, planned = row[name], entry[name]
         if found != planned and _network(found) != _network(planned):
             raise Malformed(f"{name} is {found!a}, planned was {planned!a}")
+    planned_settings = dict(entry["settings"])
+    if planned_settings.get("student_view") == "auto":
+        planned_settings.pop("student_view")
+    found_settings = {**row, "recipe": json.loads(row["recipe"])}
+    for name, planned in planned_settings.items():
+        # `method` is as the grid writes it; what it came to is the recipe.
+        if name != "method" and name in found_settings and found_settings[name] != planned:
+            raise Malformed(f"{name} is not what was planned for this run")
 
 
 def _network(name: Any) -> Any:
@@ -254,11 +264,18 @@ def _network(name: Any) -> Any:
 
 
 def _state(run: Path) -> tuple[str, str]:
-    if (run / _RESULT).exists():
+    if (run / RESULT).exists():
         return "finished", ""
-    if (run / _FAILURE).exists():
-        return "failed", _failure(run / _FAILURE)
+    if (run / FAILURE).exists():
+        return "failed", _failure(run / FAILURE)
     return ("begun" if run.exists() else "waiting"), ""
+
+
+def _has_diverged(run: Path) -> bool:
+    try:
+        return bool(read_object(run / FAILURE, "")["kind"] == Diverged.__name__)
+    except (InvalidInput, KeyError):
+        return False
 
 
 def _failure(path: Path) -> str:

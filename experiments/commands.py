@@ -12,7 +12,7 @@ import click
 import pandas as pd
 
 from analysis.curves import accuracy_by_n
-from analysis.results import save_results, states
+from analysis.results import collect, states
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid, single_grid
@@ -82,8 +82,8 @@ def run_command(grid: Path, out: Path | None, jobs: int | None, dry_run: bool, a
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @_json_option
 def status_command(folder: Path, as_json: bool) -> None:
-    """Say how far the grid in FOLDER is, while it runs or after; results.csv is brought up to date."""
-    results, runs = save_results(folder), states(folder)
+    """Say how far the grid in FOLDER is, while it runs or after; nothing is written."""
+    results, runs = collect(folder), states(folder)
     counts = {state: int((runs["state"] == state).sum()) for state in ("finished", "failed", "begun", "waiting")}
     failed = runs[runs["state"] == "failed"]
     means = accuracy_by_n(results)
@@ -183,7 +183,7 @@ def shown(step: Step) -> str:
     """A step in one line."""
     deviation = "" if step.val_std is None else f" ± {step.val_std:.4f}"
     return (
-        f"n={step.n}: {step.calls} calls so far ({step.new_calls} new), validation {step.val_accuracy:.4f}{deviation}, "
+        f"n={step.n}: {step.calls} calls ({step.new_calls} new), validation {step.val_accuracy:.4f}{deviation}, "
         f"test {step.test_accuracy:.4f}"
     )
 
@@ -199,19 +199,18 @@ def _print_answer(answer: Answer, out: Path) -> None:
     else:
         click.echo(
             f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}); "
-            f"another step does not fit the budget of {answer.budget}"
+            f"another step does not fit the budget of {answer.budget}, or there are no more images"
         )
     click.echo(f"every run is in {out / 'results.csv'}")
 
 
 def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
     print_table(("method", "runs"), expected.by_method.items())
-    ending = "no limit of evaluations is given, so their time is not known"
-    if expected.student_seconds is not None:
-        ending = (
-            f"{expected.evaluations} evaluations, at least {_span(expected.student_seconds)} with {config.jobs} at a "
-            "time (bare student steps; losses add to it)"
-        )
+    least = "" if expected.bounded else "at least "
+    ending = (
+        f"{least}{expected.evaluations} evaluations, at least {_span(expected.student_seconds)} with {config.jobs} at "
+        "a time (bare student steps; losses add to it)"
+    )
     click.echo(
         f"{config.out}: {expected.runs} runs, {expected.finished} of them finished\n"
         f"teacher calls: {expected.calls} in all, {expected.new_calls} of them still to be paid\n"

@@ -24,10 +24,12 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Costs; seconds are of bare student steps, to which losses add, and None where a run has no known end.
+    """Costs; seconds are of bare student steps, to which losses add.
 
     Args:
         new_calls: still to be paid, of `calls` in all.
+        evaluations: still to be made; of a run without `max_evals`, the fewest it can end after.
+        bounded: whether every run has such a bound.
         finished: runs that are done already, of `runs`.
         bytes: of stores and students that are still to be written.
     """
@@ -39,8 +41,9 @@ class Estimate:
     calls_without_nesting: int
     calls_without_store: int
     teacher_seconds: float
-    student_seconds: float | None
-    evaluations: int | None
+    student_seconds: float
+    evaluations: int
+    bounded: bool
     bytes: int
     by_method: dict[str, int]
 
@@ -73,6 +76,7 @@ def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Pa
     geometry = plans[0].build.identity.geometry
     classes = plans[0].build.identity.teacher.num_classes
     images = {run.student: _speed(run.student, classes, geometry.crop_size, compute) for run in left}
+    sizes = {student: _student_bytes(student, classes) for student in images}
     return Estimate(
         runs=len(runs),
         finished=len(runs) - len(left),
@@ -80,9 +84,9 @@ def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Pa
         new_calls=sum(plan.new_calls for plan in plans) + sum(plan.needed_calls for plan in tests),
         teacher_seconds=sum(plan.seconds() for plan in plans),
         student_seconds=_student_seconds(left, images, config.jobs),
-        evaluations=_evaluations(left),
-        bytes=sum(plan.bytes for plan in plans if plan.new_calls)
-        + sum(_student_bytes(run.student, classes) for run in left),
+        evaluations=sum(map(_evaluations, left)),
+        bounded=all(run.config.protocol.max_evals is not None for run in left),
+        bytes=sum(plan.bytes for plan in plans if plan.new_calls) + sum(sizes[run.student] for run in left),
         by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
     )
 
@@ -138,18 +142,17 @@ def _seconds(work: Any, compute: Compute) -> float:
     return min(taken)
 
 
-def _evaluations(runs: Sequence[Run]) -> int | None:
-    limits = [run.config.protocol.max_evals for run in runs]
-    return None if None in limits else sum(limit for limit in limits if limit is not None)
+def _evaluations(run: Run) -> int:
+    protocol = run.config.protocol
+    fewest = protocol.patience * protocol.plateaus
+    return fewest if protocol.max_evals is None else protocol.max_evals
 
 
-def _student_seconds(runs: Sequence[Run], speeds: dict[str, _Speed], jobs: int) -> float | None:
-    if _evaluations(runs) is None:
-        return None
+def _student_seconds(runs: Sequence[Run], speeds: dict[str, _Speed], jobs: int) -> float:
     total = 0.0
     for run in runs:
-        speed, evaluations = speeds[run.student], run.config.protocol.max_evals or 0
-        total += evaluations * (run.work * speed.train + run.n / 4 * speed.evaluate)
+        speed = speeds[run.student]
+        total += _evaluations(run) * (run.work * speed.train + run.n / 4 * speed.evaluate)
     return total / jobs
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.results import save_results
+from analysis.documents import read_object
+from analysis.results import FAILURE, PLAN, RESULT, RUN_ADVICE, read_plan, save_results
 from experiments.board import Board
 from experiments.grid import Grid
 from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores, test_store
 from experiments.test_calls import describe_students
-from experiments.workers import FAILURE, Evaluated, Failed, Finished, WorkerPool, WorkerSettings
+from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
 from models.compute import Compute
 from storage.durable import write_bytes, write_json
 from storage.errors import IdentityMismatch, Interrupted, InvalidInput
@@ -25,9 +25,7 @@ from teacher_cache.datasets import ImageDataset
 
 log = logging.getLogger(__name__)
 
-PLAN = "grid.json"
 _LOCK = "grid.lock"
-_RESULT = "run.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +84,16 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
         plans = {need: stores.plan(need) for need in needs}
+        tests = {need: stores.plan_test(need) for need in needs if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         _save_plan(grid, needs, runs, config.out)
+        read_plan(config.out)  # what its readers would refuse, they refuse now
         outcome = Outcome(runs=len(runs))
         for need, plan in plans.items():
             outcome.new_calls += stores.make(need, plan)
-            outcome.new_calls += stores.make_test(need) if grid.test_images else 0
-        try:
-            _train(runs, config, precision, outcome)
-        finally:
-            save_results(config.out)
+        for need, test_plan in tests.items():
+            outcome.new_calls += stores.make_test(need, test_plan)
+        _train(runs, config, precision, outcome)
         if grid.test_images:
             describe_students(config.out, needs, runs, grid.test_images)
     return outcome
@@ -105,7 +103,7 @@ def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome
     waiting = []
     for run in runs:
         folder = config.out / run.folder
-        if (folder / _RESULT).exists():
+        if (folder / RESULT).exists():
             outcome.found += 1
         elif (folder / FAILURE).exists() and not config.retry:
             outcome.failed[run.folder] = _failure(folder)
@@ -113,6 +111,7 @@ def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome
             _clear_failure(folder)
             waiting.append(run)
     if not waiting:
+        save_results(config.out)
         return
     settings = WorkerSettings(out=config.out, device=config.device, precision=precision)
     jobs = min(config.jobs, len(waiting))
@@ -125,6 +124,7 @@ def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome
                 outcome.failed[event.run.folder] = event.reason
             if not isinstance(event, Evaluated) and board.is_time_to_save():
                 save_results(config.out)
+    save_results(config.out)
     left = len(waiting) - outcome.trained - sum(run.folder in outcome.failed for run in waiting)
     if left:
         raise Interrupted(f"{left} of {len(runs)} runs are left in {config.out}; go on with the same command")
@@ -132,9 +132,9 @@ def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome
 
 def _failure(folder: Path) -> str:
     try:
-        return str(json.loads((folder / FAILURE).read_bytes())["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"{folder / FAILURE} cannot be read"
+        return str(read_object(folder / FAILURE, "use --retry").get("error"))
+    except InvalidInput as error:
+        return str(error)
 
 
 def _clear_failure(folder: Path) -> None:
@@ -143,8 +143,8 @@ def _clear_failure(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        kind = json.loads(path.read_bytes()).get("kind")
-    except (ValueError, AttributeError):
+        kind = read_object(path, "").get("kind")
+    except InvalidInput:
         kind = None
     if kind == InvalidInput.__name__:
         (folder / "resume.pt").unlink(missing_ok=True)
@@ -153,10 +153,11 @@ def _clear_failure(folder: Path) -> None:
 
 def _require_own_folder(out: Path) -> None:
     """Refuse a folder of something else: a store, a run, or anybody's files."""
-    foreign = [name for name in ("manifest.json", _RESULT, "resume.pt") if (out / name).exists()]
+    foreign = [name for name in ("manifest.json", RESULT, "resume.pt") if (out / name).exists()]
     if foreign:
         raise InvalidInput(f"{out} holds {foreign[0]}, so it is no grid's folder; give another --out")
-    if not (out / PLAN).exists() and any(entry.name != _LOCK for entry in out.iterdir()):
+    # The lock is made first, and stays.
+    if not any((out / name).exists() for name in (_LOCK, PLAN)) and any(out.iterdir()):
         raise InvalidInput(f"{out} holds files that no grid made; give another --out")
 
 
@@ -170,14 +171,10 @@ def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Run], 
         IdentityMismatch: a finished run learned from another teacher than the one its store is of now.
     """
     for run in runs:
-        path = out / run.folder / _RESULT
+        path = out / run.folder / RESULT
         if not path.exists():
             continue
-        try:
-            found = json.loads(path.read_bytes())["teacher_fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{path} is not a run's result; delete it, or give another --out") from error
-        if found != fingerprints[run.store]:
+        if read_object(path, RUN_ADVICE).get("teacher_fingerprint") != fingerprints[run.store]:
             raise IdentityMismatch(
                 f"{path} is of another {run.teacher} than the one whose weights are given now; give the same weights, "
                 "or another --out"
@@ -187,7 +184,7 @@ def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Run], 
 def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run], out: Path) -> None:
     write_json(out / PLAN, plan_document(grid, needs, runs))
     if grid.path is not None:
-        write_bytes(out / "grid.yaml", grid.path.read_bytes())
+        write_bytes(out / "grid.yaml", grid.source)
 
 
 def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -> dict[str, Any]:

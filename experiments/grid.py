@@ -6,14 +6,15 @@ docs/pipeline.md describes every key. Nothing here opens a data set, a store or 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.settings_file import Entry, read_settings
+from experiments.settings_file import Entry, parse_settings, read_bytes
 from models import ModelError, canonical_name, create_model
-from storage.errors import CKDError, InvalidInput
+from storage.errors import CKDError, InvalidInput, UnknownName
 from storage.manifest import MAX_VIEWS
 from storage.store import FORMATS
 from storage.views import VIEW_POLICIES
@@ -24,6 +25,7 @@ from student_train.trainer import TrainConfig
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
+_MAX_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ class Grid:
         sizes: values of n, increasing.
         targets: accuracies in (0, 1) whose price in teacher calls is asked for.
         test_images: images of the test split that each teacher is called on, to compare its logits with students'.
-        path: the file it was read from; None for one that was never written.
+        path, source: the file it was read from, and what it said; None for one that was never written.
         lines: key -> line in the file, for what is found out later.
     """
 
@@ -122,6 +124,7 @@ class Grid:
     targets: tuple[float, ...] = ()
     test_images: int = 0
     path: Path | None = None
+    source: bytes = b""
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def refused(self, key: str, reason: object) -> InvalidInput:
@@ -180,11 +183,12 @@ def read_grid(path: Path) -> Grid:
     Raises:
         InvalidInput: it cannot be read, or asks for what does not exist; the message names the line.
     """
-    top = read_settings(path).fields(_KEYS, required=("dataset", "pairs", "methods", "n", "seeds"))
+    source = read_bytes(path)
+    top = parse_settings(path, source).fields(_KEYS, required=("dataset", "pairs", "methods", "n", "seeds"))
     training = _training(top.get("training"))
     choose = _choose(top.get("choose"))
     grid = Grid(
-        name=_name(top["name"]) if "name" in top else path.stem,
+        name=_name(top["name"]) if "name" in top else slug(path.stem).strip(".") or "grid",
         dataset=top["dataset"].text(),
         data_root=Path(top["data_root"].text()) if "data_root" in top else None,
         image_size=top["image_size"].integer(8, 1024) if "image_size" in top else None,
@@ -194,8 +198,9 @@ def read_grid(path: Path) -> Grid:
         seeds=_seeds(top["seeds"]),
         store=_store(top["store"]) if "store" in top else StoreSettings(),
         targets=_targets(top.get("targets")),
-        test_images=top["test_images"].integer(0) if "test_images" in top else 0,
+        test_images=_test_images(top["test_images"]) if "test_images" in top else 0,
         path=path,
+        source=source,
         lines={key: entry.line for key, entry in top.items()},
     )
     _check_pairs(grid, top["pairs"])
@@ -252,7 +257,7 @@ def _name(entry: Entry) -> str:
 def _one_of(entry: Entry, known: Iterable[str]) -> str:
     name = entry.text()
     if name not in known:
-        entry.refuse(f"{entry.name} is one of {', '.join(known)}, got {name!r}")
+        entry.refuse(UnknownName(entry.name.replace("_", " "), name, known))
     return name
 
 
@@ -310,6 +315,8 @@ def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequ
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
         spec = MethodSpec(method=entry.text())
+    if math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
+        entry.refuse(f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values")
     candidates = tuple(_candidates(training, choose))
     try:
         spec.parse()
@@ -341,6 +348,10 @@ def _sizes(entry: Entry) -> tuple[int, ...]:
         first, last, step = bounds["from"].integer(2), bounds["to"].integer(2), bounds["step"].integer(1)
         if last < first:
             entry.refuse(f"n goes from {first} to {last}, which is backwards")
+        if (last - first) // step >= MAX_RUNS:
+            entry.refuse(
+                f"n takes {(last - first) // step + 1} values, and {MAX_RUNS} runs is the most; take larger steps"
+            )
         return tuple(range(first, last + 1, step))
     items = entry.items() if entry.is_list else [entry]
     return tuple(sorted(_unique(entry, [item.integer(2) for item in items])))
@@ -355,6 +366,13 @@ def _seeds(entry: Entry) -> tuple[int, ...]:
 
 def _targets(entry: Entry | None) -> tuple[float, ...]:
     return () if entry is None else _unique(entry, [item.fraction() for item in entry.items()])
+
+
+def _test_images(entry: Entry) -> int:
+    images = entry.integer(0)
+    if images == 1:
+        entry.refuse("test_images is 0 or at least 2: one image has no correlations")
+    return images
 
 
 def _store(entry: Entry) -> StoreSettings:
@@ -372,6 +390,11 @@ def _unique(entry: Entry, values: Sequence[Any]) -> tuple[Any, ...]:
             entry.refuse(f"{entry.name} has {value} twice; give each once")
         seen.add(value)
     return tuple(values)
+
+
+def slug(text: str) -> str:
+    """Text as part of a file's name."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_.") else "-" for letter in text)[:60]
 
 
 def layers_of(name: str) -> list[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of
+from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of, slug
 from models import ModelError
 from storage.errors import CKDError
 from student_train.sampling import Sampling
@@ -32,6 +32,7 @@ class Run:
         folder: below the grid's folder, with forward slashes.
         store: the same for the store it learns from.
         images_per_step: the work of a step.
+        recipe: what the method is made of, as run.json says it.
     """
 
     folder: str
@@ -44,6 +45,8 @@ class Run:
     n: int
     config: TrainConfig
     images_per_step: int
+    precision: str
+    recipe: dict[str, Any] = field(compare=False, repr=False)
 
     @property
     def work(self) -> int:
@@ -56,6 +59,7 @@ class Run:
         settings = {**config, **config.pop("protocol")}
         for name in ("student", "seed", "protocol"):
             settings.pop(name, None)
+        settings |= {"precision": self.precision, "recipe": self.recipe}
         names = ("teacher", "student", "dataset", "store", "label", "n")
         facts = {name: getattr(self, name) for name in names}
         return {"run": self.folder, **facts, "seed": self.config.seed, "settings": settings}
@@ -108,9 +112,16 @@ def plan_runs(grid: Grid, precision: str) -> list[Run]:
         precision: what the runs will be computed in; part of what they are.
 
     Raises:
-        InvalidInput: an n is too small for a method; the message names the line.
+        InvalidInput: an n is too small for a method, or two methods would share a folder; the message names the line.
     """
-    return list(_runs(grid, precision))
+    runs = list(_runs(grid, precision))
+    labels: dict[str, str] = {}
+    for run in runs:
+        if labels.setdefault(run.folder, run.label) != run.label:
+            raise grid.refused(
+                "methods", f"{labels[run.folder]!r} and {run.label!r} name the same folder; give one another label"
+            )
+    return runs
 
 
 def _runs(grid: Grid, precision: str) -> Iterator[Run]:
@@ -178,6 +189,8 @@ def _run(
         n=n,
         config=config,
         images_per_step=recipe.images[n, config.batch_size],
+        precision=precision,
+        recipe=recipe.described,
     )
 
 
@@ -199,8 +212,3 @@ def _store_folder(grid: Grid, pair: Pair) -> str:
 def _dataset_slug(grid: Grid) -> str:
     """A name for the data set, without the path to it."""
     return slug(Path(grid.dataset.partition(":")[2] or grid.dataset).name or grid.dataset)
-
-
-def slug(text: str) -> str:
-    """Text as part of a file's name."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_.") else "-" for letter in text)[:60]

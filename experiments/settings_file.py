@@ -5,7 +5,6 @@ Only plain YAML is read: no tags, so no objects; each key once; a depth and a si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from storage.errors import InvalidInput, UnknownName
 
 _MAX_BYTES = 1 << 20
+_MAX_NUMBER = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Entry:
                 value = float(value)
             except ValueError:
                 value = None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MAX_NUMBER:
             self.refuse(f"{self.name} must be a number, got {self._shown()}")
         return float(value)
 
@@ -123,15 +123,19 @@ class Entry:
             return None
 
     def _shown(self) -> str:
-        return repr(self.node.value) if isinstance(self.node, yaml.ScalarNode) else "several values"
+        return repr(self.node.value[:60]) if isinstance(self.node, yaml.ScalarNode) else "several values"
 
 
-def read_settings(path: Path) -> Entry:
-    """The whole file as one entry; raises `InvalidInput` if it cannot be read or is no plain YAML."""
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that may be a grid."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read ({error.strerror}); give the path of a grid") from error
+
+
+def parse_settings(path: Path, content: bytes) -> Entry:
+    """The whole file as one entry; raises `InvalidInput` if it is no plain YAML."""
     if len(content) > _MAX_BYTES:
         raise InvalidInput(f"{path} has {len(content)} bytes, which no grid needs; give the path of a grid")
     try:

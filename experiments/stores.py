@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from experiments.grid import Grid
 from experiments.plan import StoreNeed
 from models.compute import Compute
 from storage.errors import CKDError, InvalidInput
+from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
-from storage.store import Store
+from storage.store import Store, own_ledger
 from storage.terminal import progress, stderr
 from teacher_cache.build import build
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -92,8 +94,9 @@ class Stores:
         return replace(need, weights=path)
 
     def own_weights(self, need: StoreNeed) -> Path:
-        """Where the grid keeps a teacher that it trains itself."""
-        return self.out / "teachers" / f"{need.teacher}.safetensors"
+        """Where the grid keeps a teacher that it trains itself; another training is another file."""
+        data = Path(need.folder).name
+        return self.out / "teachers" / f"{data}-{need.teacher_epochs}epochs.safetensors"
 
     def plan(self, need: StoreNeed) -> StorePlan:
         """Look at what is there, and count what is to be called; nothing is called or written.
@@ -107,10 +110,17 @@ class Stores:
         # What a store keeps beyond what is needed stays.
         features = need.features if kept is None else kept
         config = self._build_config(need, folder, features, self.grid.sizes[-1])
-        return StorePlan(
+        plan = StorePlan(
             extension=self._plan_extension(need, folder, missing) if missing else None,
             build=plan_build(config, self.dataset),
         )
+        if plan.extension is not None:
+            # Each of the two fits the budget by itself.
+            with closing(own_ledger(folder)) as ledger:
+                account = ledger.summary(plan.fingerprint)
+            budget = account.budget if self.grid.store.budget is None else self.grid.store.budget
+            check_budget(need.teacher, spent=account.spent, budget=budget, wanted=plan.new_calls)
+        return plan
 
     def make(self, need: StoreNeed, plan: StorePlan) -> int:
         """Make the store hold what the grid needs; returns the calls that were made.
@@ -131,9 +141,9 @@ class Stores:
         config = self._build_config(need, self.out / test_store(need), (), self.grid.test_images)
         return plan_test_calls(replace(config, budget=None), self.dataset)
 
-    def make_test(self, need: StoreNeed) -> int:
+    def make_test(self, need: StoreNeed, plan: BuildPlan) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
-        return _build(test_store(need), self.plan_test(need))
+        return _build(test_store(need), plan)
 
     def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
         grid, settings = self.grid, self.grid.store

@@ -6,17 +6,19 @@ as `logits.json` in its run folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.documents import read_object
 from analysis.logits import describe_logits
 from analysis.students import student_logits
 from experiments.plan import Run, StoreNeed
 from experiments.stores import test_store
+from models import ModelError
 from storage.durable import write_json
+from storage.errors import CKDError, InvalidInput
 from storage.store import Store
-from storage.terminal import progress
+from storage.terminal import progress, stderr
 
 LOGITS = "logits.json"
 
@@ -30,13 +32,16 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run]
     teachers = {folder: store.read_outputs(["logits"], images)["logits"][:, 0] for folder, store in stores.items()}
     with progress("students on test images", len(waiting)) as advance:
         for run in waiting:
-            said = student_logits(out / run.folder, out / run.store, images)
-            write_json(out / run.folder / LOGITS, describe_logits(said, teachers[run.store]))
+            try:
+                said = student_logits(out / run.folder, out / run.store, images)
+                write_json(out / run.folder / LOGITS, describe_logits(said, teachers[run.store]))
+            except (CKDError, ModelError) as error:
+                stderr.print(f"{run.folder} is not described: {error}", markup=False)
             advance(1, run.folder)
 
 
 def _is_there(out: Path, run: Run, images: int) -> bool:
     try:
-        return bool(json.loads((out / run.folder / LOGITS).read_bytes())["images"] == images)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_object(out / run.folder / LOGITS, "").get("images") == images)
+    except InvalidInput:
         return False

@@ -12,6 +12,7 @@ from experiments.execution import ExecutionConfig, execute
 from experiments.grid import Grid
 from experiments.stores import open_images
 from storage.errors import CKDError, InvalidInput
+from teacher_cache.sample import largest_sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class Step:
     """What one purchase brought.
 
     Args:
-        calls: spent so far on the training sample.
+        calls: that a sample of this size takes.
         new_calls: of those, made in this step; 0 where an earlier execution made them.
         val_accuracy, val_std: best validation accuracy of each seed, mean and sample deviation; None for one seed.
         test_accuracy: mean, at the best validation accuracy; it decides nothing.
@@ -85,9 +86,16 @@ def until(
         raise InvalidInput(
             f"--step {step} takes {step * views} calls and --budget is {budget}; lower the one or raise the other"
         )
+    if not grid.methods[0].spec.parse().asks_teacher:
+        raise InvalidInput(
+            f"{grid.methods[0].label} asks no teacher, so no call brings it anything; give another --method"
+        )
     dataset = open_images(grid)
+    largest = largest_sample(len(dataset.train))
+    if step > largest:
+        raise InvalidInput(f"--step {step} is more than the {largest} images of {dataset.name} there are to sample")
     steps: list[Step] = []
-    for n in range(step, budget // views + 1, step):
+    for n in range(step, min(budget // views, largest) + 1, step):
         sized = replace(grid, sizes=tuple(range(step, n + 1, step)), store=replace(grid.store, budget=budget))
         outcome = execute(sized, config, dataset)
         if outcome.failed:

@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 
+from analysis.results import FAILURE
 from experiments.plan import Run
 from models import ModelError
 from models.compute import Compute
 from storage.durable import write_json
-from storage.errors import CKDError, Interrupted
+from storage.errors import CKDError, Interrupted, StoreBusy
 from student_train.run_folder import RunFolder
 from student_train.trainer import Trainer
 
-FAILURE = "failure.json"
 LOG = "train.log"
 _POLL_SECONDS = 0.2
 
@@ -179,7 +179,7 @@ class WorkerPool:
         run = worker.run
         try:
             event: Event = worker.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # cut off in the middle of a message, too
             return self._bury(worker, run)
         if not isinstance(event, Evaluated):
             worker.run = None
@@ -248,30 +248,40 @@ def _end_with(watched: Connection) -> None:
 
 def _train(run: Run, settings: WorkerSettings, connection: Connection) -> Event:
     folder = settings.out / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _logging_to(folder / LOG):
-        try:
-            compute = Compute.choose(settings.device, settings.precision)
-            trainer = Trainer.open(
-                run.config, settings.out / run.store, run.n, run.spec.parse(), compute, RunFolder(folder)
-            )
-            result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))
-        except Interrupted:
-            return Stopped(run)
-        except (CKDError, ModelError) as error:
-            return record_failure(settings.out, run, type(error).__name__, str(error))
-        except Exception as error:
-            # A run that fails in a way nobody thought of stops no other; its log keeps the traceback.
-            traceback.print_exc()
-            name, said = type(error).__name__, str(error).partition("\n")[0]
-            return record_failure(settings.out, run, name, f"{name}: {said}; the traceback is in {run.folder}/{LOG}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _logging_to(folder / LOG):
+            return _train_logged(run, settings, connection, folder)
+    except OSError as error:
+        return Failed(run, f"{error.filename or folder} cannot be written to ({error.strerror})")
+
+
+def _train_logged(run: Run, settings: WorkerSettings, connection: Connection, folder: Path) -> Event:
+    try:
+        compute = Compute.choose(settings.device, settings.precision)
+        trainer = Trainer.open(
+            run.config, settings.out / run.store, run.n, run.spec.parse(), compute, RunFolder(folder)
+        )
+        result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))
+    except Interrupted:
+        return Stopped(run)
+    except StoreBusy as error:
+        return Failed(run, str(error))  # another training is at it: nothing went wrong with this one
+    except (CKDError, ModelError) as error:
+        return record_failure(settings.out, run, type(error).__name__, str(error))
+    except Exception as error:
+        # A run that fails in a way nobody thought of stops no other; its log keeps the traceback.
+        traceback.print_exc()
+        name, said = type(error).__name__, str(error).partition("\n")[0]
+        return record_failure(settings.out, run, name, f"{name}: {said}; the traceback is in {run.folder}/{LOG}")
     return Finished(run, json.loads(json.dumps(result)))
 
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Everything printed, by C code too, is appended to a file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    # O_NONBLOCK: a pipe in place of the file is an error, and does not make us wait.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     before = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,12 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InvalidInput(f"{self.path} is a file; give another --out")
 
-    def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The result of a finished run of these settings, or None; raises `InvalidInput` for one of others."""
+    def finished(self, config: Mapping[str, Any], stores: Collection[str] = ()) -> dict[str, Any] | None:
+        """The result of a finished run of these settings, or None; raises `InvalidInput` for one of others.
+
+        Args:
+            stores: ids that the store had before it was what it is; as good as its own.
+        """
         path = self.path / _RUN
         if not path.exists():
             return None
@@ -67,7 +71,7 @@ class RunFolder:
                 raise ValueError("it is no JSON object")
         except ValueError as error:
             raise InvalidInput(f"{path} is not a run's result ({error}); delete it, or give another --out") from error
-        self._require_same(document, config)
+        self._require_same(document, config, stores)
         return document
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -76,8 +80,11 @@ class RunFolder:
         torch.save(dict(state), content)
         write_bytes(self.path / _RESUME, content.getvalue())
 
-    def load_state(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    def load_state(self, config: Mapping[str, Any], stores: Collection[str] = ()) -> dict[str, Any] | None:
         """What `save_state` kept, or None at the first start.
+
+        Args:
+            stores: as for `finished`.
 
         Raises:
             InvalidInput: it was left by a run with other settings, or is damaged.
@@ -91,10 +98,12 @@ class RunFolder:
         except Exception as error:
             # A damaged or foreign file fails in too many ways to list; none of them runs code.
             raise InvalidInput(f"{path} cannot be resumed from; delete it to start again") from error
-        self._require_same(found, config)
+        self._require_same(found, config, stores)
         return state
 
-    def _require_same(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def _require_same(self, found: Mapping[str, Any], config: Mapping[str, Any], stores: Collection[str]) -> None:
+        if found.get("store_id") in stores:
+            found = {**found, "store_id": config.get("store_id")}
         # Through JSON, so that a tuple that was written as a list is not a difference.
         differing = [name for name, value in json.loads(json.dumps(config)).items() if found.get(name) != value]
         if differing:

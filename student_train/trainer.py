@@ -72,6 +72,10 @@ class TrainConfig:
             raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInput(f"{name} must be a finite number of at least 0, got {value}")
 
 
 class Trainer:
@@ -153,10 +157,12 @@ class Trainer:
             Interrupted: the user asked to stop; resume to go on.
         """
         with self.folder.opened(resume=resume):
-            finished = self.folder.finished(self._identity())
+            # What an extended or converted store had before, it has still.
+            earlier = self.data.manifest.ids
+            finished = self.folder.finished(self._identity(), earlier)
             if finished is not None:
                 return finished
-            state = self.folder.load_state(self._identity())
+            state = self.folder.load_state(self._identity(), earlier)
             with self.data.compute.exact():
                 if state is not None:
                     self._restore(state)

@@ -24,7 +24,7 @@ from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, re
 from storage.schema import OutputSpec, split_rows
 from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
 from storage.views import VIEW_POLICIES, sample_views
-from teacher_cache.datasets import ArraySplit, ImageDataset, open_dataset
+from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.lease import this_host
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
 from teacher_cache.sample import NestedSample, draw_sample
@@ -173,7 +173,8 @@ def plan_test_calls(config: BuildConfig, dataset: ImageDataset | None = None) ->
     """The same for the first n images of the test split, as evaluation shows them: one plain view each.
 
     Where a student and its teacher are compared on unseen images, those calls are calls like any others. They are kept
-    in a store of their own, of the data set that the test images are alone; `config.views` and its policy are not used.
+    in a store of their own, whose training split is the test images; it can grow. `config.views` and its policy are not
+    used.
 
     Raises:
         CKDError, ModelError: as `plan_build`; InvalidInput if the test split is smaller than n.
@@ -185,10 +186,9 @@ def plan_test_calls(config: BuildConfig, dataset: ImageDataset | None = None) ->
             f"{config.n} test images are asked for, and {dataset.name} has {len(dataset.test)}; ask for 2 to that many"
         )
     index = np.arange(config.n, dtype=np.int64)
-    images = ArraySplit(dataset.test.read(index), dataset.test.labels[index])
     # Looked for by the name of the whole data set.
     weights = find_weights(config.teacher, dataset, config.weights)
-    dataset = replace(dataset, name=f"{dataset.name}/test", train=images, test=images)
+    dataset = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     identity = _identity(replace(config, weights=weights), dataset, compute)
     # A store holds at least one image for validation; nobody uses it.
     return _plan(config, dataset, identity, NestedSample(train=index, val=index[:1]))

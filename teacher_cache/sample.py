@@ -28,6 +28,11 @@ class NestedSample:
     val: np.ndarray
 
 
+def largest_sample(pool_size: int) -> int:
+    """The largest n of a pool, a fifth of which is kept for validation."""
+    return pool_size - pool_size // _VALIDATION_EVERY
+
+
 def draw_sample(pool_size: int, n: int, seed: int) -> NestedSample:
     """The first n training images, and n/4 validation images, of the permutation that `seed` gives.
 

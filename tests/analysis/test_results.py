@@ -66,6 +66,16 @@ def test_nothing_is_chosen_before_all_candidates_are_finished(tmp_path):
     assert results_of(tmp_path, runs)["chosen"].tolist() == [False, True]
 
 
+def test_a_candidate_that_diverged_has_lost_the_choice_and_another_failure_leaves_it_open(tmp_path):
+    runs = [PlannedRun(lr=0.1, accuracy=None), PlannedRun(lr=0.05)]
+    write_grid(tmp_path, runs)
+    failure = tmp_path / runs[0].folder / "failure.json"
+    failure.parent.mkdir(parents=True)
+    for kind, expected in (("Diverged", True), ("WorkerDied", False)):
+        failure.write_text(json.dumps({"error": "it failed", "kind": kind, "at": "2025-01-01T00:00:00"}))
+        assert collect(tmp_path)["chosen"].tolist() == [expected]
+
+
 def test_states_tell_finished_failed_begun_and_waiting(tmp_path):
     runs = [PlannedRun(seed=0), *(PlannedRun(seed=seed, accuracy=None) for seed in (1, 2, 3, 4))]
     write_grid(tmp_path, runs)

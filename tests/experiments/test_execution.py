@@ -86,6 +86,7 @@ def test_status_and_results_say_the_same(finished):
     assert found == {(row.label, row.n): (row.test_accuracy, None) for row in results(out).itertuples()}
 
 
+@pytest.mark.slow
 def test_a_new_method_a_new_seed_and_a_larger_n_run_just_what_is_new(finished, tmp_path, weights):
     _, before = finished
     out = tmp_path / "out"
@@ -99,6 +100,57 @@ def test_a_new_method_a_new_seed_and_a_larger_n_run_just_what_is_new(finished, t
     assert all(row == kept[row["run"]] for row in lasting(out) if row["run"] in kept)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_begun_goes_on_after_its_store_was_extended(tmp_path, weights):
+    document = small(weights, methods=["kd"], n=[96], training={"max_evals": 40})
+    grid, out = write(tmp_path / "grid.yaml", document), tmp_path / "out"
+    process = begin(grid, out)
+    wait_for(lambda: begun(out) == 1, process)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert list(out.rglob("resume.pt"))
+    done = run(write(grid, document | {"methods": ["kd", "fitnets"]}), out)
+    assert done.returncode == 0, done.stderr
+    assert "0 found finished, 2 trained, 0 failed; 96 new teacher calls" in done.stdout
+    assert any("going on after step" in log.read_text() for log in out.rglob("train.log"))
+
+
+@pytest.mark.slow
+def test_more_outputs_and_more_rows_fit_the_budget_together_or_not_at_all(tmp_path, weights):
+    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
+    document = small(weights, methods=["kd"], n=[24], store={"budget": 60})
+    assert run(write(grid, document), out).returncode == 0
+    # 24 calls again for maps and 24 for rows: either fits the 36 that are left.
+    refused = run(write(grid, document | {"methods": ["fitnets"], "n": [48]}), out)
+    assert refused.returncode == 3
+    assert "asked for 48 calls" in refused.stderr
+    assert spent(out / "stores" / "resnet8-digits") == 24
+
+
+@pytest.mark.slow
+def test_more_test_images_cost_the_difference(finished, tmp_path, weights):
+    _, before = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    document = small(weights, methods=["vanilla", "kd", "ckd"], test_images=11)
+    more = run(write(tmp_path / "grid.yaml", document), out)
+    assert "6 found finished, 0 trained, 0 failed; 3 new teacher calls" in more.stdout, more.stderr
+    assert {json.loads(path.read_text())["images"] for path in out.rglob("logits.json")} == {11}
+
+
+def test_a_result_of_other_settings_in_a_runs_folder_is_refused(finished, tmp_path):
+    _, before = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    table = results(out)
+    kd, ckd = (table.loc[(table["label"] == label) & (table["n"] == 48), "run"].item() for label in ("kd", "ckd"))
+    (out / kd / "run.json").write_bytes((out / ckd / "run.json").read_bytes())
+    refused = run_command("ckd-pipeline", "status", out)
+    assert refused.returncode == 2
+    assert "is not what was planned for this run" in refused.stderr
+
+
 def test_a_changed_setting_never_takes_results_of_the_old_one(finished, tmp_path, weights):
     _, before = finished
     out = tmp_path / "out"
@@ -109,6 +161,7 @@ def test_a_changed_setting_never_takes_results_of_the_old_one(finished, tmp_path
     assert list(results(out)["max_evals"]) == [1]
 
 
+@pytest.mark.slow
 def test_another_teacher_under_finished_runs_is_refused(finished, tmp_path):
     from models import create_model, save_weights
 
@@ -129,6 +182,7 @@ def test_another_teacher_under_finished_runs_is_refused(finished, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_validation_chooses_among_learning_rates(tmp_path, weights):
     document = small(weights, methods=["kd"], n=[48], choose={"lr": [0.2, 0.001]})
     out = tmp_path / "out"
@@ -140,6 +194,7 @@ def test_validation_chooses_among_learning_rates(tmp_path, weights):
     assert [place for place, chosen in enumerate(table["chosen"]) if chosen] == [best]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_reported_and_stops_nothing_else(tmp_path, weights):
     methods = ["kd", {"label": "wild", "method": "kd", "training": {"lr": 1e30}}]
     grid = write(tmp_path / "grid.yaml", small(weights, methods=methods, n=[24]))
@@ -269,6 +324,26 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path, weig
     rest = run(grid, out)
     assert rest.returncode == 0, rest.stderr
     assert num_finished(out) == 2
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_teacher_is_trained_leaves_a_folder_to_go_on_with(tmp_path):
+    document = {
+        "dataset": "digits",
+        "pairs": [{"teacher": "resnet8", "student": "resnet8", "teacher_epochs": 1}],
+        "methods": ["kd"],
+        "n": [24],
+        "seeds": 1,
+        "training": {"max_evals": 1},
+    }
+    grid, out = write(tmp_path / "grid.yaml", document), tmp_path / "out"
+    process = begin(grid, out)
+    wait_for(lambda: (out / "teachers").exists(), process)
+    process.kill()
+    process.communicate()
+    rest = run(grid, out)
+    assert rest.returncode == 0, rest.stderr
+    assert "1 trained, 0 failed; 24 new teacher calls" in rest.stdout
 
 
 @pytest.mark.slow

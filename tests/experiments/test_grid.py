@@ -86,6 +86,7 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("from: 100", "from: 1", 9, "whole number of at least 2, got '1'"),
         ("from: 100", "from: 400", 9, "backwards"),
         ("step: 100", "step: 0", 9, "at least 1"),
+        ("to: 300, step: 100", "to: 1000000000000, step: 1", 9, "100000 runs is the most"),
         ("{from: 100, to: 300, step: 100}", "[100, many]", 9, "whole number"),
         ("{from: 100, to: 300, step: 100}", "[100, 100]", 9, "100 twice"),
         ("{from: 100, to: 300, step: 100}", "[]", 9, "at least one item"),
@@ -94,14 +95,18 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("seeds: 2", "seeds: true", 10, "whole number"),
         ("lr: [0.1, 5e-2]", "lr: [0.1, fast]", 11, "must be a number, got 'fast'"),
         ("lr: [0.1, 5e-2]", "lr: [0.1, 0.1]", 11, "0.1 twice"),
+        ("lr: [0.1, 5e-2]", f"lr: [1{'0' * 400}]", 11, "must be a number"),
+        ("lr: [0.1, 5e-2]", f"lr: {list(range(1, 1002))}", 6, "more than 1000 trainings"),
+        ("max_evals: 4", "max_evals: 4, momentum: -1", 6, "momentum must be a finite number of at least 0"),
         ("lr: [0.1, 5e-2]", "lr: [-0.1]", 6, "finite number above 0"),
         ("max_evals: 4", "max_eval: 4", 12, "did you mean max_evals"),
         ("max_evals: 4", "max_evals: 0", 12, "at least 1"),
         ("views: 2", "views: 0", 13, "from 1 to"),
-        ("views: 2", "view_policy: plane", 13, "one of augmented, plain, got 'plane'"),
+        ("views: 2", "view_policy: plane", 13, "did you mean plain"),
         ("views: 2", "views: 2, view_policy: plain", 13, "every plain view"),
         ("[0.5]", "[50]", 14, "between 0 and 1"),
         ("test_images: 20", "test_images: [20]", 15, "whole number"),
+        ("test_images: 20", "test_images: 1", 15, "0 or at least 2"),
         ("name: good", "name: ../elsewhere", 1, "name of a folder"),
         ("dataset: digits\n", "dataset: digits\ndataset: digits\n", 3, "given twice"),
         ("dataset: digits\n", "dataset: !!python/object/apply:os.system [ls]\n", 2, "the tag"),
@@ -147,6 +152,12 @@ def test_an_n_too_small_for_a_method_names_the_line(read):
             read(LINES.replace("{from: 100, to: 300, step: 100}", "[3]").replace("  - kd\n", "  - ckd:positives=3\n")),
             "fp32",
         )
+
+
+def test_labels_that_name_one_folder_are_refused_with_their_line(read):
+    methods = "  - {label: a b, method: kd}\n  - {label: a-b, method: kd}\n"
+    with pytest.raises(InvalidInput, match="line 6: 'a b' and 'a-b' name the same folder"):
+        plan_runs(read(LINES.replace("  - kd\n", methods)), "fp32")
 
 
 def test_a_layer_that_the_teacher_lacks_names_the_methods_line(read):

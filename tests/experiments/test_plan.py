@@ -61,7 +61,7 @@ def test_what_changes_no_result_changes_no_folder(tmp_path, weights, grid):
     assert folders(grid) == folders(same)
 
 
-def test_a_label_names_a_row_of_the_tables_and_not_another_training(tmp_path, weights, grid):
+def test_a_label_changes_the_name_of_the_folder_and_not_the_digest(tmp_path, weights, grid):
     methods = ["vanilla", {"label": "Hinton's", "method": "kd"}]
     renamed = read_grid(write(tmp_path / "renamed.yaml", small(weights, seeds=2, methods=methods)))
     digests = {folder[-10:] for folder in folders(grid)}

@@ -1,0 +1,155 @@
+"""Grids that nobody trained: real small stores with real ledgers, and run folders with results from a formula.
+
+A method's accuracy grows by the same for each doubling of n, and a seed moves it up or down, so what follows from the
+runs can be worked out by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_store import make_store
+from storage.ledger import Ledger
+from storage.manifest import Manifest
+from storage.store import LEDGER_FILE
+
+TEACHER, DATASET = "wrn_40_2", "random"
+STORE = f"stores/{TEACHER}-{DATASET}"
+VANILLA = "vanilla"
+GROWTH, SEED_STEP = 0.05, 0.01
+DEFAULT_BASES = {VANILLA: 0.20, "kd": 0.30, "ckd": 0.36}
+
+
+def accuracy(base: float, n: int, smallest: int, seed: int, seeds: int) -> float:
+    """Seeds lie evenly around the mean, which is `base` at the smallest n."""
+    return base + GROWTH * math.log2(n / smallest) + SEED_STEP * (seed - (seeds - 1) / 2)
+
+
+def make_grid(
+    folder: Path,
+    *,
+    bases: Mapping[str, float] = DEFAULT_BASES,
+    students: Sequence[str] = ("resnet8",),
+    sizes: Sequence[int] = (8, 16, 32),
+    seeds: int = 3,
+    rates: Sequence[float] = (0.05,),
+    targets: Sequence[float] = (0.43,),
+    budget: int | None = 40,
+    store_rows: int | None = None,
+    with_logits: bool = False,
+) -> Path:
+    """A finished grid.
+
+    Args:
+        bases: label -> test accuracy at the smallest n.
+        rates: learning rates to choose from; the first is the best.
+        store_rows: of the one store; None for the largest n.
+    """
+    largest = max(sizes) if store_rows is None else store_rows
+    (folder / STORE).parent.mkdir(parents=True)
+    make_store(folder / STORE, largest)
+    store_id = Manifest.load(folder / STORE).store_id
+    with closing(Ledger(folder / STORE / LEDGER_FILE)) as ledger:
+        if budget is not None:
+            ledger.set_budget("0" * 64, TEACHER, budget)
+        head = ledger.head()
+    runs = []
+    for student in students:
+        for label, base in bases.items():
+            for n in sizes:
+                for seed in range(seeds):
+                    for place, lr in enumerate(rates):
+                        where = f"runs/{TEACHER}-{student}/{len(runs):04d}-n{n}-seed{seed}"
+                        entry = {"run": where, "teacher": TEACHER, "student": student, "dataset": DATASET}
+                        entry |= {"store": STORE, "label": label, "n": n, "seed": seed, "settings": {"lr": lr}}
+                        test = accuracy(base, n, min(sizes), seed, seeds) - 0.02 * place
+                        document = _run(folder, entry, store_id, head, lr, test)
+                        (folder / where).mkdir(parents=True)
+                        _write(folder / where / "run.json", document)
+                        if with_logits and label != VANILLA:
+                            _write(folder / where / "logits.json", _logits(base, seed))
+                        runs.append(entry)
+    stores = [{"teacher": TEACHER, "dataset": DATASET, "store": STORE, "n": largest, "calls": largest}]
+    plan = {"format": 1, "name": "fabricated", "targets": list(targets), "test_images": 0, "budget": budget}
+    plan |= {"stores": stores, "cost": {"calls": largest, "calls_without_store": 1234}, "runs": runs}
+    _write(folder / "grid.json", plan)
+    return folder
+
+
+def change_plan(folder: Path, **changes: Any) -> None:
+    """Other values in `grid.json`."""
+    path = folder / "grid.json"
+    _write(path, json.loads(path.read_text()) | changes)
+
+
+def planned_runs(folder: Path) -> list[dict[str, Any]]:
+    """What `grid.json` says of each run."""
+    runs: list[dict[str, Any]] = json.loads((folder / "grid.json").read_text())["runs"]
+    return runs
+
+
+def change_run(folder: Path, run: str, **changes: Any) -> None:
+    """Other values in a run's `run.json`."""
+    path = folder / run / "run.json"
+    _write(path, json.loads(path.read_text()) | changes)
+
+
+def unfinish(folder: Path, run: str, error: str | None = None) -> None:
+    """Take a run's result away; with an error it has failed."""
+    (folder / run / "run.json").unlink()
+    if error is not None:
+        failure = {"error": error, "kind": "Diverged", "at": "2026-11-21T12:00:00+00:00"}
+        _write(folder / run / "failure.json", failure)
+
+
+def _run(folder: Path, entry: Mapping[str, Any], store_id: str, head: str, lr: float, test: float) -> dict[str, Any]:
+    asks = not entry["label"].startswith(VANILLA)
+    return {
+        "student": entry["student"],
+        "method": entry["label"],
+        "seed": entry["seed"],
+        "lr": lr,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "batch_size": 64,
+        "student_view": "fresh",
+        "protocol": {"patience": 8, "plateaus": 3, "max_evals": 24},
+        "recipe": {"losses": [{"loss": "match_logits", "weight": 1.0}], "sampling": None},
+        "n": entry["n"],
+        "precision": "fp32",
+        "store_id": store_id,
+        "teacher": TEACHER,
+        "teacher_fingerprint": "0" * 64,
+        "dataset": DATASET,
+        "store": str((folder / STORE).resolve()),
+        "ledger_head": head,
+        "teacher_calls": entry["n"] if asks else 0,
+        "teacher_outputs": ["logits"] if asks else [],
+        "test_accuracy": test,
+        "best_val_accuracy": test - 0.01,
+        "last_test_accuracy": test - 0.005,
+        "evaluations": 24,
+        "steps": 48 * entry["n"],
+        "seconds": 10.0 + entry["n"],
+        "device": "cpu",
+        "versions": {"teacher-cache": "0.1.0", "torch": "2.14.1"},
+    }
+
+
+def _logits(base: float, seed: int) -> dict[str, Any]:
+    values = [10.0 * base ** (rank / 4) for rank in range(8)]
+    return {
+        "images": 100,
+        "correlation_difference": 0.1 - base / 10 + 0.001 * seed,
+        "singular_values": values,
+        "teacher_singular_values": [20.0 * 0.8**rank for rank in range(8)],
+    }
+
+
+def _write(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document))
