@@ -115,7 +115,7 @@ def _calls_view(content: Content) -> View:
         title="Teacher calls for a target test accuracy",
         columns=[*([Column("teacher → student")] if several else []), Column("method"), *targets],
         rows=rows,
-        note="Bold: the fewest. One call is one image of the store; methods without a teacher make none, and for them "
+        note="Bold: the fewest. One call is one view of one image; methods without a teacher make none, and for them "
         "n is the number of labelled images.",
     )
 

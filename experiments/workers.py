@@ -262,6 +262,7 @@ def _train_logged(run: Run, settings: WorkerSettings, connection: Connection, fo
         trainer = Trainer.open(
             run.config, settings.out / run.store, run.n, run.spec.parse(), compute, RunFolder(folder)
         )
+        logging.info("loaded; training goes on, or begins")
         result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))
     except Interrupted:
         return Stopped(run)

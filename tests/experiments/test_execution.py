@@ -105,8 +105,8 @@ def test_a_run_that_was_begun_goes_on_after_its_store_was_extended(tmp_path, wei
     document = small(weights, methods=["kd"], n=[96], training={"max_evals": 40})
     grid, out = write(tmp_path / "grid.yaml", document), tmp_path / "out"
     process = begin(grid, out)
-    wait_for(lambda: begun(out) == 1, process)
-    time.sleep(2)
+    wait_for(lambda: any("loaded;" in log.read_text() for log in out.rglob("train.log")), process)
+    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert list(out.rglob("resume.pt"))
