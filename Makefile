@@ -44,6 +44,7 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.grid
 	$(BIN)/python -m benchmarks.report
 
 torture: $(INSTALLED)  ## kill builds and damage stores at random, and see what is left
