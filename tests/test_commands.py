@@ -45,6 +45,7 @@ def build(tmp_path, weights):
     return run
 
 
+@pytest.mark.slow
 def test_a_store_from_building_to_verifying(build, tmp_path):
     store = tmp_path / "store"
     dry = build("--n", 40, "--features", "layer1,pooled", "--dry-run", "--json")
@@ -122,6 +123,7 @@ def test_a_budget_that_is_too_small_is_exit_3(build, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_path, array_format):
     """A limit on file sizes stands in for a full disk: the kernel refuses the write in the same place."""
@@ -142,6 +144,7 @@ def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_
     assert run_command("ckd-cache", "verify", "--store", tmp_path / "store").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_path):
     """Once the arrays have their room only the ledger grows; here it may not, after some calls were paid."""
     arguments = ("--n", 500, "--batch-size", 16)
@@ -209,6 +212,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_to(build, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_found_and_used(tmp_path):
     environment = {"CKD_TEACHERS": str(tmp_path / "teachers"), "OMP_NUM_THREADS": "1"}
     base = ("--teacher", "resnet8", "--dataset", "digits", "--device", "cpu")
@@ -331,6 +335,7 @@ def test_bad_training_input_is_a_sentence_and_exit_2(built_store, tmp_path, case
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_or_half_built_store_says_how_to_finish_it(store_of_each_format, tmp_path):
     result = run_command("ckd-train", "--store", tmp_path / "nowhere")
     assert result.returncode == 2
@@ -348,6 +353,7 @@ def test_a_missing_or_half_built_store_says_how_to_finish_it(store_of_each_forma
     assert "has 50 whole rows, 96 are needed; finish it with: ckd-cache build" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_truncated_store_is_a_sentence(store_of_each_format, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(store_of_each_format, broken)

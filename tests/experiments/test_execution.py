@@ -151,6 +151,7 @@ def test_a_result_of_other_settings_in_a_runs_folder_is_refused(finished, tmp_pa
     assert "is not what was planned for this run" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_setting_never_takes_results_of_the_old_one(finished, tmp_path, weights):
     _, before = finished
     out = tmp_path / "out"
@@ -222,6 +223,7 @@ def test_a_budget_is_refused_before_any_call(tmp_path, weights):
     assert not (tmp_path / "out" / "stores").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -239,6 +241,7 @@ def test_what_the_images_do_not_allow_is_refused_before_any_call(tmp_path, weigh
     assert not (tmp_path / "out" / "stores").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(tmp_path, weights, built_store):
     grid = write(tmp_path / "grid.yaml", small(weights))
     assert "is no grid's folder" in run(grid, built_store).stderr

@@ -176,6 +176,7 @@ def test_stores_keep_what_all_methods_together_need(read):
     assert plain.features == ()
 
 
+@pytest.mark.slow
 def test_the_published_grids_ask_for_what_the_paper_did():
     grids = {path.stem: read_grid(path) for path in (Path(__file__).parents[2] / "grids").glob("*.yaml")}
     table1 = grids["table1"]

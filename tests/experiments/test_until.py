@@ -17,6 +17,7 @@ def until(weights: Path, out: Path, *options: object):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_target_and_says_what_each_step_brought(tmp_path, weights):
     # Of the 12 validation images some are right by chance.
     result = until(weights, tmp_path / "out", "--target", 0.001, "--step", 48, "--budget", 960)
@@ -43,6 +44,7 @@ def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights)
     assert [step["val_accuracy"] for step in second["steps"][:2]] == [step["val_accuracy"] for step in said["steps"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

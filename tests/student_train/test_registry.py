@@ -41,6 +41,7 @@ def write_own(folder, name="my_losses", text=OWN):
     (folder / f"{name}.py").write_text(textwrap.dedent(text))
 
 
+@pytest.mark.slow
 def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_store, tmp_path):
     write_own(tmp_path)
     losses = ["--loss", "ce", "--loss", "my_losses:Huber:delta=2,weight=0.5,compared=true"]
@@ -61,6 +62,7 @@ def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_sto
     assert "delta=1" in explained.stdout
 
 
+@pytest.mark.slow
 def test_a_package_registers_losses_by_its_entry_points(built_store, tmp_path):
     write_own(tmp_path, "their_losses")
     info = tmp_path / "their_losses-1.0.dist-info"
@@ -113,6 +115,7 @@ def test_an_unknown_loss_names_the_nearest():
     assert "no loss is called 'dk'; did you mean" in result.stderr
 
 
+@pytest.mark.slow
 def test_options_of_a_training_are_refused_before_a_subcommand():
     result = run_command("ckd-train", "--lr", "0.1", "losses")
     assert result.returncode == 2

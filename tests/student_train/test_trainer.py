@@ -121,6 +121,7 @@ def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
     arguments = train_arguments(built_store, 4)
     killed = [sys.executable, "-m", "tests.student_train.killed_student", "2", *arguments, "--out", tmp_path / "killed"]
@@ -281,6 +282,7 @@ def test_an_evaluation_comes_every_epoch_worth_of_steps(built_store, tmp_path):
         assert trainer.run(resume=True)["steps"] == 2 * 3, "ceil(90 / 32) steps each"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_can_be_learned_is_learned(built_store, tmp_path):
     """The student is the teacher's own architecture: KD alone brings its logits close to the stored ones."""
     trainer = make_trainer(built_store, tmp_path / "run", "kd:ce=0", max_evals=40, student_view="teacher", lr=0.1)
@@ -362,6 +364,7 @@ def test_anchoring_changes_no_gradient(built_store, tmp_path):
     assert not torch.allclose(anchored["fc.bias"], plain["fc.bias"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on_with_resume(built_store, tmp_path):
     out = tmp_path / "run"
     command = [*train_arguments(built_store, 30), "--out", out]
@@ -389,6 +392,7 @@ def test_an_interrupted_command_goes_on_with_resume(built_store, tmp_path):
     assert again.stdout == done.stdout
 
 
+@pytest.mark.slow
 def test_stage_two_runs_with_everything_but_the_store_gone(store_of_each_format, tmp_path):
     """No data set, no weights, no network, no stage one: only a copy of the store's folder."""
     store = tmp_path / "elsewhere" / "store"

@@ -326,6 +326,7 @@ def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards)
     assert sum(forwards) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_path, weights, array_format, step):

@@ -209,6 +209,7 @@ def build_with_deaths(builders, job, tmp_path, *, count: int, deaths: int, seed:
     return [builder.wait(120) for builder in started[deaths:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ledger_url", "array_format"), [("sqlite", "zarr"), ("postgresql", "hdf5")], indirect=["ledger_url"]
 )
