@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.commands import report_command, run_command, status_command, until_command
-from models import ModelError
+from ground.errors import store_command
+from ground.terminal import CommandGroup, print_json, progress, stderr
 from models.compute import Compute
-from storage.errors import CKDError, store_command
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
-from storage.terminal import CommandGroup, print_json, progress, stderr
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
@@ -56,7 +55,7 @@ class DemoConfig:
     seed: int = 0
 
 
-@click.group(cls=CommandGroup, user_errors=(CKDError, ModelError))
+@click.group(cls=CommandGroup)
 @click.version_option(package_name="teacher-cache")
 def main() -> None:
     """Both stages in one command.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.curves import PAIR
 from analysis.results import chosen
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 
 RESAMPLES = ("pairs", "seeds")
 _BLOCK = 1 << 20

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.curves import CURVE, PAIR, accuracy_by_n
 from analysis.results import chosen
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 
 NOT_REACHED = "not reached"
 PASSED = "passed at the smallest n"

@@ -19,7 +19,7 @@ from analysis.palette import Look, looks_of
 from analysis.results import CELL, chosen, collect, read_plan, states
 from analysis.table import Table
 from analysis.tables import all_tables, published
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 # More would hide what else is missing; all of them are in a table.
 _MOST_FAILURES = 5

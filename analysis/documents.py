@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 _MAX_BYTES = 64 << 20
 _MAX_NUMBER = 1 << 53

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from storage.errors import CKDError
+from ground.errors import CKDError
 from storage.ledger import Ledger
 from storage.ledger_records import Summary
 from storage.ledger_report import teacher_seconds

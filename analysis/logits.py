@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.curves import CURVE
 from analysis.documents import Malformed, number, read_object, unreadable, whole
 from analysis.results import chosen
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 LOGITS_FILE = "logits.json"
 TEACHER = "teacher"

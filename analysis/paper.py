@@ -12,7 +12,8 @@ from importlib.resources import files
 import pandas as pd
 
 from analysis.calls import NOT_REACHED, PASSED
-from models import ModelError, canonical_name
+from ground.errors import InvalidInput
+from models import canonical_name
 
 SOURCE = "Xu et al., Comparative Knowledge Distillation, WACV 2025"
 DATASET = "cifar100"
@@ -35,7 +36,7 @@ def network_key(name: str) -> str:
     """A network in our spelling: the paper's WRN-40-2 is wrn_40_2; an unknown name stays as it is."""
     try:
         return canonical_name(name)
-    except ModelError:
+    except InvalidInput:
         return name
 
 

@@ -15,8 +15,8 @@ from analysis.figures import Figure, png_of
 from analysis.page import Page, render
 from analysis.sections import facts, sections_of
 from analysis.table import Table
-from storage.durable import write_bytes
-from storage.errors import InvalidInput
+from ground.durable import write_bytes
+from ground.errors import InvalidInput
 
 PAGE = "report.html"
 FOLDER = "report"

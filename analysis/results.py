@@ -27,9 +27,9 @@ from analysis.documents import (
     unreadable,
     whole,
 )
-from models import ModelError, canonical_name
-from storage.durable import replacing
-from storage.errors import Diverged, InvalidInput
+from ground.durable import replacing
+from ground.errors import Diverged, InvalidInput
+from models import canonical_name
 
 PLAN = "grid.json"
 FORMAT = 1
@@ -259,7 +259,7 @@ def _network(name: Any) -> Any:
     """A network's name in the benchmark's spelling, and anything else as it is."""
     try:
         return canonical_name(name) if isinstance(name, str) else name
-    except ModelError:
+    except InvalidInput:
         return name
 
 

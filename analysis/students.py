@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from analysis.documents import Malformed, read_object, text, unreadable
-from models import ModelError, Network, create_model, load_weights, read_weights
+from ground.errors import IdentityMismatch, InvalidInput
+from ground.views import evaluation_batches
+from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
 from models.reused_head import rebuild
-from storage.errors import IdentityMismatch, InvalidInput
 from storage.store import Store
-from storage.views import evaluation_batches
 
 _ADVICE = "delete the folder of this run and train the student again"
 # Only a student with its teacher's last layer has this in its state dict; see models/reused_head.py.
@@ -44,8 +44,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     compute.place(network)
     network.eval()
     pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", images)) for name in ("images", "labels"))
-    identity = manifest.identity
-    batches = evaluation_batches(pixels, labels, identity.geometry, identity.teacher.normalisation)
+    batches = evaluation_batches(pixels, labels, manifest.identity.teacher_rendering)
     with torch.inference_mode():
         logits = torch.cat([network(inputs) for inputs, _ in batches])
     return logits.float().contiguous().numpy()
@@ -77,8 +76,8 @@ def _load(run_folder: Path, student: str, num_classes: int) -> Network:
         network = rebuild(student, state) if _REUSED_HEAD in state else create_model(student, num_classes, seed=0)
         load_weights(network, path)
         if network.num_classes != num_classes:
-            raise ModelError(f"{path} has {network.num_classes} classes, the store {num_classes}")
-    except (ValueError, RuntimeError, IndexError) as error:  # a ModelError, or shapes that no such network has
+            raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")
+    except (ValueError, RuntimeError, IndexError) as error:  # a InvalidInput, or shapes that no such network has
         reason = " ".join(str(error).split())  # PyTorch says it in several lines
         raise InvalidInput(f"the student of {run_folder} cannot be used ({reason}); {_ADVICE}") from error
     return network

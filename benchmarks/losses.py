@@ -22,8 +22,8 @@ import torch
 from benchmarks.measure import take_turns
 from benchmarks.random_store import TEACHER, make_store
 from benchmarks.stage_two import bare_steps, train_steps
+from ground.errors import InvalidInput
 from models.compute import Compute
-from storage.errors import InvalidInput
 from student_train.methods import method_names, parse_method
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer

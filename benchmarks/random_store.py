@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ground.geometry import Normalisation, ViewGeometry
+from ground.views import sample_views
 from models import create_model
 from storage.digest import input_digests
 from storage.ledger import Ledger
@@ -16,7 +18,6 @@ from storage.ledger_records import CallRequest, Session
 from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
 from storage.schema import OutputSpec, parameter_array
 from storage.store import LEDGER_FILE, Store
-from storage.views import Normalisation, ViewGeometry, sample_views
 
 TEACHER, CLASSES = "wrn_40_2", 100
 _AT_ONCE = 64

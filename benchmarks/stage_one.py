@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import take_turns
+from ground.views import apply_views
 from models import create_model, save_weights
-from storage.views import apply_views
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
 

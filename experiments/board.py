@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from experiments.plan import Run
 from experiments.workers import Evaluated, Event, Failed, Finished
-from storage.terminal import plain, stderr
+from ground.terminal import plain, stderr
 
 _SECONDS_BETWEEN_SAVES = 20.0
 

@@ -17,8 +17,8 @@ from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid, single_grid
 from experiments.until import Answer, Step, until
+from ground.terminal import print_json, print_table, stderr
 from models.compute import PRECISIONS, Compute
-from storage.terminal import print_json, print_table, stderr
 
 _JOBS_ON_A_GPU = 4
 

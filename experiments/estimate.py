@@ -56,7 +56,7 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     """Plan all of it and time a few steps of untrained networks on random pixels, which are no calls.
 
     Raises:
-        CKDError, ModelError: whatever would stop the grid before its first call.
+        CKDError: whatever would stop the grid before its first call.
     """
     compute = Compute.choose(config.device, config.precision)
     with TemporaryDirectory() as folder:

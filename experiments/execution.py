@@ -16,11 +16,11 @@ from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores, test_store
 from experiments.test_calls import describe_students
 from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
+from ground.durable import write_bytes, write_json
+from ground.errors import IdentityMismatch, Interrupted, InvalidInput
+from ground.terminal import graceful_stop
 from models.compute import Compute
-from storage.durable import write_bytes, write_json
-from storage.errors import IdentityMismatch, Interrupted, InvalidInput
 from storage.locks import exclusive_lock
-from storage.terminal import graceful_stop
 from teacher_cache.datasets import ImageDataset
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         dataset: the grid's, where it is open already.
 
     Raises:
-        BudgetRefused, CKDError, ModelError: before any call or training, if the grid cannot be run.
+        BudgetRefused, CKDError: before any call or training, if the grid cannot be run.
         Interrupted: the user asked to stop; the same call goes on.
         StoreBusy: another process works on the same folder.
     """

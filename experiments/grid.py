@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.settings_file import Entry, parse_settings, read_bytes
-from models import ModelError, canonical_name, create_model
-from storage.errors import CKDError, InvalidInput, UnknownName
+from ground.errors import CKDError, InvalidInput, UnknownName
+from ground.geometry import VIEW_POLICIES
+from models import canonical_name, create_model
 from storage.manifest import MAX_VIEWS
 from storage.store import FORMATS
-from storage.views import VIEW_POLICIES
 from student_train.data import STUDENT_VIEWS
 from student_train.methods import Method, parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
@@ -223,7 +223,7 @@ def single_grid(
     """A grid of one pair and one method, without sizes: what `until` grows.
 
     Raises:
-        CKDError, ModelError: a name is not known, or a setting is refused.
+        CKDError: a name is not known, or a setting is refused.
     """
     spec = MethodSpec(method=method)
     spec.parse()
@@ -264,7 +264,7 @@ def _one_of(entry: Entry, known: Iterable[str]) -> str:
 def _network(entry: Entry) -> str:
     try:
         return canonical_name(entry.text())
-    except ModelError as error:
+    except InvalidInput as error:
         entry.refuse(error)
 
 

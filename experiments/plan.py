@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of, slug
-from models import ModelError
-from storage.errors import CKDError
+from ground.errors import CKDError
 from student_train.sampling import Sampling
 from student_train.trainer import TrainConfig
 
@@ -201,7 +200,7 @@ _NOT_SEEN = ("budget", "array_format")
 def _teacher_outputs(grid: Grid, pair: Pair, entry: MethodEntry) -> tuple[str, ...]:
     try:
         return entry.spec.parse().wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
-    except (CKDError, ModelError) as error:
+    except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 
 

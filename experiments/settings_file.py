@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import yaml
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 
 _MAX_BYTES = 1 << 20
 _MAX_NUMBER = 1e300

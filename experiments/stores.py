@@ -9,12 +9,12 @@ from pathlib import Path
 
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
+from ground.errors import CKDError, InvalidInput
+from ground.terminal import progress, stderr
 from models.compute import Compute
-from storage.errors import CKDError, InvalidInput
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
 from storage.store import Store, own_ledger
-from storage.terminal import progress, stderr
 from teacher_cache.build import build
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension
@@ -102,7 +102,7 @@ class Stores:
         """Look at what is there, and count what is to be called; nothing is called or written.
 
         Raises:
-            CKDError, ModelError: anything that would make the build fail later, the budget included.
+            CKDError: anything that would make the build fail later, the budget included.
         """
         folder = self.out / need.folder
         kept = _kept_outputs(folder)

@@ -14,11 +14,10 @@ from analysis.logits import describe_logits
 from analysis.students import student_logits
 from experiments.plan import Run, StoreNeed
 from experiments.stores import test_store
-from models import ModelError
-from storage.durable import write_json
-from storage.errors import CKDError, InvalidInput
+from ground.durable import write_json
+from ground.errors import CKDError, InvalidInput
+from ground.terminal import progress, stderr
 from storage.store import Store
-from storage.terminal import progress, stderr
 
 LOGITS = "logits.json"
 
@@ -35,7 +34,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run]
             try:
                 said = student_logits(out / run.folder, out / run.store, images)
                 write_json(out / run.folder / LOGITS, describe_logits(said, teachers[run.store]))
-            except (CKDError, ModelError) as error:
+            except CKDError as error:
                 stderr.print(f"{run.folder} is not described: {error}", markup=False)
             advance(1, run.folder)
 

@@ -11,7 +11,7 @@ from analysis.results import collect
 from experiments.execution import ExecutionConfig, execute
 from experiments.grid import Grid
 from experiments.stores import open_images
-from storage.errors import CKDError, InvalidInput
+from ground.errors import CKDError, InvalidInput
 from teacher_cache.sample import largest_sample
 
 

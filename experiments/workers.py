@@ -28,10 +28,9 @@ import torch
 
 from analysis.results import FAILURE
 from experiments.plan import Run
-from models import ModelError
+from ground.durable import write_json
+from ground.errors import CKDError, Interrupted, StoreBusy
 from models.compute import Compute
-from storage.durable import write_json
-from storage.errors import CKDError, Interrupted, StoreBusy
 from student_train.run_folder import RunFolder
 from student_train.trainer import Trainer
 
@@ -268,7 +267,7 @@ def _train_logged(run: Run, settings: WorkerSettings, connection: Connection, fo
         return Stopped(run)
     except StoreBusy as error:
         return Failed(run, str(error))  # another training is at it: nothing went wrong with this one
-    except (CKDError, ModelError) as error:
+    except CKDError as error:
         return record_failure(settings.out, run, type(error).__name__, str(error))
     except Exception as error:
         # A run that fails in a way nobody thought of stops no other; its log keeps the traceback.

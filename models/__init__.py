@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from models.checkpoint import Weights, load_weights, read_weights, save_weights, weights_digest
-from models.errors import CheckpointError, CheckpointMismatch, ModelError, UnknownModel
 from models.network import Network
 from models.registry import canonical_name, create_model, model_names
 from models.representation import Representation
 
 __all__ = [
-    "CheckpointError",
-    "CheckpointMismatch",
-    "ModelError",
     "Network",
     "Representation",
-    "UnknownModel",
     "Weights",
     "canonical_name",
     "create_model",

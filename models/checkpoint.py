@@ -9,7 +9,6 @@ that allows, and they go to stand-ins of ours, so a hostile file cannot reach nu
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.errors import CheckpointError, CheckpointMismatch
+from ground.durable import write_bytes
+from ground.errors import CheckpointError, CheckpointMismatch
 from models.network import Network
 
 _WRAPPERS = ("model", "state_dict", "net")
@@ -85,20 +85,7 @@ def save_weights(network: Network, path: str | Path, metadata: Mapping[str, str]
     path = Path(path)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_bytes(path, safetensors.torch.save(tensors, dict(metadata)))
 
 
 def weights_digest(network: Network) -> str:

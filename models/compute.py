@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.errors import ModelError
+from ground.errors import InvalidInput
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -30,13 +30,13 @@ class Compute:
         """Resolve what the user asked for against what there is.
 
         Raises:
-            ModelError: the device is not there.
+            InvalidInput: the device is not there.
         """
         chosen = _device(device)
         if precision == "auto":
             precision = "bf16" if _bf16_is_fast(chosen) else "fp32"
         if precision not in PRECISIONS:
-            raise ModelError(f"no precision is called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+            raise InvalidInput(f"no precision is called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
         return cls(chosen, precision)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -70,7 +70,7 @@ class Compute:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    unusable = ModelError(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto")
+    unusable = InvalidInput(f"device {name!r} cannot be used here; pass --device cpu, or leave it at auto")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -14,11 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ground.layers import BEFORE, LAST, POOLED, STEM
 from models.representation import Representation
-
-STEM, POOLED, LAST = "stem", "pooled", "last"
-# What follows a stage's name in that of its pre-activation.
-BEFORE = ".pre"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from models.errors import ModelError, UnknownModel
+from ground.errors import InvalidInput, UnknownName
 from models.mobilenet import MobileNetV2
 from models.network import Network
 from models.resnet import ResNet, ResNet50
@@ -43,14 +42,12 @@ def canonical_name(name: str) -> str:
     """The benchmark's spelling: case, `_` and `-` do not matter, so wrn40_2 is wrn_40_2.
 
     Raises:
-        UnknownModel: there is no such network; the message lists the nearest.
+        UnknownName: there is no such network; the message lists the nearest.
     """
     plain = {_plain(known): known for known in _NETWORKS}
     if _plain(name) in plain:
         return plain[_plain(name)]
-    nearest = [plain[match] for match in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(_NETWORKS)}"
-    raise UnknownModel(f"no network is called {name!r}; {hint}")
+    raise UnknownName("network", name, _NETWORKS, _plain)
 
 
 def create_model(name: str, num_classes: int, seed: int | None = None) -> Network:
@@ -62,7 +59,7 @@ def create_model(name: str, num_classes: int, seed: int | None = None) -> Networ
         seed: of the initialisation, which then leaves the global generator alone; None draws from that.
     """
     if num_classes < 1:
-        raise ModelError(f"a network needs at least 1 class, got {num_classes}")
+        raise InvalidInput(f"a network needs at least 1 class, got {num_classes}")
     make = _NETWORKS[canonical_name(name)]
     if seed is None:
         return make(num_classes=num_classes)

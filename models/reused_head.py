@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.errors import CheckpointMismatch
+from ground.errors import CheckpointMismatch
 from models.network import Network, Trace, conv1x1, conv3x3
 from models.registry import create_model
 
@@ -81,7 +81,7 @@ def rebuild(student: str, state: Mapping[str, Tensor]) -> ReusedHead:
 
     Raises:
         CheckpointMismatch: it is of another kind of network, or the body is not this one.
-        UnknownModel: no network has this name.
+        UnknownName: no network has this name.
     """
     missing = [key for key in (_NARROWED, _HEAD, _GRID) if key not in state]
     if missing:

@@ -1,1 +1,1 @@
-"""What lies between the stages: the store, the call ledger, and what both stages say and draw alike."""
+"""What lies between the stages: the store and the call ledger."""

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.durable import reporting_full_disk
-from storage.errors import StoreUnreadable, store_command
+from ground.durable import reporting_full_disk
+from ground.errors import StoreUnreadable, store_command
 from storage.schema import ArraySpec
 
 _NUM_THREADS = 8

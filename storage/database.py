@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from storage.errors import DiskFull, InvalidInput, StoreUnreadable
+from ground.errors import DiskFull, InvalidInput, StoreUnreadable
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ground.geometry import ViewGeometry
+from ground.views import apply_views
 from storage.schema import DIGEST_BYTES, OutputSpec
-from storage.views import ViewGeometry, apply_views
 
 _BLOCK = 256
 

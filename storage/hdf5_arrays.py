@@ -14,9 +14,9 @@ from pathlib import Path
 
 import h5py
 
+from ground.durable import allocate, fsync_path, reporting_full_disk
+from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
-from storage.durable import allocate, fsync_path, reporting_full_disk
-from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
 
 

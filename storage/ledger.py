@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.database import Database, parse_url, sqlite_path
-from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_records import (
     CallRequest,
@@ -528,7 +528,7 @@ def check_budget(name: str, *, spent: int, budget: int | None, wanted: int) -> N
     if budget is not None and spent + wanted > budget:
         raise BudgetRefused(
             f"asked for {wanted} calls of {name}, {spent} are already paid and {budget - spent} of the budget of "
-            f"{budget} remain; lower --n or raise --budget to {spent + wanted}"
+            f"{budget} remain; ask for fewer, or raise the budget to {spent + wanted}"
         )
 
 

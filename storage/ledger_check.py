@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.errors import StoreUnreadable
+from ground.errors import StoreUnreadable
 from storage.ledger import SETTLED_STATUS, Ledger
 from storage.ledger_chain import GENESIS, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_tables import accounts, calls, entries, sessions

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from storage.errors import StoreUnreadable
+from ground.errors import StoreUnreadable
 from storage.ledger_tables import calls, sessions
 from storage.schema import DIGEST_BYTES
 

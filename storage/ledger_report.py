@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.errors import InvalidInput, StoreUnreadable, UnknownName
+from ground.errors import InvalidInput, StoreUnreadable, UnknownName
 from storage.ledger import Ledger
 from storage.ledger_records import lookups
 from storage.ledger_tables import accounts, calls, entries, sessions
@@ -215,8 +215,8 @@ def find_teacher(ledger: Ledger, text: str | None) -> str:
     known = [f"{name} {teacher[:12]}" for teacher, name in teachers.items() if not found or teacher in found]
     if not found:
         raise UnknownName("teacher of the ledger", text or "", known)
-    asked = "the ledger has" if text is None else f"--teacher {text} stands for"
-    raise InvalidInput(f"{asked} {len(found)} teachers ({', '.join(known)}); give one as --teacher FINGERPRINT")
+    asked = "the ledger has" if text is None else f"{text} stands for"
+    raise InvalidInput(f"{asked} {len(found)} teachers ({', '.join(known)}); name one by its fingerprint")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from storage.errors import StoreBusy
+from ground.errors import StoreBusy
 
 _POLL_SECONDS = 0.05
 

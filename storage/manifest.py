@@ -11,17 +11,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.durable import write_json
-from storage.errors import IdentityMismatch, StoreUnreadable, store_command
+from ground.durable import write_json
+from ground.errors import IdentityMismatch, StoreUnreadable, store_command
+from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
+from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
 from storage.schema import (
-    BEFORE,
     HEAD_BIAS,
     HEAD_WEIGHT,
     OutputSpec,
@@ -30,7 +31,6 @@ from storage.schema import (
     sample_arrays,
     split_rows,
 )
-from storage.views import VIEW_POLICIES, Normalisation, ViewGeometry
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
@@ -42,8 +42,7 @@ _MAX_SEED = 1 << 40
 _MAX_TEXT = 4096
 _MAX_DIMENSIONS = 8
 _MAX_LAYERS = 1 << 10
-_LAYER = r"[A-Za-z0-9_]{1,64}(\.pre)?"
-_PARAMETER = r"[A-Za-z0-9_/]{1,100}"
+_PARAMETER = re.compile(r"[A-Za-z0-9_./-]{1,160}")
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
@@ -95,6 +94,11 @@ class Identity:
     view_policy: str
     outputs: tuple[OutputSpec, ...]
     parameters: tuple[OutputSpec, ...]
+
+    @property
+    def teacher_rendering(self) -> Rendering:
+        """How the teacher was shown the images."""
+        return Rendering(geometry=self.geometry, normalisation=self.teacher.normalisation)
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -201,7 +205,7 @@ def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
     if differing:
         raise IdentityMismatch(
             f"the store at {folder} was built with another {'; '.join(differing)}; "
-            "give the same settings, or another --store"
+            "give the same settings, or another folder"
         )
 
 
@@ -227,8 +231,8 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     identity = document.pop("identity")
     teacher, dataset = identity.pop("teacher"), identity.pop("dataset")
     normalisation = Normalisation(**{name: _triple(values) for name, values in teacher.pop("normalisation").items()})
-    outputs = tuple(_spec(output, _LAYER) for output in identity.pop("outputs"))
-    parameters = tuple(_spec(parameter, _PARAMETER) for parameter in identity.pop("parameters"))
+    outputs = tuple(_spec(output, _is_output) for output in identity.pop("outputs"))
+    parameters = tuple(_spec(parameter, _is_parameter) for parameter in identity.pop("parameters"))
     dataset["classes"] = tuple(dataset["classes"])
     teacher["layers"] = tuple(teacher["layers"])
     document["history"] = tuple(document["history"])
@@ -251,9 +255,9 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _spec(document: dict[str, Any], names: str) -> OutputSpec:
+def _spec(document: dict[str, Any], is_name: Callable[[object], bool]) -> OutputSpec:
     spec = OutputSpec(document["name"], tuple(document["shape"]), document["dtype"])
-    if not _is_plain(spec.name, names) or np.dtype(spec.dtype) not in (np.float16, np.float32):
+    if not is_name(spec.name) or np.dtype(spec.dtype) not in (np.float16, np.float32):
         raise ValueError(f"{spec.name!r} of type {spec.dtype!r} is not a layer or parameter")
     if (
         len(spec.shape) > _MAX_DIMENSIONS
@@ -309,7 +313,7 @@ def _check_types(manifest: Manifest) -> None:
 
 def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
     """Refuse outputs other than logits and layers of the teacher, in its order."""
-    are_plain = len(layers) <= _MAX_LAYERS and all(_is_plain(layer, _LAYER) for layer in layers)
+    are_plain = len(layers) <= _MAX_LAYERS and all(map(is_layer_name, layers))
     _require(are_plain and len({"logits", *layers}) == len(layers) + 1, "teacher.layers", layers)
     _require(names == ["logits", *(layer for layer in layers if layer in names)], "outputs", names)
 
@@ -317,19 +321,26 @@ def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
 def _check_parameters(identity: Identity) -> None:
     """Refuse parameters other than the head's and those of the norms of kept pre-activations, in their order."""
     found = {spec.name: spec for spec in identity.parameters}
-    width = found[HEAD_WEIGHT].shape[-1:] if HEAD_WEIGHT in found else ()
-    _require(identity.features.get("pooled", width) == width, "head/weight", width)
-    wanted = {HEAD_WEIGHT: (identity.teacher.num_classes, *width), HEAD_BIAS: (identity.teacher.num_classes,)}
+    wanted: dict[str, tuple[int, ...]] = {}
+    # A teacher need not end in a linear layer.
+    if HEAD_WEIGHT in found or HEAD_BIAS in found:
+        width = found[HEAD_WEIGHT].shape[-1:] if HEAD_WEIGHT in found else ()
+        _require(identity.features.get(POOLED, width) == width, HEAD_WEIGHT, width)
+        wanted = {HEAD_WEIGHT: (identity.teacher.num_classes, *width), HEAD_BIAS: (identity.teacher.num_classes,)}
     for layer, shape in identity.features.items():
-        names = norm_parameters(layer.removesuffix(BEFORE))
-        if layer.endswith(BEFORE) and names[0] in found:
+        names = norm_parameters(layer_of(layer))
+        if is_before(layer) and names[0] in found:
             wanted |= dict.fromkeys(names, shape[:1])
     expected = tuple(OutputSpec(name, shape, "float32") for name, shape in wanted.items())
     _require(identity.parameters == expected, "parameters", identity.parameters)
 
 
-def _is_plain(name: object, pattern: str) -> bool:
-    return type(name) is str and re.fullmatch(pattern, name) is not None
+def _is_output(name: object) -> bool:
+    return name == LOGITS or is_layer_name(name)
+
+
+def _is_parameter(name: object) -> bool:
+    return type(name) is str and _PARAMETER.fullmatch(name) is not None and ".." not in name
 
 
 def _is_text(value: object) -> bool:

@@ -15,8 +15,6 @@ SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
 TEACHER = "teacher"
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
-# What follows a layer's name in that of its pre-activation.
-BEFORE = ".pre"
 LOGITS = "train/logits"
 VALID = "train/valid"
 DIGEST = "train/digest"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.durable import fsync_path, remove_partials
+from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
-from storage.durable import fsync_path, remove_partials
-from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from storage.hdf5_arrays import Hdf5Arrays
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
@@ -341,7 +341,7 @@ class Store:
         n, whole = self.manifest.n, self.valid_prefix()
         if rows > n:
             raise InvalidInput(
-                f"--n {rows} asks for more than the {n} images of {self.folder}; ask for fewer, or grow it with: "
+                f"{rows} rows are asked for and {self.folder} has {n} images; ask for fewer, or grow it with: "
                 f"{self.build_command(rows)}"
             )
         if whole < rows:
@@ -412,16 +412,16 @@ def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 
     """The ledger in a store's folder; raises `StoreUnreadable` for a link to somewhere else."""
     path = folder / LEDGER_FILE
     if path.is_symlink():
-        raise StoreUnreadable(f"{path} is a link to another place; give that as --ledger to a new store instead")
+        raise StoreUnreadable(f"{path} is a link to another place; name that as the ledger of a new store instead")
     return Ledger(path, create=create, patience_seconds=patience_seconds)
 
 
 def prepare_folder(folder: Path) -> None:
     """Make a store's folder; one with anything in it that is no store's, or with calls but no manifest, is refused."""
     if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"{folder} is a file; give another --store")
+        raise InvalidInput(f"{folder} is a file; give another folder")
     if not str(folder).isprintable():
-        raise InvalidInput(f"{str(folder)!a} is no printable text; give another --store")
+        raise InvalidInput(f"{str(folder)!a} is no printable text; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / FILE_NAME).exists():
         return
@@ -431,10 +431,10 @@ def prepare_folder(folder: Path) -> None:
     if LEDGER_FILE in foreign:
         raise StoreUnreadable(
             f"{folder} has a ledger and no {FILE_NAME}: its calls are paid for; bring the manifest back, or give "
-            "another --store"
+            "another folder"
         )
     if foreign:
-        raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder as --store")
+        raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder")
 
 
 def _blocks(rows: int) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import CKDError, StoreUnreadable, store_command
+from ground.errors import CKDError, StoreUnreadable, store_command
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems

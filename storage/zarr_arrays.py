@@ -19,9 +19,9 @@ import zarr
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
+from ground.durable import allocate, fsync_path, reporting_full_disk, write_bytes
+from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
-from storage.durable import allocate, fsync_path, reporting_full_disk, write_bytes
-from storage.errors import StoreUnreadable
 from storage.schema import ArraySpec
 
 _MAX_METADATA_BYTES = 1 << 20

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ground.views import evaluation_batches
 from models import Network
-from storage.views import evaluation_batches
 from student_train.data import StudentData
 from student_train.methods import Method
 from student_train.signals import Signals
@@ -32,7 +32,7 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
     rows = torch.arange(min(data.n, _MAX_ROWS))
     identity = data.manifest.identity
     images, labels = data.train.images[: len(rows)], data.train.labels[: len(rows)]
-    batches = evaluation_batches(images, labels, identity.geometry, identity.teacher.normalisation, _BATCH)
+    batches = evaluation_batches(images, labels, identity.teacher_rendering, _BATCH)
     with torch.inference_mode():
         for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
             with data.compute.autocast():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.needs import Needs, Pair
 
 Shape = tuple[int, ...]

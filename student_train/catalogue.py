@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.methods import METHODS, method_names, parse_method
 from student_train.registry import find_loss, loss_names
 from student_train.spec import Settings

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from models import ModelError, canonical_name
+from ground.errors import InvalidInput
+from ground.terminal import CommandGroup, print_json, print_table, progress
+from models import canonical_name
 from models.compute import PRECISIONS, Compute
-from storage.errors import CKDError, InvalidInput
 from storage.store import Store
-from storage.terminal import CommandGroup, print_json, print_table, progress
 from student_train import catalogue
 from student_train.methods import METHODS, Method, parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
@@ -19,7 +19,7 @@ from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
 
 
-@click.group(cls=CommandGroup, user_errors=(CKDError, ModelError), invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.version_option(package_name="teacher-cache")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Store that stage one built; needed.")
 @click.option("--student", default="wrn16_2", show_default=True, help="Network to train.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 from student_train.signals import Moment, Signals
 
 

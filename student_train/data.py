@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
+from ground.seeding import generator_for
+from ground.views import apply_views, draw_views
 from models import Representation
 from models.compute import Compute
-from storage.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
 from storage.manifest import Manifest
 from storage.schema import output_array
-from storage.seeding import generator_for
 from storage.store import Store
-from storage.views import apply_views, draw_views
 from student_train.needs import Wanted
 from student_train.sampling import Batch
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ground.errors import InvalidInput, UnknownName
 from models import Network
-from storage.errors import InvalidInput, UnknownName
 from student_train.binding import Binding
 from student_train.comparison import AllPairs, Comparison, GroupComparison
 from student_train.losses import DistillationLoss

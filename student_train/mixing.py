@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 _MAX_IMAGES = 64
 

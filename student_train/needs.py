@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
+from ground.layers import STEM, is_before, is_stage, layer_of
 
 STAGES, MAPS = "stages", "maps"
 Pair = tuple[str, str]
@@ -18,7 +19,7 @@ class Needs:
     Args:
         outputs: of student and teacher, paired: `logits`, `pooled`, `last` or layer names with + between, as
             "logits+layer2". `layer2:layer3` pairs a student's layer with another one of the teacher. `stages` is every
-            layerN that both have, `maps` the stem too, `stages.pre` their pre-activations. Empty: no teacher.
+            stage that both have, `maps` the stem too, `stages.pre` their pre-activations. Empty: no teacher.
         head: the teacher's last layer.
         norms: scale and shift of the batch norms before the outputs' pre-activations.
         labels: the class of every single sample; differences between samples have none.
@@ -71,12 +72,12 @@ class Needs:
 
 
 def _group(item: str, common: Sequence[str]) -> list[Pair] | None:
-    kind, dot, suffix = item.partition(".")
+    kind = layer_of(item)
     if kind not in (STAGES, MAPS):
         return None
-    stages = [name for name in common if name.startswith("layer") and name.partition(".")[1:] == (dot, suffix)]
-    if kind == MAPS and "stem" in common:
-        stages.insert(0, "stem")
+    stages = [name for name in common if is_stage(layer_of(name)) and is_before(name) == is_before(item)]
+    if kind == MAPS and STEM in common:
+        stages.insert(0, STEM)
     if not stages:
         raise InvalidInput(
             f"student and teacher have no {item} of the same names; pair layers, as layers=layer2:layer3"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import Enum
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 
 class Decision(Enum):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from student_train.losses import LOSSES, DistillationLoss
 
 ENTRY_POINTS = "ckd.losses"

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from ground.durable import write_bytes, write_json
+from ground.errors import InvalidInput
 from models import Network, save_weights
-from storage.durable import write_bytes, write_json
-from storage.errors import InvalidInput
 from storage.locks import exclusive_lock
 
 METRICS = ("step", "epoch", "lr", "train_loss", "val_accuracy", "test_accuracy")

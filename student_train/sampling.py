@@ -10,8 +10,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from storage.errors import InvalidInput
-from storage.seeding import generator_for
+from ground.errors import InvalidInput
+from ground.seeding import generator_for
 
 # So many are drawn at once and kept in memory.
 _MAX_COMPARISONS = 1 << 24

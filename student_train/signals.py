@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.seeding import generator_for, numpy_generator_for
 from models import Representation
-from storage.seeding import generator_for, numpy_generator_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

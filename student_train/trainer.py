@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ground.errors import Diverged, Interrupted, InvalidInput, UnknownName
+from ground.terminal import StopRequest, graceful_stop
+from ground.views import evaluation_batches
 from models import Network, Representation, canonical_name, create_model
 from models.compute import Compute
 from models.evaluation import accuracy
-from storage.errors import Diverged, Interrupted, InvalidInput, UnknownName
 from storage.manifest import Manifest
 from storage.store import Store
-from storage.terminal import StopRequest, graceful_stop
-from storage.views import evaluation_batches
 from student_train.anchor import anchor
 from student_train.binding import Binding
 from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData, free_memory
@@ -135,7 +135,7 @@ class Trainer:
             resume: what `run` will be given; a folder that it would refuse is refused before anything is loaded.
 
         Raises:
-            CKDError, ModelError: anything that would make the training fail later.
+            CKDError: anything that would make the training fail later.
         """
         folder.check(resume=resume)
         opened = Store.open(store)
@@ -291,9 +291,8 @@ class Trainer:
             raise Diverged(f"a weight of the student is not finite at step {self.step}; lower --lr ({self.config.lr})")
 
     def _accuracy(self, images: LabelledImages) -> float:
-        identity = self.data.manifest.identity
-        normalisation = identity.teacher.normalisation
-        batches = evaluation_batches(images.images, images.labels, identity.geometry, normalisation)
+        rendering = self.data.manifest.identity.teacher_rendering
+        batches = evaluation_batches(images.images, images.labels, rendering)
         return accuracy(self.student, batches, self.data.compute)
 
     def _finish(self) -> dict[str, Any]:

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from storage.durable import remove_partials
-from storage.errors import Interrupted, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from ground.durable import remove_partials
+from ground.errors import Interrupted, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from ground.terminal import StopRequest, graceful_stop
+from ground.views import apply_views
 from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder, runs_of
-from storage.terminal import StopRequest, graceful_stop
-from storage.views import apply_views
 from teacher_cache.lease import Heartbeat, Watch, this_host
 from teacher_cache.plan import BuildPlan, open_ledger_of, open_matching_store, shared_ledger
 from teacher_cache.reuse import PaidAnswers

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import click
 
-from models import ModelError
-from storage.errors import CKDError
-from storage.terminal import CommandGroup
+from ground.terminal import CommandGroup
 from teacher_cache.commands.build import build
 from teacher_cache.commands.convert import convert
 from teacher_cache.commands.extend import extend
@@ -17,7 +15,7 @@ from teacher_cache.commands.train_teacher import train_teacher
 from teacher_cache.commands.verify import verify
 
 
-@click.group(cls=CommandGroup, user_errors=(CKDError, ModelError))
+@click.group(cls=CommandGroup)
 @click.version_option(package_name="teacher-cache")
 def main() -> None:
     """Spend a teacher's calls once and keep everything it said.

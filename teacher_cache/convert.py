@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.durable import fsync_path
-from storage.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
+from ground.durable import fsync_path
+from ground.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
 from storage.store import FORMATS, LEDGER_FILE, Store, own_ledger, runs_of

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.durable import fsync_path
+from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, store_command
+from ground.geometry import Normalisation, ViewGeometry
 from models.compute import Compute
 from storage.digest import input_digests
-from storage.durable import fsync_path
-from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, store_command
 from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
 from storage.schema import OutputSpec
 from storage.store import CELL_LOCK, Store, array_specs, sample_digests
-from storage.views import Normalisation, ViewGeometry
 from teacher_cache.build import PATIENCE_SECONDS, Builder, BuildReport, record_store
 from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildConfig, BuildPlan, free_bytes, open_ledger_of, require_disk, unpaid_inputs
@@ -72,7 +72,7 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
     Raises:
         StoreIncomplete: the store is not whole.
         IdentityMismatch: the weights are not those of its teacher.
-        CKDError, ModelError: anything else that would make the extension fail later.
+        CKDError: anything else that would make the extension fail later.
     """
     store = Store.open(config.store)
     store.require_rows(store.manifest.n)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from storage.errors import CKDError
+from ground.errors import CKDError
 from storage.ledger import Ledger
 from storage.ledger_records import Lease
 

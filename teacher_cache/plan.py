@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ground.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
+from ground.geometry import VIEW_POLICIES
+from ground.views import sample_views
 from models import create_model
 from models.compute import Compute
 from storage.database import shown_url
 from storage.digest import input_digests
-from storage.errors import DiskFull, IdentityMismatch, InvalidInput, UnknownName
 from storage.ledger import Ledger, check_budget, ledger_exists
 from storage.ledger_records import RecordedCall
 from storage.locks import is_held
 from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
 from storage.schema import OutputSpec, split_rows
 from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
-from storage.views import VIEW_POLICIES, sample_views
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.lease import this_host
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
@@ -161,7 +162,7 @@ def plan_build(config: BuildConfig, dataset: ImageDataset | None = None) -> Buil
         dataset: the one that `config` names, where it is open already; its files are read once.
 
     Raises:
-        CKDError, ModelError: anything that would make the build fail later.
+        CKDError: anything that would make the build fail later.
     """
     # Cheapest checks first: names, then files, then the images.
     compute, dataset = _open_names(config, dataset)
@@ -177,7 +178,7 @@ def plan_test_calls(config: BuildConfig, dataset: ImageDataset | None = None) ->
     used.
 
     Raises:
-        CKDError, ModelError: as `plan_build`; InvalidInput if the test split is smaller than n.
+        CKDError: as `plan_build`; InvalidInput if the test split is smaller than n.
     """
     config = replace(config, views=1, view_policy="plain")
     compute, dataset = _open_names(config, dataset)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.digest import input_digests
-from storage.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.errors import CKDError, InvalidInput, StoreUnreadable, store_command
+from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 
 _VALIDATION_EVERY = 5
 

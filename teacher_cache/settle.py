@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CKDError, InvalidInput, store_command
+from ground.errors import CKDError, InvalidInput, store_command
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ground.errors import InvalidInput, UnknownName
+from ground.geometry import Normalisation, ViewGeometry
+from ground.layers import is_before, layer_of
 from models import Network, Representation, canonical_name, create_model, load_weights, weights_digest
 from models.compute import Compute
-from storage.errors import InvalidInput, UnknownName
 from storage.manifest import TeacherIdentity
-from storage.schema import BEFORE, HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
-from storage.views import Normalisation, ViewGeometry
+from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
 
 
 class DatasetFacts(Protocol):
@@ -72,8 +73,8 @@ class Teacher:
         head, norms = self.network.head, self.network.stage_norms
         found = {HEAD_WEIGHT: head.weight, HEAD_BIAS: head.bias}
         for output in outputs:
-            layer = output.name.removesuffix(BEFORE)
-            if output.name.endswith(BEFORE) and layer in norms:
+            layer = layer_of(output.name)
+            if is_before(output.name) and layer in norms:
                 found |= zip(norm_parameters(layer), (norms[layer].weight, norms[layer].bias), strict=True)
         return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in found.items()}
 
@@ -82,7 +83,7 @@ def load_teacher(name: str, weights: Path, dataset: DatasetFacts, compute: Compu
     """A teacher from its weights; what is known of its training comes from the file.
 
     Raises:
-        ModelError: the weights are not those of such a network for this many classes.
+        InvalidInput: the weights are not those of such a network for this many classes.
         InvalidInput: the weights were trained on other classes than the data set's.
     """
     network = create_model(name, num_classes=len(dataset.classes))

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.durable import fsync_path
+from ground.errors import Interrupted, InvalidInput
+from ground.seeding import generator_for
+from ground.terminal import graceful_stop
+from ground.views import apply_views, draw_views, evaluation_batches
 from models import Network, canonical_name, create_model, save_weights
 from models.compute import Compute
 from models.evaluation import accuracy
-from storage.durable import fsync_path
-from storage.errors import Interrupted, InvalidInput
-from storage.seeding import generator_for
-from storage.terminal import graceful_stop
-from storage.views import apply_views, draw_views, evaluation_batches
 from teacher_cache.datasets import ImageDataset
 
 log = logging.getLogger(__name__)
@@ -144,10 +144,9 @@ def _train_epoch(
 
 
 def _report(config: TrainingConfig, network: Network, dataset: ImageDataset, compute: Compute) -> dict[str, Any]:
-    geometry, normalisation = dataset.geometry, dataset.normalisation
     images = compute.to_device(torch.from_numpy(dataset.test.read(np.arange(len(dataset.test)))))
     labels = compute.to_device(torch.from_numpy(dataset.test.labels))
-    test_accuracy = accuracy(network, evaluation_batches(images, labels, geometry, normalisation), compute)
+    test_accuracy = accuracy(network, evaluation_batches(images, labels, dataset.rendering), compute)
     return {
         **asdict(config),
         "teacher": canonical_name(config.teacher),

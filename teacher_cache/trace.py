@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.digest import input_digests
-from storage.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after

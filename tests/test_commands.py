@@ -315,7 +315,7 @@ BAD_TRAININGS = {
     "unknown method": (("--method", "kdd"), "no method is called 'kdd'; did you mean"),
     "unknown loss": (("--loss", "kl"), "no loss is called 'kl'"),
     "both": (("--loss", "kd", "--method", "kd"), "exclude each other"),
-    "too many rows": (("--n", "97"), "asks for more than the 96 images"),
+    "too many rows": (("--n", "97"), "has 96 images; ask for fewer"),
     "no rows": (("--n", "1"), "too small to train on"),
     "no learning rate": (("--lr", "0"), "above 0"),
     "no number": (("--lr", "nan"), "finite number above 0"),

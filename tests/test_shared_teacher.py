@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from ground.views import apply_views
 from models import create_model, load_weights
 from storage.schema import output_array
 from storage.store import Store
-from storage.views import apply_views
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, plan_build
 

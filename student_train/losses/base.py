@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ground.errors import InvalidInput
 from models import Network, Representation
-from storage.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.needs import Needs, Pair
 from student_train.signals import Moment, Signals

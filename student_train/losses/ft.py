@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage.errors import Diverged
+from ground.errors import Diverged
 from student_train.binding import Binding
 from student_train.losses.attention import attention, maps_of_one_size
 from student_train.losses.base import DistillationLoss, Recipe, TeacherRows

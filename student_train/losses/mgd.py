@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.tensors import pooled_to, same_shape, smaller_size

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.relations import same_batch
 from student_train.losses.tensors import flat, unit

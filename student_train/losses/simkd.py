@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.errors import UnknownName
 from models import Network
 from models.reused_head import ReusedHead
-from storage.errors import UnknownName
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.teacher_head import teacher_head

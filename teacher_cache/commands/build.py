@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ground.terminal import print_json, progress
 from models import canonical_name
-from storage.terminal import print_json, progress
 from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
 from teacher_cache.commands.options import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
+from ground.terminal import print_json, progress
 from storage.store import Store
-from storage.terminal import print_json, progress
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
     DEVICE,

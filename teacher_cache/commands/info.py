@@ -8,9 +8,9 @@ from typing import Any
 import click
 import numpy as np
 
+from ground.terminal import print_json
 from storage.schema import LOGITS
 from storage.store import Store
-from storage.terminal import print_json
 from teacher_cache.commands.options import json_option, store_option
 
 

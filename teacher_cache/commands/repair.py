@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from storage.terminal import print_json
+from ground.terminal import print_json
 from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
 from teacher_cache.repair import repair as run_repair

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from ground.errors import InvalidInput
+from ground.terminal import print_json, progress
 from models import create_model
 from models.compute import Compute
-from storage.errors import InvalidInput
-from storage.terminal import print_json, progress
 from teacher_cache.commands.options import compute_options, dataset_options, json_option
 from teacher_cache.datasets import open_dataset
 from teacher_cache.teacher import default_weights

@@ -21,8 +21,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from storage.errors import InvalidInput
-from storage.views import Normalisation, ViewGeometry
+from ground.errors import InvalidInput
+from ground.geometry import Normalisation, Rendering, ViewGeometry
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -175,6 +175,11 @@ class ImageDataset:
     test: Split
     geometry: ViewGeometry
     normalisation: Normalisation
+
+    @property
+    def rendering(self) -> Rendering:
+        """How networks trained on it are shown its images."""
+        return Rendering(geometry=self.geometry, normalisation=self.normalisation)
 
     @property
     def num_classes(self) -> int:

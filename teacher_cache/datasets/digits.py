@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from storage.views import Normalisation, ViewGeometry
+from ground.geometry import Normalisation, ViewGeometry
 from teacher_cache.datasets.base import ArraySplit, ImageDataset
 
 IMAGE_SIZE = 32

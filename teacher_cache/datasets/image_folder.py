@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from storage.errors import DatasetMissing, InvalidInput
-from storage.views import ViewGeometry
+from ground.errors import DatasetMissing, InvalidInput
+from ground.geometry import ViewGeometry
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
 
 DEFAULT_IMAGE_SIZE = 32

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from teacher_cache.datasets.base import ImageDataset
 from teacher_cache.datasets.digits import open_digits
 from teacher_cache.datasets.image_folder import open_image_folder

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from storage.errors import DatasetMissing, DiskFull, InvalidInput
-from storage.views import Normalisation, ViewGeometry
+from ground.errors import DatasetMissing, DiskFull, InvalidInput
+from ground.geometry import Normalisation, ViewGeometry
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, ArraySplit, FileSplit, ImageDataset
 
 CIFAR_GEOMETRY = ViewGeometry(image_size=32, crop_size=32, padding=4)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from analysis.advantage import advantages, paired_advantage
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 from tests.analysis.grids import PlannedRun, results_of
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from analysis.calls import NOT_REACHED, PASSED, calls_for_target, calls_table, savings
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 from tests.analysis.grids import PlannedRun, results_of
 
 

@@ -21,7 +21,7 @@ from analysis.logits import (
     relative,
     singular_values,
 )
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from tests.analysis.grids import PlannedRun, results_of
 
 

@@ -19,7 +19,7 @@ import pytest
 from analysis.answer import answer
 from analysis.report import write_report
 from analysis.results import collect
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from tests.analysis.fabricated import (
     STORE,
     VANILLA,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.results import COLUMNS, STATES, collect, read_plan, save_results, states
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from tests.analysis.grids import PlannedRun, results_of, write_grid
 
 

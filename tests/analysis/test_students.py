@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from analysis.students import student_logits
+from ground.errors import CKDError, IdentityMismatch, InvalidInput, StoreUnreadable
 from models import create_model, save_weights
 from models.compute import Compute
-from storage.errors import CKDError, IdentityMismatch, InvalidInput, StoreUnreadable
 from storage.store import Store
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from analysis import tables
 from analysis.logits import described
 from analysis.table import Table
-from storage.errors import UnknownName
+from ground.errors import UnknownName
 from tests.analysis.grids import PlannedRun, results_of
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.grid import read_grid
 from experiments.plan import plan_runs, plan_stores
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.protocol import ProtocolConfig
 from student_train.trainer import TrainConfig
 

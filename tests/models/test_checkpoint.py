@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ground.errors import CheckpointError, CheckpointMismatch, DiskFull
 from models import (
-    CheckpointError,
-    CheckpointMismatch,
     Network,
     create_model,
     load_weights,
@@ -291,7 +290,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_room)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match="no room left"):
         save_weights(network, path, {})
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

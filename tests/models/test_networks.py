@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ModelError, Network, Representation, create_model, model_names
+from ground.errors import InvalidInput
+from models import Network, Representation, create_model, model_names
 from tests.models.formula import fill_by_formula, formula_images
 
 HERE = Path(__file__).parent
@@ -128,7 +129,7 @@ def test_vgg_pools_a_fourth_time_only_at_64_pixels(size: int, last: int) -> None
 
 
 def test_no_classes_is_refused() -> None:
-    with pytest.raises(ModelError, match="at least 1 class, got 0"):
+    with pytest.raises(InvalidInput, match="at least 1 class, got 0"):
         create_model("resnet8", num_classes=0)
 
 

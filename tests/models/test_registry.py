@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import UnknownModel, canonical_name, create_model, model_names, weights_digest
+from ground.errors import UnknownName
+from models import canonical_name, create_model, model_names, weights_digest
 
 
 @pytest.mark.parametrize(
@@ -39,15 +40,14 @@ def test_case_underscores_and_hyphens_do_not_matter(name: str, data: st.DataObje
 
 @pytest.mark.parametrize(("wrong", "nearest"), [("wrn_40_3", "wrn_40_2"), ("Resnet-9", "resnet8"), ("vgg_12", "vgg")])
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
-    with pytest.raises(UnknownModel, match=f"no network is called '{wrong}'; did you mean .*{nearest}"):
+    with pytest.raises(UnknownName, match=f"no network is called '{wrong}'; did you mean .*{nearest}"):
         create_model(wrong, num_classes=2)
 
 
 def test_a_name_like_none_lists_them_all() -> None:
-    with pytest.raises(UnknownModel, match=r"known: .*resnet8, .*ShuffleV2") as caught:
+    with pytest.raises(UnknownName, match=r"known: .*ShuffleV2, .*resnet8") as caught:
         canonical_name("qqqq")
     assert caught.value.exit_code == 2
-    assert isinstance(caught.value, ValueError)
 
 
 def test_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:

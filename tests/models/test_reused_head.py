@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import CheckpointMismatch, UnknownModel, create_model, load_weights, read_weights, save_weights
+from ground.errors import CheckpointMismatch, UnknownName
+from models import create_model, load_weights, read_weights, save_weights
 from models.reused_head import ReusedHead, rebuild
 
 FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
@@ -100,5 +101,5 @@ def test_weights_of_something_else_are_refused():
         rebuild("resnet8", create_model("resnet8", 5, seed=0).state_dict())
     with pytest.raises(CheckpointMismatch, match="give the student they were trained for"):
         rebuild("resnet14", reused("resnet8").state_dict())
-    with pytest.raises(UnknownModel):
+    with pytest.raises(UnknownName):
         rebuild("resnet9000", reused("resnet8").state_dict())

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ground.geometry import Normalisation, ViewGeometry
+from ground.views import sample_views
 from storage.digest import input_digests
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
 from storage.schema import OutputSpec, parameter_array
 from storage.store import LEDGER_FILE, Store
-from storage.views import Normalisation, ViewGeometry, sample_views
 
 FORMATS = ("zarr", "hdf5")
 N, VIEWS, CLASSES = 70, 2, 5

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage.ledger as ledger_module
+from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.database import parse_url, sqlite_path
-from storage.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_chain import Seal, id_ranges
 from storage.ledger_check import ledger_problems

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
+from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
 from storage.locks import FileLock
 from storage.manifest import Manifest, _digest, require_same
 from storage.schema import OutputSpec, output_array, split_rows
@@ -81,7 +81,7 @@ def test_an_unfinished_store_says_how_many_rows_and_how_to_finish(empty_store):
     assert empty_store.store.read_outputs(["logits"], 35)["logits"].shape[0] == 35
     with pytest.raises(StoreIncomplete, match=rf"35 whole rows, {N} are needed; finish it with: ckd-cache build"):
         empty_store.store.read_outputs(["logits"], N)
-    with pytest.raises(InvalidInput, match="asks for more than the 70 images"):
+    with pytest.raises(InvalidInput, match="has 70 images; ask for fewer"):
         empty_store.store.require_rows(71)
 
 
@@ -288,7 +288,7 @@ def test_the_manifest_survives_a_round_trip(whole_store):
         lambda document: document["identity"]["teacher"]["layers"].append("logits"),
         lambda document: document["identity"]["teacher"]["layers"].append("../stem"),
         lambda document: document["identity"]["teacher"]["layers"].append("x\x1b[31m"),
-        lambda document: document["identity"]["teacher"]["layers"].append("x" * 65),
+        lambda document: document["identity"]["teacher"]["layers"].append("x" * 129),
         lambda document: document["identity"]["teacher"]["layers"].append({}),
         lambda document: document["identity"]["teacher"]["layers"].extend(f"more{n}" for n in range(2000)),
         lambda document: document["identity"].pop("parameters"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storage.errors import StoreUnreadable
+from ground.errors import StoreUnreadable
 from storage.store import Store
 from storage.verify import store_problems
 from tests.storage.conftest import N, make_outputs

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ground.errors import InvalidInput, UnknownName
 from models import Representation
-from storage.errors import InvalidInput, UnknownName
 from student_train.comparison import AllPairs, GroupComparison
 from student_train.losses.kd import KD
 from student_train.losses.match import MatchLabels, MatchLogits

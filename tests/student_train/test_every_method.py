@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ground.errors import Diverged, InvalidInput
 from models.compute import Compute
 from models.reused_head import rebuild
-from storage.errors import Diverged, InvalidInput
 from storage.store import Store
 from student_train import trainer as trainer_module
 from student_train.losses import LOSSES

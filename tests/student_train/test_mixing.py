@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
+from ground.errors import InvalidInput
 from models import Representation
-from storage.errors import InvalidInput
 from student_train.losses.cross_entropy import CrossEntropy
 from student_train.losses.soft_targets import SoftCrossEntropy
 from student_train.methods import Method, Term, parse_method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from student_train.methods import parse_losses, parse_method
 from student_train.needs import Needs, Wanted
 

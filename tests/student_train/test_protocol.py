@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.protocol import Decision, Protocol, ProtocolConfig
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from student_train import catalogue
 from student_train.losses import LOSSES
 from student_train.methods import METHODS, parse_losses

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, GroupSampling
 
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ground.errors import Diverged, Interrupted, InvalidInput, StoreBusy, StoreIncomplete
+from ground.terminal import StopRequest
+from ground.views import apply_views, evaluation_batches
 from models import create_model, load_weights
 from models.compute import Compute
-from storage.errors import Diverged, Interrupted, InvalidInput, StoreBusy, StoreIncomplete
 from storage.store import Store
-from storage.terminal import StopRequest
-from storage.views import apply_views, evaluation_batches
 from student_train import trainer as trainer_module
 from student_train.anchor import anchor
 from student_train.data import StudentData
@@ -323,7 +323,7 @@ def test_a_smaller_n_takes_the_beginning_and_the_papers_share_of_validation(buil
     store = Store.open(built_store)
     np.testing.assert_array_equal(data.train.labels, store.read("train/labels")[:40])
     assert len(data.val.labels) == 10
-    with pytest.raises(InvalidInput, match="--n 97 asks for more than the 96 images"):
+    with pytest.raises(InvalidInput, match="97 rows are asked for and .* has 96 images"):
         load(built_store, 97, "logits")
 
 
@@ -341,9 +341,7 @@ def test_anchoring_sets_the_level_and_nothing_else(built_store, tmp_path):
     identity = data.manifest.identity
     student.eval()
     with torch.inference_mode():
-        batches = evaluation_batches(
-            data.train.images, data.train.labels, identity.geometry, identity.teacher.normalisation
-        )
+        batches = evaluation_batches(data.train.images, data.train.labels, identity.teacher_rendering)
         logits = torch.cat([student(inputs) for inputs, _ in batches])
     targets = (data.outputs["logits"][:, 0] + torch.nn.functional.one_hot(data.train.labels, 10)) / 2
     torch.testing.assert_close(logits.mean(dim=0), targets.mean(dim=0), rtol=1e-3, atol=1e-3)

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
+from ground.errors import CKDError
 from storage import database
-from storage.errors import CKDError
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.build import build

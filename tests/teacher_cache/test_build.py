@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import Network, create_model, load_weights, save_weights
-from storage.errors import (
+from ground.errors import (
     BudgetRefused,
     DiskFull,
     IdentityMismatch,
@@ -21,12 +20,13 @@ from storage.errors import (
     StoreUnreadable,
     UnknownName,
 )
+from ground.views import apply_views
+from models import Network, create_model, load_weights, save_weights
 from storage.ledger import Ledger
 from storage.locks import FileLock
 from storage.schema import output_array
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
-from storage.views import apply_views
 from teacher_cache.build import build
 from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildConfig, plan_build

@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from models import create_model, load_weights, save_weights
-from storage.errors import (
+from ground.errors import (
     BudgetRefused,
     IdentityMismatch,
     InvalidInput,
@@ -20,9 +19,10 @@ from storage.errors import (
     StoreUnreadable,
     UnknownName,
 )
+from ground.views import apply_views
+from models import create_model, load_weights, save_weights
 from storage.schema import output_array
 from storage.store import Store
-from storage.views import apply_views
 from teacher_cache.build import build
 from teacher_cache.convert import convert
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension

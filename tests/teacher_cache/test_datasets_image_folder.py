@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from storage.errors import DatasetMissing, InvalidInput
+from ground.errors import DatasetMissing, InvalidInput
 from teacher_cache.datasets import base, open_dataset
 from teacher_cache.datasets.image_folder import fit_to_square
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from storage.errors import DatasetMissing, InvalidInput, UnknownName
+from ground.errors import DatasetMissing, InvalidInput, UnknownName
 from teacher_cache.datasets import ArraySplit, ImageDataset, open_dataset
 from teacher_cache.datasets.digits import enlarge
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, StanfordCars
 from torchvision.transforms import Resize
 
-from storage.errors import DatasetMissing, DiskFull, InvalidInput
-from storage.views import Normalisation, ViewGeometry
+from ground.errors import DatasetMissing, DiskFull, InvalidInput
+from ground.geometry import Normalisation, ViewGeometry
 from teacher_cache.datasets import open_dataset
 
 SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}

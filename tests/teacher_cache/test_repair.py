@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.errors import InvalidInput, StoreBusy, StoreUnreadable
+from ground.errors import InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.locks import CellLocks, FileLock

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InvalidInput
-from storage.views import ViewGeometry, sample_views
+from ground.errors import InvalidInput
+from ground.geometry import ViewGeometry
+from ground.views import sample_views
 from teacher_cache.sample import draw_sample
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from ground.errors import StoreUnreadable
 from storage.digest import input_digests
-from storage.errors import StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, Summary
 from storage.ledger_tables import calls

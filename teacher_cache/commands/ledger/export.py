@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import click
 
-from storage.durable import replacing
-from storage.errors import Interrupted, InvalidInput
+from ground.durable import replacing
+from ground.errors import Interrupted, InvalidInput
+from ground.terminal import StopRequest, graceful_stop
 from storage.ledger_report import COLUMN_TYPES, list_calls
-from storage.terminal import StopRequest, graceful_stop
 from teacher_cache.commands.ledger.options import call_filter, filter_options, ledger_options, opened_ledger
 
 _BATCH_ROWS = 16384

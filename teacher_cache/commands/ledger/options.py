@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from models import ModelError, canonical_name
+from ground.errors import InvalidInput
+from models import canonical_name
 from storage.database import shown_url
-from storage.errors import InvalidInput
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
 from storage.manifest import Manifest
@@ -151,7 +151,7 @@ def teacher_called(ledger: Ledger, text: str | None) -> str:
     """Fingerprint of a teacher, by its name in any spelling or its first digits; None for the only one there is."""
     try:
         return find_teacher(ledger, None if text is None else canonical_name(text))
-    except ModelError:
+    except InvalidInput:
         return find_teacher(ledger, text)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from ground.terminal import print_json, print_table
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import count_calls, teacher_seconds
 from storage.ledger_report import list_calls as list_calls_of
-from storage.terminal import print_json, print_table
 from teacher_cache.commands.ledger.options import (
     call_filter,
     cost_of,

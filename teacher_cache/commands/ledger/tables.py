@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from storage.terminal import print_table
+from ground.terminal import print_table
 
 _LISTED = ("id", "status", "teacher", "purpose", "run", "sample", "row", "view", "reserved_at", "settled_at")
 

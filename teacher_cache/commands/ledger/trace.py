@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
+from ground.terminal import plain, print_json, print_table, stderr
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
-from storage.terminal import plain, print_json, print_table, stderr
 from teacher_cache.commands.ledger.options import (
     cost_of,
     ledger_options,

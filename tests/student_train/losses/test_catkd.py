@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import InvalidInput
 from models import create_model
-from storage.errors import InvalidInput
 from student_train.losses.catkd import CATKD, catkd, class_activation_maps
 from tests.student_train.losses.checks import (
     assert_finite,

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.crd import CRD, crd, draw_negatives, remembered
 from student_train.signals import Moment
 from tests.student_train.losses.checks import (

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.dist_plus import DISTPlus, dist_plus, pearson
 from tests.student_train.losses.checks import (
     assert_finite,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.dkd import DKD, dkd, without_target
 from student_train.losses.kd import kd
 from student_train.signals import Moment

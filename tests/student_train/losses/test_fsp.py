@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.fsp import FSP, fsp
 from tests.student_train.losses.checks import (
     assert_finite,

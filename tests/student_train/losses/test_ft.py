@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from ground.errors import Diverged, InvalidInput
 from models import Representation
-from storage.errors import Diverged, InvalidInput
 from student_train.losses.ft import FactorTransfer, Paraphraser, factor_transfer
 from student_train.signals import Moment
 from tests.student_train.losses.checks import (

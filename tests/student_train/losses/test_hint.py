@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.comparison import GroupComparison
 from student_train.losses.hint import Hint, hint, resizing_convolution
 from tests.student_train.losses.checks import (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.ickd import ICKD, ickd
 from tests.student_train.losses.checks import (
     assert_finite,

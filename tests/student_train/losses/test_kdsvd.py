@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.kdsvd import KDSVD, kdsvd, leading_vectors
 from tests.student_train.losses.checks import (
     assert_finite,

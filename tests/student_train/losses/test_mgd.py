@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from student_train.losses.mgd import MGD, kept, mgd
 from student_train.signals import Moment
 from tests.student_train.losses.checks import (

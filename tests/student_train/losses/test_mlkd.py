@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.kd import kd
 from student_train.losses.mlkd import MLKD, batch_alignment, class_alignment, instance_alignment, least_sure, mlkd
 from tests.student_train.losses.checks import (

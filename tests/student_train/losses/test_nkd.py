@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.nkd import NKD, nkd
 from tests.student_train.losses.checks import (
     assert_finite,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.ofd import OFD, negative_mean, partial_l2
 from tests.student_train.losses.checks import (
     assert_finite,

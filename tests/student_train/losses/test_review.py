@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import InvalidInput
 from models import Representation
-from storage.errors import InvalidInput
 from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context
 from student_train.signals import Moment, Signals
 from tests.student_train.losses.checks import (

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses import rkd
 from student_train.losses.rkd import RKD, rkd_angle, rkd_distance
 from tests.student_train.losses.checks import (

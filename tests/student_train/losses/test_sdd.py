@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import InvalidInput, UnknownName
 from models import create_model
-from storage.errors import InvalidInput, UnknownName
 from student_train.losses.kd import kd
 from student_train.losses.sdd import BASES, SDD, local_logits, sdd
 from student_train.signals import Moment

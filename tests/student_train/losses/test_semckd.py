@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.semckd import SemCKD, association, semckd, similarities
 from tests.student_train.losses.checks import (
     assert_finite,

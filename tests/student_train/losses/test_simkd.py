@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import InvalidInput, UnknownName
 from models import Representation, create_model
 from models.reused_head import ReusedHead
-from storage.errors import InvalidInput, UnknownName
 from student_train.losses.simkd import SimKD, simkd
 from student_train.signals import Signals
 from tests.student_train.losses.checks import (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from storage.errors import InvalidInput
+from ground.errors import InvalidInput
 from student_train.losses.vid import VID, vid
 from tests.student_train.losses.checks import (
     assert_finite,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from storage.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName
 from student_train.losses.vkd import NORMS, OrthogonalProjector, VkD, vkd
 from tests.student_train.losses.checks import (
     assert_finite,

@@ -3,6 +3,8 @@
     CKDError                    exit 2
     ├── InvalidInput            a name, value or file cannot be used: give another
     ├── UnknownName             no such thing: pick one of the names listed
+    ├── CheckpointError         a file is not a checkpoint that can be read safely: give another
+    ├── CheckpointMismatch      it is one, of another network or number of classes: give another
     ├── DatasetMissing          the images are not where they were looked for
     ├── IdentityMismatch        the store was made from something else
     ├── StoreUnreadable         missing, truncated or malformed: rebuild it
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -42,13 +44,24 @@ class UnknownName(InvalidInput):
         kind: what the name stands for, for instance "student".
         name: what the user gave.
         known: every name that would have been accepted.
+        plain: what of a spelling counts when the nearest are looked for.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names)}"
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], plain: Callable[[str], str] = lambda name: name
+    ) -> None:
+        names = {plain(found): found for found in sorted(known)}
+        nearest = [names[match] for match in difflib.get_close_matches(plain(name), names, n=3, cutoff=0.5)]
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names.values())}"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
+
+
+class CheckpointError(InvalidInput):
+    """A file of weights is missing, damaged, or holds more than tensors and numbers."""
+
+
+class CheckpointMismatch(InvalidInput):
+    """A checkpoint's tensors are not those of the network."""
 
 
 class DatasetMissing(InvalidInput):

@@ -7,68 +7,13 @@ normalisation, so the padding is black as in torchvision's `RandomCrop` on image
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-VIEW_POLICIES = ("augmented", "plain")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewGeometry:
-    """How a view is cut from a base image.
-
-    Args:
-        image_size: height and width of the stored base images, in pixels.
-        crop_size: height and width of a view, in pixels.
-        padding: black pixels added on each side of the base image before cropping.
-        flips: half of the augmented views are mirrored; off where left and right differ in meaning (digits).
-    """
-
-    image_size: int
-    crop_size: int
-    padding: int
-    flips: bool = True
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1 or self.crop_size < 1 or self.padding < 0:
-            raise ValueError(f"sizes must be positive and padding not negative, got {self}")
-        if self.crop_size > self.image_size + 2 * self.padding:
-            raise ValueError(f"a {self.crop_size}-pixel crop does not fit {self}")
-
-    @property
-    def num_offsets(self) -> int:
-        """Positions a crop can take along one axis."""
-        return self.image_size + 2 * self.padding - self.crop_size + 1
-
-    @property
-    def plain_view(self) -> tuple[int, int, int]:
-        """The centred, unflipped view that evaluation uses: (top, left, flip)."""
-        centre = (self.num_offsets - 1) // 2
-        return centre, centre, 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normalisation:
-    """Per-channel mean and standard deviation of pixels on [0, 1], red green blue."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        numbers = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
-            raise ValueError(f"three finite means and three positive deviations are needed, got {self}")
-
-    def apply(self, images_u8: Tensor) -> Tensor:
-        """Turn uint8 pixels (B, 3, H, W) into a network's float32 input of the same shape."""
-        mean = torch.tensor(self.mean, device=images_u8.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images_u8.device).view(1, 3, 1, 1)
-        return images_u8.float().div_(255.0).sub_(mean).div_(std)
+from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry
 
 
 def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator) -> Tensor:
@@ -131,14 +76,10 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def evaluation_batches(
-    images: Tensor,
-    labels: Tensor,
-    geometry: ViewGeometry,
-    normalisation: Normalisation,
-    batch_size: int = 256,
+    images: Tensor, labels: Tensor, rendering: Rendering, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs (B, 3, h, w) float32 of the plain view, with their labels, on the images' device."""
     for first in range(0, len(images), batch_size):
         block = images[first : first + batch_size]
-        views = apply_views(block, plain_views(geometry, len(block)), geometry)
-        yield normalisation.apply(views), labels[first : first + batch_size]
+        views = apply_views(block, plain_views(rendering.geometry, len(block)), rendering.geometry)
+        yield rendering.normalisation.apply(views), labels[first : first + batch_size]

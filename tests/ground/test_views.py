@@ -9,8 +9,9 @@ import torchvision.transforms.v2.functional as tv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.seeding import generator_for
-from storage.views import Normalisation, ViewGeometry, apply_views, draw_views, evaluation_batches
+from ground.geometry import Normalisation, Rendering, ViewGeometry
+from ground.seeding import generator_for
+from ground.views import apply_views, draw_views, evaluation_batches
 
 
 @given(st.integers(0, 2**31), st.integers(8, 20), st.integers(0, 5), st.data())
@@ -53,8 +54,8 @@ def test_normalisation_is_the_textbook_formula():
 def test_evaluation_sees_the_centre_unflipped():
     geometry = ViewGeometry(image_size=64, crop_size=56, padding=0)
     images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
-    identity = Normalisation(mean=(0, 0, 0), std=(1, 1, 1))
-    (inputs, labels), (rest, _) = evaluation_batches(images, torch.arange(5), geometry, identity, batch_size=3)
+    rendering = Rendering(geometry=geometry, normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)))
+    (inputs, labels), (rest, _) = evaluation_batches(images, torch.arange(5), rendering, batch_size=3)
     torch.testing.assert_close(inputs, images[:3, 4:60, 4:60].permute(0, 3, 1, 2) / 255)
     assert labels.tolist() == [0, 1, 2]
     assert len(rest) == 2

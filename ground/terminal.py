@@ -34,7 +34,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from storage.errors import CKDError, Interrupted
+from ground.errors import CKDError, Interrupted
 
 stderr = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
@@ -42,22 +42,17 @@ _WIDTH_WITHOUT_TERMINAL = 200
 
 
 class CommandGroup(click.Group):
-    """A command group whose subcommands report `user_errors` in one line.
+    """A command group whose subcommands report a user's errors in one line."""
 
-    Args:
-        user_errors: exceptions with an `exit_code` that a user can act on.
-    """
-
-    def __init__(self, *args: Any, user_errors: tuple[type[Exception], ...] = (CKDError,), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(
             click.Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.", callback=_keep_debug)
         )
-        self._user_errors = user_errors
 
     def invoke(self, context: click.Context) -> Any:
         """Run the subcommand; see the class."""
-        with reported_errors(self._user_errors, debug=context.meta.get("debug", False)):
+        with reported_errors(debug=context.meta.get("debug", False)):
             return super().invoke(context)
 
 
@@ -75,14 +70,14 @@ def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None
 
 
 @contextmanager
-def reported_errors(user_errors: tuple[type[Exception], ...], *, debug: bool) -> Iterator[None]:
+def reported_errors(*, debug: bool) -> Iterator[None]:
     """Print a user's error as one line on stderr and leave with its exit code."""
     try:
         yield
-    except user_errors as error:
+    except CKDError as error:
         if debug:
             raise
-        _leave(str(error), getattr(error, "exit_code", 2))
+        _leave(str(error), error.exit_code)
     except OSError as error:
         # One with a file name is about a path that the user gave; any other is a bug.
         if debug or error.filename is None:

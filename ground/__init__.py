@@ -1,0 +1,1 @@
+"""What every room stands on: errors, terminal, durable files, seeds, views. Imports no other room."""

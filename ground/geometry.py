@@ -1,0 +1,81 @@
+"""What a network is shown of a base image: how a view is cut, and how its pixels are normalised.
+
+Plain values, which manifests and records hold; `ground.views` does the cutting. Nothing here needs torch to be loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VIEW_POLICIES = ("augmented", "plain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewGeometry:
+    """How a view is cut from a base image.
+
+    Args:
+        image_size: height and width of the stored base images, in pixels.
+        crop_size: height and width of a view, in pixels.
+        padding: black pixels added on each side of the base image before cropping.
+        flips: half of the augmented views are mirrored; off where left and right differ in meaning (digits).
+    """
+
+    image_size: int
+    crop_size: int
+    padding: int
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.crop_size < 1 or self.padding < 0:
+            raise ValueError(f"sizes must be positive and padding not negative, got {self}")
+        if self.crop_size > self.image_size + 2 * self.padding:
+            raise ValueError(f"a {self.crop_size}-pixel crop does not fit {self}")
+
+    @property
+    def num_offsets(self) -> int:
+        """Positions a crop can take along one axis."""
+        return self.image_size + 2 * self.padding - self.crop_size + 1
+
+    @property
+    def plain_view(self) -> tuple[int, int, int]:
+        """The centred, unflipped view that evaluation uses: (top, left, flip)."""
+        centre = (self.num_offsets - 1) // 2
+        return centre, centre, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of pixels on [0, 1], red green blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
+            raise ValueError(f"three finite means and three positive deviations are needed, got {self}")
+
+    def apply(self, images_u8: Tensor) -> Tensor:
+        """Turn uint8 pixels (B, 3, H, W) into a network's float32 input of the same shape."""
+        pixels = images_u8.float()
+        mean, std = (pixels.new_tensor(constants).view(1, 3, 1, 1) for constants in (self.mean, self.std))
+        return pixels.div_(255.0).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """How a network is shown a base image: the teacher's and the student's need not be the same.
+
+    Args:
+        geometry: how its views are cut.
+        normalisation: what its pixels become.
+    """
+
+    geometry: ViewGeometry
+    normalisation: Normalisation
