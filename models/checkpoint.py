@@ -181,7 +181,8 @@ def _plain_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _mismatches(network: Network, found: Mapping[str, Tensor]) -> Iterator[str]:
     wanted = network.state_dict()
-    head = next(key for key, tensor in network.named_parameters() if tensor is network.head.weight)
+    layer = network.head
+    head = next((key for key, tensor in network.named_parameters() if layer and tensor is layer.weight), "")
     if head in found and found[head].dim() == 2 and len(found[head]) != network.num_classes:
         yield (
             f"the checkpoint has {len(found[head])} classes, the network {network.num_classes} "

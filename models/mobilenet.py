@@ -7,10 +7,11 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
-from models.network import Network, Trace, conv1x1, conv3x3, he_normal_
+from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_
 
 _WIDTH = 0.5
 _LAST = 1280
@@ -52,7 +53,7 @@ class InvertedResidual(nn.Module):
         return changed.add_(images) if self.has_shortcut else changed
 
 
-class MobileNetV2(Network):
+class MobileNetV2(StagedNetwork):
     """A strided stem, seven groups of inverted residuals, a wide 1x1 convolution."""
 
     num_stages = 4
@@ -78,13 +79,11 @@ class MobileNetV2(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
-        head = self.classifier[0]
-        assert isinstance(head, nn.Linear)
-        return head
+        """See `StagedNetwork.head`."""
+        return cast(nn.Linear, self.classifier[0])
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`; the blocks end without activation, so each map is its own pre-activation."""
+        """See `StagedNetwork.trace`; the blocks end without activation, so each map is its own pre-activation."""
         stem = self.conv1(images)
         maps, current = [], stem
         for place, group in enumerate(self.blocks):

@@ -1,83 +1,53 @@
-"""The shape that all networks of the zoo share.
+"""The face that every network shows, wherever it comes from: logits, named features, and perhaps a linear head.
 
-A network is a stem, some stages and a head. Subclasses say what those are; naming, pooling and the order of
-the features are here, once.
+The zoo's networks share more than that; see `models.staged`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ground.layers import BEFORE, LAST, POOLED, STEM
 from models.representation import Representation
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What the body of a network leaves behind.
-
-    Args:
-        stem: the first map.
-        stages: (feature map, its pre-activation) of each stage.
-        last: the map that is pooled.
-    """
-
-    stem: Tensor
-    stages: list[tuple[Tensor, Tensor]]
-    last: Tensor
 
 
 class Network(nn.Module, ABC):
     """A classifier of square images; any size that survives its strides.
 
+    Layers are named as `ground.layers` says; a feature is a map (B, C, H, W), tokens (B, N, D) or a vector (B, D).
+
     Attributes:
         num_classes: K.
-        num_stages: named feature maps between stem and pooled vector.
     """
 
     num_classes: int
-    num_stages: int
-
-    @abstractmethod
-    def trace(self, images: Tensor) -> Trace:
-        """Everything before the pooling, for (B, 3, H, W) normalised images."""
 
     @property
     @abstractmethod
-    def head(self) -> nn.Linear:
-        """The last layer: pooled vector to logits."""
-
-    @property
     def feature_names(self) -> tuple[str, ...]:
-        """Layer names in order: stem, layer1, ..., pooled."""
-        return (STEM, *self._stage_names, POOLED)
+        """Layers that `represent` gives, in the order they are computed."""
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        """What `represent` adds when asked: each stage before its last ReLU (layer1.pre, ...), and the map that is
-        pooled (last).
-        """
-        return (*(f"{stage}{BEFORE}" for stage in self._stage_names), LAST)
+        """Layers that `represent` adds when it is asked for them."""
+        return ()
 
     @property
-    def stage_norms(self) -> dict[str, nn.BatchNorm2d]:
+    def head(self) -> nn.Linear | None:
+        """The last layer, pooled vector to logits; None for a network that ends in another way."""
+        return None
+
+    @property
+    def stage_norms(self) -> Mapping[str, nn.BatchNorm2d]:
         """Stage -> the batch norm that makes its pre-activation, shortcuts aside; empty where no single one does.
 
         Source: the CRD benchmark's choice for OFD, Heo et al. 2019, arXiv:1904.01866.
         """
-        norms = self._norms_of_stages()
-        found = {}
-        for stage, norm in zip(self._stage_names if norms else (), norms, strict=True):
-            assert isinstance(norm, nn.BatchNorm2d)
-            found[stage] = norm
-        return found
+        return {}
 
+    @abstractmethod
     def represent(self, images: Tensor, extras: Collection[str] = ()) -> Representation:
         """Logits and features of (B, 3, H, W) normalised images.
 
@@ -87,60 +57,19 @@ class Network(nn.Module, ABC):
         Raises:
             ValueError: an extra is none of those.
         """
-        unknown = sorted(set(extras) - set(self.extra_names))
-        if unknown:
-            raise ValueError(f"no extra is called {unknown[0]!r}; known: {', '.join(self.extra_names)}")
-        trace = self.trace(images)
-        pooled = F.adaptive_avg_pool2d(trace.last, 1).flatten(1)
-        maps = [trace.stem, *(feature for feature, _ in trace.stages), pooled]
-        more = zip(self.extra_names, [*(before for _, before in trace.stages), trace.last], strict=True)
-        features = dict(zip(self.feature_names, maps, strict=True))
-        features |= {name: tensor for name, tensor in more if name in extras}
-        return Representation(logits=self.head(pooled), features=features)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that it can give, in order: `feature_names`, then `extra_names`."""
+        return (*self.feature_names, *self.extra_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.represent(images).logits
 
-    @property
-    def _stage_names(self) -> tuple[str, ...]:
-        return tuple(f"layer{stage}" for stage in range(1, self.num_stages + 1))
 
-    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
-        """See `stage_norms`: one for each stage, or none."""
-        return ()
-
-
-def he_normal_(network: nn.Module) -> None:
-    """Convolutions from N(0, 2 / fan_out), batch norm at one and zero: He et al. 2015."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            # The benchmark's fan-out does not divide by groups.
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-def shuffle_channels(images: Tensor, groups: int) -> Tensor:
-    """Interleave the channels of `groups` groups (ShuffleNet, eq. in section 3.1)."""
-    # torch's own keeps channels-last memory where a reshape would lose it.
-    return F.channel_shuffle(images, groups)
-
-
-def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """3x3 convolution that keeps the size at stride 1."""
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
-
-
-def conv1x1(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """1x1 convolution."""
-    return nn.Conv2d(inputs, outputs, 1, stride=stride, groups=groups, bias=False)
-
-
-def relu_(tensor: Tensor) -> Tensor:
-    """ReLU in place; only for tensors that nobody captured."""
-    return torch.relu_(tensor)
+def require_extras(network: Network, extras: Collection[str]) -> None:
+    """Raise `ValueError` for an extra that a network does not have."""
+    unknown = sorted(set(extras) - set(network.extra_names))
+    if unknown:
+        raise ValueError(f"no extra is called {unknown[0]!r}; known: {', '.join(network.extra_names)}")

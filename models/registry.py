@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 
 from ground.errors import InvalidInput, UnknownName
+from ground.layers import LOGITS
 from models.mobilenet import MobileNetV2
 from models.network import Network
 from models.resnet import ResNet, ResNet50
@@ -67,6 +69,44 @@ def create_model(name: str, num_classes: int, seed: int | None = None) -> Networ
         # Not torch.manual_seed: that would reseed the accelerators' generators too.
         torch.default_generator.manual_seed(seed)
         return make(num_classes=num_classes)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """What a network of the zoo can give, without one.
+
+    Args:
+        outputs: "logits" and every layer, in order -> shape of one image's.
+        feature_names: the layers that are given unasked.
+        parameters: how many numbers it learns.
+    """
+
+    outputs: Mapping[str, tuple[int, ...]]
+    feature_names: tuple[str, ...]
+    parameters: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """See `Network.layers`."""
+        return tuple(name for name in self.outputs if name != LOGITS)
+
+
+@cache
+def network_shape(name: str, num_classes: int = 2, image_size: int = 32) -> NetworkShape:
+    """Shapes of what a network says of images of a size; no memory is taken and no random number drawn.
+
+    Raises:
+        UnknownName: there is no such network.
+    """
+    with torch.device("meta"), torch.inference_mode():
+        network = create_model(name, num_classes).eval()
+        said = network.represent(torch.empty(1, 3, image_size, image_size), network.extra_names)
+    shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
+    return NetworkShape(
+        outputs={output: tuple(shape[1:]) for output, shape in shapes.items()},
+        feature_names=network.feature_names,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
 
 
 def _plain(name: str) -> str:

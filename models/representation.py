@@ -15,8 +15,9 @@ class Representation:
 
     Args:
         logits: (B, K), before softmax.
-        features: layer name -> (B, C, H, W) map, in the order of the CRD benchmark's feature list, which ends
-            with `pooled`, (B, D); then the extras that were asked for (`Network.extra_names`).
+        features: layer name -> (B, C, H, W) map, (B, N, D) tokens or (B, D) vector, in the order of
+            `Network.feature_names` (for the zoo, that of the CRD benchmark's feature list); then the extras that were
+            asked for (`Network.extra_names`).
     """
 
     logits: Tensor

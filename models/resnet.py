@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Trace, conv1x1, conv3x3, he_normal_, relu_
+from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_, relu_
 
 
 class BasicBlock(nn.Module):
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         return torch.relu(before), before
 
 
-class ResNet(Network):
+class ResNet(StagedNetwork):
     """Three stages of basic blocks, depth = 6 * blocks + 2.
 
     Args:
@@ -83,11 +83,11 @@ class ResNet(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
+        """See `StagedNetwork.head`."""
         return self.fc
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`."""
+        """See `StagedNetwork.trace`."""
         return _trace(relu_(self.bn1(self.conv1(images))), [self.layer1, self.layer2, self.layer3])
 
     def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
@@ -95,7 +95,7 @@ class ResNet(Network):
         return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]
 
 
-class ResNet50(Network):
+class ResNet50(StagedNetwork):
     """Four stages of 3, 4, 6 and 3 bottlenecks."""
 
     num_stages = 4
@@ -114,11 +114,11 @@ class ResNet50(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
+        """See `StagedNetwork.head`."""
         return self.linear
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`."""
+        """See `StagedNetwork.trace`."""
         stem = relu_(self.bn1(self.conv1(images)))
         return _trace(stem, [self.layer1, self.layer2, self.layer3, self.layer4])
 

@@ -5,16 +5,18 @@ Source: Chen et al. 2022 (SimKD), arXiv:2203.14001, section 3; layers of the pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ground.errors import CheckpointMismatch
-from models.network import Network, Trace, conv1x1, conv3x3
+from ground.errors import CheckpointMismatch, InvalidInput
+from ground.layers import LAST, POOLED
+from models.network import Network, require_extras
 from models.registry import create_model
+from models.representation import Representation
+from models.staged import conv1x1, conv3x3
 
 _NARROWED, _HEAD, _GRID = "projector.0.weight", "classifier.weight", "grid"
 
@@ -36,7 +38,7 @@ class ReusedHead(Network):
 
     def __init__(self, body: Network, weight: Tensor, bias: Tensor, size: Sequence[int], width: int) -> None:
         super().__init__()
-        self.num_classes, self.num_stages = len(weight), body.num_stages
+        self.num_classes = len(weight)
         channels = _take_head_off(body)
         self.body = body
         height, length = size
@@ -59,17 +61,37 @@ class ReusedHead(Network):
         """The teacher's last layer; it takes no gradient."""
         return self.classifier
 
-    def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`; `last` is projected."""
-        trace = self.body.trace(images)
-        height, length = trace.last.shape[2:]
-        size = min(height, self.grid.shape[0]), min(length, self.grid.shape[1])
-        maps = trace.last if size == (height, length) else F.adaptive_avg_pool2d(trace.last, size)
-        return replace(trace, last=self.projector(maps))
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The body's."""
+        return self.body.feature_names
 
-    def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
-        """See `Network.stage_norms`."""
-        return self.body._norms_of_stages()
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """The body's."""
+        return self.body.extra_names
+
+    @property
+    def stage_norms(self) -> Mapping[str, nn.BatchNorm2d]:
+        """The body's."""
+        return self.body.stage_norms
+
+    def represent(self, images: Tensor, extras: Collection[str] = ()) -> Representation:
+        """See `Network.represent`; `last` is projected, and `pooled` its mean."""
+        require_extras(self, extras)
+        features = dict(self.body.represent(images, {*extras, LAST}).features)
+        last = self.projector(self._pooled_to_grid(features[LAST]))
+        pooled = F.adaptive_avg_pool2d(last, 1).flatten(1)
+        features |= {LAST: last, POOLED: pooled}
+        if LAST not in extras:
+            del features[LAST]
+        return Representation(logits=self.head(pooled), features=features)
+
+    def _pooled_to_grid(self, maps: Tensor) -> Tensor:
+        """Maps of at most the projector's size."""
+        height, length = maps.shape[2:]
+        size = min(height, self.grid.shape[0]), min(length, self.grid.shape[1])
+        return maps if size == (height, length) else F.adaptive_avg_pool2d(maps, size)
 
 
 def rebuild(student: str, state: Mapping[str, Tensor]) -> ReusedHead:
@@ -111,6 +133,11 @@ def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
 def _take_head_off(body: Network) -> int:
     """Put nothing in the place of its last layer, which would neither learn nor be used; returns that one's inputs."""
     head = body.head
+    if head is None or LAST not in body.extra_names or POOLED not in body.feature_names:
+        raise InvalidInput(
+            "the teacher's last layer can only take the place of a student's own after its pooled last map, and this "
+            "student has none; choose another student or loss"
+        )
     name = next(name for name, module in body.named_modules() if module is head)
     parent, _, leaf = name.rpartition(".")
     setattr(body.get_submodule(parent), leaf, nn.Identity())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.network import Network, Trace, conv1x1, conv3x3, relu_, shuffle_channels
+from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, relu_, shuffle_channels
 
 _STEM = 24
 _V1_GROUPS = 3
@@ -98,7 +98,7 @@ class DownBlock(nn.Module):
         return joined, joined
 
 
-class ShuffleNet(Network):
+class ShuffleNet(StagedNetwork):
     """A 1x1 stem and three stages; V2 ends in one more 1x1 convolution."""
 
     num_stages = 3
@@ -111,7 +111,7 @@ class ShuffleNet(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
+        """See `StagedNetwork.head`."""
         return self.linear
 
     def finish(self, images: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class ShuffleNet(Network):
         return images
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`."""
+        """See `StagedNetwork.trace`."""
         after = stem = relu_(self.bn1(self.conv1(images)))
         ends = []
         for stage in (self.layer1, self.layer2, self.layer3):

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.network import Network, Trace, he_normal_
+from models.staged import StagedNetwork, Trace, he_normal_
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _LARGE_IMAGE = 64
 
 
-class VGG(Network):
+class VGG(StagedNetwork):
     """Five blocks with max pooling between; the first block's map is the stem.
 
     Args:
@@ -42,11 +42,11 @@ class VGG(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
+        """See `StagedNetwork.head`."""
         return self.classifier
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`."""
+        """See `StagedNetwork.trace`."""
         # The benchmark pools a fourth time for 64-pixel images, and for them alone.
         pools = (True, True, True, images.shape[2] == _LARGE_IMAGE)
         after = stem = torch.relu(self.block0(images))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Trace, conv1x1, conv3x3, he_normal_, relu_
+from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_, relu_
 
 
 class PreActivationBlock(nn.Module):
@@ -54,7 +54,7 @@ class Stage(nn.Module):
         return images, entering
 
 
-class WideResNet(Network):
+class WideResNet(StagedNetwork):
     """Three stages, depth = 6 * blocks + 4.
 
     Args:
@@ -80,11 +80,11 @@ class WideResNet(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """See `Network.head`."""
+        """See `StagedNetwork.head`."""
         return self.fc
 
     def trace(self, images: Tensor) -> Trace:
-        """See `Network.trace`; a stage's pre-activation is made by the batch norm that follows it."""
+        """See `StagedNetwork.trace`; a stage's pre-activation is made by the batch norm that follows it."""
         stem = self.conv1(images)
         sum1, _ = self.block1(stem)
         sum2, before1 = self.block2(sum1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import UnknownName
-from models import canonical_name, create_model, model_names, weights_digest
+from models import canonical_name, create_model, model_names, network_shape, weights_digest
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,18 @@ def test_without_a_seed_the_global_generator_decides() -> None:
         torch.manual_seed(0)
         again = create_model("resnet8", 10)
     assert weights_digest(first) == weights_digest(again) != weights_digest(second)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"])
+@pytest.mark.parametrize("side", [32, 56])
+def test_the_shape_of_a_network_is_what_a_real_one_says(name: str, side: int) -> None:
+    state = torch.get_rng_state()
+    shape = network_shape(name, 7, side)
+    assert torch.equal(torch.get_rng_state(), state)
+    network = create_model(name, 7, seed=0).eval()
+    with torch.inference_mode():
+        said = network.represent(torch.zeros(1, 3, side, side), network.extra_names)
+    assert dict(shape.outputs) == {"logits": (7,)} | {key: tuple(t.shape[1:]) for key, t in said.features.items()}
+    assert shape.layers == network.layers
+    assert shape.feature_names == network.feature_names
+    assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())

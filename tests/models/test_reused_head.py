@@ -23,6 +23,11 @@ def images(count=2, side=32):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(9))
 
 
+def said_last(network, inputs=None):
+    """The map that a network pools."""
+    return network.represent(images() if inputs is None else inputs, ["last"]).features["last"]
+
+
 @pytest.mark.parametrize("student", FAMILIES)
 @pytest.mark.parametrize("size", [(8, 8), (1, 1)])
 def test_it_answers_through_the_teachers_last_layer(student, size):
@@ -53,7 +58,7 @@ def test_the_stages_are_those_of_the_body(student):
 @pytest.mark.parametrize(("size", "kernel"), [((8, 8), 3), ((1, 8), 3), ((1, 1), 1)])
 def test_the_projector_is_three_convolutions_with_batch_norm_and_relu(size, kernel):
     network = reused(size=size).eval()
-    maps = torch.nn.functional.adaptive_avg_pool2d(network.body.trace(images()).last, size)
+    maps = torch.nn.functional.adaptive_avg_pool2d(said_last(network.body), size)
     for place in (0, 3, 6):
         maps = torch.nn.functional.conv2d(
             maps, network.projector[place].weight, padding=kernel // 2 if place == 3 else 0
@@ -62,14 +67,14 @@ def test_the_projector_is_three_convolutions_with_batch_norm_and_relu(size, kern
         shape = (1, -1, 1, 1)
         maps = (maps - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + norm.eps).sqrt()
         maps = (maps * norm.weight.view(shape) + norm.bias.view(shape)).clamp(min=0)
-    torch.testing.assert_close(network.trace(images()).last, maps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(said_last(network), maps, rtol=1e-4, atol=1e-5)
     assert [network.projector[place].kernel_size for place in (0, 3, 6)] == [(1, 1), (kernel, kernel), (1, 1)]
     assert [network.projector[place].out_channels for place in (0, 3, 6)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("size", "side", "wanted"), [((4, 4), 32, (4, 4)), ((8, 8), 64, (8, 8)), ((8, 8), 16, (4, 4))])
 def test_a_larger_map_is_pooled_and_a_smaller_one_stays(size, side, wanted):
-    assert reused(size=size).trace(images(side=side)).last.shape[2:] == wanted
+    assert said_last(reused(size=size), images(side=side)).shape[2:] == wanted
 
 
 @pytest.mark.parametrize("student", FAMILIES)
