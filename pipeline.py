@@ -28,8 +28,9 @@ from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.trainer import TrainConfig, Trainer
 from teacher_cache.build import build
+from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.prepare import prepare_build
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 
 # Room in the budget for the calls that an interrupted build may lose.
@@ -110,7 +111,7 @@ def train_demo_teacher(weights: Path, config: DemoConfig, compute: Compute) -> N
 def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: Compute) -> None:
     """Call the teacher once on each image of the largest sample, and show what was spent."""
     n = max(config.sizes)
-    plan = plan_build(
+    prepared = prepare_build(
         BuildConfig(
             teacher=config.teacher,
             weights=weights,
@@ -122,8 +123,8 @@ def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: C
             seed=config.seed,
         )
     )
-    with progress("store: teacher calls", plan.total_calls, plan.paid_calls) as advance:
-        report = build(plan, advance)
+    with progress("store: teacher calls", prepared.plan.total_calls, prepared.plan.paid_calls) as advance:
+        report = build(*prepared, advance)
     ledger = Ledger(folder / LEDGER_FILE)
     spent = ledger.summary()
     ledger.close()

@@ -20,7 +20,7 @@ from storage.ledger_records import Summary
 from storage.ledger_report import teacher_seconds
 from storage.ledger_tables import calls, entries, sessions
 from storage.manifest import Manifest
-from storage.store import own_ledger
+from storage.store_ledger import own_ledger
 
 # More steps than a drawing can show are thinned out.
 _MOST_STEPS = 400

@@ -13,6 +13,7 @@ from ground.views import evaluation_batches
 from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
 from models.reused_head import rebuild
+from storage.rows import Rows
 from storage.store import Store
 
 _ADVICE = "delete the folder of this run and train the student again"
@@ -43,7 +44,8 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     compute = Compute.choose("cpu", "fp32")
     compute.place(network)
     network.eval()
-    pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", images)) for name in ("images", "labels"))
+    rows = Rows.first(images)
+    pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", rows)) for name in ("images", "labels"))
     batches = evaluation_batches(pixels, labels, manifest.identity.teacher_rendering)
     with torch.inference_mode():
         logits = torch.cat([network(inputs) for inputs, _ in batches])

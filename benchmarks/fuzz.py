@@ -40,7 +40,8 @@ from models import create_model, save_weights
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main as ckd_cache
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 _MAX_MEMORY = 8 << 30
 _MAX_SECONDS = 60
@@ -105,7 +106,7 @@ def make_store(folder: Path, array_format: str) -> Path:
             budget=100,
             device="cpu",
         )
-        build(plan_build(config))
+        build(*prepare_build(config))
     return store
 
 

@@ -27,7 +27,8 @@ from models import create_model, save_weights
 from storage.ledger_records import CallRequest, Reservation, Summary
 from teacher_cache import build as build_module
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 
 class NoLedger:
@@ -115,11 +116,11 @@ def main(teacher: str, n: int, rounds: int, features: str, batch_size: int) -> N
 
 def builder(asked: BuildConfig) -> Callable[[], object]:
     """A whole build in a fresh folder."""
-    plan = plan_build(asked)
+    prepared = prepare_build(asked)
 
     def run() -> None:
         shutil.rmtree(asked.store, ignore_errors=True)
-        build(plan)
+        build(*prepared)
 
     return run
 

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import take_turns
-from ground.views import apply_views
 from models import create_model, save_weights
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import Prepared, prepare_build
 
 
 @click.command()
@@ -46,18 +46,18 @@ def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
             weights=folder / "teacher.safetensors",
             batch_size=batch_size,
         )
-        plan = plan_build(base)
+        prepared = prepare_build(base)
         subjects: dict[str, Callable[[], object]] = {
-            "bare batched loop": lambda: bare_loop(plan),
-            "one image at a time": lambda: one_at_a_time(plan),
+            "bare batched loop": lambda: bare_loop(prepared),
+            "one image at a time": lambda: one_at_a_time(prepared),
         }
         for features in ("none", "all"):
             for array_format in ("zarr", "hdf5"):
                 subjects[f"build, {array_format}, features {features}"] = builder(base, features, array_format)
         timings = take_turns(rounds, subjects)
         bare = timings["bare batched loop"]
-        compute = plan.teacher.compute
-        click.echo(f"{teacher}, {n} calls, batches of {batch_size}, {compute.describe()} {compute.precision}")
+        card = prepared.teacher.card
+        click.echo(f"{teacher}, {n} calls, batches of {batch_size}, {card.device} {card.identity.precision}")
         for label, timing in timings.items():
             rate = n / timing.median
             click.echo(f"{label:<28} {rate:8.1f} calls/s   {1 / timing.over(bare):6.3f} of the bare loop")
@@ -78,31 +78,30 @@ def make_images(folder: Path, n: int) -> None:
 
 def builder(base: BuildConfig, features: str, array_format: str) -> Callable[[], object]:
     """A whole build in a fresh folder: store, ledger, reservations, fsync and all."""
-    plan = plan_build(replace(base, features=features, array_format=array_format))
+    prepared = prepare_build(replace(base, features=features, array_format=array_format))
 
     def run() -> None:
         shutil.rmtree(base.store, ignore_errors=True)
-        build(plan)
+        build(*prepared)
 
     return run
 
 
-def bare_loop(plan: BuildPlan) -> None:
+def bare_loop(prepared: Prepared) -> None:
     """The least that n calls can cost: batches through the network, logits kept in memory."""
     kept = []
-    for first in range(0, len(plan.images), plan.config.batch_size):
-        images = torch.from_numpy(plan.images[first : first + plan.config.batch_size])
-        views = torch.from_numpy(plan.views[first : first + plan.config.batch_size, 0])
-        kept.append(plan.teacher.call(apply_views(images, views, plan.identity.geometry)).logits.cpu())
+    plan, teacher, shown = prepared
+    for first in range(0, plan.n, plan.config.batch_size):
+        cells = range(first, min(first + plan.config.batch_size, plan.n))
+        kept.append(teacher.call(shown.pixels(cells), ["logits"])["logits"].cpu())
 
 
-def one_at_a_time(plan: BuildPlan) -> None:
+def one_at_a_time(prepared: Prepared) -> None:
     """What the paper's code does: a forward for each image as the data set hands it out."""
     kept = []
-    for row in range(len(plan.images)):
-        image = torch.from_numpy(plan.images[row : row + 1])
-        view = torch.from_numpy(plan.views[row, :1])
-        kept.append(plan.teacher.call(apply_views(image, view, plan.identity.geometry)).logits.cpu())
+    plan, teacher, shown = prepared
+    for row in range(plan.n):
+        kept.append(teacher.call(shown.pixels([row]), ["logits"])["logits"].cpu())
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models import Representation, create_model, save_weights
+from models import create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls, entries
-from storage.schema import OutputSpec
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
-from teacher_cache.teacher import Teacher
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import Prepared, prepare_build
+from teacher_cache.teachers import Answers, ZooTeacher
 from tests.postgres import PostgresServer, postgres_binaries
 
 N_STEPS = (64, 128)
@@ -76,13 +76,13 @@ class Arena:
     """Where one case happens: plans for each step, and the ledger's URL, None for the store's own."""
 
     folder: Path
-    plans: tuple[BuildPlan, ...]
+    plans: tuple[Prepared, ...]
     ledger: str | None
     count: Path
 
     @property
     def store(self) -> Path:
-        return self.plans[0].config.store
+        return self.plans[0].plan.config.store
 
     def opened_ledger(self) -> Ledger:
         return Ledger(self.store / LEDGER_FILE if self.ledger is None else self.ledger)
@@ -153,21 +153,20 @@ def make_arena(folder: Path, array_format: str, ledger: str | None) -> Arena:
         device="cpu",
         lease_seconds=LEASE_SECONDS,
     )
-    return Arena(folder, tuple(plan_build(replace(base, n=n)) for n in N_STEPS), ledger, count)
+    return Arena(folder, tuple(prepare_build(replace(base, n=n)) for n in N_STEPS), ledger, count)
 
 
 def count_alone() -> None:
     """Count each forward before it happens, and pass each image through the teacher alone."""
-    call = Teacher.call
+    call = ZooTeacher.call
 
-    def counted(self: Teacher, views: Tensor, outputs: Sequence[OutputSpec]) -> Representation:
+    def counted(self: ZooTeacher, views: Tensor, outputs: Sequence[str]) -> Answers:
         with open(os.environ["TORTURE_FORWARDS"], "ab", buffering=0) as file:
             file.write(b"%d\n" % len(views))
         said = [call(self, view[None], outputs) for view in views]
-        features = {name: torch.cat([one.features[name] for one in said]) for name in said[0].features}
-        return Representation(logits=torch.cat([one.logits for one in said]), features=features)
+        return {name: torch.cat([one[name] for one in said]) for name in outputs}
 
-    Teacher.call = counted  # type: ignore[method-assign]
+    ZooTeacher.call = counted  # type: ignore[method-assign]
 
 
 def build_reference(folder: Path, array_format: str) -> tuple[dict[str, np.ndarray], float]:
@@ -175,7 +174,7 @@ def build_reference(folder: Path, array_format: str) -> tuple[dict[str, np.ndarr
     for _ in range(2):
         arena = make_arena(folder, array_format, None)
         started = time.perf_counter()
-        build(arena.plans[-1])
+        build(*arena.plans[-1])
         seconds = time.perf_counter() - started
     return read_arrays(arena.store), seconds
 
@@ -185,7 +184,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     return {name: store.read(name) for name in store.arrays.specs}
 
 
-def start(plan: BuildPlan) -> int:
+def start(prepared: Prepared) -> int:
     """A process that builds; what it says is dropped."""
     child = os.fork()
     if child:
@@ -195,7 +194,7 @@ def start(plan: BuildPlan) -> int:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
-        build(plan)
+        build(*prepared)
         code = 0
     finally:
         os._exit(code)
@@ -215,11 +214,11 @@ def kill_after(child: int, seconds: float) -> bool:
 def torture_one(arena: Arena, tally: Tally, rng: random.Random, wanted: int, seconds: float) -> None:
     """Build both steps with one process at a time, killed up to some times at random moments."""
     tally.stores += 1
-    for plan in arena.plans:
+    for prepared in arena.plans:
         for _ in range(rng.randint(2, 6)):
             if tally.kills < wanted:
-                tally.kills += kill_after(start(plan), rng.uniform(0.0, seconds))
-        finish(plan)
+                tally.kills += kill_after(start(prepared), rng.uniform(0.0, seconds))
+        finish(prepared)
 
 
 def torture_eight(arena: Arena, tally: Tally, rng: random.Random, seconds: float) -> None:
@@ -236,11 +235,11 @@ def torture_eight(arena: Arena, tally: Tally, rng: random.Random, seconds: float
     finish(arena.plans[-1])
 
 
-def finish(plan: BuildPlan) -> None:
+def finish(prepared: Prepared) -> None:
     """A build that is left in peace."""
-    _, status = os.waitpid(start(plan), 0)
+    _, status = os.waitpid(start(prepared), 0)
     if os.waitstatus_to_exitcode(status):
-        build(plan)
+        build(*prepared)
 
 
 def examine(arena: Arena, tally: Tally, reference: dict[str, np.ndarray]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,8 +14,9 @@ from experiments.execution import ExecutionConfig, cost, require_same_teachers
 from experiments.grid import Grid
 from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores
-from models import create_model, save_weights
+from models import create_model, network_shape
 from models.compute import Compute
+from teacher_cache.teachers import Teacher, untrained_teacher
 
 _BATCH = 64
 
@@ -59,29 +58,23 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
         CKDError: whatever would stop the grid before its first call.
     """
     compute = Compute.choose(config.device, config.precision)
-    with TemporaryDirectory() as folder:
-        return _estimate(grid, config, compute, Path(folder))
-
-
-def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Path) -> Estimate:
     runs = plan_runs(grid, compute.precision)
     stores = Stores(grid, config.out, config.device)
     stores.check_sizes()
-    needs = [_with_stand_in(stores, need, scratch) for need in plan_stores(grid)]
-    plans = [stores.plan(need) for need in needs]
-    tests = [stores.plan_test(need) for need in needs] if grid.test_images else []
-    fingerprints = {need.folder: plan.fingerprint for need, plan in zip(needs, plans, strict=True)}
+    asked = [_with_stand_in(stores, need) for need in plan_stores(grid)]
+    plans = [stores.plan(need, teacher) for need, teacher in asked]
+    tests = [stores.plan_test(need, teacher) for need, teacher in asked] if grid.test_images else []
+    fingerprints = {need.folder: plan.fingerprint for (need, _), plan in zip(asked, plans, strict=True)}
     require_same_teachers(fingerprints, runs, config.out)
     left = [run for run in runs if not (config.out / run.folder / "run.json").exists()]
-    geometry = plans[0].build.identity.geometry
-    classes = plans[0].build.identity.teacher.num_classes
-    images = {run.student: _speed(run.student, classes, geometry.crop_size, compute) for run in left}
-    sizes = {student: _student_bytes(student, classes) for student in images}
+    classes, size = stores.dataset.num_classes, stores.dataset.geometry.crop_size
+    images = {run.student: _speed(run.student, classes, size, compute) for run in left}
+    sizes = {student: network_shape(student, classes, size).num_bytes for student in images}
     return Estimate(
         runs=len(runs),
         finished=len(runs) - len(left),
         **cost(grid, runs),
-        new_calls=sum(plan.new_calls for plan in plans) + sum(plan.needed_calls for plan in tests),
+        new_calls=sum(plan.new_calls for plan in plans) + sum(test.plan.needed_calls for test in tests),
         teacher_seconds=sum(plan.seconds() for plan in plans),
         student_seconds=_student_seconds(left, images, config.jobs),
         evaluations=sum(map(_evaluations, left)),
@@ -91,13 +84,11 @@ def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Pa
     )
 
 
-def _with_stand_in(stores: Stores, need: StoreNeed, scratch: Path) -> StoreNeed:
+def _with_stand_in(stores: Stores, need: StoreNeed) -> tuple[StoreNeed, Teacher | None]:
     """A teacher that the grid is yet to train costs what an untrained one costs."""
     if need.teacher_epochs is None or stores.own_weights(need).exists():
-        return stores.with_weights(need)
-    path = scratch / f"{need.teacher}.safetensors"
-    save_weights(create_model(need.teacher, num_classes=stores.dataset.num_classes, seed=0), path, {})
-    return replace(need, weights=path, teacher_epochs=None)
+        return stores.with_weights(need), None
+    return need, untrained_teacher(need.teacher, stores.dataset, Compute.choose(stores.device, "fp32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +145,3 @@ def _student_seconds(runs: Sequence[Run], speeds: dict[str, _Speed], jobs: int) 
         speed = speeds[run.student]
         total += _evaluations(run) * (run.work * speed.train + run.n / 4 * speed.evaluate)
     return total / jobs
-
-
-def _student_bytes(student: str, classes: int) -> int:
-    network = create_model(student, num_classes=classes)
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

@@ -91,8 +91,8 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         outcome = Outcome(runs=len(runs))
         for need, plan in plans.items():
             outcome.new_calls += stores.make(need, plan)
-        for need, test_plan in tests.items():
-            outcome.new_calls += stores.make_test(need, test_plan)
+        for need, prepared in tests.items():
+            outcome.new_calls += stores.make_test(need, prepared)
         _train(runs, config, precision, outcome)
         if grid.test_images:
             describe_students(config.out, needs, runs, grid.test_images)

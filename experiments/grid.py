@@ -15,7 +15,7 @@ from typing import Any
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
-from models import canonical_name, create_model
+from models import canonical_name, network_shape
 from storage.manifest import MAX_VIEWS
 from storage.store import FORMATS
 from student_train.data import STUDENT_VIEWS
@@ -399,5 +399,4 @@ def slug(text: str) -> str:
 
 def layers_of(name: str) -> list[str]:
     """The outputs a network has beside its logits, in its order."""
-    network = create_model(name, num_classes=2)
-    return [*network.feature_names, *network.extra_names]
+    return list(network_shape(name).layers)

@@ -14,13 +14,16 @@ from ground.terminal import progress, stderr
 from models.compute import Compute
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
-from storage.store import Store, own_ledger
+from storage.store import Store
+from storage.store_ledger import own_ledger
 from teacher_cache.build import build
+from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
-from teacher_cache.extend import ExtensionConfig, extend, plan_extension
-from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build, plan_test_calls
+from teacher_cache.extend import extend, prepare_extension
+from teacher_cache.prepare import Prepared, prepare_build, prepare_test_build
 from teacher_cache.sample import draw_sample
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
+from teacher_cache.teachers import Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +35,31 @@ class StorePlan:
         build: then, calls for rows that it lacks.
     """
 
-    extension: BuildPlan | None
-    build: BuildPlan
+    extension: Prepared | None
+    build: Prepared
 
     @property
     def new_calls(self) -> int:
         """Calls still to be paid."""
-        return self.build.needed_calls + (0 if self.extension is None else self.extension.needed_calls)
+        return sum(part.plan.needed_calls for part in self._parts)
 
     @property
     def bytes(self) -> int:
         """Room on the disk, uncompressed."""
-        return sum((self.extension or self.build).array_bytes.values())
+        return sum(self._parts[0].plan.array_bytes.values())
 
     def seconds(self) -> float:
         """An estimate for the calls still to be made."""
-        plans = [plan for plan in (self.extension, self.build) if plan is not None and plan.needed_calls]
-        return sum(estimate_seconds(plan, plan.needed_calls) for plan in plans)
+        return sum(part.seconds() for part in self._parts)
 
     @property
     def fingerprint(self) -> str:
         """Of the teacher."""
-        return self.build.identity.teacher.fingerprint
+        return self.build.plan.identity.teacher.fingerprint
+
+    @property
+    def _parts(self) -> list[Prepared]:
+        return [part for part in (self.extension, self.build) if part is not None]
 
 
 class Stores:
@@ -98,8 +104,11 @@ class Stores:
         data = Path(need.folder).name
         return self.out / "teachers" / f"{data}-{need.teacher_epochs}epochs.safetensors"
 
-    def plan(self, need: StoreNeed) -> StorePlan:
+    def plan(self, need: StoreNeed, stand_in: Teacher | None = None) -> StorePlan:
         """Look at what is there, and count what is to be called; nothing is called or written.
+
+        Args:
+            stand_in: in the place of a teacher that the grid is yet to train.
 
         Raises:
             CKDError: anything that would make the build fail later, the budget included.
@@ -112,7 +121,7 @@ class Stores:
         config = self._build_config(need, folder, features, self.grid.sizes[-1])
         plan = StorePlan(
             extension=self._plan_extension(need, folder, missing) if missing else None,
-            build=plan_build(config, self.dataset),
+            build=prepare_build(config, self.dataset, stand_in),
         )
         if plan.extension is not None:
             # Each of the two fits the budget by itself.
@@ -131,19 +140,20 @@ class Stores:
         """
         made = 0
         if plan.extension is not None:
-            with progress(f"{need.folder}: teacher calls for more outputs", plan.extension.total_calls) as advance:
-                made += extend(plan.extension, advance).new_calls
+            total = plan.extension.plan.total_calls
+            with progress(f"{need.folder}: teacher calls for more outputs", total) as advance:
+                made += extend(*plan.extension, advance).new_calls
             plan = self.plan(need)
         return made + _build(need.folder, plan.build)
 
-    def plan_test(self, need: StoreNeed) -> BuildPlan:
-        """What the calls on test images take; see `plan_test_calls`."""
+    def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
+        """What the calls on test images take; see `prepare_test_build`."""
         config = self._build_config(need, self.out / test_store(need), (), self.grid.test_images)
-        return plan_test_calls(replace(config, budget=None), self.dataset)
+        return prepare_test_build(replace(config, budget=None), self.dataset, stand_in)
 
-    def make_test(self, need: StoreNeed, plan: BuildPlan) -> int:
+    def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
-        return _build(test_store(need), plan)
+        return _build(test_store(need), prepared)
 
     def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
         grid, settings = self.grid, self.grid.store
@@ -165,9 +175,9 @@ class Stores:
             device=self.device,
         )
 
-    def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> BuildPlan:
+    def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> Prepared:
         settings = self.grid.store
-        return plan_extension(
+        return prepare_extension(
             ExtensionConfig(
                 store=folder,
                 features=",".join(missing),
@@ -192,11 +202,12 @@ def test_store(need: StoreNeed) -> str:
     return f"{need.folder}-test"
 
 
-def _build(label: str, plan: BuildPlan) -> int:
+def _build(label: str, prepared: Prepared) -> int:
+    plan = prepared.plan
     if not len(plan.missing_cells):
         return 0
     with progress(f"{label}: teacher calls", plan.total_calls, plan.total_calls - len(plan.missing_cells)) as advance:
-        return build(plan, advance).new_calls
+        return build(*prepared, advance).new_calls
 
 
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:

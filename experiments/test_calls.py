@@ -17,6 +17,7 @@ from experiments.stores import test_store
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import progress, stderr
+from storage.rows import Rows
 from storage.store import Store
 
 LOGITS = "logits.json"
@@ -28,7 +29,8 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run]
     if not waiting:
         return
     stores = {need.folder: Store.open(out / test_store(need)) for need in needs}
-    teachers = {folder: store.read_outputs(["logits"], images)["logits"][:, 0] for folder, store in stores.items()}
+    rows = Rows.first(images)
+    teachers = {folder: store.read_outputs(["logits"], rows)["logits"][:, 0] for folder, store in stores.items()}
     with progress("students on test images", len(waiting)) as advance:
         for run in waiting:
             try:

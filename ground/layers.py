@@ -32,6 +32,11 @@ def is_before(name: str) -> bool:
     return name.endswith(BEFORE)
 
 
+def is_extra(name: str) -> bool:
+    """Whether a layer is kept only where it is named: a pre-activation, or the map that is pooled."""
+    return is_before(name) or name == LAST
+
+
 def layer_of(name: str) -> str:
     """The layer that a pre-activation is of; any other name as it is."""
     return name.removesuffix(BEFORE)

@@ -77,13 +77,11 @@ class NetworkShape:
 
     Args:
         outputs: "logits" and every layer, in order -> shape of one image's.
-        feature_names: the layers that are given unasked.
-        parameters: how many numbers it learns.
+        num_bytes: of its weights and buffers.
     """
 
     outputs: Mapping[str, tuple[int, ...]]
-    feature_names: tuple[str, ...]
-    parameters: int
+    num_bytes: int
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -104,8 +102,7 @@ def network_shape(name: str, num_classes: int = 2, image_size: int = 32) -> Netw
     shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
     return NetworkShape(
         outputs={output: tuple(shape[1:]) for output, shape in shapes.items()},
-        feature_names=network.feature_names,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -257,11 +257,12 @@ class Ledger:
 
         self._record(work)
 
-    def reserve(self, session: int, requests: Sequence[CallRequest]) -> Reservation:
+    def reserve(self, session: int, requests: Sequence[CallRequest], required: Set[str] = frozenset()) -> Reservation:
         """Charge calls before they are made: all that nobody has paid for yet, or none.
 
         Args:
             requests: of distinct inputs.
+            required: outputs that a call which was made before must have kept to answer for an input.
 
         Raises:
             BudgetRefused: the budget does not allow them; nothing is charged.
@@ -272,13 +273,15 @@ class Ledger:
             # Mostly nobody has asked for these inputs: then the index says so, and nothing has to be looked up.
             return self._record(lambda connection: self._reserve_new(connection, session, requests))
         except (sa.exc.IntegrityError, BudgetRefused):
-            return self._record(lambda connection: self._reserve_unknown(connection, session, requests))
+            return self._record(lambda connection: self._reserve_unknown(connection, session, requests, required))
 
     def _reserve_new(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
         who = _leaseholder(connection, session)
         return Reservation(self._charge(connection, session, who, requests, {}) if requests else {}, {})
 
-    def _reserve_unknown(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
+    def _reserve_unknown(
+        self, connection: sa.Connection, session: int, requests: Sequence[CallRequest], required: Set[str]
+    ) -> Reservation:
         who = _leaseholder(connection, session)
         known = find_calls(connection, who.account, [request.input_digest for request in requests])
         # An answer that was lost on its way back: the calls are charged, and ours.
@@ -288,11 +291,10 @@ class Ledger:
             for call in found
             if call.session == session and call.status == "reserved"
         }
-        wanted = set(who.outputs.split(",")) if who.purpose == "extend" else set()
         answered = {
             digest: answers
             for digest, found in known.items()
-            if digest not in ids and (answers := [call for call in found if wanted <= set(call.outputs)])
+            if digest not in ids and (answers := [call for call in found if required <= set(call.outputs)])
         }
         new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
         if new:
@@ -495,7 +497,7 @@ def ledger_exists(url: str | Path) -> bool:
 
 def _leaseholder(connection: sa.Connection, session: int) -> Any:
     """Session and account of a session that has its lease; raises `StoreBusy` for one that has not."""
-    columns = (sessions.c.account, sessions.c.purpose, sessions.c.outputs, accounts.c.name, accounts.c.budget)
+    columns = (sessions.c.account, accounts.c.name, accounts.c.budget)
     query = (
         sa.select(*columns, *(accounts.c[name] for name in _COUNTS))
         .join(sessions, leases.c.session == sessions.c.id)

@@ -26,8 +26,7 @@ class Session:
         teacher_name: architecture, for people.
         store: id of the store that keeps the outputs.
         location: absolute folder of that store, so that other builds can copy from it.
-        purpose: what the calls are for: "build", or "extend", which pays again for inputs whose calls were
-            committed without the outputs that are wanted now.
+        purpose: what the calls are for, for people.
         device, precision: where and in which number format the teacher runs.
         outputs: names of what is kept of each call.
         host: the machine, as its lease names it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -23,9 +23,9 @@ from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, Unknow
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
 from storage.hdf5_arrays import Hdf5Arrays
-from storage.ledger import Ledger
 from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, Identity, Manifest
+from storage.rows import Rows
 from storage.schema import (
     DIGEST,
     DIGEST_BYTES,
@@ -172,20 +172,6 @@ class Store:
         if head != self.manifest.ledger_head:
             self.save(replace(self.manifest, ledger_head=head))
 
-    def ledger_head(self) -> str | None:
-        """Newest hash of the store's own ledger, or the one noted when the last build ended."""
-        noted = self.manifest.ledger_head
-        if self.manifest.ledger is not None or not (self.folder / LEDGER_FILE).is_file():
-            return noted
-        try:
-            with closing(own_ledger(self.folder)) as ledger:
-                return ledger.head()
-        except StoreUnreadable:
-            # Who only reads the answers does without the calls, for instance on a disk that cannot be written to.
-            if noted is None:
-                raise
-            return noted
-
     # Rows and cells
 
     @property
@@ -207,15 +193,15 @@ class Store:
         """Whether one cell is."""
         return bool(self.arrays.read_cells(VALID, cell, cell + 1).view(np.uint8)[0] == 1)
 
-    def missing_cells(self, n: int | None = None) -> np.ndarray:
-        """Cells of the first n rows, row * V + view, that are not whole; rows that the store lacks are missing."""
-        known = self.valid()
-        whole = np.zeros((self.manifest.n if n is None else n, known.shape[1]), dtype=np.bool_)
-        whole[: len(known)] = known[: len(whole)]
-        return np.flatnonzero(~whole)
+    def missing_cells(self, rows: Rows | None = None) -> np.ndarray:
+        """Cells of some rows, or of all, that are not whole: row * V + view; rows that the store lacks are missing."""
+        rows, known = Rows.first(self.manifest.n) if rows is None else rows, self.valid()
+        cells = rows.cells(known.shape[1])
+        there = cells[: len(rows.below(len(known))) * known.shape[1]]
+        return np.concatenate([there[~known.reshape(-1)[there]], cells[len(there) :]])
 
-    def read_sample(self, name: str, rows: int | None = None) -> np.ndarray:
-        """The first rows of a sample array, or all, after checking the whole of it against the manifest.
+    def read_sample(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        """Some rows of a sample array, or all, after checking the whole of it against the manifest.
 
         Raises:
             StoreUnreadable: it is not what was written.
@@ -223,7 +209,10 @@ class Store:
         values = self.read(name)
         if _digest_of(values) != self.manifest.samples.get(name):
             raise self.arrays.unreadable(name, "it is not what the build wrote")
-        return values[:rows]
+        if rows is None:
+            return values
+        parts = [values[first : first + count] for first, count in rows.runs]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
@@ -294,7 +283,7 @@ class Store:
         rows, views = self.manifest.n, self.manifest.identity.views
         found = np.zeros((rows, views, DIGEST_BYTES), dtype=np.uint8)
         readable = np.zeros((rows, views), dtype=np.bool_)
-        for first, last in _blocks(rows):
+        for first, last in Rows.first(rows).blocks(_BLOCK_ROWS):
             try:
                 values = self.arrays.read(output_array(output.name), first, last)
             except StoreUnreadable:
@@ -304,11 +293,11 @@ class Store:
             readable[first:last] = True
         return found, readable
 
-    def read_outputs(self, names: Sequence[str], rows: int) -> dict[str, np.ndarray]:
-        """The first `rows` rows of some outputs, after checking that every one of them is whole.
+    def read_outputs(self, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:
+        """Some rows of some outputs, in order, after checking that every one of them is whole.
 
         Raises:
-            StoreIncomplete: fewer rows than that are there.
+            StoreIncomplete: not all of them are there.
             StoreUnreadable: a row does not match its digest.
             UnknownName: an output is not in the store.
         """
@@ -317,36 +306,39 @@ class Store:
             if name not in places:
                 raise UnknownName("stored output", name, places)
         self.require_rows(rows)
-        digests = self.read(DIGEST, rows)
         kept = {}
         for name in names:
             output, array = self.outputs[places[name]], output_array(name)
             spec = self.arrays.specs[array]
-            values = np.empty((rows, *spec.row_shape), dtype=spec.dtype)
-            for first, last in _blocks(rows):
-                values[first:last] = self.arrays.read(array, first, last)
-                flat = values[first:last].reshape(-1, *output.shape)
+            values, done = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype), 0
+            for first, last in rows.blocks(_BLOCK_ROWS):
+                block = values[done : done + last - first]
+                block[:] = self.arrays.read(array, first, last)
+                flat = block.reshape(-1, *output.shape)
                 found = output_digests((output,), {name: flat}).reshape(last - first, -1, DIGEST_BYTES)
-                wrong = np.argwhere((found != digests[first:last, :, places[name]]).any(axis=2))
+                written = self.arrays.read(DIGEST, first, last)[:, :, places[name]]
+                wrong = np.argwhere((found != written).any(axis=2))
                 if len(wrong):
                     raise StoreUnreadable(
                         f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
                         f"all damage with: {store_command('verify', self.folder)}"
                     )
+                done += last - first
             kept[name] = values
         return kept
 
-    def require_rows(self, rows: int) -> None:
-        """Refuse to go on with fewer whole rows than `rows`, and say how to finish."""
-        n, whole = self.manifest.n, self.valid_prefix()
-        if rows > n:
+    def require_rows(self, rows: Rows | None = None) -> None:
+        """Refuse to go on where some rows, or any, are not whole, and say how to finish."""
+        n, rows = self.manifest.n, Rows.first(self.manifest.n) if rows is None else rows
+        if rows.end > n:
             raise InvalidInput(
-                f"{rows} rows are asked for and {self.folder} has {n} images; ask for fewer, or grow it with: "
-                f"{self.build_command(rows)}"
+                f"{rows.end} rows are asked for and {self.folder} has {n} images; ask for fewer, or grow it with: "
+                f"{self.build_command(rows.end)}"
             )
-        if whole < rows:
+        if len(self.missing_cells(rows)):
             raise StoreIncomplete(
-                f"{self.folder} has {whole} whole rows, {rows} are needed; finish it with: {self.build_command(n)}"
+                f"{self.folder} has {self.valid_prefix()} whole rows, {rows.end} are needed; finish it with: "
+                f"{self.build_command(n)}"
             )
 
     def build_command(self, n: int) -> str:
@@ -408,14 +400,6 @@ def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:
     return [(cells[start], stop - start) for start, stop in pairwise(cuts)]
 
 
-def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 0.0) -> Ledger:
-    """The ledger in a store's folder; raises `StoreUnreadable` for a link to somewhere else."""
-    path = folder / LEDGER_FILE
-    if path.is_symlink():
-        raise StoreUnreadable(f"{path} is a link to another place; name that as the ledger of a new store instead")
-    return Ledger(path, create=create, patience_seconds=patience_seconds)
-
-
 def prepare_folder(folder: Path) -> None:
     """Make a store's folder; one with anything in it that is no store's, or with calls but no manifest, is refused."""
     if folder.exists() and not folder.is_dir():
@@ -435,11 +419,6 @@ def prepare_folder(folder: Path) -> None:
         )
     if foreign:
         raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder")
-
-
-def _blocks(rows: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, rows, _BLOCK_ROWS):
-        yield first, min(first + _BLOCK_ROWS, rows)
 
 
 def sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:

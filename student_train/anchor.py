@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ground.errors import InvalidInput
 from ground.views import evaluation_batches
 from models import Network
 from student_train.data import StudentData
@@ -22,9 +23,20 @@ _MAX_ROWS = 1024
 _BATCH = 256
 
 
+def require_head(student: Network, method: Method) -> None:
+    """Raise `InvalidInput` for a student without a bias to set, where the method leaves the level open."""
+    if method.is_anchored and student.head is None:
+        raise InvalidInput(
+            f"{method.name} learns from differences between samples, which leave the level of the logits open, and "
+            "this student has no linear head whose bias could set it; give anchor=false, or another student"
+        )
+
+
 def anchor(student: Network, data: StudentData, method: Method) -> None:
     """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
-    if not student.head.bias.requires_grad:
+    head = student.head
+    assert head is not None, "refused by require_head before training"
+    if not head.bias.requires_grad:
         return  # the teacher's own layer (SimKD): its level is the teacher's
     was_training = student.training
     student.eval()
@@ -46,5 +58,5 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
                     gaps.append(target - said.logits)
     if gaps:
         with torch.no_grad():
-            student.head.bias.add_(torch.cat(gaps).mean(dim=0))
+            head.bias.add_(torch.cat(gaps).mean(dim=0))
     student.train(was_training)

@@ -20,8 +20,10 @@ from ground.views import apply_views, draw_views
 from models import Representation
 from models.compute import Compute
 from storage.manifest import Manifest
+from storage.rows import Rows, num_validation
 from storage.schema import output_array
 from storage.store import Store
+from storage.store_ledger import newest_head
 from student_train.needs import Wanted
 from student_train.sampling import Batch
 
@@ -69,15 +71,15 @@ class StudentData:
         Raises:
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
-        head = store.ledger_head()
+        head = newest_head(store)
         rows = store.manifest.n if n is None else n
         if rows < 2:
             raise InvalidInput(f"--n {rows} is too small to train on; give at least 2")
-        store.require_rows(rows)
+        store.require_rows(Rows.first(rows))
         names = _require_outputs(store, wanted.teacher)
         _require_memory(store, names, rows)
         # With no teacher involved, what the teacher said does not have to be read.
-        kept = store.read_outputs(names, rows) if names else {}
+        kept = store.read_outputs(names, Rows.first(rows)) if names else {}
         outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
         # On a CPU they are where training happens already.
@@ -89,10 +91,10 @@ class StudentData:
             manifest=store.manifest,
             compute=compute,
             train=_labelled(store, "train", rows, compute),
-            # A smaller n keeps the paper's proportion: four training images for one of validation.
-            val=_labelled(store, "val", min(max(1, rows // 4), store.manifest.num_val), compute),
+            # A smaller n keeps the paper's proportion.
+            val=_labelled(store, "val", min(num_validation(rows), store.manifest.num_val), compute),
             test=_labelled(store, "test", store.manifest.num_test, compute),
-            views=torch.from_numpy(store.read_sample("train/views", rows)),
+            views=torch.from_numpy(store.read_sample("train/views", Rows.first(rows))),
             outputs=outputs,
             parameters=_parameters(store, compute) if wanted.parameters else {},
         )
@@ -192,7 +194,7 @@ def free_memory(compute: Compute) -> float:
 
 
 def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
-    images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
+    images, labels = (store.read_sample(f"{split}/{name}", Rows.first(rows)) for name in ("images", "labels"))
     classes = store.manifest.identity.teacher.num_classes
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond the {classes} of its teacher")

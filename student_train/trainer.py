@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from ground.errors import Diverged, Interrupted, InvalidInput, UnknownName
 from ground.terminal import StopRequest, graceful_stop
 from ground.views import evaluation_batches
-from models import Network, Representation, canonical_name, create_model
+from models import Network, Representation, canonical_name, create_model, network_shape
 from models.compute import Compute
 from models.evaluation import accuracy
 from storage.manifest import Manifest
 from storage.store import Store
-from student_train.anchor import anchor
+from student_train.anchor import anchor, require_head
 from student_train.binding import Binding
 from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData, free_memory
 from student_train.methods import Method
@@ -94,8 +94,9 @@ class Trainer:
         self.sampling = method.sampling_of(data.manifest.identity.views)
         self.sampling.check(data.n)
         student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
-        self.wanted = wanted_by(method, student, data.manifest)
+        self.wanted = wanted_by(method, student.layers, data.manifest)
         self.labels = data.train.labels.cpu()
+        require_head(student, method)
         self.student = method.bind(student, partial(_binding, data=data, labels=self.labels), config.seed)
         binding = _binding(self.student, data, self.labels)
         method.require_room(binding, config.batch_size, free_memory(data.compute))
@@ -139,8 +140,7 @@ class Trainer:
         """
         folder.check(resume=resume)
         opened = Store.open(store)
-        num_classes = opened.manifest.identity.teacher.num_classes
-        wanted = wanted_by(method, create_model(config.student, num_classes, seed=0), opened.manifest)
+        wanted = wanted_by(method, network_shape(config.student).layers, opened.manifest)
         return cls(config, StudentData.load(opened, n, wanted, compute), method, folder)
 
     def run(
@@ -373,18 +373,14 @@ class Trainer:
         log.info("going on after step %d", self.step)
 
 
-def wanted_by(method: Method, student: Network, manifest: Manifest) -> Wanted:
-    """What a method needs of this student and this store; see `Method.wanted`."""
-    return method.wanted(_layers(student), manifest.identity.teacher.layers)
-
-
-def _layers(network: Network) -> list[str]:
-    return [*network.feature_names, *network.extra_names]
+def wanted_by(method: Method, student: Sequence[str], manifest: Manifest) -> Wanted:
+    """What a method needs of a student with these layers and of this store; see `Method.wanted`."""
+    return method.wanted(student, manifest.identity.teacher.layers)
 
 
 def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
     identity = data.manifest.identity
-    size, names = identity.geometry.crop_size, _layers(student)
+    size, names = identity.geometry.crop_size, student.layers
     student.eval()
     with torch.inference_mode():
         said = student.represent(torch.zeros(1, 3, size, size), student.extra_names).only(names)

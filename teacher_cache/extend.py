@@ -16,44 +16,27 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ground.durable import fsync_path
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, store_command
-from ground.geometry import Normalisation, ViewGeometry
+from ground.geometry import Rendering
+from ground.layers import LOGITS
 from models.compute import Compute
-from storage.digest import input_digests
-from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
 from storage.schema import OutputSpec
-from storage.store import CELL_LOCK, Store, array_specs, sample_digests
-from teacher_cache.build import PATIENCE_SECONDS, Builder, BuildReport, record_store
+from storage.store import CELL_LOCK, Store, sample_digests
+from storage.store_ledger import open_ledger_of
+from teacher_cache.build import PATIENCE_SECONDS, record_store, store_arrays
+from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.config import ExtensionConfig
 from teacher_cache.lease import this_host
-from teacher_cache.plan import BuildConfig, BuildPlan, free_bytes, open_ledger_of, require_disk, unpaid_inputs
+from teacher_cache.outputs import choose_layers, choose_outputs, kept_parameters, parameter_specs
+from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
+from teacher_cache.prepare import Prepared
 from teacher_cache.settle import require_only_place, settle_store
-from teacher_cache.teacher import choose_outputs, find_weights, load_teacher, parameter_rows, parameter_specs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtensionConfig:
-    """What the user asks for.
-
-    Args:
-        features: see `choose_outputs`.
-        weights: of the store's own teacher; None looks where `build` does.
-        ledger: URL of the ledger the store was built with; None for its own.
-    """
-
-    store: Path
-    features: str
-    weights: Path | None = None
-    ledger: str | None = None
-    budget: int | None = None
-    feature_dtype: str = "float16"
-    batch_size: int = 64
-    device: str = "auto"
-    lease_seconds: float = 60.0
+from teacher_cache.shown import Shown, shown_in
+from teacher_cache.teachers import Card, Teacher, open_teacher
+from teacher_cache.unpaid import unpaid_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +45,10 @@ class _StoredFacts:
 
     name: str
     classes: tuple[str, ...]
-    geometry: ViewGeometry
-    normalisation: Normalisation
+    rendering: Rendering
 
 
-def plan_extension(config: ExtensionConfig) -> BuildPlan:
+def prepare_extension(config: ExtensionConfig) -> Prepared:
     """Check everything that can be checked without a call, and count the calls.
 
     Raises:
@@ -75,81 +57,55 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
         CKDError: anything else that would make the extension fail later.
     """
     store = Store.open(config.store)
-    store.require_rows(store.manifest.n)
+    store.require_rows()
     identity = store.manifest.identity
-    facts = _facts_of(store)
-    added = missing_outputs(store, config.features, config.feature_dtype)
-    if not added:
+    new = added_layers(store, config.features)
+    if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
+    facts = _StoredFacts(identity.dataset.name, identity.dataset.classes, identity.teacher_rendering)
     compute = Compute.choose(config.device, identity.teacher.precision)
-    teacher = load_teacher(
-        identity.teacher.name, find_weights(identity.teacher.name, facts, config.weights), facts, compute
-    )
-    require_same(identity, replace(identity, teacher=teacher.identity), config.store)
-    order = ("logits", *identity.teacher.layers)
-    outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
-    parameters = teacher.parameters(outputs)
-    identity = replace(identity, outputs=outputs, parameters=parameter_specs(parameters))
-    samples = store.read_samples() | parameter_rows(parameters)
-    plan = _plan(config, store, identity, samples, teacher=teacher, called_outputs=added)
-    plan = replace(plan, needed_calls=len(unpaid_inputs(plan, store)))
-    require_disk(plan, _staged(config.store, plan.identity))
-    return plan
-
-
-def missing_outputs(store: Store, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
-    """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
-    wanted = choose_outputs(store.manifest.identity.teacher.name, _facts_of(store), features, feature_dtype)
-    kept = {output.name for output in store.outputs}
-    return tuple(output for output in wanted if output.name not in kept)
-
-
-def _facts_of(store: Store) -> _StoredFacts:
-    identity = store.manifest.identity
-    return _StoredFacts(
-        identity.dataset.name, identity.dataset.classes, identity.geometry, identity.teacher.normalisation
-    )
-
-
-def _plan(
-    config: ExtensionConfig, store: Store, identity: Identity, samples: dict[str, np.ndarray], **fields: object
-) -> BuildPlan:
-    manifest = store.manifest
+    teacher = open_teacher(identity.teacher.name, config.weights, facts, compute)
+    require_same(identity, replace(identity, teacher=teacher.card.identity), config.store)
+    asked = choose_outputs(teacher.card, config.features, config.feature_dtype)
+    added = tuple(output for output in asked if output.name in {*new})
+    identity = _extended(identity, added, teacher.card)
     staged = _staged(config.store, identity)
-    specs = array_specs(identity)
-    build_config = BuildConfig(
-        teacher=identity.teacher.name,
-        n=manifest.n,
-        store=config.store,
-        dataset=identity.dataset.name,
-        array_format=manifest.array_format,
-        views=identity.views,
-        view_policy=identity.view_policy,
-        seed=identity.seed,
-        budget=config.budget,
-        ledger=config.ledger,
-        batch_size=config.batch_size,
-        lease_seconds=config.lease_seconds,
-    )
-    return BuildPlan(
-        config=build_config,
-        identity=identity,
-        samples=lambda: samples,
-        source_index=samples["train/source_index"],
-        views=samples["train/views"],
-        images=samples["train/images"],
-        input_digests=input_digests(samples["train/images"], samples["train/views"], identity.geometry),
-        missing_cells=np.arange(manifest.n * identity.views) if staged is None else staged.missing_cells(manifest.n),
-        needed_calls=0,
-        array_bytes={spec.name: spec.stored_bytes(manifest.rows[spec.split]) for spec in specs},
-        free_bytes=free_bytes(config.store),
+    plan = draw_up(
+        config,
+        identity,
+        shown := shown_in(store),
+        staged,
+        array_format=store.manifest.array_format,
+        num_rows=store.manifest.rows,
+        called_outputs=added,
+        # Calls that were made without these outputs are made again.
+        required=frozenset(output.name for output in added),
         purpose="extend",
-        **fields,  # type: ignore[arg-type]
     )
+    plan = costed(plan, unpaid_inputs(plan, store))
+    require_disk(plan, staged)
+    return Prepared(plan, teacher, shown)
 
 
-def extend(plan: BuildPlan, on_progress: Callable[[int, str], None] = lambda steps, note: None) -> BuildReport:
+def added_layers(store: Store, features: str) -> list[str]:
+    """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
+    kept = store.manifest.identity.features
+    return [layer for layer in choose_layers(store.manifest.identity.teacher, features) if layer not in kept]
+
+
+def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> Identity:
+    order = (LOGITS, *card.identity.layers)
+    outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
+    return replace(identity, outputs=outputs, parameters=parameter_specs(kept_parameters(card, outputs)))
+
+
+def extend(
+    plan: BuildPlan,
+    teacher: Teacher,
+    shown: Shown,
+    on_progress: Callable[[int, str], None] = lambda steps, note: None,
+) -> BuildReport:
     """Call the teacher again on all views of a store, and keep the outputs that it lacks.
 
     Raises:
@@ -169,27 +125,17 @@ def extend(plan: BuildPlan, on_progress: Callable[[int, str], None] = lambda ste
             raise StoreBusy(f"{folder} was grown or extended after this extension was planned; run it again")
         require_only_place(store, ledger)
         settle_store(store, ledger, locks, this_host())
-        staged = _staged(folder, plan.identity) or _stage(plan, store)
+        staged = _staged(folder, plan.identity) or _stage(plan, teacher.card, shown, store)
         if staged.manifest.n < store.manifest.n:
-            staged.grow(plan.samples())
+            staged.grow(store_arrays(plan, teacher.card, shown))
         record_store(staged, ledger, "extend")
-        report = _fill(plan, staged, ledger, locks, on_progress)
+        found = settle_store(staged, ledger, locks, this_host())
+        builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress)
+        builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
+        report = builder.run()
         staged.record_ledger_head(ledger.head())
         _take_place(folder, store, staged)
     return report
-
-
-def _fill(
-    plan: BuildPlan,
-    staged: Store,
-    ledger: Ledger,
-    locks: CellLocks,
-    on_progress: Callable[[int, str], None],
-) -> BuildReport:
-    found = settle_store(staged, ledger, locks, this_host())
-    builder = Builder(plan, staged, ledger, locks, on_progress)
-    builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
-    return builder.run()
 
 
 def _staged(folder: Path, identity: Identity) -> Store | None:
@@ -198,7 +144,7 @@ def _staged(folder: Path, identity: Identity) -> Store | None:
         return None
     staged = Store.open(folder, EXTENSION)
     if staged.manifest.identity != identity:
-        names = ",".join(output.name for output in staged.outputs if output.name != "logits")
+        names = ",".join(output.name for output in staged.outputs if output.name != LOGITS)
         raise IdentityMismatch(
             f"an extension of {folder} to {names} was interrupted; finish that one first, with: "
             f"{store_command('extend', folder, features=names)}"
@@ -206,9 +152,9 @@ def _staged(folder: Path, identity: Identity) -> Store | None:
     return staged
 
 
-def _stage(plan: BuildPlan, store: Store) -> Store:
+def _stage(plan: BuildPlan, card: Card, shown: Shown, store: Store) -> Store:
     before = store.manifest
-    samples = plan.samples()
+    samples = store_arrays(plan, card, shown)
     manifest = replace(
         before,
         store_id=uuid.uuid4().hex,

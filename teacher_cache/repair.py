@@ -26,8 +26,8 @@ from storage.locks import CellLocks
 from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST
 from storage.store import CELL_LOCK, Store
+from storage.store_ledger import open_ledger_of
 from teacher_cache.lease import this_host
-from teacher_cache.plan import open_ledger_of
 from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
 
 

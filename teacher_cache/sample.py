@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ground.errors import InvalidInput
+from storage.rows import num_validation
 
 _VALIDATION_EVERY = 5
 
@@ -21,7 +22,7 @@ class NestedSample:
 
     Args:
         train: (n,) int64.
-        val: (n // 4,) int64, at least one, at most a fifth of the pool.
+        val: (m,) int64, see `num_validation`; at most a fifth of the pool.
     """
 
     train: np.ndarray
@@ -49,4 +50,4 @@ def draw_sample(pool_size: int, n: int, seed: int) -> NestedSample:
             f"--n {n} is more than the {len(train)} images that can be sampled: every fifth of the {pool_size} "
             f"training images is kept for validation; give --n {len(train)} or less"
         )
-    return NestedSample(train[:n].astype(np.int64), val[: max(1, n // 4)].astype(np.int64))
+    return NestedSample(train[:n].astype(np.int64), val[: num_validation(n)].astype(np.int64))

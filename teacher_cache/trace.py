@@ -28,6 +28,7 @@ from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
 from storage.manifest import FILE_NAME
+from storage.rows import Rows
 from storage.schema import DIGEST
 from storage.store import Store
 
@@ -154,7 +155,7 @@ class StoreInputs:
     @cached_property
     def digests(self) -> list[list[bytes]]:
         """Digest of each row's views; raises `StoreUnreadable` if the images or views are not what was written."""
-        images, views = (self.store.read_sample(f"train/{name}", self.rows) for name in ("images", "views"))
+        images, views = (self.store.read_sample(f"train/{name}", Rows.first(self.rows)) for name in ("images", "views"))
         return input_digests(images, views, self.store.manifest.identity.geometry)
 
     @cached_property

@@ -27,7 +27,7 @@ class WorkList:
     def __init__(self, plan: BuildPlan, store: Store, ledger: Ledger) -> None:
         self._plan, self._store, self._ledger = plan, store, ledger
         self.cells_of: dict[bytes, list[int]] = {}
-        for cell in store.missing_cells(plan.n).tolist():
+        for cell in store.missing_cells(plan.rows).tolist():
             self.cells_of.setdefault(plan.input_of(cell), []).append(cell)
         self.paid: dict[bytes, list[RecordedCall]] = {}
         self.waiting: list[bytes] = []

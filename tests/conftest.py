@@ -52,7 +52,8 @@ def weights(tmp_path_factory) -> Path:
 def stores(tmp_path_factory, weights) -> dict[str, Path]:
     """A whole store of 96 rows with all features in each format; treat them as read-only."""
     from teacher_cache.build import build
-    from teacher_cache.plan import BuildConfig, plan_build
+    from teacher_cache.config import BuildConfig
+    from teacher_cache.prepare import prepare_build
 
     folder, settings = tmp_path_factory.mktemp("stores"), {"dataset": "digits", "n": 96, "features": "all"}
     for array_format in ("zarr", "hdf5"):
@@ -64,7 +65,7 @@ def stores(tmp_path_factory, weights) -> dict[str, Path]:
             device="cpu",
             **settings,
         )
-        build(plan_build(config))
+        build(*prepare_build(config))
     return {array_format: folder / array_format for array_format in ("zarr", "hdf5")}
 
 

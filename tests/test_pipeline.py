@@ -11,7 +11,7 @@ import pipeline
 from models.compute import Compute
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE, Store
-from teacher_cache.teacher import Teacher
+from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -33,7 +33,7 @@ def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
     def forbidden(self, views):
         raise AssertionError("the teacher was called again")
 
-    monkeypatch.setattr(Teacher, "call", forbidden)
+    monkeypatch.setattr(ZooTeacher, "call", forbidden)
     assert pipeline.demo(out, SMALL, CPU) == results
 
 

@@ -14,7 +14,8 @@ from models import create_model, load_weights
 from storage.schema import output_array
 from storage.store import Store
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -45,7 +46,7 @@ def test_the_real_teachers_outputs_come_back(photos, tmp_path, array_format):
         store=tmp_path / "store",
         device="cpu",
     )
-    build(plan_build(config))
+    build(*prepare_build(config))
     store = Store.open(tmp_path / "store")
     identity = store.manifest.identity
     network = create_model("wrn_40_2", num_classes=100).eval()

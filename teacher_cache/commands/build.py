@@ -10,8 +10,8 @@ import click
 
 from ground.terminal import print_json, progress
 from models import canonical_name
-from teacher_cache.build import BuildReport
 from teacher_cache.build import build as run_build
+from teacher_cache.builder import BuildReport
 from teacher_cache.commands.options import (
     FEATURES_HELP,
     compute_options,
@@ -20,7 +20,8 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
 )
-from teacher_cache.plan import BuildConfig, BuildPlan, estimate_seconds, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import Prepared, prepare_build
 
 
 @click.command()
@@ -64,15 +65,16 @@ def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **s
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
     """
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
-    plan = plan_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
+    prepared = prepare_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
+    plan = prepared.plan
     if dry_run:
-        estimate = _estimate(plan)
-        print_json(estimate) if as_json else click.echo(_estimate_text(plan, estimate))
+        estimate = _estimate(prepared)
+        print_json(estimate) if as_json else click.echo(_estimate_text(prepared, estimate))
         return
     # The rows that are there already count as done, so that a resumed bar starts where it stopped.
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
-        report = run_build(plan, advance)
+        report = run_build(*prepared, advance)
     print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))
 
 
@@ -81,20 +83,22 @@ def _default_store(teacher: str, dataset: str) -> Path:
     return Path("stores") / f"{canonical_name(teacher)}-{data}"
 
 
-def _estimate(plan: BuildPlan) -> dict[str, Any]:
+def _estimate(prepared: Prepared) -> dict[str, Any]:
+    plan = prepared.plan
     return {
         "store": str(plan.config.store),
         "total_calls": plan.total_calls,
         "paid_calls": plan.paid_calls,
         "needed_calls": plan.needed_calls,
-        "array_bytes": plan.array_bytes,
+        "array_bytes": dict(plan.array_bytes),
         "total_bytes": sum(plan.array_bytes.values()),
         "free_bytes": plan.free_bytes,
-        "seconds": round(estimate_seconds(plan, plan.needed_calls), 3),
+        "seconds": round(prepared.seconds(), 3),
     }
 
 
-def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
+def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
+    plan = prepared.plan
     arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
     return "\n".join(
         [
@@ -102,7 +106,7 @@ def _estimate_text(plan: BuildPlan, estimate: dict[str, Any]) -> str:
             f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made",
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
-            f"about {estimate['seconds']:.0f} s on {plan.teacher.compute.describe()}; nothing was called or written",
+            f"about {estimate['seconds']:.0f} s on {prepared.teacher.card.device}; nothing was called or written",
         ]
     )
 

@@ -21,7 +21,8 @@ from teacher_cache.commands.options import (
     ledger_url_of,
     store_option,
 )
-from teacher_cache.extend import ExtensionConfig, missing_outputs, plan_extension
+from teacher_cache.config import ExtensionConfig
+from teacher_cache.extend import added_layers, prepare_extension
 from teacher_cache.extend import extend as run_extension
 
 
@@ -45,16 +46,16 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     \b
     ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
     """
-    if not missing_outputs(Store.open(store), settings["features"], settings["feature_dtype"]):
+    if not added_layers(Store.open(store), settings["features"]):
         click.echo(f"{store} keeps these features already", err=as_json)
         if as_json:
             print_json({"store": str(store), "adds": [], "needed_calls": 0})
         return
-    plan = plan_extension(ExtensionConfig(store=store, ledger=ledger_url_of(store, url), **settings))
-    names = ", ".join(output.name for output in plan.called_outputs)
+    prepared = prepare_extension(ExtensionConfig(store=store, ledger=ledger_url_of(store, url), **settings))
+    plan, names = prepared.plan, ", ".join(prepared.plan.called_names)
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"
     if dry_run:
-        estimate = {"store": str(store), "adds": names.split(", "), "needed_calls": plan.needed_calls}
+        estimate = {"store": str(store), "adds": list(plan.called_names), "needed_calls": plan.needed_calls}
         print_json(estimate) if as_json else click.echo(f"{cost}; nothing was called or written")
         return
     if plan.needed_calls and not yes:
@@ -63,5 +64,5 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
         click.confirm(f"{cost}; make them?", abort=True, err=True)
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
-        report = run_extension(plan, advance)
+        report = run_extension(*prepared, advance)
     print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))

@@ -11,6 +11,7 @@ import numpy as np
 from ground.terminal import print_json
 from storage.schema import LOGITS
 from storage.store import Store
+from storage.store_ledger import newest_head
 from teacher_cache.commands.options import json_option, store_option
 
 
@@ -68,7 +69,7 @@ def describe(store: Store) -> dict[str, Any]:
         "view_policy": identity.view_policy,
         "store_id": manifest.store_id,
         "ledger": manifest.ledger or "own",
-        "ledger_head": store.ledger_head(),
+        "ledger_head": newest_head(store),
     }
 
 

@@ -8,13 +8,13 @@ import click
 
 from ground.errors import InvalidInput
 from ground.terminal import print_json, progress
-from models import create_model
+from models import canonical_name
 from models.compute import Compute
 from teacher_cache.commands.options import compute_options, dataset_options, json_option
 from teacher_cache.datasets import open_dataset
-from teacher_cache.teacher import default_weights
 from teacher_cache.teacher_training import TrainingConfig
 from teacher_cache.teacher_training import train_teacher as run_training
+from teacher_cache.teachers.weights import default_weights
 
 
 @click.command()
@@ -68,7 +68,7 @@ def train_teacher(
         seed=seed,
     )
     compute = Compute.choose(device, precision)
-    create_model(teacher, num_classes=2)  # an unknown name is refused before any image is read
+    canonical_name(teacher)  # an unknown name is refused before any image is read
     images = open_dataset(dataset, data_root=data_root, image_size=image_size, download=download)
     path = default_weights(teacher, images) if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)

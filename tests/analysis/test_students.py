@@ -14,6 +14,7 @@ from analysis.students import student_logits
 from ground.errors import CKDError, IdentityMismatch, InvalidInput, StoreUnreadable
 from models import create_model, save_weights
 from models.compute import Compute
+from storage.rows import Rows
 from storage.store import Store
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
@@ -39,7 +40,7 @@ def run(plain, tmp_path) -> Path:
 
 
 def accuracy_of(logits: np.ndarray, store: Path) -> float:
-    labels = Store.open(store).read_sample("test/labels", len(logits))
+    labels = Store.open(store).read_sample("test/labels", Rows.first(len(logits)))
     return float((logits.argmax(axis=1) == labels).mean())
 
 

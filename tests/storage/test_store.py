@@ -13,8 +13,10 @@ import zarr
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
 from storage.locks import FileLock
 from storage.manifest import Manifest, _digest, require_same
+from storage.rows import Rows
 from storage.schema import OutputSpec, output_array, split_rows
 from storage.store import Store, runs_of
+from storage.store_ledger import newest_head
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
 
 
@@ -41,7 +43,7 @@ def test_what_was_written_is_what_any_reader_of_the_format_reads(empty_store):
 def test_outputs_come_back_after_reopening(whole_store):
     expected = make_outputs(make_identity(), 35, 35)
     again = Store.open(whole_store.store.folder)
-    found = again.read_outputs(["logits", "layer1"], N)
+    found = again.read_outputs(["logits", "layer1"], Rows.first(N))
     assert set(found) == {"logits", "layer1"}
     np.testing.assert_array_equal(found["layer1"][35:], expected["layer1"])
     assert found["logits"].shape == (N, VIEWS, 5)
@@ -63,7 +65,7 @@ def test_zeros_are_written_too(empty_store):
     if empty_store.store.manifest.array_format == "zarr":
         chunks = empty_store.store.arrays.path / "train" / "features" / "layer1"
         assert sorted(chunk.name for chunk in chunks.glob("c.*")) == ["c.0.0.0.0.0", "c.1.0.0.0.0"]
-    assert Store.open(empty_store.store.folder).read_outputs(["layer1"], N)["layer1"].max() == 0
+    assert Store.open(empty_store.store.folder).read_outputs(["layer1"], Rows.first(N))["layer1"].max() == 0
 
 
 def test_written_rows_are_invisible_until_published(empty_store):
@@ -78,11 +80,11 @@ def test_written_rows_are_invisible_until_published(empty_store):
 
 def test_an_unfinished_store_says_how_many_rows_and_how_to_finish(empty_store):
     empty_store.pay(0, 35)
-    assert empty_store.store.read_outputs(["logits"], 35)["logits"].shape[0] == 35
+    assert empty_store.store.read_outputs(["logits"], Rows.first(35))["logits"].shape[0] == 35
     with pytest.raises(StoreIncomplete, match=rf"35 whole rows, {N} are needed; finish it with: ckd-cache build"):
-        empty_store.store.read_outputs(["logits"], N)
+        empty_store.store.read_outputs(["logits"], Rows.first(N))
     with pytest.raises(InvalidInput, match="has 70 images; ask for fewer"):
-        empty_store.store.require_rows(71)
+        empty_store.store.require_rows(Rows.first(71))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,10 @@ def test_a_changed_value_is_refused_not_used(whole_store, name, used):
     arrays.write(name, 41, values)
     arrays.sync()
     with pytest.raises(StoreUnreadable, match=f"{used} of row 41 of .* does not match its digest"):
-        Store.open(whole_store.store.folder).read_outputs(["layer1", used], N)
-    assert Store.open(whole_store.store.folder).read_outputs(["layer1"], N), "other outputs can still be used"
+        Store.open(whole_store.store.folder).read_outputs(["layer1", used], Rows.first(N))
+    assert Store.open(whole_store.store.folder).read_outputs(["layer1"], Rows.first(N)), (
+        "other outputs can still be used"
+    )
 
 
 def test_a_store_grows_without_touching_its_rows(whole_store):
@@ -132,14 +136,14 @@ def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_st
 
 def test_a_ledger_that_cannot_be_opened_leaves_the_head_that_was_noted(whole_store):
     store, newest = whole_store.store, whole_store.ledger.head()
-    assert store.ledger_head() == newest
+    assert newest_head(store) == newest
     whole_store.ledger.close()
     for damage in (lambda ledger: ledger.write_bytes(b"no database"), lambda ledger: ledger.unlink()):
         damage(store.folder / "ledger.sqlite")
         store.record_ledger_head("12" * 32)
         again = Store.open(store.folder)
-        assert again.ledger_head() == "12" * 32
-        assert again.read_outputs(["logits"], N)["logits"].shape[0] == N
+        assert newest_head(again) == "12" * 32
+        assert again.read_outputs(["logits"], Rows.first(N))["logits"].shape[0] == N
 
 
 def test_without_a_noted_head_a_ledger_that_cannot_be_opened_is_an_error(whole_store):
@@ -147,7 +151,7 @@ def test_without_a_noted_head_a_ledger_that_cannot_be_opened_is_an_error(whole_s
     (whole_store.store.folder / "ledger.sqlite").write_bytes(b"no database")
     assert whole_store.store.manifest.ledger_head is None
     with pytest.raises(StoreUnreadable, match=r"the ledger at .*ledger\.sqlite cannot be used"):
-        whole_store.store.ledger_head()
+        newest_head(whole_store.store)
 
 
 def test_a_stores_ids_are_its_own_and_those_it_was_made_from(whole_store):
@@ -360,4 +364,4 @@ def test_truncated_arrays_are_a_sentence(whole_store):
         chunk = next((path / "train" / "logits").glob("c.0*"))
         chunk.write_bytes(chunk.read_bytes()[:10])
     with pytest.raises(StoreUnreadable):
-        Store.open(whole_store.store.folder).read_outputs(["logits"], N)
+        Store.open(whole_store.store.folder).read_outputs(["logits"], Rows.first(N))

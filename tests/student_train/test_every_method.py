@@ -21,7 +21,8 @@ from student_train.run_folder import RunFolder
 from student_train.sampling import Batch, Sampling
 from student_train.trainer import TrainConfig, Trainer
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 CPU = Compute(torch.device("cpu"), "fp32")
 EVERYTHING = "all,last,layer1.pre,layer2.pre,layer3.pre"
@@ -41,7 +42,7 @@ def rich_store(tmp_path_factory, weights):
         store=tmp_path_factory.mktemp("rich") / "store",
         device="cpu",
     )
-    build(plan_build(config))
+    build(*prepare_build(config))
     return config.store
 
 

@@ -24,6 +24,7 @@ from ground.views import apply_views, evaluation_batches
 from models import create_model, load_weights
 from models.compute import Compute
 from storage.store import Store
+from storage.store_ledger import newest_head
 from student_train import trainer as trainer_module
 from student_train.anchor import anchor
 from student_train.data import StudentData
@@ -34,7 +35,8 @@ from student_train.run_folder import RunFolder
 from student_train.sampling import Batch
 from student_train.trainer import TrainConfig, Trainer
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 from tests.conftest import COMMANDS, run_command
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -209,7 +211,7 @@ def test_views_stay_with_their_answers(tmp_path, weights):
     config = BuildConfig(
         teacher="resnet8", weights=weights, dataset="digits", n=20, views=3, store=tmp_path / "s", device="cpu"
     )
-    build(plan_build(config))
+    build(*prepare_build(config))
     data = load(tmp_path / "s", None, "logits")
     network = create_model("resnet8", num_classes=10).eval()
     load_weights(network, weights)
@@ -247,7 +249,7 @@ def test_run_json_says_what_was_measured(built_store, tmp_path):
         "teacher_calls": 64,
         "store": str(built_store),
     }
-    expected["ledger_head"] = Store.open(built_store).ledger_head()
+    expected["ledger_head"] = newest_head(Store.open(built_store))
     assert {name: result[name] for name in expected} == expected
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

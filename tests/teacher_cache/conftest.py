@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from teacher_cache.teacher import Teacher
+from teacher_cache.teachers import ZooTeacher
 
 
 @pytest.fixture
 def forwards(monkeypatch) -> list[int]:
     """Images in each teacher forward, counted outside the ledger."""
     counted: list[int] = []
-    call = Teacher.call
+    call = ZooTeacher.call
 
     def counting(self, views, outputs):
         counted.append(len(views))
         return call(self, views, outputs)
 
-    monkeypatch.setattr(Teacher, "call", counting)
+    monkeypatch.setattr(ZooTeacher, "call", counting)
     return counted

@@ -17,13 +17,14 @@ import torch
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.build import build
-from teacher_cache.extend import ExtensionConfig, extend, plan_extension
-from teacher_cache.plan import BuildConfig, plan_build
-from teacher_cache.teacher import Teacher
+from teacher_cache.config import BuildConfig, ExtensionConfig
+from teacher_cache.extend import extend, prepare_extension
+from teacher_cache.prepare import prepare_build
+from teacher_cache.teachers import ZooTeacher
 
 STEPS = {
     "reserve": (Ledger, "reserve"),
-    "call": (Teacher, "call"),
+    "call": (ZooTeacher, "call"),
     "write": (Store, "write_outputs"),
     "publish": (Store, "publish"),
     "commit": (Ledger, "commit"),
@@ -46,7 +47,7 @@ def config(store: Path, weights: Path, array_format: str, n: int = 96) -> BuildC
 
 def count_forwards(path: Path) -> None:
     """Append a line for each teacher forward, durably, before it happens."""
-    call = Teacher.call
+    call = ZooTeacher.call
 
     def counted(self, views, outputs):
         with path.open("a") as file:
@@ -55,7 +56,7 @@ def count_forwards(path: Path) -> None:
             os.fsync(file.fileno())
         return call(self, views, outputs)
 
-    Teacher.call = counted
+    ZooTeacher.call = counted
 
 
 def kill_before(owner: type, name: str, *, at_call: int) -> None:
@@ -81,6 +82,6 @@ if __name__ == "__main__":
         wanted = ExtensionConfig(
             store=folder, features="pooled", weights=Path(sys.argv[2]), batch_size=32, device="cpu"
         )
-        extend(plan_extension(wanted))
+        extend(*prepare_extension(wanted))
     else:
-        build(plan_build(config(folder, Path(sys.argv[2]), sys.argv[3])))
+        build(*prepare_build(config(folder, Path(sys.argv[2]), sys.argv[3])))

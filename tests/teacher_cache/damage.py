@@ -10,7 +10,8 @@ from storage.ledger import Ledger
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 
 def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes) -> BuildConfig:
@@ -21,7 +22,7 @@ def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes)
 
 
 def build_store(store: Path, weights: Path, array_format: str = "zarr", **changes) -> Path:
-    build(plan_build(config_of(store, weights, array_format, **changes)))
+    build(*prepare_build(config_of(store, weights, array_format, **changes)))
     return store
 
 

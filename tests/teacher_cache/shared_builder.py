@@ -28,9 +28,10 @@ from storage import database
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.build import build
+from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
-from teacher_cache.plan import BuildConfig, plan_build
-from teacher_cache.teacher import Teacher
+from teacher_cache.prepare import prepare_build
+from teacher_cache.teachers import ZooTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,8 @@ STOPS = {
     "open": (Ledger, "__init__", "before"),
     "begin": (Ledger, "_begin", "before"),
     "known": (Ledger, "known_calls", "after"),
-    "call": (Teacher, "call", "before"),
-    "answer": (Teacher, "call", "after"),
+    "call": (ZooTeacher, "call", "before"),
+    "answer": (ZooTeacher, "call", "after"),
     "write": (Store, "write_outputs", "before"),
     "commit": (Ledger, "commit", "before"),
     "transaction": (Ledger, "_charge", "after"),
@@ -127,7 +128,7 @@ def stop_itself(step: str, *, at_call: int) -> None:
 
 def count_forwards(path: Path, slow_ms: float) -> None:
     """Append a line for each teacher forward before it happens: one write each, so that processes can share a file."""
-    call = Teacher.call
+    call = ZooTeacher.call
 
     def counted(self, views, outputs):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -136,7 +137,7 @@ def count_forwards(path: Path, slow_ms: float) -> None:
         time.sleep(slow_ms * len(views) / 1000)
         return call(self, views, outputs)
 
-    Teacher.call = counted
+    ZooTeacher.call = counted
 
 
 def run(job: Job) -> dict[str, object]:
@@ -148,7 +149,7 @@ def run(job: Job) -> dict[str, object]:
         stop_itself(job.stop_at, at_call=job.stop_in)
     time.sleep(max(0.0, job.start_at - time.time()))
     try:
-        report = build(plan_build(job.config()))
+        report = build(*prepare_build(job.config()))
     except CKDError as error:
         return {"exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
     return {"exit_code": 0, **asdict(report), "store": job.store}

@@ -21,16 +21,21 @@ from ground.errors import (
     UnknownName,
 )
 from ground.views import apply_views
-from models import Network, create_model, load_weights, save_weights
+from models import create_model, load_weights, save_weights
+from models.compute import Compute
+from models.staged import StagedNetwork
 from storage.ledger import Ledger
 from storage.locks import FileLock
+from storage.rows import Rows
 from storage.schema import output_array
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
-from teacher_cache.build import build
+from teacher_cache.build import build, store_arrays
+from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
-from teacher_cache.plan import BuildConfig, plan_build
-from teacher_cache.teacher import choose_outputs
+from teacher_cache.outputs import choose_outputs
+from teacher_cache.prepare import prepare_build
+from teacher_cache.teachers import untrained_teacher
 from tests.teacher_cache.crash_build import STEPS, config
 from tests.teacher_cache.damage import config_of
 
@@ -73,7 +78,7 @@ def test_stored_outputs_are_the_teachers_own_on_the_stored_views(store_of_each_f
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 def test_extras_are_kept_where_asked_and_the_parameters_of_the_teacher_with_them(tmp_path, weights, array_format):
     asked = config_of(tmp_path / "s", weights, array_format, n=20, features="last,layer1.pre,layer3.pre,pooled")
-    build(plan_build(asked))
+    build(*prepare_build(asked))
     store = Store.open(tmp_path / "s")
     identity = store.manifest.identity
     network = create_model("resnet8", num_classes=10).eval()
@@ -95,7 +100,7 @@ def test_extras_are_kept_where_asked_and_the_parameters_of_the_teacher_with_them
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor.detach())
     np.testing.assert_allclose(
-        store.read_outputs(["pooled"], 20)["pooled"][:, 0] @ found["head/weight"].T + found["head/bias"],
+        store.read_outputs(["pooled"], Rows.first(20))["pooled"][:, 0] @ found["head/weight"].T + found["head/bias"],
         store.read("train/logits")[:, 0],
         rtol=2e-2,
         atol=2e-2,
@@ -103,15 +108,15 @@ def test_extras_are_kept_where_asked_and_the_parameters_of_the_teacher_with_them
 
 
 def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weights, monkeypatch):
-    asked, represent = [], Network.represent
+    asked, represent = [], StagedNetwork.represent
 
     def listening(self, images, extras=()):
         asked.append(list(extras))
         return represent(self, images, extras)
 
-    plan = plan_build(config_of(tmp_path / "s", weights, n=20, features="all,layer2.pre"))
-    monkeypatch.setattr(Network, "represent", listening)
-    build(plan)
+    prepared = prepare_build(config_of(tmp_path / "s", weights, n=20, features="all,layer2.pre"))
+    monkeypatch.setattr(StagedNetwork, "represent", listening)
+    build(*prepared)
     assert asked == [["layer2.pre"]]
 
 
@@ -126,7 +131,8 @@ def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weight
     ],
 )
 def test_features_are_names_and_groups_in_the_order_of_the_layers(features, kept):
-    logits, *outputs = choose_outputs("resnet8", open_dataset("digits"), features, "float16")
+    card = untrained_teacher("resnet8", open_dataset("digits"), Compute.choose("cpu", "fp32")).card
+    logits, *outputs = choose_outputs(card, features, "float16")
     assert (logits.name, logits.dtype) == ("logits", "float32")
     assert [output.name for output in outputs] == kept
 
@@ -135,13 +141,13 @@ def test_a_network_without_stage_norms_keeps_the_head_alone(tmp_path):
     path = tmp_path / "shuffle.safetensors"
     save_weights(create_model("ShuffleV1", num_classes=10, seed=0), path, {})
     settings = {"dataset": "digits", "n": 4, "features": "layer1.pre", "device": "cpu"}
-    build(plan_build(BuildConfig(teacher="ShuffleV1", weights=path, store=tmp_path / "s", **settings)))
+    build(*prepare_build(BuildConfig(teacher="ShuffleV1", weights=path, store=tmp_path / "s", **settings)))
     assert [*Store.open(tmp_path / "s").read_parameters()] == ["head/weight", "head/bias"]
 
 
 def test_both_formats_keep_the_same(tmp_path, weights):
     for array_format in ("zarr", "hdf5"):
-        build(plan_build(config(tmp_path / array_format, weights, array_format, n=40)))
+        build(*prepare_build(config(tmp_path / array_format, weights, array_format, n=40)))
     one, other = arrays_of(tmp_path / "zarr"), arrays_of(tmp_path / "hdf5")
     assert one.keys() == other.keys()
     for name, values in one.items():
@@ -151,19 +157,19 @@ def test_both_formats_keep_the_same(tmp_path, weights):
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(tmp_path, weights, forwards, array_format):
     folder = tmp_path / "store"
-    assert build(plan_build(config(folder, weights, array_format, n=40))).new_calls == 40
+    assert build(*prepare_build(config(folder, weights, array_format, n=40))).new_calls == 40
     assert sum(forwards) == 40
-    plan = plan_build(config(folder, weights, array_format, n=40))
-    assert (plan.needed_calls, plan.paid_calls) == (0, 40)
-    assert build(plan).new_calls == 0
+    prepared = prepare_build(config(folder, weights, array_format, n=40))
+    assert (prepared.plan.needed_calls, prepared.plan.paid_calls) == (0, 40)
+    assert build(*prepared).new_calls == 0
     before = arrays_of(folder)
-    assert build(plan_build(config(folder, weights, array_format, n=57))).new_calls == 17
+    assert build(*prepare_build(config(folder, weights, array_format, n=57))).new_calls == 17
     assert sum(forwards) == 57
     for name, values in arrays_of(folder).items():
         np.testing.assert_array_equal(values[: len(before[name])], before[name], err_msg=name)
     assert summary(folder).committed == 57
     # Asking for less finds it paid, and takes nothing away.
-    report = build(plan_build(config(folder, weights, array_format, n=10)))
+    report = build(*prepare_build(config(folder, weights, array_format, n=10)))
     assert (report.new_calls, report.rows_valid) == (0, 10)
     assert Store.open(folder).valid_prefix() == 57
     assert problems(folder) == []
@@ -172,11 +178,12 @@ def test_the_same_build_again_costs_nothing_and_a_larger_one_the_difference(tmp_
 def test_a_smaller_n_never_pays_for_rows_beyond_it(tmp_path, weights, forwards):
     """A store that was planned for more and interrupted is not filled by a build that asks for less."""
     folder = tmp_path / "store"
-    build(plan_build(config(folder, weights, "zarr", n=40)))
+    build(*prepare_build(config(folder, weights, "zarr", n=40)))
     store = Store.open(folder)
-    store.grow(plan_build(config(folder, weights, "zarr", n=96)).samples())
+    plan, teacher, shown = prepare_build(config(folder, weights, "zarr", n=96))
+    store.grow(store_arrays(plan, teacher.card, shown))
     del forwards[:]
-    assert build(plan_build(config(folder, weights, "zarr", n=45))).new_calls == 5
+    assert build(*prepare_build(config(folder, weights, "zarr", n=45))).new_calls == 5
     assert sum(forwards) == 5
     assert Store.open(folder).valid_prefix() == 45
 
@@ -184,22 +191,22 @@ def test_a_smaller_n_never_pays_for_rows_beyond_it(tmp_path, weights, forwards):
 def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weights, forwards):
     shared = f"sqlite:///{tmp_path / 'shared.sqlite'}"
     base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "device": "cpu"}
-    build(plan_build(BuildConfig(n=20, store=tmp_path / "one", ledger=shared, budget=30, **base)))
+    build(*prepare_build(BuildConfig(n=20, store=tmp_path / "one", ledger=shared, budget=30, **base)))
     with pytest.raises(
-        IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in its own; give that as"
+        IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in its own; name that ledger"
     ):
-        plan_build(BuildConfig(n=40, store=tmp_path / "one", **base))
+        prepare_build(BuildConfig(n=40, store=tmp_path / "one", **base))
     with pytest.raises(BudgetRefused, match="30"):
-        plan_build(BuildConfig(n=40, store=tmp_path / "one", ledger=shared, **base))
+        prepare_build(BuildConfig(n=40, store=tmp_path / "one", ledger=shared, **base))
     with pytest.raises(IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in"):
-        plan_build(BuildConfig(n=40, store=tmp_path / "one", ledger=str(tmp_path / "other.sqlite"), **base))
-    build(plan_build(BuildConfig(n=20, store=tmp_path / "two", **base)))
+        prepare_build(BuildConfig(n=40, store=tmp_path / "one", ledger=str(tmp_path / "other.sqlite"), **base))
+    build(*prepare_build(BuildConfig(n=20, store=tmp_path / "two", **base)))
     (tmp_path / "two" / LEDGER_FILE).unlink()
     with pytest.raises(StoreUnreadable, match="there is no ledger at"):
-        plan_build(BuildConfig(n=40, store=tmp_path / "two", **base))
+        prepare_build(BuildConfig(n=40, store=tmp_path / "two", **base))
     Ledger(tmp_path / "two" / LEDGER_FILE, create=True).close()
     with pytest.raises(StoreUnreadable, match="was replaced or rolled back"):
-        plan_build(BuildConfig(n=40, store=tmp_path / "two", **base))
+        prepare_build(BuildConfig(n=40, store=tmp_path / "two", **base))
     assert sum(forwards) == 40
 
 
@@ -207,8 +214,8 @@ def test_a_dry_run_after_a_crash_counts_what_was_lost(tmp_path, weights):
     folder = tmp_path / "store"
     crash = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
     subprocess.run(crash, capture_output=True, check=False)
-    plan = plan_build(config(folder, weights, "zarr"))
-    assert plan.needed_calls == build(plan).new_calls
+    prepared = prepare_build(config(folder, weights, "zarr"))
+    assert prepared.plan.needed_calls == build(*prepared).new_calls
 
 
 @pytest.mark.parametrize(
@@ -224,28 +231,28 @@ def test_odd_notes_in_a_teachers_file_are_refused_before_any_call(tmp_path, forw
     path = tmp_path / "odd.safetensors"
     save_weights(create_model("resnet8", num_classes=10, seed=0), path, metadata)
     with pytest.raises(InvalidInput, match=message):
-        plan_build(BuildConfig(teacher="resnet8", weights=path, dataset="digits", n=10, store=tmp_path / "s"))
+        prepare_build(BuildConfig(teacher="resnet8", weights=path, dataset="digits", n=10, store=tmp_path / "s"))
     assert forwards == []
 
 
 def test_a_build_does_not_grow_a_store_that_others_write_to(tmp_path, weights):
     folder = tmp_path / "store"
-    build(plan_build(config(folder, weights, "zarr", n=40)))
-    plan = plan_build(config(folder, weights, "zarr"))
+    build(*prepare_build(config(folder, weights, "zarr", n=40)))
+    prepared = prepare_build(config(folder, weights, "zarr"))
     with FileLock(folder / "build.lock") as other:
         assert other.try_shared()
         with pytest.raises(
             StoreBusy, match="a build of 40 rows is writing to .*; wait until it ends, or ask for --n 40"
         ):
-            build(plan)
-        assert build(plan_build(config(folder, weights, "zarr", n=30))).new_calls == 0
-    assert build(plan).new_calls == 56
-    assert build(plan).new_calls == 0, "a plan made before another build finds its rows"
+            build(*prepared)
+        assert build(*prepare_build(config(folder, weights, "zarr", n=30))).new_calls == 0
+    assert build(*prepared).new_calls == 56
+    assert build(*prepared).new_calls == 0, "a plan made before another build finds its rows"
 
 
 def test_planning_and_dry_runs_call_nothing_and_write_nothing(tmp_path, weights, forwards):
-    plan = plan_build(config(tmp_path / "store", weights, "zarr"))
-    assert plan.needed_calls == 96
+    prepared = prepare_build(config(tmp_path / "store", weights, "zarr"))
+    assert prepared.plan.needed_calls == 96
     assert forwards == []
     assert not (tmp_path / "store").exists()
 
@@ -261,15 +268,15 @@ def test_several_views_are_several_calls_and_equal_inputs_one(tmp_path, weights,
         store=tmp_path / "store",
         device="cpu",
     )
-    plan = plan_build(asked)
-    distinct = {digest for row in plan.input_digests for digest in row}
+    prepared = prepare_build(asked)
+    distinct = {digest for row in prepared.plan.input_digests for digest in row}
     assert len(distinct) < 240, "the test needs a view that is drawn twice"
-    report = build(plan)
+    report = build(*prepared)
     assert sum(forwards) == report.new_calls == len(distinct)
     assert report.reused_calls == 240 - len(distinct)
     store = Store.open(asked.store)
     assert store.valid().shape == (20, 12)
-    logits, digests = store.read("train/logits"), plan.input_digests
+    logits, digests = store.read("train/logits"), prepared.plan.input_digests
     for row in range(20):
         for one in range(12):
             for other in range(12):
@@ -281,17 +288,17 @@ def test_several_views_are_several_calls_and_equal_inputs_one(tmp_path, weights,
 def test_another_store_on_the_same_ledger_copies_instead_of_calling(tmp_path, weights, forwards):
     url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
     shared = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "ledger": url, "device": "cpu"}
-    build(plan_build(BuildConfig(n=30, store=tmp_path / "one", **shared)))
-    plan = plan_build(BuildConfig(n=45, store=tmp_path / "two", array_format="hdf5", **shared))
-    assert plan.needed_calls == 15
-    report = build(plan)
+    build(*prepare_build(BuildConfig(n=30, store=tmp_path / "one", **shared)))
+    prepared = prepare_build(BuildConfig(n=45, store=tmp_path / "two", array_format="hdf5", **shared))
+    assert prepared.plan.needed_calls == 15
+    report = build(*prepared)
     assert (report.new_calls, report.reused_calls) == (15, 30)
     assert sum(forwards) == 45
     one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
     np.testing.assert_array_equal(two["train/logits"][:30], one["train/logits"])
     shutil.rmtree(tmp_path / "one")
     with pytest.raises(InvalidInput, match="is paid for and kept in a store at .*one that cannot be read"):
-        plan_build(BuildConfig(n=45, store=tmp_path / "three", **shared))
+        prepare_build(BuildConfig(n=45, store=tmp_path / "three", **shared))
     assert sum(forwards) == 45
 
 
@@ -306,7 +313,7 @@ def test_a_budget_is_refused_before_the_first_call_and_before_anything_is_writte
         device="cpu",
     )
     with pytest.raises(BudgetRefused, match="asked for 40 calls of resnet8, 0 are already paid and 39 of the budget"):
-        plan_build(asked)
+        prepare_build(asked)
     assert forwards == []
     assert not asked.store.exists()
 
@@ -319,10 +326,10 @@ def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards)
         "store": tmp_path / "s",
         "device": "cpu",
     }
-    build(plan_build(BuildConfig(n=40, budget=50, **base)))
+    build(*prepare_build(BuildConfig(n=40, budget=50, **base)))
     with pytest.raises(BudgetRefused, match="asked for 20 calls .*, 40 are already paid and 10 of the budget of 50"):
-        plan_build(BuildConfig(n=60, **base))
-    assert build(plan_build(BuildConfig(n=60, budget=60, **base))).new_calls == 20
+        prepare_build(BuildConfig(n=60, **base))
+    assert build(*prepare_build(BuildConfig(n=60, budget=60, **base))).new_calls == 20
     assert sum(forwards) == 60
 
 
@@ -342,7 +349,7 @@ def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_
     after_kill = summary(folder)
     assert after_kill.spent >= made
     assert after_kill.committed <= made
-    report = build(plan_build(config(folder, weights, array_format)))
+    report = build(*prepare_build(config(folder, weights, array_format)))
     totals = summary(folder)
     assert (totals.committed, totals.reserved) == (96, 0)
     assert totals.spent == 96 + totals.lost
@@ -352,14 +359,14 @@ def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_
         assert report.adopted_calls > 0
     assert problems(folder) == []
     reference = tmp_path / "reference"
-    build(plan_build(config(reference, weights, array_format)))
+    build(*prepare_build(config(reference, weights, array_format)))
     for name, values in arrays_of(reference).items():
         np.testing.assert_array_equal(arrays_of(folder)[name], values, err_msg=name)
 
 
 def test_a_store_of_something_else_is_refused_by_field(tmp_path, weights, forwards):
     base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "n": 20, "store": tmp_path / "s"}
-    build(plan_build(BuildConfig(**base)))
+    build(*prepare_build(BuildConfig(**base)))
     del forwards[:]
     for change, field in [
         ({"seed": 1}, r"seed \(store: 0, asked: 1\)"),
@@ -368,9 +375,9 @@ def test_a_store_of_something_else_is_refused_by_field(tmp_path, weights, forwar
         ({"views": 2}, "views"),
     ]:
         with pytest.raises(IdentityMismatch, match=field):
-            plan_build(BuildConfig(**base | change))
+            prepare_build(BuildConfig(**base | change))
     with pytest.raises(InvalidInput, match="is a zarr store, not hdf5"):
-        plan_build(BuildConfig(**base, array_format="hdf5"))
+        prepare_build(BuildConfig(**base, array_format="hdf5"))
     assert forwards == []
 
 
@@ -397,14 +404,14 @@ def test_unknown_layers_are_answered_with_the_nearest(tmp_path, weights):
         features="stem,layr2",
     )
     with pytest.raises(UnknownName, match="no layer of resnet8 is called 'layr2'; did you mean layer2"):
-        plan_build(asked)
+        prepare_build(asked)
 
 
 def test_a_disk_without_room_is_found_before_any_call(tmp_path, weights, forwards, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(DiskFull, match=r"the store needs \d+ MB and the disk of .* has 1 MB free"):
-        plan_build(config(tmp_path / "store", weights, "zarr"))
+        prepare_build(config(tmp_path / "store", weights, "zarr"))
     assert forwards == []
 
 
@@ -424,4 +431,4 @@ def test_values_that_do_not_fit_the_stored_type_stop_the_build(tmp_path, forward
         device="cpu",
     )
     with pytest.raises(InvalidInput, match="stem holds values that float16 cannot keep; use --feature-dtype float32"):
-        build(plan_build(asked))
+        build(*prepare_build(asked))

@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import Manifest, _digest
+from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
-from teacher_cache.plan import plan_build
+from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from tests.conftest import run_command
 from tests.teacher_cache.damage import build_store, config_of, problems
@@ -78,7 +79,7 @@ def test_a_chunk_that_is_a_link_is_neither_read_nor_written(folder, tmp_path):
     chunk.unlink()
     chunk.symlink_to(outside)
     with pytest.raises(StoreUnreadable, match=r"c\.0\.0\.0"):
-        Store.open(folder).read_outputs(["logits"], 20)
+        Store.open(folder).read_outputs(["logits"], Rows.first(20))
     before = outside.read_bytes()
     with pytest.raises((CKDError, OSError)):
         repair(folder, act=True)
@@ -125,7 +126,7 @@ def test_where_an_own_ledger_says_other_stores_are_is_not_looked_at(folder, tmp_
     store = Store.open(folder)
     store.retract(range(20))
     with pytest.raises(CKDError):
-        build(plan_build(config_of(folder, weights, n=20, features="pooled")))
+        build(*prepare_build(config_of(folder, weights, n=20, features="pooled")))
     after = snapshot(victim)
     assert after == before
 
@@ -202,13 +203,13 @@ def test_repair_deletes_nothing_that_somebody_else_put_there(folder):
 def test_a_ledger_that_was_rolled_back_does_not_have_calls_paid_again(tmp_path, weights, forwards):
     folder = build_store(tmp_path / "store", weights, n=20)
     older = (folder / "ledger.sqlite").read_bytes()
-    build(plan_build(config_of(folder, weights, n=40)))
+    build(*prepare_build(config_of(folder, weights, n=40)))
     (folder / "ledger.sqlite").write_bytes(older)
     with closing(Ledger(folder / "ledger.sqlite")) as ledger:
         rewrite_manifest(folder, ledger_head=ledger.head())
     del forwards[:]
     with pytest.raises(StoreUnreadable, match="the ledger knows no call for 20 answers .*: it was replaced or rolled"):
-        build(plan_build(config_of(folder, weights, n=60)))
+        build(*prepare_build(config_of(folder, weights, n=60)))
     assert forwards == []
 
 

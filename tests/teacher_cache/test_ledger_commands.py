@@ -24,9 +24,10 @@ from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
 from teacher_cache.commands.ledger import export, open_ledger
+from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.convert import convert
-from teacher_cache.extend import ExtensionConfig, extend, plan_extension
-from teacher_cache.plan import BuildConfig, plan_build
+from teacher_cache.extend import extend, prepare_extension
+from teacher_cache.prepare import prepare_build
 from teacher_cache.trace import RUN_FILE
 from tests.conftest import run_command
 
@@ -377,7 +378,7 @@ def test_a_ledger_without_teachers_is_a_sentence(tmp_path):
 
 def build_store(folder: Path, weights: Path, n: int = ROWS, **settings) -> Path:
     build(
-        plan_build(
+        *prepare_build(
             BuildConfig(
                 teacher="resnet8", weights=weights, dataset="digits", n=n, store=folder, device="cpu", **settings
             )
@@ -550,7 +551,7 @@ def test_a_call_that_was_given_up_after_the_run_is_named(trained, store, change)
 def test_a_run_is_traced_after_its_store_was_converted_and_extended(trained, store, tmp_path, weights):
     convert(store, "hdf5", tmp_path / "converted")
     assert read("trace", trained, "--store", tmp_path / "converted")["vouched"]
-    extend(plan_extension(ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu")))
+    extend(*prepare_extension(ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu")))
     found = read("trace", trained, "--store", store)
     assert found["vouched"], found["problems"]
     assert found["calls_total"] == TRAINED, "the calls of the extension came later"

@@ -18,10 +18,12 @@ from ground.errors import InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.locks import CellLocks, FileLock
-from storage.store import Store, own_ledger
+from storage.rows import Rows
+from storage.store import Store
+from storage.store_ledger import own_ledger
 from teacher_cache.build import build
 from teacher_cache.convert import convert
-from teacher_cache.plan import plan_build
+from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from teacher_cache.settle import settle_store
 from tests.teacher_cache.crash_build import config as crash_config
@@ -81,14 +83,14 @@ def test_an_answer_that_is_nowhere_is_given_up_and_paid_for_again(folder, weight
     change(folder, "train/logits", 33)
     array_format = Store.open(folder).manifest.array_format
     with pytest.raises(StoreUnreadable, match="does not match its digest"):
-        Store.open(folder).read_outputs(["logits"], 70)
+        Store.open(folder).read_outputs(["logits"], Rows.first(70))
     report = repair(folder, act=True)
     assert (report.dropped, len(report.revoked)) == ([9, 33], 2)
     assert totals(folder) == (68, 0, 2)
     assert all("is not there; finish it with: ckd-cache build" in text for text in problems(folder))
-    plan = plan_build(config_of(folder, weights, array_format))
-    assert plan.needed_calls == 2
-    assert build(plan).new_calls == 2
+    prepared = prepare_build(config_of(folder, weights, array_format))
+    assert prepared.plan.needed_calls == 2
+    assert build(*prepared).new_calls == 2
     assert forwards == [2]
     assert problems(folder) == []
     np.testing.assert_allclose(arrays_of(folder)["train/logits"], before["train/logits"], rtol=1e-5, atol=1e-5)
@@ -101,7 +103,7 @@ def test_chunk_files_that_were_deleted_are_made_again_and_their_rows_given_up(tm
     report = repair(folder, act=True)
     assert sorted(report.made_again) == ["data.zarr/train/logits/c.1.0.0", "data.zarr/train/valid/c.0.0"]
     assert (report.restored, report.dropped) == (list(range(64)), list(range(64, 70)))
-    assert build(plan_build(config_of(folder, weights))).new_calls == 6
+    assert build(*prepare_build(config_of(folder, weights))).new_calls == 6
     assert problems(folder) == []
 
 
@@ -130,7 +132,7 @@ def test_calls_of_a_killed_build_are_settled(tmp_path, weights, step):
     assert (done.adopted, done.lost) == (looked.adopted, looked.lost)
     assert totals(folder)[1] == 0
     assert repair(folder, act=False).is_empty
-    build(plan_build(crash_config(folder, weights, "zarr")))
+    build(*prepare_build(crash_config(folder, weights, "zarr")))
     assert problems(folder) == []
 
 
@@ -187,7 +189,7 @@ def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
         with CellLocks(folder / "cells.lock") as locks:
             settle_store(store, ledger, locks, "another host")
     assert visible > int(Store.open(folder).valid().sum()), "what no committed call vouches for is not shown"
-    report = build(plan_build(crash_config(folder, weights, "zarr")))
+    report = build(*prepare_build(crash_config(folder, weights, "zarr")))
     assert report.new_calls == 96 - committed
     assert problems(folder) == []
 
@@ -224,7 +226,7 @@ def test_a_copy_of_a_store_cannot_give_up_the_originals_calls(tmp_path, weights)
     change(copy, "train/logits", 5)
     for attempt in (
         lambda: repair(copy, ledger_url=url, act=True),
-        lambda: build(plan_build(config_of(copy, weights, n=20, ledger=url))),
+        lambda: build(*prepare_build(config_of(copy, weights, n=20, ledger=url))),
     ):
         with pytest.raises(InvalidInput, match="is a copy of the store at .*one, and both are in the same ledger"):
             attempt()
@@ -245,7 +247,7 @@ def test_what_was_given_up_is_never_adopted(tmp_path, weights):
     command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "first call"]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
-    report = build(plan_build(crash_config(folder, weights, "zarr")))
+    report = build(*prepare_build(crash_config(folder, weights, "zarr")))
     assert (report.adopted_calls, report.lost_calls, report.new_calls) == (0, 1, 1)
     assert problems(folder) == []
 

@@ -29,8 +29,8 @@ from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.lease import Watch
-from teacher_cache.plan import plan_build
-from teacher_cache.teacher import Teacher
+from teacher_cache.prepare import prepare_build
+from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 from tests.teacher_cache.shared_builder import Job
 
@@ -152,7 +152,7 @@ def job(tmp_path, weights, ledger_url):
 @pytest.fixture(scope="module")
 def built_alone(tmp_path_factory, weights) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "store"
-    build(plan_build(Job(name="alone", folder="", store=str(folder), weights=str(weights), n=N).config()))
+    build(*prepare_build(Job(name="alone", folder="", store=str(folder), weights=str(weights), n=N).config()))
     return folder
 
 
@@ -456,16 +456,16 @@ def test_a_server_that_is_away_for_longer_than_a_lease_ends_no_builders_lease(bu
 
 @pytest.mark.parametrize("reaches_server", [True, False])
 def test_a_lost_answer_to_a_commit_repeats_no_call(tmp_path, postgres, weights, monkeypatch, reaches_server):
-    url, counted, call = postgres.new_database(), [], Teacher.call
+    url, counted, call = postgres.new_database(), [], ZooTeacher.call
 
     def counting(self, views, outputs):
         counted.append(len(views))
         return call(self, views, outputs)
 
-    monkeypatch.setattr(Teacher, "call", counting)
+    monkeypatch.setattr(ZooTeacher, "call", counting)
     with proxy_that_loses_commits(postgres.port, every=3, reaches_server=reaches_server) as (port, lost):
         through = url.replace(f":{postgres.port}/", f":{port}/")
-        report = build(plan_build(jobs_on(through, tmp_path, weights)("alone", n=32).config()))
+        report = build(*prepare_build(jobs_on(through, tmp_path, weights)("alone", n=32).config()))
     assert len(lost) >= 3, "the test needs commits that are lost"
     assert (report.new_calls, report.lost_calls, sum(counted)) == (32, 0, 32)
     totals = require_whole(tmp_path / "store", url, 32)

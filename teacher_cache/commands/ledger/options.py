@@ -17,7 +17,7 @@ from storage.database import shown_url
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
 from storage.manifest import Manifest
-from storage.store import own_ledger
+from storage.store_ledger import own_ledger
 from teacher_cache.commands.options import ledger_url_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -1,0 +1,256 @@
+"""The work of a build: reserve, call, write, commit, batch by batch, alone or together with other builders.
+
+While the teacher answers one batch, a second thread writes the one before it. The order of events for each batch
+never changes: its calls are charged before the teacher runs, its cells are on the disk before the calls are
+committed. A build that is stopped anywhere is finished by running it again.
+
+Builders of one store, or of several that share a ledger, divide the work by reserving: what one has reserved, the
+others leave to it, and wait for at the end. If it dies, its lease ends, and they settle and finish what it left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ground.errors import Interrupted, InvalidInput
+from ground.terminal import StopRequest, graceful_stop
+from storage.ledger import Ledger, check_budget, lease_lost
+from storage.ledger_records import Session
+from storage.locks import CellLocks
+from storage.store import Store, runs_of
+from teacher_cache.lease import Heartbeat, Watch, this_host
+from teacher_cache.outputs import to_arrays
+from teacher_cache.plan import BuildPlan
+from teacher_cache.reuse import PaidAnswers
+from teacher_cache.settle import settle_session
+from teacher_cache.shown import Shown
+from teacher_cache.teachers import Teacher
+from teacher_cache.worklist import WorkList
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What a build did, in teacher calls; rows are (image, all its views), the first n of the store."""
+
+    store: Path
+    n: int
+    new_calls: int = 0
+    reused_calls: int = 0
+    adopted_calls: int = 0
+    lost_calls: int = 0
+    rows_valid: int = 0
+
+
+@dataclass(slots=True)
+class Answered:
+    """Outputs of some cells, in increasing order: name -> (C, ...), with the input of each; and the calls for them."""
+
+    cells: list[int]
+    inputs: list[bytes]
+    values: dict[str, np.ndarray]
+    ids: dict[bytes, int]
+    seconds: float
+
+
+class Builder:
+    """One run of a build, beside any others.
+
+    Args:
+        shown: the images and views of the plan's rows.
+        locks: of the store's cells.
+        on_progress: told how many cells were finished, and a note.
+    """
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        teacher: Teacher,
+        shown: Shown,
+        store: Store,
+        ledger: Ledger,
+        locks: CellLocks,
+        on_progress: Callable[[int, str], None],
+    ) -> None:
+        self.plan, self.store, self.ledger, self.locks = plan, store, ledger, locks
+        self._teacher, self._shown = teacher, shown
+        self.report = BuildReport(store.folder, plan.n)
+        self._on_progress = on_progress
+        self._kept = PaidAnswers(store)
+        # Read before what is known: what other builders reserve in between is then counted once, not twice.
+        self._before = ledger.summary(plan.identity.teacher.fingerprint)
+        self._work = WorkList(plan, store, ledger)
+        self._session = 0
+
+    def run(self) -> BuildReport:
+        """Fill every missing cell; see `build`."""
+        if self._work:
+            self._check_budget()
+            self._session = self._start_session()
+            with (
+                Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
+                graceful_stop() as stop,
+                ThreadPoolExecutor(1, "store-writer") as writer,
+            ):
+                self._fill(stop, heartbeat, writer)
+        torn = {cell // self.plan.identity.views for cell in self.store.missing_cells(self.plan.rows).tolist()}
+        self.report.rows_valid = self.plan.n - len(torn)
+        if torn:
+            raise Interrupted(
+                f"stopped with {self.report.rows_valid} of {self.plan.n} rows whole; run the same command again to go "
+                "on"
+            )
+        return self.report
+
+    def _check_budget(self) -> None:
+        """Refuse before the first call; otherwise record the budget that was given."""
+        teacher, budget = self.plan.identity.teacher, self.plan.config.budget
+        needed = self._work.num_unpaid
+        if needed:
+            limit = self._before.budget if budget is None else budget
+            check_budget(teacher.name, spent=self._before.spent, budget=limit, wanted=needed)
+        if budget is not None and (needed or budget >= self._before.spent):
+            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget)
+
+    def _start_session(self) -> int:
+        teacher = self.plan.identity.teacher
+        return self.ledger.start_session(
+            Session(
+                teacher=teacher.fingerprint,
+                teacher_name=teacher.name,
+                store=self.store.manifest.store_id,
+                location=str(self.store.folder.absolute()),
+                purpose=self.plan.purpose,
+                device=self._teacher.card.device,
+                precision=teacher.precision,
+                outputs=self.plan.called_names,
+                host=this_host(),
+            )
+        )
+
+    def _fill(self, stop: StopRequest, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
+        watch = Watch(self.plan.config.lease_seconds)
+        pending: Future[None] | None = None
+        while self._work and not stop.requested:
+            if heartbeat.lost:
+                raise lease_lost()
+            answers = self._next_answers() if self._work.todo else None
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(self._keep, answers) if answers is not None and answers.cells else None
+            if answers is None:
+                self._wait_for_others(watch)
+        if pending is not None:
+            pending.result()
+
+    def _next_answers(self) -> Answered:
+        """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""
+        batch = self._work.next_batch()
+        # Before anything is charged: what is to be copied has to be there, or a call would be paid for nothing.
+        copied = {digest: self._read_kept(digest) for digest in batch}
+        new = [digest for digest in batch if not self._work.is_answered(digest)]
+        reservation = self.ledger.reserve(
+            self._session, [self._work.request(digest) for digest in new], self.plan.required
+        )
+        self._advance(self._work.give_up(reservation.known))
+        called, seconds = self._call(reservation.ids) if reservation.ids else ({}, 0.0)
+        inputs = [digest for digest in batch if digest not in reservation.known and self._work.cells_of[digest]]
+        values = self._put_together(inputs, list(reservation.ids), called, copied)
+        cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in self._work.cells_of[digest])
+        order = [place for _, place in cells]
+        if order != list(range(len(inputs))):
+            values = {name: array[order] for name, array in values.items()}
+        self.report.reused_calls += len(cells) - len(reservation.ids)
+        return Answered(
+            [cell for cell, _ in cells], [inputs[place] for place in order], values, reservation.ids, seconds
+        )
+
+    def _read_kept(self, digest: bytes) -> dict[str, np.ndarray]:
+        """Outputs of an input that are not to come from a new call: name -> (1, ...)."""
+        outputs, called = self.plan.identity.outputs, self.plan.called_outputs
+        if self._work.is_answered(digest):
+            return self._kept.read(self._work.paid[digest], outputs)
+        rest = [output for output in outputs if output not in called]
+        return self._kept.read(self._work.paid[digest], rest) if rest else {}
+
+    def _call(self, ids: dict[bytes, int]) -> tuple[dict[str, np.ndarray], float]:
+        """Call the teacher on inputs that are charged: name -> (C, ...), and the seconds it took."""
+        cells = [self._work.cells_of[digest][0] for digest in ids]
+        pixels = self._shown.pixels(cells)
+        started = time.perf_counter()
+        said = self._teacher.call(pixels, self.plan.called_names)
+        self.report.new_calls += len(ids)
+        try:
+            return to_arrays(said, self.plan.called_outputs), time.perf_counter() - started
+        except InvalidInput:
+            self.ledger.lose(list(ids.values()))  # answered, and nothing that can be kept
+            raise
+
+    def _put_together(
+        self,
+        inputs: list[bytes],
+        called_inputs: list[bytes],
+        called: dict[str, np.ndarray],
+        copied: dict[bytes, dict[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """All outputs of some inputs, name -> (C, ...)."""
+        identity = self.plan.identity
+        if called_inputs == inputs and len(called) == len(identity.outputs):
+            return called
+        places = {digest: place for place, digest in enumerate(called_inputs)}
+        values = {output.name: np.empty((len(inputs), *output.shape), output.dtype) for output in identity.outputs}
+        for place, digest in enumerate(inputs):
+            for name, array in copied[digest].items():
+                values[name][place] = array[0]
+            for name, array in called.items() if digest in places else ():
+                values[name][place] = array[places[digest]]
+        return values
+
+    def _keep(self, answers: Answered) -> None:
+        """Write cells, make them durable and visible, and commit their calls; runs in the writer thread."""
+        with self.locks.held(runs_of(answers.cells)):
+            # Under the locks nobody can give our calls up any more; had somebody done so before, the lease is gone.
+            if not self.ledger.holds_lease(self._session):
+                raise lease_lost()
+            digests = self.store.write_outputs(answers.cells, answers.values)
+            self.store.publish(answers.cells)
+            self.ledger.commit(self._committed(answers, digests), answers.seconds)
+        self._advance(len(answers.cells))
+
+    def _committed(self, answers: Answered, digests: np.ndarray) -> dict[int, bytes]:
+        """Call -> digests of what was kept of it."""
+        called = set(self.plan.called_names)
+        kept = [place for place, output in enumerate(self.plan.identity.outputs) if output.name in called]
+        place_of = dict(zip(answers.inputs, range(len(answers.inputs)), strict=True))
+        return {id_: digests[place_of[digest], kept].tobytes() for digest, id_ in answers.ids.items()}
+
+    def _wait_for_others(self, watch: Watch) -> None:
+        """Go on with what others had in hand, once it is answered; settle what those left that died."""
+        sessions, finished = self._work.take_back()
+        self._advance(finished)
+        if not sessions:
+            return
+        leases = self.ledger.leases()
+        for lease in watch.silent({session: lease for session, lease in leases.items() if session in sessions}):
+            if self.ledger.take_lease(lease):
+                log.info("a builder stopped answering; what it left is settled")
+                del leases[lease.session]
+        for session in sorted(sessions - leases.keys()):
+            found = settle_session(session, self.ledger, self.store, self.locks)
+            self.report.adopted_calls += len(found.adopted)
+            self.report.lost_calls += len(found.lost)
+        time.sleep(min(_POLL_SECONDS, self.plan.config.lease_seconds / 20))
+
+    def _advance(self, cells: int) -> None:
+        if cells:
+            self._on_progress(cells, f"{self.report.new_calls} calls spent")

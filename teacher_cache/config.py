@@ -1,0 +1,100 @@
+"""What the user asks of stage one; the defaults are those of the commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ground.errors import InvalidInput, UnknownName
+from ground.geometry import VIEW_POLICIES
+from storage.manifest import MAX_VIEWS
+from storage.store import FORMATS
+
+FEATURE_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallConfig:
+    """How calls are made, whatever they are for.
+
+    Args:
+        store: its folder.
+        ledger: URL of a shared ledger; None for the store's own.
+        budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
+        batch_size: teacher calls made together.
+        lease_seconds: how long other builders wait for this one when it no longer shows that it lives.
+    """
+
+    store: Path
+    ledger: str | None = None
+    budget: int | None = None
+    batch_size: int = 64
+    lease_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require_between("batch_size", self.batch_size, 1 << 16)
+        if not 0.5 <= self.lease_seconds <= 86400:
+            raise InvalidInput(f"--lease must be 0.5 to 86400 seconds, got {self.lease_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig(CallConfig):
+    """A store to make, to finish or to grow.
+
+    Args:
+        n: training images the teacher is called on.
+        weights: of the teacher; None looks where `train-teacher` puts them.
+        features: see `teacher_cache.outputs.choose_outputs`.
+        views: V, calls per image.
+    """
+
+    teacher: str
+    n: int
+    dataset: str = "cifar100"
+    data_root: Path | None = None
+    image_size: int | None = None
+    download: bool = False
+    weights: Path | None = None
+    array_format: str = "zarr"
+    features: str = "none"
+    feature_dtype: str = "float16"
+    views: int = 1
+    view_policy: str = "augmented"
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "format": (self.array_format, FORMATS),
+            "feature dtype": (self.feature_dtype, FEATURE_DTYPES),
+            "view policy": (self.view_policy, VIEW_POLICIES),
+        }
+        for kind, (name, known) in choices.items():
+            if name not in known:
+                raise UnknownName(kind, name, known)
+        if self.view_policy == "plain" and self.views > 1:
+            raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
+        _require_between("views", self.views, MAX_VIEWS)
+        # Not super(): a dataclass with slots is another class than the one that is being defined.
+        CallConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionConfig(CallConfig):
+    """Outputs to add to a whole store.
+
+    Args:
+        features: see `teacher_cache.outputs.choose_outputs`.
+        weights: of the store's own teacher; None looks where `build` does.
+    """
+
+    features: str
+    weights: Path | None = None
+    feature_dtype: str = "float16"
+    device: str = "auto"
+
+
+def _require_between(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise InvalidInput(f"--{name.replace('_', '-')} must be 1 to {most}, got {value}")

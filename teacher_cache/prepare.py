@@ -1,0 +1,126 @@
+"""From what the user asks for to what a build needs: the data set, the teacher, what it is shown, and the plan.
+
+Everything that can be checked without a call is checked here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ground.errors import InvalidInput
+from models import canonical_name
+from models.compute import Compute
+from storage.manifest import DatasetIdentity, Identity
+from storage.schema import split_rows
+from teacher_cache.config import BuildConfig
+from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.outputs import choose_outputs, kept_parameters, parameter_specs
+from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
+from teacher_cache.sample import NestedSample, draw_sample
+from teacher_cache.shown import Shown, show
+from teacher_cache.teachers import Card, Teacher, open_teacher
+from teacher_cache.unpaid import unpaid_inputs
+
+
+class Prepared(NamedTuple):
+    """What a build, or an extension, is given."""
+
+    plan: BuildPlan
+    teacher: Teacher
+    shown: Shown
+
+    def seconds(self) -> float:
+        """An estimate for the calls still to be made."""
+        calls = self.plan.needed_calls
+        return calls and calls * self.teacher.seconds_per_call(self.plan.called_names, self.plan.config.batch_size)
+
+
+def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None) -> Prepared:
+    """Check everything that can be checked without a call, and count what is to be done.
+
+    Args:
+        dataset: the one that `config` names, where it is open already; its files are read once.
+        teacher: the one that `config` names, or a stand-in, where it is open already.
+
+    Raises:
+        CKDError: anything that would make the build fail later.
+    """
+    # Cheapest checks first: names, then files, then the images.
+    compute, dataset = _open_names(config, dataset)
+    sample = draw_sample(len(dataset.train), config.n, config.seed)
+    if teacher is None:
+        teacher = open_teacher(config.teacher, config.weights, dataset, compute)
+    return _prepare(config, dataset, teacher, sample)
+
+
+def prepare_test_build(
+    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None
+) -> Prepared:
+    """The same for the first n images of the test split, as evaluation shows them: one plain view each.
+
+    Where a student and its teacher are compared on unseen images, those calls are calls like any others. They are kept
+    in a store of their own, whose training split is the test images; it can grow. `config.views` and its policy are not
+    used.
+
+    Raises:
+        CKDError: as `prepare_build`; InvalidInput if the test split is smaller than n.
+    """
+    config = replace(config, views=1, view_policy="plain")
+    compute, dataset = _open_names(config, dataset)
+    if not 2 <= config.n <= len(dataset.test):
+        raise InvalidInput(
+            f"{config.n} test images are asked for, and {dataset.name} has {len(dataset.test)}; ask for 2 to that many"
+        )
+    if teacher is None:
+        # Its weights are looked for by the name of the whole data set.
+        teacher = open_teacher(config.teacher, config.weights, dataset, compute)
+    index = np.arange(config.n, dtype=np.int64)
+    tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
+    # A store holds at least one image for validation; nobody uses it.
+    return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]))
+
+
+def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
+    compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
+    canonical_name(config.teacher)
+    if dataset is None:
+        dataset = open_dataset(
+            config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
+        )
+    return compute, dataset
+
+
+def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
+    identity = _identity(config, dataset, teacher.card)
+    store = matching_store(config.store, identity, config.array_format)
+    shown = show(dataset, sample, policy=config.view_policy, seed=config.seed, num_views=config.views)
+    plan = draw_up(
+        config,
+        identity,
+        shown,
+        store,
+        array_format=config.array_format,
+        num_rows=split_rows(len(sample.train), len(sample.val), len(dataset.test)),
+        called_outputs=identity.outputs,
+        purpose="build",
+    )
+    plan = costed(plan, unpaid_inputs(plan, store))
+    require_disk(plan, store)
+    return Prepared(plan, teacher, shown)
+
+
+def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
+    outputs = choose_outputs(card, config.features, config.feature_dtype)
+    return Identity(
+        teacher=card.identity,
+        dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),
+        geometry=card.rendering.geometry,
+        seed=config.seed,
+        views=config.views,
+        view_policy=config.view_policy,
+        outputs=outputs,
+        parameters=parameter_specs(kept_parameters(card, outputs)),
+    )

@@ -1,0 +1,8 @@
+"""Teachers: whatever answers for views, behind one contract; the benchmark's zoo is the first kind."""
+
+from __future__ import annotations
+
+from teacher_cache.teachers.contract import Answers, Card, Teacher
+from teacher_cache.teachers.zoo import ZooTeacher, open_teacher, untrained_teacher
+
+__all__ = ["Answers", "Card", "Teacher", "ZooTeacher", "open_teacher", "untrained_teacher"]

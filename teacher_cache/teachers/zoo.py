@@ -1,0 +1,137 @@
+"""A teacher from the CRD benchmark's zoo, with weights from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ground.geometry import Normalisation, Rendering
+from ground.layers import BEFORE, LOGITS
+from models import Network, canonical_name, create_model, load_weights, network_shape, weights_digest
+from models.compute import Compute
+from storage.manifest import TeacherIdentity
+from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
+from teacher_cache.teachers.contract import Answers, Card
+from teacher_cache.teachers.weights import DatasetFacts, find_weights, normalisation_of, require_classes
+
+_PROBE_SIZE = 64
+_PROBES = 3
+
+
+class ZooTeacher:
+    """A trained network that answers for views; see `Teacher`.
+
+    Args:
+        network: in evaluation mode, on the compute's device.
+        compute: device and precision.
+    """
+
+    def __init__(self, card: Card, network: Network, compute: Compute) -> None:
+        self._card, self._network, self._compute = card, network, compute
+
+    @property
+    def card(self) -> Card:
+        """See `Teacher.card`."""
+        return self._card
+
+    def call(self, views: Tensor, outputs: Sequence[str]) -> Answers:
+        """See `Teacher.call`; the network is asked for extras among the outputs, and for no others."""
+        return _say(self._network, self._card, self._compute, views, outputs)
+
+    def seconds_per_call(self, outputs: Sequence[str], batch_size: int) -> float:
+        """Of an untrained copy, on black images."""
+        identity, size = self._card.identity, self._card.rendering.geometry.crop_size
+        copy = create_model(identity.name, num_classes=identity.num_classes, seed=0).eval()
+        self._compute.place(copy)
+        batch = torch.zeros(min(batch_size, _PROBE_SIZE), 3, size, size, dtype=torch.uint8)
+        seconds = []
+        for _ in range(_PROBES):
+            started = time.perf_counter()
+            _say(copy, self._card, self._compute, batch, outputs)
+            self._compute.synchronise()
+            seconds.append(time.perf_counter() - started)
+        return min(seconds) / len(batch)
+
+    def close(self) -> None:
+        """Nothing is held that others wait for."""
+
+
+def open_teacher(name: str, weights: Path | None, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+    """A teacher from its weights; what is known of its training comes from the file.
+
+    Args:
+        name: in any spelling.
+        weights: None looks where `train-teacher` puts them.
+        dataset: whose images it is shown.
+
+    Raises:
+        UnknownName: there is no such network.
+        CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
+        InvalidInput: there are no weights, or they were trained on other classes than the data set's.
+    """
+    path = find_weights(name, dataset, weights)
+    network = create_model(name, num_classes=len(dataset.classes))
+    metadata = load_weights(network, path)
+    require_classes(metadata, dataset, path)
+    rendering = replace(dataset.rendering, normalisation=normalisation_of(metadata, dataset, path))
+    return _teacher(name, network, rendering, compute)
+
+
+def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+    """A stand-in for one that is yet to be trained: it costs what that one will cost."""
+    network = create_model(name, num_classes=len(dataset.classes), seed=0)
+    return _teacher(name, network, dataset.rendering, compute)
+
+
+def fingerprint(name: str, digest: str, normalisation: Normalisation) -> str:
+    """SHA-256 over architecture, digest of weights and buffers, and normalisation: 64 hex digits."""
+    parts = [name, digest, list(normalisation.mean), list(normalisation.std)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
+    name = canonical_name(name)
+    shape = network_shape(name, network.num_classes, rendering.geometry.crop_size)
+    card = Card(
+        identity=TeacherIdentity(
+            name=name,
+            fingerprint=fingerprint(name, weights_digest(network), rendering.normalisation),
+            num_classes=network.num_classes,
+            normalisation=rendering.normalisation,
+            precision=compute.precision,
+            layers=network.layers,
+        ),
+        rendering=rendering,
+        outputs=shape.outputs,
+        parameters=_parameters(network),
+        device=compute.describe(),
+    )
+    compute.place(network.eval())
+    return ZooTeacher(card, network, compute)
+
+
+def _parameters(network: Network) -> dict[str, np.ndarray]:
+    found: dict[str, Tensor] = {}
+    if network.head is not None:
+        found = {HEAD_WEIGHT: network.head.weight, HEAD_BIAS: network.head.bias}
+    for layer, norm in network.stage_norms.items():
+        if f"{layer}{BEFORE}" in network.layers:
+            found |= zip(norm_parameters(layer), (norm.weight, norm.bias), strict=True)
+    return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in found.items()}
+
+
+def _say(network: Network, card: Card, compute: Compute, views: Tensor, outputs: Sequence[str]) -> Answers:
+    extras = [name for name in outputs if name in network.extra_names]
+    with torch.inference_mode(), compute.exact(), compute.autocast():
+        pixels = card.rendering.normalisation.apply(compute.to_device(views))
+        said = network.represent(pixels, extras)
+    known = {LOGITS: said.logits, **said.features}
+    return {name: known[name] for name in outputs}

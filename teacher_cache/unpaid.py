@@ -1,0 +1,86 @@
+"""What nobody has paid for yet, and whether what was paid for is there to be copied; looks, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from contextlib import closing
+
+from storage.ledger import Ledger, check_budget, ledger_exists
+from storage.ledger_records import RecordedCall
+from storage.locks import is_held
+from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store_ledger import open_ledger_of
+from teacher_cache.lease import this_host
+from teacher_cache.plan import BuildPlan
+from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
+from teacher_cache.settle import sort_out
+
+
+def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
+    """Inputs of a plan that nobody has paid for.
+
+    Args:
+        store: whose ledger it is, where there is a store already.
+
+    Raises:
+        BudgetRefused: the budget does not allow them.
+        InvalidInput: what was paid for in another store cannot be copied from it.
+    """
+    config, teacher = plan.config, plan.identity.teacher
+    wanted = {plan.input_of(cell) for cell in plan.missing_cells.tolist()}
+    place = config.store / LEDGER_FILE if config.ledger is None else config.ledger
+    is_new = store is None and config.ledger is None
+    # Of a store that is there too: its build may be about to begin the ledger, or died before it could.
+    unbegun = store is None or store.manifest.ledger_head is None
+    if is_new or (unbegun and not ledger_exists(place)):
+        check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
+        return wanted
+    opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger)
+    with closing(opened) as ledger:
+        ledger.require_key()
+        # Read before what is known: what other builders reserve in between is then counted once, not twice.
+        summary = ledger.summary(teacher.fingerprint)
+        known = ledger.known_calls(teacher.fingerprint, sorted(wanted))
+        if store is not None:
+            known = _without_lost(known, store, ledger)
+        needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}
+        _require_copies(plan, {digest: known.get(digest, ()) for digest in wanted if known.get(digest)}, needed, store)
+    if needed:
+        budget = summary.budget if config.budget is None else config.budget
+        check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))
+    return needed
+
+
+def _without_lost(
+    known: Mapping[bytes, list[RecordedCall]], store: Store, ledger: Ledger
+) -> dict[bytes, list[RecordedCall]]:
+    """What an interrupted build charged and did not keep has to be called again."""
+    alive = _living_sessions(store, ledger)
+    left = [call for call in ledger.calls_of_store(store.manifest.store_id, "reserved") if call.session not in alive]
+    lost = set(sort_out(store, left).lost)
+    return {
+        digest: kept for digest, calls in known.items() if (kept := [call for call in calls if call.id not in lost])
+    }
+
+
+def _living_sessions(store: Store, ledger: Ledger) -> set[int]:
+    """Sessions with a lease, without those of this machine when no build is at work on the store here."""
+    alone, host = not is_held(store.folder / BUILD_LOCK), this_host()
+    return {session for session, lease in ledger.leases().items() if not (alone and lease.host == host)}
+
+
+def _require_copies(
+    plan: BuildPlan, known: Mapping[bytes, Sequence[RecordedCall]], needed: Set[bytes], store: Store | None
+) -> None:
+    """Find out before the first call whether what was paid for before is there to be copied."""
+    answers = None if store is None else PaidAnswers(store)
+    looked_at: set[tuple[str, str]] = set()
+    for digest, calls in known.items():
+        for output in plan.identity.outputs:
+            if digest in needed and output in plan.called_outputs:
+                continue
+            call = keeper_of(calls, output)
+            if call.status == "committed" and (call.store, output.name) not in looked_at:
+                looked_at.add((call.store, output.name))
+                keeper = open_keeper(call) if answers is None else answers.keeper(call)
+                require_alike(keeper, plan.identity, call, output)
