@@ -31,7 +31,7 @@ class Rows:
     def __post_init__(self) -> None:
         end = -1
         for first, count in self.runs:
-            if count < 1 or first <= end:
+            if count < 1 or first <= end or first < 0:
                 raise ValueError(f"{self.runs} are no runs of rows in increasing order")
             end = first + count
 

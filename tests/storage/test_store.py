@@ -49,6 +49,27 @@ def test_outputs_come_back_after_reopening(whole_store):
     assert found["logits"].shape == (N, VIEWS, 5)
 
 
+def test_any_set_of_rows_is_read_as_those_rows_of_all(whole_store):
+    store = Store.open(whole_store.store.folder)
+    chosen = Rows.of(np.array([0, 1, 2, 40, 63, 64, 65, N - 1]))
+    every, some = store.read_outputs(["layer1"], Rows.first(N)), store.read_outputs(["layer1"], chosen)
+    np.testing.assert_array_equal(some["layer1"], every["layer1"][chosen.index])
+    images = store.read_sample("train/images")
+    np.testing.assert_array_equal(store.read_sample("train/images", chosen), images[chosen.index])
+
+
+def test_missing_cells_are_those_of_the_rows_that_are_asked_for(empty_store):
+    store = empty_store.store
+    empty_store.pay(0, 10)
+    assert len(store.missing_cells(Rows.first(10))) == 0
+    asked = Rows.of(np.array([3, 9, 10, 12, N - 1, N, N + 4]))
+    expected = [row * VIEWS + view for row in (10, 12, N - 1, N, N + 4) for view in range(VIEWS)]
+    assert store.missing_cells(asked).tolist() == expected
+    store.require_rows(Rows.of(np.array([3, 9])))
+    with pytest.raises(StoreIncomplete, match="has 10 whole rows, 13 are needed"):
+        store.require_rows(Rows.of(np.array([3, 12])))
+
+
 def test_rows_in_any_pieces_equal_rows_written_at_once(empty_store):
     for first, count in ((3, 1), (0, 3), (60, 10), (4, 56)):
         empty_store.pay(first, count)
