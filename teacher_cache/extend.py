@@ -32,7 +32,14 @@ from teacher_cache.build import PATIENCE_SECONDS, Builder, BuildReport, record_s
 from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildConfig, BuildPlan, free_bytes, open_ledger_of, require_disk, unpaid_inputs
 from teacher_cache.settle import require_only_place, settle_store
-from teacher_cache.teacher import choose_outputs, find_weights, load_teacher, parameter_rows, parameter_specs
+from teacher_cache.teacher import (
+    Teacher,
+    choose_outputs,
+    find_weights,
+    load_teacher,
+    parameter_rows,
+    parameter_specs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +82,14 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
         CKDError: anything else that would make the extension fail later.
     """
     store = Store.open(config.store)
+    store.require_current()
     store.require_rows(store.manifest.n)
     identity = store.manifest.identity
-    facts = _facts_of(store)
     added = missing_outputs(store, config.features, config.feature_dtype)
     if not added:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
-    compute = Compute.choose(config.device, identity.teacher.precision)
-    teacher = load_teacher(
-        identity.teacher.name, find_weights(identity.teacher.name, facts, config.weights), facts, compute
-    )
-    require_same(identity, replace(identity, teacher=teacher.identity), config.store)
+    teacher = teacher_of(store, config.weights, config.device)
     order = ("logits", *identity.teacher.layers)
     outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
     parameters = teacher.parameters(outputs)
@@ -96,6 +99,19 @@ def plan_extension(config: ExtensionConfig) -> BuildPlan:
     plan = replace(plan, needed_calls=len(unpaid_inputs(plan, store)))
     require_disk(plan, _staged(config.store, plan.identity))
     return plan
+
+
+def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
+    """A store's own teacher, from its weights; None looks where `build` does.
+
+    Raises:
+        IdentityMismatch: the weights are not those of its teacher.
+    """
+    identity, facts = store.manifest.identity, _facts_of(store)
+    compute = Compute.choose(device, identity.teacher.precision)
+    teacher = load_teacher(identity.teacher.name, find_weights(identity.teacher.name, facts, weights), facts, compute)
+    require_same(identity, replace(identity, teacher=teacher.identity), store.folder)
+    return teacher
 
 
 def missing_outputs(store: Store, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:

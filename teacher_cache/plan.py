@@ -279,6 +279,7 @@ def open_matching_store(config: BuildConfig, identity: Identity) -> Store | None
     if not (config.store / FILE_NAME).exists():
         return None
     store = Store.open(config.store)
+    store.require_current()
     require_same(store.manifest.identity, identity, config.store)
     if store.manifest.array_format != config.array_format:
         raise InvalidInput(
