@@ -8,6 +8,7 @@
     ├── DatasetMissing          the images are not where they were looked for
     ├── IdentityMismatch        the store was made from something else
     ├── StoreUnreadable         missing, truncated or malformed: rebuild it
+    ├── OlderFormat             the store can only be read as it is: upgrade it
     ├── StoreIncomplete         rows are missing: run the build again
     ├── StoreBusy               another builder holds the store: wait for it
     ├── Diverged                a loss is not finite: lower the learning rate
@@ -74,6 +75,10 @@ class IdentityMismatch(CKDError):
 
 class StoreUnreadable(CKDError):
     """A store is missing, truncated or malformed."""
+
+
+class OlderFormat(CKDError):
+    """A store is of an older format, which is read and not written."""
 
 
 class StoreIncomplete(CKDError):

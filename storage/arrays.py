@@ -56,6 +56,16 @@ class ArrayFile(ABC):
         """
 
     @abstractmethod
+    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+        """Make further arrays beside those that are there, zero until written.
+
+        What an attempt that did not end left under their names is replaced; who does not know of them is not disturbed.
+
+        Raises:
+            DiskFull: they do not all fit; the others stay as they are.
+        """
+
+    @abstractmethod
     def grow(self, rows: Mapping[str, int]) -> None:
         """Make every array at least `rows[split]` rows long; existing rows stay as they are."""
 

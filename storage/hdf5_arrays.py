@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -42,23 +43,46 @@ class Hdf5Arrays(ArrayFile):
             allocate(path, path.stat().st_size)
             fsync_path(path.parent)
 
+    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+        """See `ArrayFile.add`."""
+        if not specs:
+            return
+        try:
+            with self._relaid() as file:
+                for spec in specs:
+                    if _is_linked(file, spec.name):
+                        raise self.unreadable(spec.name, "it is a link to another place")
+                    if spec.name in file:
+                        del file[spec.name]
+                    _create_dataset(file, spec, rows[spec.split])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise self.unreadable(specs[0].name, f"there is something else in its place: {error}") from error
+        self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
+        self._read_layout()
+
     def grow(self, rows: Mapping[str, int]) -> None:
         """See `ArrayFile.grow`."""
         if all(self._rows[name] >= rows[spec.split] for name, spec in self.specs.items()):
             return
+        with self._relaid() as file:
+            for name, spec in self.specs.items():
+                file[name].resize(max(self._rows[name], rows[spec.split]), axis=0)
+        self._read_layout()
+
+    @contextmanager
+    def _relaid(self) -> Iterator[h5py.File]:
+        """A copy to change the metadata of, which replaces the file when the block ends well."""
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         with reporting_full_disk(self.path):
             try:
                 shutil.copyfile(self.path, partial)
                 with h5py.File(partial, "r+", libver="v110") as file:
-                    for name, spec in self.specs.items():
-                        file[name].resize(max(self._rows[name], rows[spec.split]), axis=0)
+                    yield file
                 allocate(partial, partial.stat().st_size)
                 os.replace(partial, self.path)
             finally:
                 partial.unlink(missing_ok=True)
             fsync_path(self.path.parent)
-        self._read_layout()
 
     def num_rows(self, name: str) -> int:
         """See `ArrayFile.num_rows`."""
@@ -91,9 +115,7 @@ class Hdf5Arrays(ArrayFile):
             ) from error
 
     def _dataset_layout(self, file: h5py.File, name: str, spec: ArraySpec) -> tuple[int, list[int]]:
-        parts = name.split("/")
-        paths = ["/".join(parts[: count + 1]) for count in range(len(parts))]
-        if not all(isinstance(file.get(path, getlink=True), h5py.HardLink) for path in paths):
+        if _is_linked(file, name) or name not in file:
             raise self.unreadable(name, "it is not there, or a link to another place")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
@@ -108,6 +130,18 @@ class Hdf5Arrays(ArrayFile):
         if any(first not in offsets for first in firsts):
             raise self.unreadable(name, "chunks are missing")
         return dataset.shape[0], [offsets[first] for first in firsts]
+
+
+def _is_linked(file: h5py.File, name: str) -> bool:
+    """Whether any part of a path, as far as it is there, leads to another place."""
+    parts = name.split("/")
+    for count in range(1, len(parts) + 1):
+        link = file.get("/".join(parts[:count]), getlink=True)
+        if link is None:
+            return False
+        if not isinstance(link, h5py.HardLink):
+            return True
+    return False
 
 
 def _create_dataset(file: h5py.File, spec: ArraySpec, rows: int) -> None:

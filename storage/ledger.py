@@ -457,6 +457,11 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             version = sealed_as = None
         if first is None or version != SCHEMA_VERSION or not isinstance(sealed_as, str):
+            if type(version) is int and version > SCHEMA_VERSION:
+                raise StoreUnreadable(
+                    f"the ledger at {self.shown_url} is of version {version}, written by a newer release than this "
+                    f"one, which reads {SCHEMA_VERSION}; upgrade this one, with: pip install --upgrade teacher-cache"
+                )
             raise StoreUnreadable(
                 f"the ledger at {self.shown_url} is not of version {SCHEMA_VERSION}; use the release that made it"
             )

@@ -22,6 +22,7 @@ from ground.durable import write_json
 from ground.errors import IdentityMismatch, StoreUnreadable, store_command
 from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
+from storage.migrations import OlderManifest, brought_forward, require_readable
 from storage.schema import (
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -118,8 +119,9 @@ class Manifest:
         samples: sample array, or parameter of the teacher -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_head: hash of the ledger's newest entry when the last build ended.
-        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend).
+        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade).
         versions: package versions that made the store.
+        older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
     store_id: str
@@ -134,6 +136,12 @@ class Manifest:
     ledger_head: str | None = None
     history: Sequence[Mapping[str, str]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    older: OlderManifest | None = None
+
+    @property
+    def format_version(self) -> int:
+        """Of what is on the disk."""
+        return FORMAT_VERSION if self.older is None else self.older.version
 
     @property
     def rows(self) -> dict[str, int]:
@@ -152,21 +160,29 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of all that may not change between builds: what a ledger records of a store."""
-        document = asdict(self)
+        if self.older is not None:
+            return self.older.digest
+        document = self._document()
         del document["ledger_head"]
         return _digest(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
         """Write it, atomically and durably, with a digest of its own."""
-        document = {"format_version": FORMAT_VERSION, **asdict(self)}
+        assert self.older is None, "a store of an older format is upgraded before it is written to"
+        document = {"format_version": FORMAT_VERSION, **self._document()}
         write_json(folder / file_name, {**document, "digest": _digest(document)})
+
+    def _document(self) -> dict[str, Any]:
+        document = asdict(self)
+        del document["older"]
+        return document
 
     @classmethod
     def load(cls, folder: Path, file_name: str = FILE_NAME) -> Manifest:
-        """Read and check it.
+        """Read and check it; one of an older format is brought forward, in memory alone.
 
         Raises:
-            StoreUnreadable: it is missing, malformed, or of another format version.
+            StoreUnreadable: it is missing, malformed, of a newer format, or of one that nothing leads on from.
         """
         path = folder / file_name
         try:
@@ -174,15 +190,16 @@ class Manifest:
                 raise ValueError("it is no file, or too large for a manifest")
             document = json.loads(path.read_bytes())
             digest, version = document.pop("digest", None), document["format_version"]
-            if version != FORMAT_VERSION:
-                raise StoreUnreadable(
-                    f"{path} is of format version {str(version)[:20]!a}, this release reads {FORMAT_VERSION}; use the "
-                    "release that wrote it, or build the store again in a new folder and with a ledger of its own"
-                )
+            require_readable(path, version, FORMAT_VERSION)
             if digest != _digest(document):
                 raise ValueError("it was changed: it does not match its own digest")
             del document["format_version"]
-            manifest = _manifest(document)
+            older = None
+            if version != FORMAT_VERSION:
+                recorded = {name: value for name, value in document.items() if name != "ledger_head"}
+                older = OlderManifest(version, _digest(recorded))
+                document = brought_forward(document, version, FORMAT_VERSION)
+            manifest = replace(_manifest(document), older=older)
         except FileNotFoundError as error:
             raise StoreUnreadable(
                 f"there is no store at {folder} (no {file_name}); build one with: {store_command('build', folder)}"
@@ -202,6 +219,11 @@ def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
         IdentityMismatch: names every field that differs, with both values.
     """
     differing = list(_differences(asdict(found), asdict(wanted), ""))
+    if not found.parameters and found == replace(wanted, parameters=()) and differing:
+        raise IdentityMismatch(
+            f"the store at {folder} keeps no last layer of its teacher, as it was upgraded without the teacher's "
+            f"weights; add it with: {store_command('upgrade', folder)} --weights FILE"
+        )
     if differing:
         raise IdentityMismatch(
             f"the store at {folder} was built with another {'; '.join(differing)}; "

@@ -15,16 +15,17 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ground.durable import fsync_path, remove_partials
-from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, UnknownName, store_command
+from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from storage.arrays import ArrayFile
 from storage.digest import output_digests
 from storage.hdf5_arrays import Hdf5Arrays
 from storage.locks import exclusive_lock
-from storage.manifest import FILE_NAME, Identity, Manifest
+from storage.manifest import FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
@@ -39,6 +40,9 @@ from storage.schema import (
     sample_arrays,
 )
 from storage.zarr_arrays import ZarrArrays
+
+if TYPE_CHECKING:
+    from storage.ledger import Ledger
 
 FORMATS: dict[str, type[ArrayFile]] = {kind.format: kind for kind in (ZarrArrays, Hdf5Arrays)}
 LEDGER_FILE = "ledger.sqlite"
@@ -142,6 +146,7 @@ class Store:
 
     def grow(self, samples: Mapping[str, np.ndarray]) -> None:
         """Append images: `samples` holds whole arrays, of which the rows the store has are left alone."""
+        self.require_current()
         manifest = self.manifest.grown(len(samples["train/labels"]), len(samples["val/labels"]))
         self.arrays.grow(manifest.rows)
         for name, values in samples.items():
@@ -151,21 +156,62 @@ class Store:
         self.arrays.sync()
         self.save(replace(manifest, samples=sample_digests(samples)))
 
+    def upgrade(self, added: Mapping[str, np.ndarray], ledger: Ledger | None) -> None:
+        """Write the store as one of the current format, and record the step in its history and its ledger.
+
+        Everything that the new manifest speaks of is there before it is, and it takes the old one's place in one
+        rename; the entry of the ledger, chained before, holds for both. So whenever it stops, the store is the old one
+        or the new one, and doing it again finishes.
+
+        Args:
+            added: name -> values of parameters of the teacher that are to be kept from now on.
+            ledger: that the store's calls are recorded in; None if none was begun.
+        """
+        before = self.manifest
+        specs = tuple(OutputSpec(name, values.shape, values.dtype.name) for name, values in added.items())
+        rows = {parameter_array(name): values[None] for name, values in added.items()}
+        self.arrays.add(parameter_arrays(specs), before.rows)
+        for name, values in rows.items():
+            self.arrays.write(name, 0, values)
+        self.arrays.sync()
+        after = replace(
+            before,
+            identity=replace(before.identity, parameters=(*before.identity.parameters, *specs)),
+            samples={**before.samples, **sample_digests(rows)},
+            history=(*before.history, {"store_id": before.store_id, "made_by": "upgrade"}),
+            older=None,
+        )
+        if ledger is not None:
+            content = {"manifest": after.digest, "made_by": "upgrade", "replaces": before.digest}
+            ledger.record_store(before.store_id, content)
+            after = replace(after, ledger_head=ledger.head())
+        self.save(after)
+
     @staticmethod
     @contextmanager
-    def alone(folder: Path, *, clean: bool = True) -> Iterator[None]:
+    def alone(folder: Path, *, clean: bool = True, older: bool = False) -> Iterator[None]:
         """Be the only one who writes to a folder, and delete what killed writers left if it is to be clean.
+
+        Args:
+            older: whether the store may be of an older format.
 
         Raises:
             StoreBusy: a build is at work.
+            OlderFormat: the store is of an older format.
         """
         if not (folder / FILE_NAME).exists():
             raise StoreUnreadable(f"there is no store at {folder} (no {FILE_NAME})")
         busy = f"a build is writing to {folder}; wait until it ends"
         with exclusive_lock(folder / BUILD_LOCK, busy):
+            if not older:
+                require_current(Manifest.load(folder), folder)
             if clean:
                 remove_partials(folder)
             yield
+
+    def require_current(self) -> None:
+        """Raise `OlderFormat` for a store that can be read and not written to."""
+        require_current(self.manifest, self.folder)
 
     def record_ledger_head(self, head: str) -> None:
         """Note the ledger's state in the manifest: an older copy of the ledger is then found out."""
@@ -229,6 +275,7 @@ class Store:
         Returns:
             Digests of the outputs, (C, O, 16) uint8.
         """
+        self.require_current()
         stored = {
             output.name: np.ascontiguousarray(outputs[output.name], dtype=output.dtype) for output in self.outputs
         }
@@ -255,6 +302,7 @@ class Store:
         self.arrays.sync()
 
     def _flag(self, cells: Sequence[int], *, whole: bool) -> None:
+        self.require_current()
         for first, count in runs_of(cells):
             self.arrays.write_cells(VALID, first, np.full(count, whole))
         self.arrays.sync()
@@ -374,14 +422,33 @@ class Store:
     def read_parameters(self) -> dict[str, np.ndarray]:
         """What is kept of the teacher itself, checked: head/weight (K, D), head/bias (K,), and for the batch norm that
         makes a kept pre-activation norm/LAYER/scale and norm/LAYER/shift (C,); all float32.
+
+        Raises:
+            StoreIncomplete: nothing is, as in a store that was made before anything was.
         """
         specs = self.manifest.identity.parameters
+        if not specs:
+            raise StoreIncomplete(
+                f"{self.folder} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
+                f"{store_command('upgrade', self.folder)} --weights FILE"
+            )
         return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}
 
     def save(self, manifest: Manifest | None = None) -> None:
         """Write the manifest, or another one in its place, durably."""
-        self.manifest = self.manifest if manifest is None else manifest
+        manifest = self.manifest if manifest is None else manifest
+        require_current(manifest, self.folder)
+        self.manifest = manifest
         self.manifest.save(self.folder, self.file_name)
+
+
+def require_current(manifest: Manifest, folder: Path) -> None:
+    """Raise `OlderFormat` for the manifest of a store that can be read and not written to."""
+    if manifest.older is not None:
+        raise OlderFormat(
+            f"{folder} is of format {manifest.older.version}, which this release reads and does not write; bring it up "
+            f"to format {FORMAT_VERSION} with: {store_command('upgrade', folder)}"
+        )
 
 
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:

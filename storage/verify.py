@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,13 +51,19 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
     return found
 
 
+def is_recorded(manifest: Manifest, record: Mapping[str, Any]) -> bool:
+    """Whether a manifest is the one that a ledger's entry of kind `store` is about."""
+    # An upgrade is chained before it replaces the manifest: until then, and in a copy from before, the old one holds.
+    return manifest.digest in (record.get("manifest"), record.get("replaces"))
+
+
 def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """A manifest that the ledger does not know, and a ledger that was replaced or rolled back."""
     manifest = store.manifest
     if manifest.ledger_head is not None:
         ledger.require_entry(manifest.ledger_head, store.folder)
     recorded = ledger.store_record(manifest.store_id)
-    if recorded is None or recorded.get("manifest") != manifest.digest:
+    if recorded is None or not is_recorded(manifest, recorded):
         what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
         yield Problem(what, _finish(store), "manifest.json")
 

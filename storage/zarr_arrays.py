@@ -56,21 +56,18 @@ class ZarrArrays(ArrayFile):
         shutil.rmtree(path, ignore_errors=True)
         with reporting_full_disk(path):
             group = zarr.create_group(DurableStore(path), zarr_format=3)
+            _make_arrays(group, path, specs, rows)
+
+    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+        """See `ArrayFile.add`."""
+        with reporting_full_disk(self.path):
             for spec in specs:
-                group.create_array(
-                    spec.name,
-                    shape=(rows[spec.split], *spec.row_shape),
-                    chunks=(spec.chunk_rows, *spec.row_shape),
-                    dtype=spec.dtype,
-                    compressors=None,
-                    filters=None,
-                    fill_value=0,
-                    # One flat folder an array: one folder to fsync.
-                    chunk_key_encoding={"name": "default", "separator": "."},
-                )
-                _make_chunks(path, spec, rows[spec.split])
-            for folder in {file.parent.parent for file in path.rglob("zarr.json")}:
-                fsync_path(folder)
+                if any(part.is_symlink() for part in self._parts(spec.name)):
+                    raise self.unreadable(spec.name, "it is a link to another place")
+                shutil.rmtree(self.path / spec.name, ignore_errors=True)
+            group = zarr.open_group(DurableStore(self.path), mode="r+", zarr_format=3)
+            _make_arrays(group, self.path, specs, rows)
+        self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
 
     def grow(self, rows: Mapping[str, int]) -> None:
         """See `ArrayFile.grow`."""
@@ -110,14 +107,18 @@ class ZarrArrays(ArrayFile):
     def _place(self, name: str, chunk: int) -> tuple[Path, int]:
         return _chunk_file(self.path, self.specs[name], chunk), 0
 
+    def _parts(self, name: str) -> list[Path]:
+        """Folder of an array, those above it within ours, and last its metadata."""
+        folder = self.path / name
+        return [folder, *(part for part in folder.parents if part.is_relative_to(self.path)), folder / "zarr.json"]
+
     def _layout(self, name: str) -> int:
         """Rows of an array, if it is here and laid out as rows are read.
 
         The metadata is compared with the one layout that is written, and not interpreted: a stranger's may hold
         anything.
         """
-        folder, spec = self.path / name, self.specs[name]
-        parts = [folder, *(part for part in folder.parents if part.is_relative_to(self.path)), folder / "zarr.json"]
+        spec, parts = self.specs[name], self._parts(name)
         if any(part.is_symlink() for part in parts):
             raise self.unreadable(name, "it is a link to another place")
         if not parts[-1].is_file() or parts[-1].stat().st_size > _MAX_METADATA_BYTES:
@@ -158,6 +159,24 @@ def _chunk_file(path: Path, spec: ArraySpec, chunk: int) -> Path:
 
 def _is_short(file: Path, spec: ArraySpec) -> bool:
     return not os.path.lexists(file) or file.lstat().st_size < spec.chunk_rows * spec.row_bytes
+
+
+def _make_arrays(group: zarr.Group, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    for spec in specs:
+        group.create_array(
+            spec.name,
+            shape=(rows[spec.split], *spec.row_shape),
+            chunks=(spec.chunk_rows, *spec.row_shape),
+            dtype=spec.dtype,
+            compressors=None,
+            filters=None,
+            fill_value=0,
+            # One flat folder an array: one folder to fsync.
+            chunk_key_encoding={"name": "default", "separator": "."},
+        )
+        _make_chunks(path, spec, rows[spec.split])
+    for folder in {file.parent.parent for file in path.rglob("zarr.json")}:
+        fsync_path(folder)
 
 
 def _make_chunks(path: Path, spec: ArraySpec, rows: int) -> None:

@@ -12,6 +12,7 @@ from teacher_cache.commands.info import info
 from teacher_cache.commands.ledger import ledger
 from teacher_cache.commands.repair import repair
 from teacher_cache.commands.train_teacher import train_teacher
+from teacher_cache.commands.upgrade import upgrade
 from teacher_cache.commands.verify import verify
 
 
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (train_teacher, build, info, verify, repair, convert, extend, ledger):
+for command in (train_teacher, build, info, verify, repair, convert, extend, upgrade, ledger):
     main.add_command(command)

@@ -57,16 +57,14 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
         CKDError: anything else that would make the extension fail later.
     """
     store = Store.open(config.store)
+    store.require_current()
     store.require_rows()
     identity = store.manifest.identity
     new = added_layers(store, config.features)
     if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
-    facts = _StoredFacts(identity.dataset.name, identity.dataset.classes, identity.teacher_rendering)
-    compute = Compute.choose(config.device, identity.teacher.precision)
-    teacher = open_teacher(identity.teacher.name, config.weights, facts, compute)
-    require_same(identity, replace(identity, teacher=teacher.card.identity), config.store)
+    teacher = teacher_of(store, config.weights, config.device)
     asked = choose_outputs(teacher.card, config.features, config.feature_dtype)
     added = tuple(output for output in asked if output.name in {*new})
     identity = _extended(identity, added, teacher.card)
@@ -86,6 +84,20 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, staged)
     return Prepared(plan, teacher, shown)
+
+
+def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
+    """A store's own teacher, from its weights; None looks where `build` does.
+
+    Raises:
+        IdentityMismatch: the weights are not those of its teacher.
+    """
+    identity = store.manifest.identity
+    facts = _StoredFacts(identity.dataset.name, identity.dataset.classes, identity.teacher_rendering)
+    compute = Compute.choose(device, identity.teacher.precision)
+    teacher = open_teacher(identity.teacher.name, weights, facts, compute)
+    require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder)
+    return teacher
 
 
 def added_layers(store: Store, features: str) -> list[str]:

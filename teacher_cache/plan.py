@@ -133,6 +133,7 @@ def matching_store(folder: Path, identity: Identity, array_format: str) -> Store
     if not (folder / FILE_NAME).exists():
         return None
     store = Store.open(folder)
+    store.require_current()
     require_same(store.manifest.identity, identity, folder)
     if store.manifest.array_format != array_format:
         raise InvalidInput(

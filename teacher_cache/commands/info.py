@@ -35,8 +35,8 @@ def info(store: Path, as_json: bool) -> None:
         "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
         "held out": f"{description['num_val']} validation and {description['num_test']} test images",
         "features": features,
-        "weights": ", ".join(f"{name} {tuple(shape)}" for name, shape in description["parameters"].items()),
-        "format": f"{description['format']}, {description['bytes'] / 1e6:.1f} MB",
+        "weights": ", ".join(f"{name} {tuple(shape)}" for name, shape in description["parameters"].items()) or "none",
+        "format": f"{description['format']} {description['format_version']}, {description['bytes'] / 1e6:.1f} MB",
         "ledger": f"{description['ledger']}, head {str(description['ledger_head'])[:12]}",
     }.items():
         click.echo(f"{name:<9} {value}")
@@ -51,6 +51,7 @@ def describe(store: Store) -> dict[str, Any]:
         "views": identity.views,
         "rows_valid": int(valid.all(axis=1).sum()),
         "format": manifest.array_format,
+        "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
         "num_classes": len(identity.dataset.classes),
         "teacher": {

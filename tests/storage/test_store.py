@@ -356,14 +356,6 @@ def test_a_hostile_manifest_is_refused_in_a_sentence(whole_store, damage):
     assert "its own digest" not in str(refused.value)
 
 
-@pytest.mark.parametrize("version", [2, 99, "3", None])
-def test_a_store_of_another_version_is_for_another_release(whole_store, version):
-    path = whole_store.store.folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
-    with pytest.raises(StoreUnreadable, match=r"is of format version .* use the release that wrote it"):
-        Store.open(path.parent)
-
-
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_manifest_that_is_no_manifest_is_refused(whole_store, content):
     path = whole_store.store.folder / "manifest.json"

@@ -1,0 +1,113 @@
+"""Bring a store of an older format up to the current one, in place; no call is made.
+
+What the teacher said stays where it is. What stores of the older format did not keep of the teacher itself is added, if
+its weights are given; it can be added later, by another upgrade. An extension that was not finished is brought up with
+its store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ground.errors import InvalidInput, StoreUnreadable, store_command
+from storage.ledger import Ledger
+from storage.manifest import EXTENSION, FORMAT_VERSION
+from storage.store import Store
+from storage.store_ledger import open_ledger_of
+from storage.verify import is_recorded
+from teacher_cache.extend import teacher_of
+from teacher_cache.outputs import kept_parameters
+
+
+@dataclass(slots=True)
+class UpgradeReport:
+    """What an upgrade did, or would do.
+
+    Args:
+        from_version: of the store on the disk.
+        version: what it is afterwards.
+        manifests: files that are written anew; none if there is nothing to do.
+        parameters: what is added of the teacher itself.
+        done: whether anything was written.
+    """
+
+    store: Path
+    from_version: int
+    version: int = FORMAT_VERSION
+    manifests: list[str] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
+    done: bool = False
+
+
+def upgrade(
+    folder: Path, *, ledger_url: str | None = None, weights: Path | None = None, act: bool = True
+) -> UpgradeReport:
+    """Bring a store up to the current format, or with `act` off say what that would change.
+
+    Args:
+        weights: of the store's own teacher, to keep what the older format did not keep of it.
+
+    Raises:
+        StoreBusy: a build is at work.
+        IdentityMismatch: the weights are not those of its teacher, or the ledger is not its own.
+        InvalidInput: its extension was not finished, and the weights are missing.
+    """
+    with Store.alone(folder, clean=act, older=True), ExitStack() as stack:
+        store = Store.open(folder)
+        extension = _extension(folder)
+        if extension is not None and extension.manifest.older is not None and weights is None:
+            raise InvalidInput(
+                f"an extension of {folder} was interrupted, and to finish it the teacher's last layer has to be kept "
+                f"too; give the teacher's weights, with: {store_command('upgrade', folder)} --weights FILE"
+            )
+        report = UpgradeReport(folder, store.manifest.format_version)
+        steps = list(_steps(store, extension, weights))
+        report.manifests = [each.file_name for each, _ in steps]
+        report.parameters = sorted({name for _, parameters in steps for name in parameters})
+        if not steps or not act:
+            return report
+        ledger = None
+        # Without one, a build stopped before it could begin its ledger; the next one does.
+        if store.manifest.ledger_head is not None:
+            ledger = stack.enter_context(closing(open_ledger_of(store, ledger_url)))
+        for each, parameters in steps:
+            if ledger is not None:
+                _require_recorded(each, ledger)
+            each.upgrade(parameters, ledger)
+        report.done = True
+    return report
+
+
+def _extension(folder: Path) -> Store | None:
+    """An extension that can be finished; one that cannot is for `repair`."""
+    with suppress(StoreUnreadable):
+        return Store.open(folder, EXTENSION) if (folder / EXTENSION).exists() else None
+    return None
+
+
+def _steps(
+    store: Store, extension: Store | None, weights: Path | None
+) -> Iterator[tuple[Store, Mapping[str, np.ndarray]]]:
+    """What to write, with the parameters of the teacher to add; the extension first, as it is nobody's to read yet."""
+    teacher = None if weights is None else teacher_of(store, weights, "cpu")
+    for each in filter(None, (extension, store)):
+        kept = {spec.name for spec in each.manifest.identity.parameters}
+        found = {} if teacher is None else kept_parameters(teacher.card, each.outputs)
+        added = {name: values for name, values in found.items() if name not in kept}
+        if each.manifest.older is not None or added:
+            yield each, added
+
+
+def _require_recorded(store: Store, ledger: Ledger) -> None:
+    """Refuse to chain an upgrade of a manifest that is not the one the ledger knows: nobody could tell afterwards."""
+    record = ledger.store_record(store.manifest.store_id)
+    if record is not None and not is_recorded(store.manifest, record):
+        raise StoreUnreadable(
+            f"{store.folder / store.file_name} is not what its ledger recorded: it was replaced, or a build stopped "
+            "while it grew; bring it back from a copy, or finish the build with the release that began it"
+        )
