@@ -12,9 +12,9 @@ from analysis.documents import read_object
 from analysis.results import FAILURE, PLAN, RESULT, RUN_ADVICE, read_plan, save_results
 from experiments.board import Board
 from experiments.grid import Grid
+from experiments.logit_descriptions import describe_students
 from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
-from experiments.stores import Stores, test_store
-from experiments.test_calls import describe_students
+from experiments.stores import Stores, folder_of_test_calls
 from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
@@ -199,7 +199,7 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -
             {
                 "teacher": need.teacher,
                 "dataset": runs[0].dataset,
-                "store": test_store(need),
+                "store": folder_of_test_calls(need),
                 "n": grid.test_images,
                 "calls": grid.test_images,
             }

@@ -13,7 +13,7 @@ from analysis.documents import read_object
 from analysis.logits import describe_logits
 from analysis.students import student_logits
 from experiments.plan import Run, StoreNeed
-from experiments.stores import test_store
+from experiments.stores import folder_of_test_calls
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import progress, stderr
@@ -27,7 +27,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run]
     waiting = [run for run in runs if (out / run.folder / "run.json").exists() and not _is_there(out, run, images)]
     if not waiting:
         return
-    stores = {need.folder: Store.open(out / test_store(need)) for need in needs}
+    stores = {need.folder: Store.open(out / folder_of_test_calls(need)) for need in needs}
     teachers = {folder: store.read_outputs(["logits"], images)["logits"][:, 0] for folder, store in stores.items()}
     with progress("students on test images", len(waiting)) as advance:
         for run in waiting:
