@@ -24,7 +24,7 @@ _DIGEST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One student to train.
 
     Args:
@@ -104,7 +104,7 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
     return list(needs.values())
 
 
-def plan_runs(grid: Grid, precision: str) -> list[Run]:
+def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
     """Every run; those of one seed, then of the next, so that what is finished early covers all methods and sizes.
 
     Args:
@@ -123,7 +123,7 @@ def plan_runs(grid: Grid, precision: str) -> list[Run]:
     return runs
 
 
-def _runs(grid: Grid, precision: str) -> Iterator[Run]:
+def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
     recipes = {entry.label: _recipe(grid, entry) for entry in grid.methods}
     for seed in grid.seeds:
         for pair in grid.pairs:
@@ -164,7 +164,7 @@ def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
 
 def _run(
     grid: Grid, pair: Pair, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
-) -> Run:
+) -> PlannedRun:
     identity = {
         "teacher": pair.teacher,
         "dataset": grid.dataset,
@@ -177,7 +177,7 @@ def _run(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
     name = f"{slug(entry.label)}-n{n}-seed{config.seed}-{digest}"
-    return Run(
+    return PlannedRun(
         folder=f"runs/{slug(pair.teacher)}-{slug(pair.student)}-{_dataset_slug(grid)}/{name}",
         store=_store_folder(grid, pair),
         teacher=pair.teacher,
