@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of, slug
+from experiments.grid import Grid, MethodEntry, MethodSpec, TeacherStudent, layers_of, slug
 from ground.errors import CKDError
 from student_train.sampling import Sampling
 from student_train.trainer import TrainConfig
@@ -163,7 +163,7 @@ def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
 
 
 def _run(
-    grid: Grid, pair: Pair, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
+    grid: Grid, pair: TeacherStudent, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
 ) -> PlannedRun:
     identity = {
         "teacher": pair.teacher,
@@ -197,14 +197,14 @@ def _run(
 _NOT_SEEN = ("budget", "array_format")
 
 
-def _teacher_outputs(grid: Grid, pair: Pair, entry: MethodEntry) -> tuple[str, ...]:
+def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:
     try:
         return entry.spec.parse().wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
     except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 
 
-def _store_folder(grid: Grid, pair: Pair) -> str:
+def _store_folder(grid: Grid, pair: TeacherStudent) -> str:
     return f"stores/{slug(pair.teacher)}-{_dataset_slug(grid)}"
 
 
