@@ -124,17 +124,17 @@ def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
 
 
 def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
-    recipes = {entry.label: _recipe(grid, entry) for entry in grid.methods}
+    methods = {entry.label: _plan_method(grid, entry) for entry in grid.methods}
     for seed in grid.seeds:
         for pair in grid.pairs:
             for n in grid.sizes:
                 for entry in grid.methods:
                     for config in entry.configs(pair.student, seed):
-                        yield _run(grid, pair, entry, recipes[entry.label], n, config, precision)
+                        yield _run(grid, pair, entry, methods[entry.label], n, config, precision)
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class _PlannedMethod:
     """A method as far as runs of it need it.
 
     Args:
@@ -145,7 +145,7 @@ class _Recipe:
     images: dict[tuple[int, int], int]
 
 
-def _recipe(grid: Grid, entry: MethodEntry) -> _Recipe:
+def _plan_method(grid: Grid, entry: MethodEntry) -> _PlannedMethod:
     method = entry.spec.parse()
     try:
         sampling = method.sampling_of(grid.store.views)
@@ -154,7 +154,7 @@ def _recipe(grid: Grid, entry: MethodEntry) -> _Recipe:
         raise grid.refused("n", f"{entry.label}: {error}") from error
     batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
     images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
-    return _Recipe(method.describe(), images)
+    return _PlannedMethod(method.describe(), images)
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -163,14 +163,20 @@ def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
 
 
 def _run(
-    grid: Grid, pair: TeacherStudent, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
+    grid: Grid,
+    pair: TeacherStudent,
+    entry: MethodEntry,
+    method: _PlannedMethod,
+    n: int,
+    config: TrainConfig,
+    precision: str,
 ) -> PlannedRun:
     identity = {
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
         "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
-        "recipe": recipe.described,
+        "recipe": method.described,
         "training": asdict(replace(config, method="")),
         "n": n,
         "precision": precision,
@@ -187,9 +193,9 @@ def _run(
         spec=entry.spec,
         n=n,
         config=config,
-        images_per_step=recipe.images[n, config.batch_size],
+        images_per_step=method.images[n, config.batch_size],
         precision=precision,
-        recipe=recipe.described,
+        recipe=method.described,
     )
 
 
