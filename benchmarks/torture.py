@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from models import Representation, create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls, entries
@@ -45,7 +46,6 @@ from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.plan import BuildConfig, BuildPlan, plan_build
 from teacher_cache.teacher import Teacher
-from tests.postgres import PostgresServer, postgres_binaries
 
 N_STEPS = (64, 128)
 LEASE_SECONDS = 1.0
