@@ -58,6 +58,15 @@ def test_every_room_is_named_in_the_readme():
     assert named >= {*(f"{room}/" for room in rooms), "pipeline.py"}
 
 
+def test_the_page_on_where_things_are_names_what_is_there_and_fits_a_screen():
+    text = (ROOT / "docs" / "where.md").read_text()
+    paths = [name for name in re.findall(r"`([\w./-]+)`", text) if "/" in name]
+    assert len(paths) > 20
+    missing = [name for name in paths if not (ROOT / name).exists()]
+    assert not missing
+    assert len(text.splitlines()) < 60
+
+
 def code_on(page: Path) -> list[str]:
     """Shell blocks and pieces of code in the text, each on lines of its own."""
     text = page.read_text()
