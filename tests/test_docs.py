@@ -38,6 +38,14 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{target}#{anchor}"
 
 
+def test_prose_keeps_to_the_width_of_the_code():
+    for page in PAGES:
+        # Entries of the page of losses are made from the classes, formulas on one line.
+        if page.name != "losses.md":
+            prose = [line for line in CODE.sub("", page.read_text()).splitlines() if not line.startswith("|")]
+            assert max(map(len, prose)) <= 120, page
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
