@@ -339,18 +339,10 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
     )
 
 
-_FEW_MINUTES, _ONE_DAY = pd.Timedelta(minutes=5), pd.Timedelta(days=1)
 _CIRCLE = next(iter(SHAPES))
 _NAMES = alt.Axis(labelLimit=180, ticks=False, domain=False, labelPadding=8)
 _HOVERED = alt.selection_point(name="hovered", fields=["label"], on="pointerover", clear="pointerout")
 _IS_SHOWN = "indexof(shown, datum.label) >= 0"
-
-
-def _time_format(times: pd.Series) -> str:
-    """As exact as the time they span needs."""
-    moments = pd.to_datetime(times, utc=True, format="ISO8601")
-    span = moments.max() - moments.min()
-    return "%H:%M:%S" if span < _FEW_MINUTES else "%H:%M" if span < _ONE_DAY else "%-d %b %H:%M"
 
 
 def _advantage_row(found: Mapping[str, Any]) -> dict[str, Any]:

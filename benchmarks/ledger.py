@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 
+from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_records import CallRequest, Session
-from tests.postgres import PostgresServer, postgres_binaries
 
 _OUTPUTS = ("logits", "layer1", "layer2", "layer3", "pooled")
 

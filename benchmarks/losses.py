@@ -20,8 +20,8 @@ import click
 import torch
 
 from benchmarks.measure import take_turns
-from benchmarks.random_store import TEACHER, make_store
 from benchmarks.stage_two import bare_steps, train_steps
+from benchmarks.stand_ins.random_store import TEACHER, make_store
 from ground.errors import InvalidInput
 from models.compute import Compute
 from student_train.methods import method_names, parse_method

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from analysis.report import write_report
-from tests.analysis.fabricated import make_grid
+from benchmarks.stand_ins.fabricated_grid import make_grid
 
 _STUDENTS = ("wrn_16_2", "resnet8", "vgg8")
 _METHODS = ("vanilla", "kd", "rkd", "dist", "mixup", "crd", "ckd")

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Timing, take_turns
-from benchmarks.random_store import make_store
+from benchmarks.stand_ins.random_store import make_store
 from models import create_model
 from models.compute import Compute
 from student_train.methods import parse_method

@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from models import create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls, entries
@@ -45,7 +46,6 @@ from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.teachers import Answers, ZooTeacher
-from tests.postgres import PostgresServer, postgres_binaries
 
 N_STEPS = (64, 128)
 LEASE_SECONDS = 1.0

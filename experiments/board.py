@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from experiments.plan import Run
+from experiments.plan import PlannedRun
 from experiments.workers import Evaluated, Event, Failed, Finished
 from ground.terminal import plain, stderr
 
@@ -23,7 +23,7 @@ class Board:
         runs: all that are to be trained.
     """
 
-    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+    def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
         self._total, self._jobs, self._ended = len(runs), jobs, 0
         self._work, self._work_done = sum(run.work for run in runs), 0
         self._started = self._saved = time.monotonic()
@@ -70,7 +70,7 @@ class Board:
         self._saved = time.monotonic()
         return True
 
-    def _advance(self, run: Run, row: Any) -> None:
+    def _advance(self, run: PlannedRun, row: Any) -> None:
         note = f"validation {row['val_accuracy']:.3f}, loss {row['train_loss']:.3f}, lr {row['lr']:g}"
         if run.folder not in self._tasks:
             total = run.config.protocol.max_evals
@@ -85,5 +85,5 @@ class Board:
         stderr.print(f"[{self._ended}/{self._total}{self._left()}] {plain(sentence)}", soft_wrap=True, markup=False)
 
 
-def _name(run: Run) -> str:
+def _name(run: PlannedRun) -> str:
     return f"{run.label} {run.teacher}/{run.student} n={run.n} seed={run.config.seed} lr={run.config.lr:g}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from experiments.execution import ExecutionConfig, cost, require_same_teachers
 from experiments.grid import Grid
-from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
+from experiments.plan import PlannedRun, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores
 from models import create_model, network_shape
 from models.compute import Compute
@@ -133,13 +133,13 @@ def _seconds(work: Any, compute: Compute) -> float:
     return min(taken)
 
 
-def _evaluations(run: Run) -> int:
+def _evaluations(run: PlannedRun) -> int:
     protocol = run.config.protocol
     fewest = protocol.patience * protocol.plateaus
     return fewest if protocol.max_evals is None else protocol.max_evals
 
 
-def _student_seconds(runs: Sequence[Run], speeds: dict[str, _Speed], jobs: int) -> float:
+def _student_seconds(runs: Sequence[PlannedRun], speeds: dict[str, _Speed], jobs: int) -> float:
     total = 0.0
     for run in runs:
         speed = speeds[run.student]

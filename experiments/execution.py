@@ -12,9 +12,9 @@ from analysis.documents import read_object
 from analysis.results import FAILURE, PLAN, RESULT, RUN_ADVICE, read_plan, save_results
 from experiments.board import Board
 from experiments.grid import Grid
-from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
-from experiments.stores import Stores, test_store
-from experiments.test_calls import describe_students
+from experiments.logit_descriptions import describe_students
+from experiments.plan import PlannedRun, StoreNeed, plan_runs, plan_stores
+from experiments.stores import Stores, folder_of_test_calls
 from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
@@ -99,7 +99,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     return outcome
 
 
-def _train(runs: Sequence[Run], config: ExecutionConfig, precision: str, outcome: Outcome) -> None:
+def _train(runs: Sequence[PlannedRun], config: ExecutionConfig, precision: str, outcome: Outcome) -> None:
     waiting = []
     for run in runs:
         folder = config.out / run.folder
@@ -161,7 +161,7 @@ def _require_own_folder(out: Path) -> None:
         raise InvalidInput(f"{out} holds files that no grid made; give another --out")
 
 
-def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Run], out: Path) -> None:
+def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[PlannedRun], out: Path) -> None:
     """Check whose answers finished runs learned from.
 
     Args:
@@ -181,13 +181,13 @@ def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Run], 
             )
 
 
-def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run], out: Path) -> None:
+def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], out: Path) -> None:
     write_json(out / PLAN, plan_document(grid, needs, runs))
     if grid.path is not None:
         write_bytes(out / "grid.yaml", grid.source)
 
 
-def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -> dict[str, Any]:
+def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """The content of grid.json: docs/pipeline.md."""
     n, views = grid.sizes[-1], grid.store.views
     stores = [
@@ -199,7 +199,7 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -
             {
                 "teacher": need.teacher,
                 "dataset": runs[0].dataset,
-                "store": test_store(need),
+                "store": folder_of_test_calls(need),
                 "n": grid.test_images,
                 "calls": grid.test_images,
             }
@@ -217,7 +217,7 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Run]) -
     }
 
 
-def cost(grid: Grid, runs: Sequence[Run]) -> dict[str, int]:
+def cost(grid: Grid, runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
     views, teachers = grid.store.views, len({run.teacher for run in runs})
     asking = {entry.label for entry in grid.methods if entry.spec.parse().asks_teacher}

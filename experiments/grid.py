@@ -29,7 +29,7 @@ _MAX_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class TeacherStudent:
     """A teacher and a student.
 
     Args:
@@ -116,7 +116,7 @@ class Grid:
     dataset: str
     data_root: Path | None = None
     image_size: int | None = None
-    pairs: tuple[Pair, ...]
+    pairs: tuple[TeacherStudent, ...]
     methods: tuple[MethodEntry, ...]
     sizes: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -227,7 +227,7 @@ def single_grid(
     """
     spec = MethodSpec(method=method)
     spec.parse()
-    pair = Pair(teacher=canonical_name(teacher), student=canonical_name(student), weights=weights)
+    pair = TeacherStudent(teacher=canonical_name(teacher), student=canonical_name(student), weights=weights)
     train_config(pair.student, method, 0, training)
     return Grid(
         name="until",
@@ -268,11 +268,11 @@ def _network(entry: Entry) -> str:
         entry.refuse(error)
 
 
-def _pair(entry: Entry) -> Pair:
+def _pair(entry: Entry) -> TeacherStudent:
     found = entry.fields(("teacher", "student", "weights", "teacher_epochs"), required=("teacher", "student"))
     if "weights" in found and "teacher_epochs" in found:
         entry.refuse("weights are of a teacher that is trained, and teacher_epochs trains one; give one of them")
-    return Pair(
+    return TeacherStudent(
         teacher=_network(found["teacher"]),
         student=_network(found["student"]),
         weights=Path(found["weights"].text()) if "weights" in found else None,

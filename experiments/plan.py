@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, MethodSpec, Pair, layers_of, slug
+from experiments.grid import Grid, MethodEntry, MethodSpec, TeacherStudent, layers_of, slug
 from ground.errors import CKDError
 from student_train.sampling import Sampling
 from student_train.trainer import TrainConfig
@@ -24,7 +24,7 @@ _DIGEST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One student to train.
 
     Args:
@@ -104,7 +104,7 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
     return list(needs.values())
 
 
-def plan_runs(grid: Grid, precision: str) -> list[Run]:
+def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
     """Every run; those of one seed, then of the next, so that what is finished early covers all methods and sizes.
 
     Args:
@@ -123,18 +123,18 @@ def plan_runs(grid: Grid, precision: str) -> list[Run]:
     return runs
 
 
-def _runs(grid: Grid, precision: str) -> Iterator[Run]:
-    recipes = {entry.label: _recipe(grid, entry) for entry in grid.methods}
+def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
+    methods = {entry.label: _plan_method(grid, entry) for entry in grid.methods}
     for seed in grid.seeds:
         for pair in grid.pairs:
             for n in grid.sizes:
                 for entry in grid.methods:
                     for config in entry.configs(pair.student, seed):
-                        yield _run(grid, pair, entry, recipes[entry.label], n, config, precision)
+                        yield _run(grid, pair, entry, methods[entry.label], n, config, precision)
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class _PlannedMethod:
     """A method as far as runs of it need it.
 
     Args:
@@ -145,7 +145,7 @@ class _Recipe:
     images: dict[tuple[int, int], int]
 
 
-def _recipe(grid: Grid, entry: MethodEntry) -> _Recipe:
+def _plan_method(grid: Grid, entry: MethodEntry) -> _PlannedMethod:
     method = entry.spec.parse()
     try:
         sampling = method.sampling_of(grid.store.views)
@@ -154,7 +154,7 @@ def _recipe(grid: Grid, entry: MethodEntry) -> _Recipe:
         raise grid.refused("n", f"{entry.label}: {error}") from error
     batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
     images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
-    return _Recipe(method.describe(), images)
+    return _PlannedMethod(method.describe(), images)
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -163,21 +163,27 @@ def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
 
 
 def _run(
-    grid: Grid, pair: Pair, entry: MethodEntry, recipe: _Recipe, n: int, config: TrainConfig, precision: str
-) -> Run:
+    grid: Grid,
+    pair: TeacherStudent,
+    entry: MethodEntry,
+    method: _PlannedMethod,
+    n: int,
+    config: TrainConfig,
+    precision: str,
+) -> PlannedRun:
     identity = {
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
         "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
-        "recipe": recipe.described,
+        "recipe": method.described,
         "training": asdict(replace(config, method="")),
         "n": n,
         "precision": precision,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
     name = f"{slug(entry.label)}-n{n}-seed{config.seed}-{digest}"
-    return Run(
+    return PlannedRun(
         folder=f"runs/{slug(pair.teacher)}-{slug(pair.student)}-{_dataset_slug(grid)}/{name}",
         store=_store_folder(grid, pair),
         teacher=pair.teacher,
@@ -187,9 +193,9 @@ def _run(
         spec=entry.spec,
         n=n,
         config=config,
-        images_per_step=recipe.images[n, config.batch_size],
+        images_per_step=method.images[n, config.batch_size],
         precision=precision,
-        recipe=recipe.described,
+        recipe=method.described,
     )
 
 
@@ -197,14 +203,14 @@ def _run(
 _NOT_SEEN = ("budget", "array_format")
 
 
-def _teacher_outputs(grid: Grid, pair: Pair, entry: MethodEntry) -> tuple[str, ...]:
+def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:
     try:
         return entry.spec.parse().wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
     except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 
 
-def _store_folder(grid: Grid, pair: Pair) -> str:
+def _store_folder(grid: Grid, pair: TeacherStudent) -> str:
     return f"stores/{slug(pair.teacher)}-{_dataset_slug(grid)}"
 
 

@@ -148,12 +148,12 @@ class Stores:
 
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
         """What the calls on test images take; see `prepare_test_build`."""
-        config = self._build_config(need, self.out / test_store(need), (), self.grid.test_images)
+        config = self._build_config(need, self.out / folder_of_test_calls(need), (), self.grid.test_images)
         return prepare_test_build(replace(config, budget=None), self.dataset, stand_in)
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
-        return _build(test_store(need), prepared)
+        return _build(folder_of_test_calls(need), prepared)
 
     def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
         grid, settings = self.grid, self.grid.store
@@ -197,8 +197,8 @@ def open_images(grid: Grid) -> ImageDataset:
         raise grid.refused("dataset", error) from error
 
 
-def test_store(need: StoreNeed) -> str:
-    """Where the calls on test images are kept."""
+def folder_of_test_calls(need: StoreNeed) -> str:
+    """Where the teacher's answers on test images are kept."""
     return f"{need.folder}-test"
 
 

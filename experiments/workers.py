@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from analysis.results import FAILURE
-from experiments.plan import Run
+from experiments.plan import PlannedRun
 from ground.durable import write_json
 from ground.errors import CKDError, Interrupted, StoreBusy
 from models.compute import Compute
@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.2
 class Evaluated:
     """A run reached an evaluation; `row` is a row of its metrics.csv."""
 
-    run: Run
+    run: PlannedRun
     row: Mapping[str, Any]
 
 
@@ -50,7 +50,7 @@ class Evaluated:
 class Finished:
     """A run ended well; `result` is its run.json."""
 
-    run: Run
+    run: PlannedRun
     result: Mapping[str, Any]
 
 
@@ -58,7 +58,7 @@ class Finished:
 class Failed:
     """A run ended badly; `reason` is a sentence, and failure.json has it too."""
 
-    run: Run
+    run: PlannedRun
     reason: str
 
 
@@ -66,7 +66,7 @@ class Failed:
 class Stopped:
     """A run was asked to stop and can go on."""
 
-    run: Run
+    run: PlannedRun
 
 
 Event = Evaluated | Finished | Failed | Stopped
@@ -94,7 +94,7 @@ class _Worker:
     process: SpawnProcess
     connection: Connection
     lifeline: Connection
-    run: Run | None = None
+    run: PlannedRun | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class WorkerPool:
                 worker.process.kill()
                 worker.process.join()
 
-    def train(self, runs: Sequence[Run], should_stop: Callable[[], bool]) -> Iterator[Event]:
+    def train(self, runs: Sequence[PlannedRun], should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Train all runs, in about this order; yields what happens until nothing is under way any more.
 
         Args:
@@ -152,7 +152,7 @@ class WorkerPool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.process.pid, signal.SIGTERM)
 
-    def _hand_out(self, waiting: list[Run]) -> None:
+    def _hand_out(self, waiting: list[PlannedRun]) -> None:
         idle = [worker for worker in self._workers if worker.run is None]
         while waiting and (idle or len(self._workers) < self.jobs):
             worker = idle.pop() if idle else self._start()
@@ -184,7 +184,7 @@ class WorkerPool:
             worker.run = None
         return event
 
-    def _bury(self, worker: _Worker, run: Run) -> Event:
+    def _bury(self, worker: _Worker, run: PlannedRun) -> Event:
         """A worker that died failed its run; another takes its place."""
         self._workers.remove(worker)
         worker.connection.close()
@@ -198,7 +198,7 @@ class WorkerPool:
         return record_failure(self.settings.out, run, "WorkerDied", f"the process that trained it {how}{advice}")
 
 
-def record_failure(out: Path, run: Run, kind: str, reason: str) -> Failed:
+def record_failure(out: Path, run: PlannedRun, kind: str, reason: str) -> Failed:
     """Write failure.json beside what the run has kept."""
     folder = out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _work(connection: Connection, watched: Connection, settings: WorkerSettings)
     torch.set_num_threads(settings.threads)
     with contextlib.suppress(EOFError, Interrupted):
         while True:
-            run: Run = connection.recv()
+            run: PlannedRun = connection.recv()
             connection.send(_train(run, settings, connection))
 
 
@@ -245,7 +245,7 @@ def _end_with(watched: Connection) -> None:
     os._exit(1)
 
 
-def _train(run: Run, settings: WorkerSettings, connection: Connection) -> Event:
+def _train(run: PlannedRun, settings: WorkerSettings, connection: Connection) -> Event:
     folder = settings.out / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def _train(run: Run, settings: WorkerSettings, connection: Connection) -> Event:
         return Failed(run, f"{error.filename or folder} cannot be written to ({error.strerror})")
 
 
-def _train_logged(run: Run, settings: WorkerSettings, connection: Connection, folder: Path) -> Event:
+def _train_logged(run: PlannedRun, settings: WorkerSettings, connection: Connection, folder: Path) -> Event:
     try:
         compute = Compute.choose(settings.device, settings.precision)
         trainer = Trainer.open(

@@ -82,7 +82,7 @@ def store_of_each_format(request, stores) -> Path:
 @pytest.fixture(scope="session")
 def postgres():
     """A PostgreSQL server; without its binaries the test is skipped, or fails where `CKD_REQUIRE_POSTGRES` is 1."""
-    from tests.postgres import PostgresServer, postgres_binaries
+    from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 
     binaries = postgres_binaries()
     if binaries is None:

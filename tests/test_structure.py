@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.conftest import COMMANDS
@@ -21,6 +23,35 @@ def test_imports_point_one_way():
     result = lint_imports(ROOT)
     assert result.returncode == 0, result.stdout
     assert "2 kept, 0 broken" in result.stdout
+
+
+def modules_outside_tests() -> Iterator[tuple[str, ast.Module]]:
+    names = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.split():
+        if not name.startswith("tests/"):
+            yield name, ast.parse((ROOT / name).read_text())
+
+
+def imported_by(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_nothing_stands_on_the_tests():
+    for name, module in modules_outside_tests():
+        rooms = {imported.partition(".")[0] for imported in imported_by(module)}
+        assert "tests" not in rooms, name
+        assert "benchmarks" not in rooms or name.startswith("benchmarks/"), name
+
+
+def test_nothing_outside_the_tests_is_called_as_a_test():
+    for name, module in modules_outside_tests():
+        functions = [node.name for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+        collected = [found for found in (Path(name).name, *functions) if found.startswith("test_")]
+        assert not collected, (name, collected)
 
 
 def test_no_machine_path_or_registry_is_named():

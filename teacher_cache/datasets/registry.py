@@ -32,19 +32,19 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Opener:
     """How a name is opened, and whether the user says where it is and how large its images get."""
 
     open: Callable[[Request], ImageDataset]
     is_folder: bool = False
 
 
-DATASETS: dict[str, Entry] = {
-    "cifar10": Entry(lambda request: open_cifar10(request.data_root, download=request.download)),
-    "cifar100": Entry(lambda request: open_cifar100(request.data_root, download=request.download)),
-    "stanford_cars": Entry(lambda request: open_stanford_cars(request.data_root)),
-    "digits": Entry(lambda request: open_digits()),
-    "imagefolder": Entry(lambda request: open_image_folder(request.path, request.image_size), is_folder=True),
+DATASETS: dict[str, Opener] = {
+    "cifar10": Opener(lambda request: open_cifar10(request.data_root, download=request.download)),
+    "cifar100": Opener(lambda request: open_cifar100(request.data_root, download=request.download)),
+    "stanford_cars": Opener(lambda request: open_stanford_cars(request.data_root)),
+    "digits": Opener(lambda request: open_digits()),
+    "imagefolder": Opener(lambda request: open_image_folder(request.path, request.image_size), is_folder=True),
 }
 
 
@@ -66,15 +66,15 @@ def open_dataset(
         InvalidInput: it is there and cannot be used, or an argument does not suit it.
     """
     name, _, path = spec.partition(":")
-    entry = DATASETS.get(name)
-    if entry is None:
+    opener = DATASETS.get(name)
+    if opener is None:
         known = [f"{known}:PATH" if DATASETS[known].is_folder else known for known in DATASETS]
         raise UnknownName("dataset", name, known)
-    if entry.is_folder and not path:
+    if opener.is_folder and not path:
         raise InvalidInput(f"{name} needs a folder; write {name}:PATH")
-    if path and not entry.is_folder:
+    if path and not opener.is_folder:
         raise InvalidInput(f"{name} takes no path, got {spec!r}; name its folder with --data-root")
-    if image_size is not None and not entry.is_folder:
+    if image_size is not None and not opener.is_folder:
         raise InvalidInput(f"{name} has images of a fixed size, got image size {image_size}; leave it out")
     root = Path(os.environ.get("CKD_DATA") or "data") if data_root is None else data_root
-    return entry.open(Request(path=path, data_root=root.expanduser(), image_size=image_size, download=download))
+    return opener.open(Request(path=path, data_root=root.expanduser(), image_size=image_size, download=download))

@@ -13,11 +13,11 @@ import pytest
 from analysis import ledgers
 from analysis.ledgers import read_ledgers, timeline
 from analysis.results import collect, read_plan
+from benchmarks.stand_ins.fabricated_grid import STORE, TEACHER, change_run, make_grid, planned_runs
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.manifest import Manifest
 from storage.store import LEDGER_FILE
-from tests.analysis.fabricated import STORE, TEACHER, change_run, make_grid, planned_runs
 
 
 @pytest.fixture

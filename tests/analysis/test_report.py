@@ -19,8 +19,7 @@ import pytest
 from analysis.answer import answer
 from analysis.report import write_report
 from analysis.results import collect
-from ground.errors import InvalidInput
-from tests.analysis.fabricated import (
+from benchmarks.stand_ins.fabricated_grid import (
     STORE,
     VANILLA,
     change_plan,
@@ -29,6 +28,7 @@ from tests.analysis.fabricated import (
     planned_runs,
     unfinish,
 )
+from ground.errors import InvalidInput
 from tests.conftest import run_command
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=alert(1)> {{ 7*7 }} {% raw %} \" ' & <!-- ]]>"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report import write_report
-from tests.analysis.fabricated import VANILLA, change_plan, make_grid, planned_runs, unfinish
+from benchmarks.stand_ins.fabricated_grid import VANILLA, change_plan, make_grid, planned_runs, unfinish
 
 ARGUMENTS = (
     "--no-sandbox",

@@ -12,8 +12,8 @@ from pathlib import Path
 from analysis.documents import read_object
 from analysis.logits import describe_logits
 from analysis.students import student_logits
-from experiments.plan import Run, StoreNeed
-from experiments.stores import test_store
+from experiments.plan import PlannedRun, StoreNeed
+from experiments.stores import folder_of_test_calls
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import progress, stderr
@@ -23,12 +23,12 @@ from storage.store import Store
 LOGITS = "logits.json"
 
 
-def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run], images: int) -> None:
+def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], images: int) -> None:
     """Write logits.json for every finished run that has none of so many images."""
     waiting = [run for run in runs if (out / run.folder / "run.json").exists() and not _is_there(out, run, images)]
     if not waiting:
         return
-    stores = {need.folder: Store.open(out / test_store(need)) for need in needs}
+    stores = {need.folder: Store.open(out / folder_of_test_calls(need)) for need in needs}
     rows = Rows.first(images)
     teachers = {folder: store.read_outputs(["logits"], rows)["logits"][:, 0] for folder, store in stores.items()}
     with progress("students on test images", len(waiting)) as advance:
@@ -41,7 +41,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Run]
             advance(1, run.folder)
 
 
-def _is_there(out: Path, run: Run, images: int) -> bool:
+def _is_there(out: Path, run: PlannedRun, images: int) -> bool:
     try:
         return bool(read_object(out / run.folder / LOGITS, "").get("images") == images)
     except InvalidInput:

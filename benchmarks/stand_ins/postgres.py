@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from the system's binaries: on loopback, with a password, gone afterwards.
+"""A PostgreSQL server of our own, from the system's binaries: on loopback, with a password, gone afterwards.
 
 PostgreSQL refuses to run as root, and tests in a container often do: then the server runs as `postgres`, or `nobody`.
 """
@@ -47,7 +47,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.password = secrets.token_urlsafe(18)
         self.port = _free_port()
-        # Not below pytest's own folder, which only the tests' user may enter.
+        # Not below a folder that only our own user may enter, as pytest's.
         self._folder = Path(tempfile.mkdtemp(prefix="ckd-postgres-"))
         atexit.register(self.close)
         self._user = _unprivileged()
@@ -82,7 +82,7 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A Ctrl-C is for the tests, which then stop the server.
+                # A Ctrl-C is for whoever started the server, and then stops it.
                 start_new_session=True,
                 **self._as_user(),
             )

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_store import make_store
+from benchmarks.stand_ins.random_store import make_store
 from storage.ledger import Ledger
 from storage.manifest import Manifest
 from storage.store import LEDGER_FILE
