@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from models import Network, Representation
 from student_train.binding import Binding
-from student_train.needs import Needs, Pair
+from student_train.needs import LayerPair, Needs
 from student_train.signals import Moment, Signals
 from student_train.spec import argument_names
 
@@ -58,7 +58,7 @@ class DistillationLoss(nn.Module, ABC):
     dresses: ClassVar[bool] = False
     pulls_to_teacher: ClassVar[bool] = False
 
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LayerPair, ...] = ()
 
     @property
     def needs(self) -> Needs:

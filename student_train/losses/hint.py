@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding, Shape
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.tensors import same_shape
-from student_train.needs import Needs, Pair
+from student_train.needs import LayerPair, Needs
 from student_train.signals import Signals
 
 
@@ -71,7 +71,7 @@ class Hint(DistillationLoss):
         return torch.stack([hint(regressor(student), teacher) for regressor, (student, teacher) in pairs]).sum()
 
 
-def resizing_layers(loss: str, binding: Binding, pair: Pair, student: Shape, teacher: Shape) -> list[nn.Module]:
+def resizing_layers(loss: str, binding: Binding, pair: LayerPair, student: Shape, teacher: Shape) -> list[nn.Module]:
     """A learned convolution to the teacher's shape, and its batch norm.
 
     Raises:

@@ -16,7 +16,7 @@ from student_train.losses.ab import stage_weights
 from student_train.losses.attention import maps_of_one_size
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.tensors import same_shape
-from student_train.needs import Needs, Pair
+from student_train.needs import LayerPair, Needs
 from student_train.signals import Signals
 
 # From here on mean - deviation * density / probability loses its digits, and a continued fraction has them all.
@@ -118,7 +118,7 @@ class _Connector(nn.Sequential):
         self.register_buffer("margin", margin)
 
 
-def _margin(binding: Binding, pair: Pair) -> Tensor:
+def _margin(binding: Binding, pair: LayerPair) -> Tensor:
     """(C,) float32."""
     stage, before, _ = pair[1].partition(".pre")
     scale, shift = (binding.parameters.get(f"norm/{stage}/{kind}") for kind in ("scale", "shift"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.tensors import raised
-from student_train.needs import Pair
+from student_train.needs import LayerPair
 
 
 def same_batch(
@@ -38,7 +38,7 @@ def same_batch(
     return student, teacher
 
 
-def require_same_channels(loss: str, binding: Binding, pairs: Sequence[Pair]) -> None:
+def require_same_channels(loss: str, binding: Binding, pairs: Sequence[LayerPair]) -> None:
     """Raise `Binding.misfit` unless all of them are maps, of as many channels in both networks."""
     shapes = binding.shapes(pairs)
     # With all layers in the table, since each is related to its neighbours.
@@ -49,7 +49,7 @@ def require_same_channels(loss: str, binding: Binding, pairs: Sequence[Pair]) ->
         raise binding.misfit(loss, reason, pairs)
 
 
-def require_consecutive(loss: str, binding: Binding, pairs: Sequence[Pair]) -> None:
+def require_consecutive(loss: str, binding: Binding, pairs: Sequence[LayerPair]) -> None:
     """Raise `Binding.misfit` for a single layer, which has no neighbour."""
     if len(pairs) < 2:
         raise binding.misfit(loss, "it relates one layer to the next and needs two at least; name more", pairs)
