@@ -71,6 +71,7 @@ class CATKD(DistillationLoss):
     source: ClassVar[str] = "Guo et al. 2023, arXiv:2304.12777, section 3"
     # The released code's default; its settings for single pairs go from 4.5 (not normalised) to 600.
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0)
+    needs = Needs(outputs="last", head=True)
 
     weight: Tensor
 
@@ -81,11 +82,6 @@ class CATKD(DistillationLoss):
         self.size, self.normalise, self.binarise = size, normalise, binarise
         # In a tuple, so that it is no part of this module: the student trains and saves it.
         self._student_head: tuple[nn.Linear, ...] = ()
-
-    @property
-    def needs(self) -> Needs:
-        """The map that is pooled, and what reads it."""
-        return Needs(outputs="last", head=True)
 
     def build(self, binding: Binding) -> None:
         """Keep what the teacher's last layer is, and take note of the student's own."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.requirements import is_one_output
 from student_train.losses.tensors import flat, raised, require_positive, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -131,6 +132,9 @@ class CRD(DistillationLoss):
     name: ClassVar[str] = "crd"
     source: ClassVar[str] = "Tian et al. 2020, arXiv:1910.10699, eq. 18 and 19"
     recipe: ClassVar[Recipe] = Recipe(weight=0.8, ce=1.0, kd=1.0)
+    requires = (is_one_output("it embeds one output of each network; give on as a single one"),)
+    # Embeddings are learned, and only their directions count.
+    constrains_logits = False
 
     # Rows of both memories are sorted by class, so that a sample's negatives are all rows but one block.
     student_memory: Tensor
@@ -161,15 +165,8 @@ class CRD(DistillationLoss):
         """One output, and which rows the samples are, and of which classes."""
         return Needs(outputs=self.on, labels=True, index=True)
 
-    @property
-    def constrains_logits(self) -> bool:
-        """Embeddings are learned, and only their directions count."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """Embeddings and memories."""
-        if len(self.pairs) != 1:
-            raise binding.misfit("crd", "it embeds one output of each network; give on as a single one", self.pairs)
         if len(binding.labels.unique()) < 2:
             raise InvalidInput(
                 f"crd: all {binding.num_rows} rows are of one class, and its negatives are rows of other classes; "

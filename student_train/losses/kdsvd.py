@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import require_consecutive, require_same_channels, same_batch
-from student_train.losses.tensors import flat, require_positive, unit
+from student_train.losses.requirements import are_consecutive, have_equal_channels
+from student_train.losses.tensors import MAPS, flat, require_positive, same_batch, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -109,8 +108,7 @@ def _check(rank: int, spare: int) -> None:
 
 def _matched(student: Tensor, teacher: Tensor, rank: int, spare: int) -> tuple[Tensor, Tensor]:
     """Singular vectors (B, C, rank) of both: the teacher's signed, the student's aligned to them."""
-    maps = "maps (samples, channels, height, width)"
-    student, teacher = same_batch(student, teacher, maps, 4, channels=True)
+    student, teacher = same_batch(student, teacher, MAPS, 4, channels=True)
     values, targets = leading_vectors(teacher, rank)
     _, candidates = leading_vectors(student, rank + spare)
     targets, scale = _signed(targets), unit(values)[:, None]
@@ -147,6 +145,7 @@ class KDSVD(DistillationLoss):
     source: ClassVar[str] = "Lee et al. 2018 (ECCV), arXiv:1807.06819, section 3"
     # The CRD benchmark implements it without naming a weight.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    requires = (are_consecutive, have_equal_channels)
 
     def __init__(self, layers: str = "stages", rank: int = 1, spare: int = 3) -> None:
         super().__init__()
@@ -157,11 +156,6 @@ class KDSVD(DistillationLoss):
     def needs(self) -> Needs:
         """The maps."""
         return Needs(outputs=self.layers)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse channels that differ."""
-        require_consecutive("kdsvd", binding, self.pairs)
-        require_same_channels("kdsvd", binding, self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Sum over consecutive layers."""

@@ -110,16 +110,9 @@ class MatchLabels(DistillationLoss):
     name: ClassVar[str] = "match_labels"
     source: ClassVar[str] = "Xu et al., WACV 2025, eq. 3"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
-
-    @property
-    def needs(self) -> Needs:
-        """No teacher; labels are averaged where a group holds several."""
-        return Needs()
-
-    @property
-    def constrains_logits(self) -> bool:
-        """It does."""
-        return True
+    # No teacher, and not the class of every sample: labels are averaged where a group holds several.
+    needs = Needs()
+    constrains_logits = True
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples or comparisons."""

@@ -162,16 +162,12 @@ class MLKD(DistillationLoss):
     source: ClassVar[str] = "Jin et al., CVPR 2023, Multi-Level Logit Distillation, section 3 and released code"
     # The released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.2)
+    needs = Needs(outputs="logits", views=True)
 
     def __init__(self, temperatures: str = "4+2+3+5+6", select: bool = False) -> None:
         super().__init__()
         self.temperatures, self.select = temperatures, select
         self._temperatures = _numbers(temperatures)
-
-    @property
-    def needs(self) -> Needs:
-        """Logits of several views of each image."""
-        return Needs(outputs="logits", views=True)
 
     def build(self, binding: Binding) -> None:
         """Refuse a store of single views."""

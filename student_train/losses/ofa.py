@@ -66,16 +66,12 @@ class OFA(DistillationLoss):
     name: ClassVar[str] = "ofa"
     source: ClassVar[str] = "Hao et al., NeurIPS 2023, arXiv:2310.19444, eq. 5 and released code"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="logits", labels=True)
 
     def __init__(self, eps: float = 1.0, temperature: float = 1.0, target_only: bool = False) -> None:
         super().__init__()
         require_positive(eps=eps, temperature=temperature)
         self.eps, self.temperature, self.target_only = eps, temperature, target_only
-
-    @property
-    def needs(self) -> Needs:
-        """Logits, and the class of each sample."""
-        return Needs(outputs="logits", labels=True)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

@@ -118,6 +118,7 @@ class RLD(DistillationLoss):
     name: ClassVar[str] = "rld"
     source: ClassVar[str] = "Sun et al. 2024, arXiv:2408.07703, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="logits", labels=True)
 
     def __init__(
         self,
@@ -134,11 +135,6 @@ class RLD(DistillationLoss):
             require_positive(confidence_temperature=confidence_temperature)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.confidence_temperature, self.warmup = confidence_temperature, warmup
-
-    @property
-    def needs(self) -> Needs:
-        """Logits, and the class of each sample."""
-        return Needs(outputs="logits", labels=True)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

@@ -108,6 +108,9 @@ class SDD(DistillationLoss):
     # The paper's sum; it replaces KD.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     pulls_to_teacher: ClassVar[bool] = True
+    needs = Needs(outputs="last", head=True, labels=True)
+    # Logits of the whole image are among those it matches.
+    constrains_logits = True
 
     weight: Tensor
     bias: Tensor
@@ -130,16 +133,6 @@ class SDD(DistillationLoss):
         self._sides = _read_scales(scales)
         # In a tuple, so that it is no part of this module: the student trains and saves it.
         self._student_head: tuple[nn.Linear, ...] = ()
-
-    @property
-    def needs(self) -> Needs:
-        """The map that is pooled, what reads it, and the class of every sample."""
-        return Needs(outputs="last", head=True, labels=True)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Those of the whole image are among them."""
-        return True
 
     def build(self, binding: Binding) -> None:
         """Keep what the teacher's last layer is, and take note of the student's own."""

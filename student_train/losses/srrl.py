@@ -51,13 +51,9 @@ class SRRL(DistillationLoss):
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
     # The authors' script; the comparison in SimKD's repository has kd=1.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="pooled", head=True)
 
     weight: Tensor
-
-    @property
-    def needs(self) -> Needs:
-        """Pooled features and the layer that reads them."""
-        return Needs(outputs="pooled", head=True)
 
     def build(self, binding: Binding) -> None:
         """The connector, started as the released code does."""

@@ -66,16 +66,12 @@ class WSLD(DistillationLoss):
     source: ClassVar[str] = "Zhou et al. 2021, arXiv:2102.00650"
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
     pulls_to_teacher: ClassVar[bool] = True
+    needs = Needs(outputs="logits", labels=True)
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
         require_positive(temperature=temperature)
         self.temperature = temperature
-
-    @property
-    def needs(self) -> Needs:
-        """Logits and the class of every sample."""
-        return Needs(outputs="logits", labels=True)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""
