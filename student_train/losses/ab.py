@@ -56,12 +56,18 @@ class ActivationBoundary(LayerwiseLoss):
     Args:
         layers: which pre-activations, as in `Needs.outputs`.
         margin: how far on the right side counts as right; above 0.
+
+    Recipe:
+        ours: added to the loss, in one stage. The authors and the CRD benchmark train with AB alone first, without
+        labels (30 epochs of the benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from
+        those weights.
+
+    Checked:
+        the margin on both sides of the boundary.
     """
 
     name: ClassVar[str] = "ab"
     source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, the alternative loss"
-    # Ours: one stage. The authors and the CRD benchmark train with AB alone first, without labels (30 epochs of the
-    # benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from those weights.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     requires = (are_maps,)
 

@@ -54,7 +54,8 @@ class AttentionTransfer(LayerwiseLoss):
 
     Args:
         layers: which maps, as in `Needs.outputs`.
-        squared: as in the released code; false for the paper's half of the L2 distance itself.
+        squared: as in the released code; false for the paper's distance: half of the L2 norm of the difference,
+            batch mean.
     """
 
     name: ClassVar[str] = "at"

@@ -65,11 +65,16 @@ class CATKD(DistillationLoss):
         size: positions along each side that maps are pooled to.
         normalise: whether maps are brought to norm 1; the released code does for pairs of different families.
         binarise: whether the teacher's maps only say where a class is, not how much.
+
+    Note:
+        low published weights (15 for resnet32x4 to resnet8x4) go with `normalise=false`.
+
+    Recipe:
+        the released code's default; its settings for single pairs go from 4.5 (not normalised) to 600.
     """
 
     name: ClassVar[str] = "catkd"
     source: ClassVar[str] = "Guo et al. 2023, arXiv:2304.12777, section 3"
-    # The released code's default; its settings for single pairs go from 4.5 (not normalised) to 600.
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0)
     needs = Needs(outputs="last", head=True)
 

@@ -83,11 +83,16 @@ class CC(LayerwiseLoss):
         dims: features of an embedding.
         kernel: the paper's form instead, mean of (k(s_i, s_j) - k(t_i, t_j))^2 over all pairs of embedded samples.
         gamma, order: of that kernel.
+
+    Recipe:
+        with KD, as in the CKD paper; the CRD benchmark has kd=0.
+
+    Checked:
+        both forms.
     """
 
     name: ClassVar[str] = "cc"
     source: ClassVar[str] = "Peng et al. 2019, arXiv:1904.01802, section 3; default form: the CRD benchmark's"
-    # With KD, as in the CKD paper; the CRD benchmark has kd=0.
     recipe: ClassVar[Recipe] = Recipe(weight=0.02, ce=1.0, kd=1.0)
     # The embeddings' biases absorb a vector that is added to every sample.
     constrains_logits = False

@@ -48,11 +48,16 @@ class CWD(LayerwiseLoss):
         layers: which maps, as in `Needs.outputs`; layer3 is the last stage of the CIFAR ResNets and wide ResNets.
             Where channels differ, the student's pass a learned 1x1 convolution; the larger map is pooled.
         temperature: above 0; the paper's is 4.
+
+    Note:
+        maps of one position are refused: the loss would be 0.
+
+    Recipe:
+        the paper's weight for feature maps, in segmentation; 3 for maps of logits. It has no classification.
     """
 
     name: ClassVar[str] = "cwd"
     source: ClassVar[str] = "Shu et al. 2021 (CWD), arXiv:2011.13256, section 3.2"
-    # The paper's weight for feature maps, in segmentation; 3 for maps of logits. It has no classification.
     recipe: ClassVar[Recipe] = Recipe(weight=50.0, ce=1.0)
     requires = (are_maps,)
 

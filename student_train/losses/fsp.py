@@ -56,11 +56,17 @@ class FSP(LayerwiseLoss):
 
     Args:
         layers: at least two maps, as in `Needs.outputs`, in order; student and teacher must have as many channels.
+
+    Note:
+        mean of squares and average pooling, as in the CRD benchmark's code; the paper sums and max-pools.
+
+    Recipe:
+        of the CRD benchmark's initial stage; the 50 in its run scripts multiplies nothing, as its code adds no FSP
+        later.
     """
 
     name: ClassVar[str] = "fsp"
     source: ClassVar[str] = "Yim et al. 2017 (A Gift from Knowledge Distillation, CVPR), eq. 1 and 2"
-    # Of the CRD benchmark's initial stage; the 50 in its run scripts multiplies nothing, as its code adds no FSP later.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     requires = (are_consecutive, have_equal_channels)
 

@@ -58,11 +58,21 @@ class FactorTransfer(DistillationLoss):
         epochs: over the stored maps, for the paraphraser.
         lr: the paraphraser's learning rate.
         batch_size: the paraphraser's.
+
+    Note:
+        maps are divided by their size and the paraphraser starts with weights that keep it: with the released ones it
+        knew less of a small sample than channel means.
+
+    Recipe:
+        the CRD benchmark's run; the authors' code, which compares whole factors, has 500.
+
+    Checked:
+        the paraphraser learns to make stored maps again, stays as it is afterwards, and is not trained again by a
+        resumed run.
     """
 
     name: ClassVar[str] = "ft"
     source: ClassVar[str] = "Kim et al. 2018, arXiv:1802.04977, L_rec and L_FT with p = 1"
-    # The CRD benchmark's run; the authors' code, which compares whole factors, has 500.
     recipe: ClassVar[Recipe] = Recipe(weight=200.0, ce=1.0)
     requires = (is_one_output("it takes one layer, as on=layer3"), are_maps)
 

@@ -51,11 +51,16 @@ class ICKD(LayerwiseLoss):
             as layer4:layer3.
         always_embed: learn an embedding where the channels are as many already, as the authors' code does; false
             compares the student's own channels there.
+
+    Note:
+        rows of the Gram matrix are normalised and the sum is divided by C, as in the authors' CIFAR code.
+
+    Recipe:
+        the authors' CIFAR-100 setting; they report another with kd=1.
     """
 
     name: ClassVar[str] = "ickd"
     source: ClassVar[str] = "Liu et al. 2021 (ICKD-C), arXiv:2202.03680, section 3"
-    # The authors' CIFAR-100 setting; they report another with kd=1.
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
     requires = (are_maps,)
 

@@ -139,11 +139,20 @@ class KDSVD(DistillationLoss):
         layers: at least two maps, as in `Needs.outputs`, in order; student and teacher must have as many channels.
         rank: singular vectors of the teacher's maps.
         spare: how many more of the student's are candidates to match them.
+
+    Note:
+        the entry of largest magnitude of a teacher's vector is positive and the student follows; gaps of eigenvalues
+        are floored at 1e-3 of the squared norm in the gradient.
+
+    Recipe:
+        the CRD benchmark implements it without naming a weight.
+
+    Checked:
+        NumPy's SVD; torch's own gradient where values are apart; random signs of LAPACK; repeated and rank-one spectra.
     """
 
     name: ClassVar[str] = "kdsvd"
     source: ClassVar[str] = "Lee et al. 2018 (ECCV), arXiv:1807.06819, section 3"
-    # The CRD benchmark implements it without naming a weight.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     requires = (are_consecutive, have_equal_channels)
 

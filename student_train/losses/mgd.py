@@ -64,11 +64,16 @@ class MGD(LayerwiseLoss):
         lambda_mgd: probability that something is masked, in [0, 1); the released classification code has 0.15, and
             0.5 in its documentation.
         mask: what is masked: channels, as in the released code for classification, or positions, as in the paper.
+
+    Recipe:
+        alpha of the paper and of the released code for classification.
+
+    Checked:
+        shares of masks, the same mask in a repeated step.
     """
 
     name: ClassVar[str] = "mgd"
     source: ClassVar[str] = "Yang et al. 2022 (MGD), arXiv:2205.01529, section 3"
-    # alpha of the paper and of the released code for classification.
     recipe: ClassVar[Recipe] = Recipe(weight=7e-5, ce=1.0)
     requires = (are_maps,)
 

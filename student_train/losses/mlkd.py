@@ -156,11 +156,20 @@ class MLKD(DistillationLoss):
     Args:
         temperatures: with + between.
         select: leave the surer half of samples and classes out, rather than scale by the share that is left.
+
+    Note:
+        view 0 is the weak one. The released masks only scale it by about a half. Needs a store built with `--views 2`
+        or more.
+
+    Recipe:
+        the released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
+
+    Checked:
+        each level alone.
     """
 
     name: ClassVar[str] = "mlkd"
     source: ClassVar[str] = "Jin et al., CVPR 2023, Multi-Level Logit Distillation, section 3 and released code"
-    # The released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.2)
     needs = Needs(outputs="logits", views=True)
 

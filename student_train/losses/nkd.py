@@ -54,6 +54,9 @@ class NKD(DistillationLoss):
     Args:
         gamma: weight of the other classes; the authors have 1.5 on ImageNet and 3.5 on CIFAR-100.
         temperature: above 0, of the other classes; the authors have 1 on ImageNet and 3 on CIFAR-100.
+
+    Checked:
+        the part among the other classes ignores the target's logit.
     """
 
     name: ClassVar[str] = "nkd"

@@ -52,6 +52,12 @@ class NST(LayerwiseLoss):
 
     Args:
         layers: which maps, as in `Needs.outputs`; the losses of all are added.
+
+    Note:
+        the larger map is average-pooled to the smaller, as in the CRD benchmark's code.
+
+    Checked:
+        channels x channels and positions x positions give the same.
     """
 
     name: ClassVar[str] = "nst"

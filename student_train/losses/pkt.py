@@ -48,6 +48,9 @@ class PKT(LayerwiseLoss):
 
     Args:
         on: which representation, as in `Needs.outputs`; maps are flattened.
+
+    Note:
+        the shifted cosine is kept from going below 0 by rounding.
     """
 
     name: ClassVar[str] = "pkt"

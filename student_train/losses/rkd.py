@@ -98,11 +98,19 @@ class RKD(LayerwiseLoss):
             computed: angles of N comparisons take N^3 numbers.
         on: which representation, as in `Needs.outputs`; maps are flattened. CKD's code takes the logits, the CRD
             benchmark's `pooled`.
+
+    Note:
+        equal rows have distance 0 (the released code: 1e-6). With D > N the angle works in the span of the samples.
+
+    Recipe:
+        the CKD paper's setting; the CRD benchmark's has kd=0 and ordinary batches.
+
+    Checked:
+        no change by rotation and shift; equal rows.
     """
 
     name: ClassVar[str] = "rkd"
     source: ClassVar[str] = "Park et al. 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2"
-    # The CKD paper's setting; the CRD benchmark's has kd=0 and ordinary batches.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0, per_class=5)
     # Distances and angles stay the same when one vector is added to every sample.
     constrains_logits = False

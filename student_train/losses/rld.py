@@ -113,6 +113,9 @@ class RLD(DistillationLoss):
             own default is 1.
         warmup: epochs over which the weight grows linearly, in steps of an epoch; the released recipe has 20, 0 is
             none.
+
+    Checked:
+        ties, and a teacher that ranks the true class last.
     """
 
     name: ClassVar[str] = "rld"

@@ -101,11 +101,19 @@ class SDD(DistillationLoss):
         scales: cells along each side, with + between, 1 first; the released code takes 1+2 for pairs of one family.
         complementary: weight of the regions that disagree with the whole image.
         warmup: epochs over which the weight grows linearly; the released code takes 20 with dkd; 0 for none.
+
+    Note:
+        each scale is pooled directly.
+
+    Recipe:
+        the paper's sum; it replaces KD.
+
+    Checked:
+        gradient reaches the student's own head, of which nothing is saved.
     """
 
     name: ClassVar[str] = "sdd"
     source: ClassVar[str] = "Luo 2024, arXiv:2403.13512, section 3"
-    # The paper's sum; it replaces KD.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     pulls_to_teacher: ClassVar[bool] = True
     needs = Needs(outputs="last", head=True, labels=True)

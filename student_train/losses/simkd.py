@@ -44,11 +44,19 @@ class SimKD(DistillationLoss):
     Args:
         on: "last", the map, or "pooled", its mean.
         factor: the teacher's channels divided by those inside the projector.
+
+    Note:
+        do not add it to `sdd` or `catkd`, whose student head it removes.
+
+    Recipe:
+        no other loss: nothing behind the projector learns.
+
+    Checked:
+        students of six families saved and made again.
     """
 
     name: ClassVar[str] = "simkd"
     source: ClassVar[str] = "Chen et al. 2022, arXiv:2203.14001, section 3"
-    # No other loss: nothing behind the projector learns.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=0.0)
     pulls_to_teacher: ClassVar[bool] = True
     dresses: ClassVar[bool] = True

@@ -64,11 +64,16 @@ class SRD(LayerwiseLoss):
     Args:
         on: which vectors, as in `Needs.outputs`; maps are averaged over positions.
         alpha: at least 1; the larger, the more the worst matches count.
+
+    Note:
+        1e-5 inside the logarithm, as in the authors' DeiT code.
+
+    Recipe:
+        the released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
     """
 
     name: ClassVar[str] = "srd"
     source: ClassVar[str] = "Miles and Mikolajczyk 2024 (SRD), arXiv:2303.11098, LogSum distance"
-    # The released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
     recipe: ClassVar[Recipe] = Recipe(weight=2.0, ce=1.0, kd=1.0)
     requires = (are_vectors_or_maps,)
     # Batch norm takes the level out.

@@ -45,11 +45,20 @@ def srrl(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
 
 
 class SRRL(DistillationLoss):
-    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2 on pooled features; c: linear, batch norm, ReLU; W: teacher's."""
+    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2 on pooled features; c: linear, batch norm, ReLU; W: teacher's.
+
+    Note:
+        comparing W c(s) with W t is comparing with the stored logits, and holds for differences too.
+
+    Recipe:
+        the authors' script; the comparison in SimKD's repository has kd=1.
+
+    Checked:
+        equals the form with biases.
+    """
 
     name: ClassVar[str] = "srrl"
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
-    # The authors' script; the comparison in SimKD's repository has kd=1.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     needs = Needs(outputs="pooled", head=True)
 

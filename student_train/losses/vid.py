@@ -54,11 +54,16 @@ class VID(LayerwiseLoss):
     Args:
         layers: which maps, as in `Needs.outputs`; the larger is average-pooled to the smaller.
         variance: what v starts at.
+
+    Note:
+        a stable softplus makes v.
+
+    Recipe:
+        kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
     """
 
     name: ClassVar[str] = "vid"
     source: ClassVar[str] = "Ahn et al. 2019, arXiv:1904.05835, the normal q(t | s) of feature maps"
-    # kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
     requires = (are_maps,)
 

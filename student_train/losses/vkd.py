@@ -52,11 +52,19 @@ class VkD(LayerwiseLoss):
             ones, the rows of P are orthonormal: it then drops directions, and the rest keeps its lengths and angles.
         norm: sample: layer norm of the teacher, as released for classification. batch: standardised over the batch, as
             released for detection. The paper's whitening is for generation and not offered.
+
+    Note:
+        P is a Cayley transform: the parametrisation of the released code becomes zero under weight decay.
+
+    Recipe:
+        the released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
+
+    Checked:
+        orthonormal after 100 steps with momentum and weight decay.
     """
 
     name: ClassVar[str] = "vkd"
     source: ClassVar[str] = "Miles et al. 2024 (VkD), arXiv:2403.06213, section 3"
-    # The released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
     requires = (are_vectors_or_maps,)
     # The projection is learned, and the teacher's level is normalised away.
