@@ -13,7 +13,7 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import require_positive, same_logits
+from student_train.losses.tensors import log_probabilities, require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
 from student_train.spec import to_float
@@ -37,7 +37,7 @@ def instance_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = _log_probs(student, teacher, temperature)
+    ours, theirs = log_probabilities(student, teacher, temperature)
     divergences = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
     return temperature**2 * _weighted_mean(divergences, weights)
 
@@ -58,7 +58,7 @@ def batch_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = (log_probs.exp() for log_probs in _log_probs(student, teacher, temperature))
+    ours, theirs = (log_probs.exp() for log_probs in log_probabilities(student, teacher, temperature))
     return _weighted_mean((ours @ ours.T - theirs @ theirs.T).square().sum(dim=1), weights)
 
 
@@ -78,7 +78,7 @@ def class_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = (log_probs.exp() for log_probs in _log_probs(student, teacher, temperature))
+    ours, theirs = (log_probs.exp() for log_probs in log_probabilities(student, teacher, temperature))
     return _weighted_mean((ours.T @ ours - theirs.T @ theirs).square().sum(dim=1), weights)
 
 
@@ -135,12 +135,6 @@ def least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     confidence, mass = probs.amax(dim=1), probs.sum(dim=0)
     # torch's median of an even number is the lower one: the same half as below the mean of the middle two.
     return (confidence <= confidence.median()).to(probs.dtype), (mass <= mass.median()).to(probs.dtype)
-
-
-def _log_probs(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    student, teacher = same_logits(student, teacher)
-    require_positive(temperature=temperature)
-    return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
 
 
 def _weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:

@@ -73,6 +73,17 @@ def maps_of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return at_one_size(*same_batch(student, teacher, MAPS, 4))
 
 
+def log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logarithms of softened probabilities (B, K) of both, from `same_logits`.
+
+    Raises:
+        ValueError: the shapes differ or the temperature is not positive.
+    """
+    student, teacher = same_logits(student, teacher)
+    require_positive(temperature=temperature)
+    return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
+
+
 def require_positive(**values: float) -> None:
     """Raise `ValueError` for the first number that is not above 0."""
     for name, value in values.items():

@@ -59,7 +59,24 @@ def wttm(student: Tensor, teacher: Tensor, gamma: float = 0.1) -> Tensor:
     return (power_sums * divergences).mean()
 
 
-class TTM(DistillationLoss):
+class SoftenedTeacher(DistillationLoss):
+    """What both share: a teacher that alone is softened.
+
+    Args:
+        gamma: the power of its probabilities, above 0.
+    """
+
+    def __init__(self, gamma: float = 0.1) -> None:
+        super().__init__()
+        require_positive(gamma=gamma)
+        self.gamma = gamma
+
+    def logit_target(self, signals: Signals) -> Tensor:
+        """The teacher's logits, softened: what the student's are compared with."""
+        return self.gamma * self.logits(signals)[1]
+
+
+class TTM(SoftenedTeacher):
     """KL(softmax(gamma * t) || softmax(s)), summed over classes, batch mean.
 
     Args:
@@ -78,21 +95,12 @@ class TTM(DistillationLoss):
     source: ClassVar[str] = "Zheng and Yang 2024, arXiv:2402.11148, eq. 2"
     recipe: ClassVar[Recipe] = Recipe(weight=45.0, ce=1.0)
 
-    def __init__(self, gamma: float = 0.1) -> None:
-        super().__init__()
-        require_positive(gamma=gamma)
-        self.gamma = gamma
-
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return ttm(*self.logits(signals), gamma=self.gamma)
 
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits, softened: what the student's are compared with."""
-        return self.gamma * self.logits(signals)[1]
 
-
-class WTTM(DistillationLoss):
+class WTTM(SoftenedTeacher):
     """Batch mean of U * KL(softmax(gamma * t) || softmax(s)), U = sum of softmax(t)^gamma over classes.
 
     Args:
@@ -111,15 +119,6 @@ class WTTM(DistillationLoss):
     source: ClassVar[str] = "Zheng and Yang 2024, arXiv:2402.11148, eq. 22 and 23"
     recipe: ClassVar[Recipe] = Recipe(weight=2.25, ce=1.0)
 
-    def __init__(self, gamma: float = 0.1) -> None:
-        super().__init__()
-        require_positive(gamma=gamma)
-        self.gamma = gamma
-
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return wttm(*self.logits(signals), gamma=self.gamma)
-
-    def logit_target(self, signals: Signals) -> Tensor:
-        """The teacher's logits, softened: what the student's are compared with."""
-        return self.gamma * self.logits(signals)[1]
