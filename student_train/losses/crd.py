@@ -41,7 +41,7 @@ def crd(positive: Tensor, negative: Tensor, num_rows: int, counts: Tensor | None
         positive: (B,) log p, of each sample with its own row.
         negative: (B, M) log p, of each sample with rows of other classes.
         num_rows: n.
-        counts: (B, M), how often each of these rows was drawn; None for once each.
+        counts: (B, M) numbers, how often each of these rows was drawn; None for once each.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -77,7 +77,7 @@ def draw_negatives(
     Uniform over the rows outside a sample's class; without replacement where there are at least `draws` of them.
 
     Args:
-        first, size: (B,) the block of rows that are of the sample's class.
+        first, size: (B,) int64, the block of rows that are of the sample's class.
         num_rows: n, more than any size.
         draws: negatives of each sample.
     """

@@ -56,7 +56,7 @@ def kd_at(student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor:
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        temperature: one number above 0, or one for each sample (B, 1).
+        temperature: () or (B, 1), above 0: one number, or one for each sample.
 
     Raises:
         ValueError: the shapes differ.

@@ -29,7 +29,7 @@ def fsp(student_pair: Maps, teacher_pair: Maps) -> Tensor:
 
     Args:
         student_pair: (B, C1, H1, W1) and (B, C2, H2, W2).
-        teacher_pair: likewise; B, C1 and C2 must be the student's, sizes need not.
+        teacher_pair: (B, C1, H1', W1') and (B, C2, H2', W2'); sizes may differ from the student's.
 
     Raises:
         ValueError: a pair is not of maps of as many samples, or the channels of the two networks differ.

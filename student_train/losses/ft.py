@@ -34,8 +34,8 @@ def factor_transfer(student: Tensor, teacher: Tensor, whole: bool = False) -> Te
 
     Args:
         student: (B, C, H, W) factors, made by the translator.
-        teacher: (B, C, H', W') factors, made by the paraphraser; the larger is average-pooled to the smaller.
-        whole: compare the factors themselves, L2-normalised, as in the paper and its authors' code.
+        teacher: (B, C', H', W') factors, made by the paraphraser; the larger is average-pooled to the smaller.
+        whole: compare the factors themselves, L2-normalised, as in the paper and its authors' code; C' must be C.
 
     Raises:
         ValueError: they are no maps of one batch, or whole and of other channels.

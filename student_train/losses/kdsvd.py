@@ -41,8 +41,8 @@ def kdsvd(student: Sequence[Tensor], teacher: Sequence[Tensor], rank: int = 1, s
     exp(-(x - y)^2 / 8) relates every entry x of one map's vector with every entry y of the next one's.
 
     Args:
-        student: (B, C, H, W) of each layer, in order.
-        teacher: likewise; B and C must be the student's, sizes need not.
+        student: (B, C_l, H_l, W_l) of each layer l, in order.
+        teacher: (B, C_l, H_l', W_l') of each layer; sizes may differ from the student's.
         rank: singular vectors of the teacher; the student's that points the same way best is matched with each.
         spare: how many more of the student's are candidates.
 
@@ -71,7 +71,7 @@ def leading_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
         maps: (B, C, H, W).
 
     Returns:
-        (B, count) values and (B, C, count) vectors of arbitrary sign; zero where there are no more.
+        (B, count) and (B, C, count): values, and vectors of arbitrary sign; zero where there are no more.
     """
     norms = torch.linalg.vector_norm(flat(maps).detach(), dim=1)
     # Singular vectors do not depend on a constant factor, so neither does their gradient on that of the norm.

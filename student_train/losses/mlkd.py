@@ -99,9 +99,9 @@ def mlkd(
     Source: Jin et al., CVPR 2023, section 3; masks, views and temperatures of the released code.
 
     Args:
-        student: (views * B, K) logits: first the weak view of all images, then the next view of all, ...
-        teacher: the same.
-        views: at least 2.
+        student: (V * B, K) logits of V views: first the weak view of all images, then the next view of all, ...
+        teacher: (V * B, K) logits, in the same order.
+        views: V, at least 2.
         temperatures: above 0.
         select: see above.
 

@@ -35,7 +35,7 @@ def ofa(
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         eps: above 0; 1 is cross-entropy with the teacher's probabilities, more than 1 enhances the true class.
         temperature: above 0, of both softmaxes.
         target_only: raise to eps at the true class alone, as written in the paper; the released code raises all.

@@ -31,7 +31,7 @@ def sample_confidence(student: Tensor, teacher: Tensor, labels: Tensor, temperat
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         temperature: above 0.
 
     Raises:
@@ -52,7 +52,7 @@ def masked_correlation(student: Tensor, teacher: Tensor, labels: Tensor, tempera
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         temperature: above 0.
 
     Raises:
@@ -81,7 +81,7 @@ def rld(
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         alpha, beta: weights of the two.
         temperature: above 0.
         confidence_temperature: of `sample_confidence`; None for the same.

@@ -18,7 +18,7 @@ from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import dkd
 from student_train.losses.kd import kd
-from student_train.losses.targets import require_epochs, warmed_up
+from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, require_positive, same_shape
 from student_train.needs import Needs
@@ -68,13 +68,13 @@ def sdd(
         teacher: (B, L, K) logits.
         labels: (B,) int64 classes.
         complementary: weight of the regions that are not consistent.
-        base: (N, K) student's logits, teacher's logits, (N,) labels -> batch mean of something that is 0 for equal
-            logits.
+        base: from (N, K) logits of both and (N,) labels to the batch mean of something that is 0 for equal logits.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there is not one class per sample.
     """
     student, teacher = same_shape(student, teacher, "local logits (samples, regions, classes)", 3)
+    require_classes(labels, teacher)
     right = teacher.argmax(dim=2) == labels[:, None]
     consistent = (right == right[:, :1]).flatten()[:, None]
     targets = labels.repeat_interleave(student.shape[1])

@@ -30,8 +30,8 @@ def semckd(projected: Sequence[Maps], targets: Sequence[Maps], weights: Tensor) 
     as in the released code.
 
     Args:
-        projected: [S][T], student layer i brought to teacher layer j, (B, C_j, H_ij, W_ij).
-        targets: [S][T], teacher layer j at the size that student layer i is compared in.
+        projected: (B, C_j, H_ij, W_ij) at [i][j]: student layer i of S, brought to teacher layer j of T.
+        targets: (B, C_j, H_ij, W_ij) at [i][j]: teacher layer j, at the size that student layer i is compared in.
         weights: (B, S, T), of the teacher layers for each sample and student layer; from `association`.
 
     Raises:

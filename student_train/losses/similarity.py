@@ -23,7 +23,7 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (N, ...), maps or vectors.
-        teacher: (N, ...), of any other shape.
+        teacher: (N, ...'), of any other shape.
 
     Raises:
         ValueError: the numbers of samples differ.
