@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-all lint check bench torture clean
+.PHONY: help install demo test test-slow test-all lint check docs bench torture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ lint: $(INSTALLED)  ## format, lint, types, imports
 	$(BIN)/lint-imports
 
 check: lint test  ## before every commit
+
+docs: $(INSTALLED)  ## write the losses' entries in docs/losses.md from their docstrings
+	$(BIN)/python -m student_train.loss_page docs/losses.md
 
 bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_one

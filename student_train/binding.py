@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ground.errors import InvalidInput
-from student_train.needs import Needs, Pair
+from student_train.needs import LayerPair, Needs
 
 Shape = tuple[int, ...]
 
@@ -42,30 +42,15 @@ class Binding:
         """n, rows of the store that are trained on."""
         return len(self.labels)
 
-    def pairs(self, needs: Needs) -> tuple[Pair, ...]:
+    def pairs(self, needs: Needs) -> tuple[LayerPair, ...]:
         """See `Needs.pairs`."""
         return needs.pairs(list(self.student), [*self.teacher_layers, *self.teacher])
 
-    def shapes(self, pairs: Sequence[Pair]) -> list[tuple[Shape, Shape]]:
+    def shapes(self, pairs: Sequence[LayerPair]) -> list[tuple[Shape, Shape]]:
         """(student's, teacher's) shape of each pair."""
         return [(self.student[ours], self.teacher[theirs]) for ours, theirs in pairs]
 
-    def map_shapes(self, loss: str, pairs: Sequence[Pair]) -> list[tuple[Shape, Shape]]:
-        """`shapes`, after checking that all of them are maps (C, H, W); raises `misfit`."""
-        return self._of_kind(loss, pairs, {3}, "both must be maps of channels x height x width; choose other layers")
-
-    def feature_shapes(self, loss: str, pairs: Sequence[Pair]) -> list[tuple[Shape, Shape]]:
-        """`shapes`, after checking that all of them are vectors (D,) or maps (C, H, W); raises `misfit`."""
-        return self._of_kind(loss, pairs, {1, 3}, "both must be vectors or maps; choose other outputs")
-
-    def _of_kind(self, loss: str, pairs: Sequence[Pair], axes: set[int], reason: str) -> list[tuple[Shape, Shape]]:
-        shapes = self.shapes(pairs)
-        others = [pair for pair, both in zip(pairs, shapes, strict=True) if not {len(shape) for shape in both} <= axes]
-        if others:
-            raise self.misfit(loss, reason, others)
-        return shapes
-
-    def misfit(self, loss: str, reason: str, pairs: Sequence[Pair]) -> InvalidInput:
+    def misfit(self, loss: str, reason: str, pairs: Sequence[LayerPair]) -> InvalidInput:
         """An error to raise: why a loss cannot bind these layers, with a table of them.
 
         Args:

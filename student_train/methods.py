@@ -30,7 +30,7 @@ from student_train.losses.soft_targets import SoftCrossEntropy
 from student_train.losses.standardise import standardise
 from student_train.losses.vid import VID
 from student_train.mixing import CutMix, Mixing, Mixup, Part
-from student_train.needs import Needs, Pair, Wanted
+from student_train.needs import LayerPair, Needs, Wanted
 from student_train.registry import find_loss, loss_name, loss_names, own_code
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, GroupSampling, Sampling
 from student_train.signals import Moment, Signals
@@ -246,7 +246,7 @@ class Method:
         return total
 
     @property
-    def _compared_pairs(self) -> list[Pair]:
+    def _compared_pairs(self) -> list[LayerPair]:
         """Outputs that compared terms read: differences of others would be made for nothing."""
         return [pair for term in self.terms if term.compared for pair in term.loss.pairs]
 

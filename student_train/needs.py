@@ -9,7 +9,7 @@ from ground.errors import InvalidInput, UnknownName
 from ground.layers import STEM, is_before, is_stage, layer_of
 
 STAGES, MAPS = "stages", "maps"
-Pair = tuple[str, str]
+LayerPair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Needs:
         """Whether any answer of the teacher is involved."""
         return bool(self.outputs)
 
-    def pairs(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[Pair, ...]:
+    def pairs(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[LayerPair, ...]:
         """(student's, teacher's) output names, in order.
 
         Args:
@@ -54,7 +54,7 @@ class Needs:
             UnknownName: one of them has no such layer.
             InvalidInput: they have no layers of that kind in common.
         """
-        pairs: list[Pair] = []
+        pairs: list[LayerPair] = []
         for item in filter(None, self.outputs.split("+")):
             group = _group(item, [name for name in student if name in teacher])
             pairs += [_named(item, student, teacher)] if group is None else group
@@ -71,7 +71,7 @@ class Needs:
         )
 
 
-def _group(item: str, common: Sequence[str]) -> list[Pair] | None:
+def _group(item: str, common: Sequence[str]) -> list[LayerPair] | None:
     kind = layer_of(item)
     if kind not in (STAGES, MAPS):
         return None
@@ -85,7 +85,7 @@ def _group(item: str, common: Sequence[str]) -> list[Pair] | None:
     return [(name, name) for name in stages]
 
 
-def _named(item: str, student: Sequence[str], teacher: Sequence[str]) -> Pair:
+def _named(item: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPair:
     ours, colon, theirs = item.partition(":")
     pair = (ours, theirs if colon else ours)
     for whose, name, known in (("student", pair[0], student), ("teacher", pair[1], teacher)):

@@ -45,45 +45,62 @@ from student_train.losses.vkd import VkD
 from student_train.losses.wsld import WSLD
 from student_train.needs import Needs
 
-_LOGITS = (
-    CrossEntropy,
-    MatchLogits,
-    MatchLabels,
-    KD,
-    SoftCrossEntropy,
-    JensenShannon,
-    ReverseKL,
-    DIST,
-    DKD,
-    NKD,
-    WSLD,
-    TTM,
-    WTTM,
-    OFA,
-    CTKD,
-    IKL,
-    RLD,
-    MLKD,
-)
-_RELATIONS = (CRD, RKD, CC, SP, PKT, NST, FSP, KDSVD, ICKD)
-_FEATURES = (
-    Hint,
-    AttentionTransfer,
-    VID,
-    ActivationBoundary,
-    FactorTransfer,
-    OFD,
-    ReviewKD,
-    SemCKD,
-    CWD,
-    MGD,
-    SRD,
-    VkD,
-    DISTPlus,
-)
-# With the teacher's last layer.
-_HEAD = (SimKD, SRRL, SDD, CATKD)
+# In the order of docs/losses.md.
+FAMILIES: dict[str, tuple[type[DistillationLoss], ...]] = {
+    "Logits and labels": (
+        CrossEntropy,
+        MatchLogits,
+        MatchLabels,
+        KD,
+        SoftCrossEntropy,
+        JensenShannon,
+        ReverseKL,
+        DIST,
+        DKD,
+        NKD,
+        WSLD,
+        TTM,
+        WTTM,
+        OFA,
+        CTKD,
+        IKL,
+        RLD,
+        MLKD,
+    ),
+    "Relations between samples and channels": (
+        CRD,
+        RKD,
+        CC,
+        SP,
+        PKT,
+        NST,
+        FSP,
+        KDSVD,
+        ICKD,
+    ),
+    "Features": (
+        Hint,
+        AttentionTransfer,
+        VID,
+        ActivationBoundary,
+        FactorTransfer,
+        OFD,
+        ReviewKD,
+        SemCKD,
+        CWD,
+        MGD,
+        SRD,
+        VkD,
+        DISTPlus,
+    ),
+    "With the teacher's last layer": (
+        SimKD,
+        SRRL,
+        SDD,
+        CATKD,
+    ),
+}
 
-LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in (*_LOGITS, *_RELATIONS, *_FEATURES, *_HEAD)}
+LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for family in FAMILIES.values() for loss in family}
 
-__all__ = ["LOSSES", "DistillationLoss", "Needs", "Recipe"]
+__all__ = ["FAMILIES", "LOSSES", "DistillationLoss", "Needs", "Recipe"]

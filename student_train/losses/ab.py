@@ -5,16 +5,18 @@ Source: Heo et al. 2019, arXiv:1811.03233.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.hint import resizing_layers
+from student_train.losses.base import Recipe
+from student_train.losses.connectors import resizing_layers
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import require_positive, same_shape
-from student_train.needs import Needs
 from student_train.signals import Signals
 
 # The released code's, so that the loss is of the size of a cross-entropy.
@@ -46,7 +48,7 @@ def stage_weights(layers: int) -> list[float]:
     return [0.5 ** (layers - 1 - place) for place in range(layers)]
 
 
-class ActivationBoundary(DistillationLoss):
+class ActivationBoundary(LayerwiseLoss):
     """3/1000 * sum over layers i of 2^(i-L+1) * sum of relu(margin - sign(t) c(s))^2 / batch; c is learned.
 
     c is a convolution (1x1 where the sizes are equal) and batch norm; nothing where the shapes are equal already.
@@ -54,37 +56,39 @@ class ActivationBoundary(DistillationLoss):
     Args:
         layers: which pre-activations, as in `Needs.outputs`.
         margin: how far on the right side counts as right; above 0.
+
+    Recipe:
+        ours: added to the loss, in one stage. The authors and the CRD benchmark train with AB alone first, without
+        labels (30 epochs of the benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from
+        those weights.
+
+    Checked:
+        the margin on both sides of the boundary.
     """
 
     name: ClassVar[str] = "ab"
     source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, the alternative loss"
-    # Ours: one stage. The authors and the CRD benchmark train with AB alone first, without labels (30 epochs of the
-    # benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from those weights.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages.pre", margin: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(layers)
         require_positive(margin=margin)
         self.layers, self.margin = layers, margin
         self.connectors = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The pre-activations."""
-        return Needs(outputs=self.layers)
-
     def build(self, binding: Binding) -> None:
         """A connector for each pair of maps."""
-        for pair, (student, teacher) in zip(self.pairs, binding.map_shapes(self.name, self.pairs), strict=True):
+        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
             learned = [] if student == teacher else resizing_layers(self.name, binding, pair, student, teacher)
             self.connectors.append(nn.Sequential(*learned))
 
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps, with its weight."""
+        weights = stage_weights(len(self.pairs))
+        for weight, connector, (student, teacher) in zip(weights, self.connectors, self.outputs(signals), strict=True):
+            yield weight * activation_boundary(connector(student), teacher, self.margin)
+
     def forward(self, signals: Signals) -> Tensor:
-        """Weighted sum over the layers."""
-        losses = [
-            weight * activation_boundary(connector(student), teacher, self.margin)
-            for weight, connector, (student, teacher) in zip(
-                stage_weights(len(self.pairs)), self.connectors, self.outputs(signals), strict=True
-            )
-        ]
-        return _SCALE * torch.stack(losses).sum()
+        """The sum of all, scaled."""
+        return _SCALE * super().forward(signals)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import flat, pooled_to, raised, root, smaller_size, unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import flat, maps_of_one_size, root, unit
 from student_train.signals import Signals
 
 
@@ -50,48 +49,25 @@ def attention(maps: Tensor) -> Tensor:
     return unit(flat(maps.square().mean(dim=1)))
 
 
-def maps_of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both raised, the larger average-pooled to the smaller's height and width; channels may differ.
-
-    Raises:
-        ValueError: they are no maps (B, C, H, W) of one batch.
-    """
-    if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
-        raise ValueError(
-            f"the student's maps are {tuple(student.shape)}, the stored ones of the teacher {tuple(teacher.shape)}; "
-            f"they must be (samples, channels, height, width) of the same samples"
-        )
-    student, teacher = raised(student, teacher)
-    size = smaller_size(student, teacher)
-    return pooled_to(student, size), pooled_to(teacher, size)
-
-
-class AttentionTransfer(DistillationLoss):
+class AttentionTransfer(LayerwiseLoss):
     """Mean of (q(s) - q(t))^2 over samples and positions, summed over layers; q = channel mean of f^2, L2-normalised.
 
     Args:
         layers: which maps, as in `Needs.outputs`.
-        squared: as in the released code; false for the paper's half of the L2 distance itself.
+        squared: as in the released code; false for the paper's distance: half of the L2 norm of the difference,
+            batch mean.
     """
 
     name: ClassVar[str] = "at"
     source: ClassVar[str] = "Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1000.0, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", squared: bool = True) -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers, self.squared = layers, squared
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse what is no map."""
-        binding.map_shapes(self.name, self.pairs)
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of maps."""
         formula = attention_transfer if self.squared else attention_distance
-        return torch.stack([formula(*pair) for pair in self.outputs(signals)]).sum()
+        return [formula(*pair) for pair in self.outputs(signals)]

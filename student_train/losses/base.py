@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from models import Network, Representation
 from student_train.binding import Binding
-from student_train.needs import Needs, Pair
+from student_train.losses.requirements import Requirement
+from student_train.needs import LayerPair, Needs
 from student_train.signals import Moment, Signals
 from student_train.spec import argument_names
 
@@ -49,6 +50,8 @@ class DistillationLoss(nn.Module, ABC):
         dresses: whether it changes what the student is (`dress`).
         pulls_to_teacher: whether, uncompared, it pulls the student's logits to the teacher's.
         needs: what must be there; a property where it depends on settings.
+        requires: what those outputs must be, checked in this order before `build`.
+        constrains_logits: whether, uncompared, it determines the level of the logits.
         pairs: after `bind`, (student's, teacher's) names of the outputs it needs.
     """
 
@@ -57,8 +60,9 @@ class DistillationLoss(nn.Module, ABC):
     recipe: ClassVar[Recipe] = Recipe()
     dresses: ClassVar[bool] = False
     pulls_to_teacher: ClassVar[bool] = False
+    requires: ClassVar[tuple[Requirement, ...]] = ()
 
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LayerPair, ...] = ()
 
     @property
     def needs(self) -> Needs:
@@ -67,7 +71,7 @@ class DistillationLoss(nn.Module, ABC):
 
     @property
     def constrains_logits(self) -> bool:
-        """Whether, uncompared, it determines the level of the logits."""
+        """It does where it reads them, unless a subclass says otherwise."""
         return "logits" in self.needs.outputs.split("+")
 
     @property
@@ -93,10 +97,12 @@ class DistillationLoss(nn.Module, ABC):
             InvalidInput: shapes do not fit (`Binding.misfit`).
         """
         self.pairs = binding.pairs(self.needs)
+        for requirement in self.requires:
+            requirement(self.name, binding, self.pairs)
         self.build(binding)
 
     def build(self, binding: Binding) -> None:
-        """Check shapes and make learned parts; `pairs` is set. Random numbers are already seeded."""
+        """Make learned parts; `pairs` is set and fits `requires`. Random numbers are already seeded."""
 
     def prepare(self, teacher: TeacherRows, moment: Moment) -> None:
         """Train parts that are learned from the stored answers alone, before the first step.

@@ -65,12 +65,18 @@ class CATKD(DistillationLoss):
         size: positions along each side that maps are pooled to.
         normalise: whether maps are brought to norm 1; the released code does for pairs of different families.
         binarise: whether the teacher's maps only say where a class is, not how much.
+
+    Note:
+        low published weights (15 for resnet32x4 to resnet8x4) go with `normalise=false`.
+
+    Recipe:
+        the released code's default; its settings for single pairs go from 4.5 (not normalised) to 600.
     """
 
     name: ClassVar[str] = "catkd"
     source: ClassVar[str] = "Guo et al. 2023, arXiv:2304.12777, section 3"
-    # The released code's default; its settings for single pairs go from 4.5 (not normalised) to 600.
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0)
+    needs = Needs(outputs="last", head=True)
 
     weight: Tensor
 
@@ -81,11 +87,6 @@ class CATKD(DistillationLoss):
         self.size, self.normalise, self.binarise = size, normalise, binarise
         # In a tuple, so that it is no part of this module: the student trains and saves it.
         self._student_head: tuple[nn.Linear, ...] = ()
-
-    @property
-    def needs(self) -> Needs:
-        """The map that is pooled, and what reads it."""
-        return Needs(outputs="last", head=True)
 
     def build(self, binding: Binding) -> None:
         """Keep what the teacher's last layer is, and take note of the student's own."""

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import flat, require_positive, same_shape, unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.tensors import flat, require_positive, same_batch, same_shape, unit
 from student_train.signals import Signals
 
 _EMBEDDINGS = "embeddings (samples, features)"
@@ -74,7 +73,7 @@ def _gaussian(vectors: Tensor, gamma: float, order: int) -> Tensor:
     return kernel
 
 
-class CC(DistillationLoss):
+class CC(LayerwiseLoss):
     """Mean over i of sum |d_i| * |d_(i+1)|, d = e_s(s) - e_t(t); e_s and e_t are learned linear embeddings.
 
     Both embeddings learn from this loss, as in the CRD benchmark's code.
@@ -84,44 +83,41 @@ class CC(DistillationLoss):
         dims: features of an embedding.
         kernel: the paper's form instead, mean of (k(s_i, s_j) - k(t_i, t_j))^2 over all pairs of embedded samples.
         gamma, order: of that kernel.
+
+    Recipe:
+        with KD, as in the CKD paper; the CRD benchmark has kd=0.
+
+    Checked:
+        both forms.
     """
 
     name: ClassVar[str] = "cc"
     source: ClassVar[str] = "Peng et al. 2019, arXiv:1904.01802, section 3; default form: the CRD benchmark's"
-    # With KD, as in the CKD paper; the CRD benchmark has kd=0.
     recipe: ClassVar[Recipe] = Recipe(weight=0.02, ce=1.0, kd=1.0)
+    # The embeddings' biases absorb a vector that is added to every sample.
+    constrains_logits = False
 
     def __init__(
         self, on: str = "pooled", dims: int = 128, kernel: bool = False, gamma: float = _GAMMA, order: int = _ORDER
     ) -> None:
-        super().__init__()
+        super().__init__(on)
         require_positive(dims=dims, gamma=gamma, order=order)
         if not kernel and (gamma, order) != (_GAMMA, _ORDER):
             raise ValueError("gamma and order belong to kernel=true; add it or leave them out")
         self.on, self.dims, self.kernel, self.gamma, self.order = on, dims, kernel, gamma, order
         self.embeddings = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """One representation."""
-        return Needs(outputs=self.on)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """The embeddings' biases absorb a vector that is added to every sample."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """Two embeddings for each pair of outputs: the student's, then the teacher's."""
         for shapes in binding.shapes(self.pairs):
             self.embeddings.extend(nn.Linear(math.prod(shape), self.dims) for shape in shapes)
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Single samples, or differences."""
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of embedded representations."""
         outputs = [tensor for pair in self.outputs(signals) for tensor in pair]
         embedded = [embed(flat(tensor)) for embed, tensor in zip(self.embeddings, outputs, strict=True)]
         pairs = zip(embedded[::2], embedded[1::2], strict=True)
-        return torch.stack([self._congruence(student, teacher) for student, teacher in pairs]).sum()
+        return [self._congruence(student, teacher) for student, teacher in pairs]
 
     def _congruence(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.kernel:

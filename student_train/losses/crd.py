@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.requirements import is_one_output
 from student_train.losses.tensors import flat, raised, require_positive, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -40,7 +41,7 @@ def crd(positive: Tensor, negative: Tensor, num_rows: int, counts: Tensor | None
         positive: (B,) log p, of each sample with its own row.
         negative: (B, M) log p, of each sample with rows of other classes.
         num_rows: n.
-        counts: (B, M), how often each of these rows was drawn; None for once each.
+        counts: (B, M) numbers, how often each of these rows was drawn; None for once each.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -76,7 +77,7 @@ def draw_negatives(
     Uniform over the rows outside a sample's class; without replacement where there are at least `draws` of them.
 
     Args:
-        first, size: (B,) the block of rows that are of the sample's class.
+        first, size: (B,) int64, the block of rows that are of the sample's class.
         num_rows: n, more than any size.
         draws: negatives of each sample.
     """
@@ -126,11 +127,20 @@ class CRD(DistillationLoss):
         temperature: above 0.
         momentum: share of the old embedding in a memory's new one.
         normalise: divide scores by Z, their mean in the first batch times n, as released; the paper has Z = 1.
+
+    Note:
+        everything in logarithms; 1e-7 is added to p + N/n, as in the released code.
+
+    Checked:
+        steps against explicit gathering; negatives uniform and of other classes; no tensor larger than n x D or B x n.
     """
 
     name: ClassVar[str] = "crd"
     source: ClassVar[str] = "Tian et al. 2020, arXiv:1910.10699, eq. 18 and 19"
     recipe: ClassVar[Recipe] = Recipe(weight=0.8, ce=1.0, kd=1.0)
+    requires = (is_one_output("it embeds one output of each network; give on as a single one"),)
+    # Embeddings are learned, and only their directions count.
+    constrains_logits = False
 
     # Rows of both memories are sorted by class, so that a sample's negatives are all rows but one block.
     student_memory: Tensor
@@ -161,15 +171,8 @@ class CRD(DistillationLoss):
         """One output, and which rows the samples are, and of which classes."""
         return Needs(outputs=self.on, labels=True, index=True)
 
-    @property
-    def constrains_logits(self) -> bool:
-        """Embeddings are learned, and only their directions count."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """Embeddings and memories."""
-        if len(self.pairs) != 1:
-            raise binding.misfit("crd", "it embeds one output of each network; give on as a single one", self.pairs)
         if len(binding.labels.unique()) < 2:
             raise InvalidInput(
                 f"crd: all {binding.num_rows} rows are of one class, and its negatives are rows of other classes; "

@@ -18,16 +18,8 @@ class CrossEntropy(DistillationLoss):
     name: ClassVar[str] = "ce"
     source: ClassVar[str] = "no teacher"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
-
-    @property
-    def needs(self) -> Needs:
-        """Labels, and no teacher."""
-        return Needs(labels=True)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """It does."""
-        return True
+    needs = Needs(labels=True)
+    constrains_logits = True
 
     def forward(self, signals: Signals) -> Tensor:
         """Labels (B,) are classes."""

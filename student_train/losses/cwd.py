@@ -5,16 +5,18 @@ Source: Shu et al. 2021, Channel-wise Knowledge Distillation for Dense Predictio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import pooled_to, require_positive, same_shape, smaller_size
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.connectors import to_channels
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import MAPS, at_one_size, require_positive, same_shape
 from student_train.signals import Signals
 
 
@@ -31,7 +33,7 @@ def cwd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    student, teacher = same_shape(student, teacher, "maps (samples, channels, height, width)", 4)
+    student, teacher = same_shape(student, teacher, MAPS, 4)
     require_positive(temperature=temperature)
     student_log_probs = F.log_softmax(student.flatten(2) / temperature, dim=2)
     teacher_log_probs = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
@@ -39,44 +41,42 @@ def cwd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     return temperature**2 * divergence.mean()
 
 
-class CWD(DistillationLoss):
+class CWD(LayerwiseLoss):
     """T^2 * KL(softmax(t/T) || softmax(s/T)), softmax over the positions of a channel; mean over samples and channels.
 
     Args:
         layers: which maps, as in `Needs.outputs`; layer3 is the last stage of the CIFAR ResNets and wide ResNets.
             Where channels differ, the student's pass a learned 1x1 convolution; the larger map is pooled.
         temperature: above 0; the paper's is 4.
+
+    Note:
+        maps of one position are refused: the loss would be 0.
+
+    Recipe:
+        the paper's weight for feature maps, in segmentation; 3 for maps of logits. It has no classification.
     """
 
     name: ClassVar[str] = "cwd"
     source: ClassVar[str] = "Shu et al. 2021 (CWD), arXiv:2011.13256, section 3.2"
-    # The paper's weight for feature maps, in segmentation; 3 for maps of logits. It has no classification.
     recipe: ClassVar[Recipe] = Recipe(weight=50.0, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", temperature: float = 4.0) -> None:
-        super().__init__()
+        super().__init__(layers)
         require_positive(temperature=temperature)
         self.layers, self.temperature = layers, temperature
         self.connectors = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
     def build(self, binding: Binding) -> None:
         """A 1x1 convolution for each pair of maps whose channels differ."""
-        for pair, (student, teacher) in zip(self.pairs, binding.map_shapes("cwd", self.pairs), strict=True):
+        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
             if all(min(sides) == 1 for sides in zip(student[1:], teacher[1:], strict=True)):
                 reason = "a single position has nothing to compare with; choose larger maps"
                 raise binding.misfit("cwd", reason, [pair])
-            same = student[0] == teacher[0]
-            self.connectors.append(nn.Identity() if same else nn.Conv2d(student[0], teacher[0], 1))
+            self.connectors.append(to_channels(student, teacher))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
-        losses = []
-        for connector, (student, teacher) in zip(self.connectors, self.outputs(signals), strict=True):
-            size = smaller_size(student, teacher)
-            losses.append(cwd(connector(pooled_to(student, size)), pooled_to(teacher, size), self.temperature))
-        return torch.stack(losses).sum()
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps."""
+        for connector, pair in zip(self.connectors, self.outputs(signals), strict=True):
+            student, teacher = at_one_size(*pair)
+            yield cwd(connector(student), teacher, self.temperature)

@@ -62,6 +62,13 @@ class DIST(DistillationLoss):
         beta: weight of the part across classes.
         gamma: weight of the part across the batch.
         temperature: above 0.
+
+    Note:
+        a student whose logits are almost all equal gets a finite gradient of up to 1e7, from the 1e-8 of the released
+        formula.
+
+    Checked:
+        NumPy's corrcoef; no change by scale and shift of a row of probabilities.
     """
 
     name: ClassVar[str] = "dist"

@@ -10,15 +10,18 @@ can serve it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from student_train.binding import Binding, Shape
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import pooled_to, same_shape, smaller_size
-from student_train.needs import Needs
+from student_train.binding import Binding
+from student_train.losses.base import Recipe
+from student_train.losses.connectors import to_channels
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_of_one_kind
+from student_train.losses.tensors import at_one_size, same_shape
 from student_train.signals import Signals
 
 # Rounding leaves about this share of a constant's size when its mean is taken off in float32.
@@ -74,7 +77,7 @@ def _positions(features: Tensor) -> Tensor:
     return features[:, :, None].flatten(2)
 
 
-class DISTPlus(DistillationLoss):
+class DISTPlus(LayerwiseLoss):
     """beta * (1 - mean r across channels) + gamma * (1 - mean r across samples and positions); r: Pearson correlation.
 
     Every position of a map counts as a sample. Correlations leave scale and shift of the features open.
@@ -84,51 +87,39 @@ class DISTPlus(DistillationLoss):
             linear map, a 1x1 convolution; the larger map is pooled.
         beta: weight of the relations between channels.
         gamma: weight of the relations between samples and positions.
+
+    Note:
+        the formula is not public: our reading of the abstract, without the adaptation of the teacher, which needs a
+        live one.
+
+    Recipe:
+        no weights of DIST+ are public; these are the ones of DIST's released code, beta and gamma included.
+
+    Checked:
+        no change by scale and shift.
     """
 
     name: ClassVar[str] = "dist_plus"
     source: ClassVar[str] = (
         "Huang et al. 2025 (DIST+), TPAMI 47(7), features only, in our reading; DIST: arXiv:2205.10536"
     )
-    # No weights of DIST+ are public; these are the ones of DIST's released code, beta and gamma included.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    requires = (are_of_one_kind,)
+    # Correlations leave the level open.
+    constrains_logits = False
 
     def __init__(self, layers: str = "stages", beta: float = 1.0, gamma: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers, self.beta, self.gamma = layers, beta, gamma
         self.projections = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The maps or vectors."""
-        return Needs(outputs=self.layers)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Never: correlations leave the level open."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """A projection for each pair whose widths differ."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            if len(student) != len(teacher) or len(student) not in (1, 3):
-                reason = "both must be maps, or both vectors; choose other layers"
-                raise binding.misfit("dist_plus", reason, [pair])
-            self.projections.append(_projection(student, teacher))
+        for student, teacher in binding.shapes(self.pairs):
+            self.projections.append(to_channels(student, teacher))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
-        losses = []
-        for projection, (student, teacher) in zip(self.projections, self.outputs(signals), strict=True):
-            if student.dim() == 4:
-                size = smaller_size(student, teacher)
-                student, teacher = pooled_to(student, size), pooled_to(teacher, size)
-            losses.append(dist_plus(projection(student), teacher, self.beta, self.gamma))
-        return torch.stack(losses).sum()
-
-
-def _projection(student: Shape, teacher: Shape) -> nn.Module:
-    """A learned linear map of channels, or nothing where they agree."""
-    if student[0] == teacher[0]:
-        return nn.Identity()
-    return nn.Linear(student[0], teacher[0]) if len(student) == 1 else nn.Conv2d(student[0], teacher[0], 1)
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps or vectors."""
+        for projection, pair in zip(self.projections, self.outputs(signals), strict=True):
+            student, teacher = at_one_size(*pair) if pair[0].dim() == 4 else pair
+            yield dist_plus(projection(student), teacher, self.beta, self.gamma)

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.requirements import has_other_classes
 from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
@@ -83,28 +83,27 @@ class DKD(DistillationLoss):
         temperature: above 0.
         warmup: epochs over which the weight grows linearly, in steps of an epoch: 1/warmup in the first; the released
             recipe has 20; 0 for none.
+
+    Note:
+        the target is removed exactly from the other classes.
+
+    Checked:
+        equals KD with alpha = 1 and beta = 1 - p_t[y]; equals the released form that lowers the target by 1000;
+        warm-up.
     """
 
     name: ClassVar[str] = "dkd"
     source: ClassVar[str] = "Zhao et al. 2022, arXiv:2203.08679, eq. 7"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     pulls_to_teacher: ClassVar[bool] = True
+    needs = Needs(outputs="logits", labels=True)
+    requires = (has_other_classes,)
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: int = 0) -> None:
         super().__init__()
         require_positive(temperature=temperature)
         require_epochs(warmup)
         self.alpha, self.beta, self.temperature, self.warmup = alpha, beta, temperature, warmup
-
-    @property
-    def needs(self) -> Needs:
-        """Logits and the class of every sample."""
-        return Needs(outputs="logits", labels=True)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse a single class."""
-        if binding.num_classes < 2:
-            raise binding.misfit("dkd", "there must be another class besides the target", self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

@@ -8,15 +8,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import require_consecutive, require_same_channels
-from student_train.losses.tensors import pooled_to, raised, same_shape, smaller_size
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_consecutive, have_equal_channels
+from student_train.losses.tensors import at_one_size, raised, same_shape
 from student_train.signals import Signals
 
 Maps = tuple[Tensor, Tensor]
@@ -31,7 +29,7 @@ def fsp(student_pair: Maps, teacher_pair: Maps) -> Tensor:
 
     Args:
         student_pair: (B, C1, H1, W1) and (B, C2, H2, W2).
-        teacher_pair: likewise; B, C1 and C2 must be the student's, sizes need not.
+        teacher_pair: (B, C1, H1', W1') and (B, C2, H2', W2'); sizes may differ from the student's.
 
     Raises:
         ValueError: a pair is not of maps of as many samples, or the channels of the two networks differ.
@@ -46,43 +44,37 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
             f"the maps of a pair are {tuple(first.shape)} and {tuple(second.shape)}; "
             "they must be (samples, channels, height, width) of as many samples"
         )
-    size = smaller_size(first, second)
-    first, second = (pooled_to(maps, size).flatten(2) for maps in raised(first, second))
+    first, second = (maps.flatten(2) for maps in at_one_size(*raised(first, second)))
     # Divided before the product, which stays smaller so.
-    return first / (size[0] * size[1]) @ second.mT
+    return first / first.shape[2] @ second.mT
 
 
-class FSP(DistillationLoss):
+class FSP(LayerwiseLoss):
     """Mean of (G_s - G_t)^2; G: mean over positions of the product of two consecutive maps; summed over those.
 
     The paper and the CRD benchmark train the student on it alone first and then on labels alone; here it is added.
 
     Args:
         layers: at least two maps, as in `Needs.outputs`, in order; student and teacher must have as many channels.
+
+    Note:
+        mean of squares and average pooling, as in the CRD benchmark's code; the paper sums and max-pools.
+
+    Recipe:
+        of the CRD benchmark's initial stage; the 50 in its run scripts multiplies nothing, as its code adds no FSP
+        later.
     """
 
     name: ClassVar[str] = "fsp"
     source: ClassVar[str] = "Yim et al. 2017 (A Gift from Knowledge Distillation, CVPR), eq. 1 and 2"
-    # Of the CRD benchmark's initial stage; the 50 in its run scripts multiplies nothing, as its code adds no FSP later.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    requires = (are_consecutive, have_equal_channels)
 
     def __init__(self, layers: str = "maps") -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers = layers
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse channels that differ."""
-        require_consecutive("fsp", binding, self.pairs)
-        require_same_channels("fsp", binding, self.pairs)
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over consecutive layers."""
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each map and the next."""
         steps = pairwise(self.outputs(signals))
-        return torch.stack(
-            [fsp((ours, our_next), (theirs, their_next)) for (ours, theirs), (our_next, their_next) in steps]
-        ).sum()
+        return [fsp((ours, our_next), (theirs, their_next)) for (ours, theirs), (our_next, their_next) in steps]

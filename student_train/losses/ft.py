@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ground.errors import Diverged
 from student_train.binding import Binding
-from student_train.losses.attention import attention, maps_of_one_size
+from student_train.losses.attention import attention
 from student_train.losses.base import DistillationLoss, Recipe, TeacherRows
-from student_train.losses.tensors import flat, raised, require_positive, unit
+from student_train.losses.requirements import are_maps, is_one_output
+from student_train.losses.tensors import flat, maps_of_one_size, raised, require_positive, unit
 from student_train.needs import Needs
 from student_train.signals import Moment, Signals
 
@@ -33,8 +34,8 @@ def factor_transfer(student: Tensor, teacher: Tensor, whole: bool = False) -> Te
 
     Args:
         student: (B, C, H, W) factors, made by the translator.
-        teacher: (B, C, H', W') factors, made by the paraphraser; the larger is average-pooled to the smaller.
-        whole: compare the factors themselves, L2-normalised, as in the paper and its authors' code.
+        teacher: (B, C', H', W') factors, made by the paraphraser; the larger is average-pooled to the smaller.
+        whole: compare the factors themselves, L2-normalised, as in the paper and its authors' code; C' must be C.
 
     Raises:
         ValueError: they are no maps of one batch, or whole and of other channels.
@@ -57,12 +58,23 @@ class FactorTransfer(DistillationLoss):
         epochs: over the stored maps, for the paraphraser.
         lr: the paraphraser's learning rate.
         batch_size: the paraphraser's.
+
+    Note:
+        maps are divided by their size and the paraphraser starts with weights that keep it: with the released ones it
+        knew less of a small sample than channel means.
+
+    Recipe:
+        the CRD benchmark's run; the authors' code, which compares whole factors, has 500.
+
+    Checked:
+        the paraphraser learns to make stored maps again, stays as it is afterwards, and is not trained again by a
+        resumed run.
     """
 
     name: ClassVar[str] = "ft"
     source: ClassVar[str] = "Kim et al. 2018, arXiv:1802.04977, L_rec and L_FT with p = 1"
-    # The CRD benchmark's run; the authors' code, which compares whole factors, has 500.
     recipe: ClassVar[Recipe] = Recipe(weight=200.0, ce=1.0)
+    requires = (is_one_output("it takes one layer, as on=layer3"), are_maps)
 
     paraphraser: Paraphraser
     translator: nn.Sequential
@@ -89,9 +101,7 @@ class FactorTransfer(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """Paraphraser and translator."""
-        if len(self.pairs) != 1:
-            raise binding.misfit("ft", "it takes one layer, as on=layer3", self.pairs)
-        ((student, teacher),) = binding.map_shapes(self.name, self.pairs)
+        ((student, teacher),) = binding.shapes(self.pairs)
         factors = max(1, int(self.k * teacher[0]))
         self.num_rows = binding.num_rows
         self.paraphraser = Paraphraser(teacher[0], factors)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import MAPS, same_batch, unit
 from student_train.signals import Signals
 
 
@@ -31,7 +30,7 @@ def ickd(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the numbers of samples or channels differ, or they are not maps.
     """
-    student, teacher = same_batch(student, teacher, "maps (samples, channels, height, width)", 4, channels=True)
+    student, teacher = same_batch(student, teacher, MAPS, 4, channels=True)
     return (_correlations(student) - _correlations(teacher)).square().sum(dim=2).mean()
 
 
@@ -41,7 +40,7 @@ def _correlations(maps: Tensor) -> Tensor:
     return unit(channels @ channels.mT, dim=2)
 
 
-class ICKD(DistillationLoss):
+class ICKD(LayerwiseLoss):
     """Mean over channels i of sum over j of (G_s - G_t)^2; G: dot products of channels, rows of unit L2 norm.
 
     The student's map is embedded in the teacher's channels first, by a learned 1x1 convolution and batch norm.
@@ -52,32 +51,33 @@ class ICKD(DistillationLoss):
             as layer4:layer3.
         always_embed: learn an embedding where the channels are as many already, as the authors' code does; false
             compares the student's own channels there.
+
+    Note:
+        rows of the Gram matrix are normalised and the sum is divided by C, as in the authors' CIFAR code.
+
+    Recipe:
+        the authors' CIFAR-100 setting; they report another with kd=1.
     """
 
     name: ClassVar[str] = "ickd"
     source: ClassVar[str] = "Liu et al. 2021 (ICKD-C), arXiv:2202.03680, section 3"
-    # The authors' CIFAR-100 setting; they report another with kd=1.
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", always_embed: bool = True) -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers, self.always_embed = layers, always_embed
         self.embeddings = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
     def build(self, binding: Binding) -> None:
         """An embedding for each pair of maps."""
-        for (inputs, *_), (outputs, *_) in binding.map_shapes("ickd", self.pairs):
+        for (inputs, *_), (outputs, *_) in binding.shapes(self.pairs):
             self.embeddings.append(self._embedding(inputs, outputs))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of maps."""
         pairs = zip(self.embeddings, self.outputs(signals), strict=True)
-        return torch.stack([ickd(embed(student), teacher) for embed, (student, teacher) in pairs]).sum()
+        return [ickd(embed(student), teacher) for embed, (student, teacher) in pairs]
 
     def _embedding(self, inputs: int, outputs: int) -> nn.Module:
         if inputs == outputs and not self.always_embed:

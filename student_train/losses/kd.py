@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import require_positive, same_logits
+from student_train.losses.tensors import log_probabilities, require_positive
 from student_train.signals import Signals
 
 
@@ -28,10 +28,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    student, teacher = same_logits(student, teacher)
-    require_positive(temperature=temperature)
-    student_log_probs = F.log_softmax(student / temperature, dim=1)
-    teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
+    student_log_probs, teacher_log_probs = log_probabilities(student, teacher, temperature)
     # T**2 keeps this gradient level with the hard-label term as T changes.
     return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
 
@@ -41,6 +38,9 @@ class KD(DistillationLoss):
 
     Args:
         temperature: above 0; CIFAR papers use 4.
+
+    Checked:
+        a hand value; zero for equal logits; no change by a constant added to a row.
     """
 
     name: ClassVar[str] = "kd"

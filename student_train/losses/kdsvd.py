@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import require_consecutive, require_same_channels, same_batch
-from student_train.losses.tensors import flat, require_positive, unit
+from student_train.losses.requirements import are_consecutive, have_equal_channels
+from student_train.losses.tensors import MAPS, flat, require_positive, same_batch, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -42,8 +41,8 @@ def kdsvd(student: Sequence[Tensor], teacher: Sequence[Tensor], rank: int = 1, s
     exp(-(x - y)^2 / 8) relates every entry x of one map's vector with every entry y of the next one's.
 
     Args:
-        student: (B, C, H, W) of each layer, in order.
-        teacher: likewise; B and C must be the student's, sizes need not.
+        student: (B, C_l, H_l, W_l) of each layer l, in order.
+        teacher: (B, C_l, H_l', W_l') of each layer; sizes may differ from the student's.
         rank: singular vectors of the teacher; the student's that points the same way best is matched with each.
         spare: how many more of the student's are candidates.
 
@@ -72,7 +71,7 @@ def leading_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
         maps: (B, C, H, W).
 
     Returns:
-        (B, count) values and (B, C, count) vectors of arbitrary sign; zero where there are no more.
+        (B, count) and (B, C, count): values, and vectors of arbitrary sign; zero where there are no more.
     """
     norms = torch.linalg.vector_norm(flat(maps).detach(), dim=1)
     # Singular vectors do not depend on a constant factor, so neither does their gradient on that of the norm.
@@ -109,8 +108,7 @@ def _check(rank: int, spare: int) -> None:
 
 def _matched(student: Tensor, teacher: Tensor, rank: int, spare: int) -> tuple[Tensor, Tensor]:
     """Singular vectors (B, C, rank) of both: the teacher's signed, the student's aligned to them."""
-    maps = "maps (samples, channels, height, width)"
-    student, teacher = same_batch(student, teacher, maps, 4, channels=True)
+    student, teacher = same_batch(student, teacher, MAPS, 4, channels=True)
     values, targets = leading_vectors(teacher, rank)
     _, candidates = leading_vectors(student, rank + spare)
     targets, scale = _signed(targets), unit(values)[:, None]
@@ -141,12 +139,22 @@ class KDSVD(DistillationLoss):
         layers: at least two maps, as in `Needs.outputs`, in order; student and teacher must have as many channels.
         rank: singular vectors of the teacher's maps.
         spare: how many more of the student's are candidates to match them.
+
+    Note:
+        the entry of largest magnitude of a teacher's vector is positive and the student follows; gaps of eigenvalues
+        are floored at 1e-3 of the squared norm in the gradient.
+
+    Recipe:
+        the CRD benchmark implements it without naming a weight.
+
+    Checked:
+        NumPy's SVD; torch's own gradient where values are apart; random signs of LAPACK; repeated and rank-one spectra.
     """
 
     name: ClassVar[str] = "kdsvd"
     source: ClassVar[str] = "Lee et al. 2018 (ECCV), arXiv:1807.06819, section 3"
-    # The CRD benchmark implements it without naming a weight.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    requires = (are_consecutive, have_equal_channels)
 
     def __init__(self, layers: str = "stages", rank: int = 1, spare: int = 3) -> None:
         super().__init__()
@@ -157,11 +165,6 @@ class KDSVD(DistillationLoss):
     def needs(self) -> Needs:
         """The maps."""
         return Needs(outputs=self.layers)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse channels that differ."""
-        require_consecutive("kdsvd", binding, self.pairs)
-        require_same_channels("kdsvd", binding, self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Sum over consecutive layers."""

@@ -68,6 +68,9 @@ class MatchLogits(DistillationLoss):
 
     Args:
         dims: average-pool the classes to this many values first (RKD_d); None keeps all.
+
+    Checked:
+        closed form over all pairs against the B^2 differences; the level of the logits changes no comparison.
     """
 
     name: ClassVar[str] = "match_logits"
@@ -105,21 +108,18 @@ class MatchLogits(DistillationLoss):
 
 
 class MatchLabels(DistillationLoss):
-    """Mean over samples and classes of (s - y)^2, logits against one-hot labels; compared, the second half of CKD."""
+    """Mean over samples and classes of (s - y)^2, logits against one-hot labels; compared, the second half of CKD.
+
+    Checked:
+        as `match_logits`.
+    """
 
     name: ClassVar[str] = "match_labels"
     source: ClassVar[str] = "Xu et al., WACV 2025, eq. 3"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
-
-    @property
-    def needs(self) -> Needs:
-        """No teacher; labels are averaged where a group holds several."""
-        return Needs()
-
-    @property
-    def constrains_logits(self) -> bool:
-        """It does."""
-        return True
+    # No teacher, and not the class of every sample: labels are averaged where a group holds several.
+    needs = Needs()
+    constrains_logits = True
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples or comparisons."""

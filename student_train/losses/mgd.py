@@ -5,6 +5,7 @@ Source: Yang et al. 2022, Masked Generative Distillation, ECCV, arXiv:2205.01529
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from ground.errors import UnknownName
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import pooled_to, same_shape, smaller_size
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.connectors import to_channels
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import MAPS, at_one_size, same_shape
 from student_train.signals import Signals
 
 MASKS = ("channels", "positions")
@@ -32,7 +35,7 @@ def mgd(generated: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    generated, teacher = same_shape(generated, teacher, "maps (samples, channels, height, width)", 4)
+    generated, teacher = same_shape(generated, teacher, MAPS, 4)
     return (generated - teacher).square().sum() / len(teacher)
 
 
@@ -52,7 +55,7 @@ def kept(maps: Tensor, what: str, lambda_mgd: float, generator: torch.Generator)
     return (drawn >= lambda_mgd).to(device=maps.device, dtype=maps.dtype)
 
 
-class MGD(DistillationLoss):
+class MGD(LayerwiseLoss):
     """Sum over elements of (G(a(s) * mask) - t)^2, batch mean; G: two learned 3x3 convolutions and a ReLU.
 
     Args:
@@ -61,15 +64,21 @@ class MGD(DistillationLoss):
         lambda_mgd: probability that something is masked, in [0, 1); the released classification code has 0.15, and
             0.5 in its documentation.
         mask: what is masked: channels, as in the released code for classification, or positions, as in the paper.
+
+    Recipe:
+        alpha of the paper and of the released code for classification.
+
+    Checked:
+        shares of masks, the same mask in a repeated step.
     """
 
     name: ClassVar[str] = "mgd"
     source: ClassVar[str] = "Yang et al. 2022 (MGD), arXiv:2205.01529, section 3"
-    # alpha of the paper and of the released code for classification.
     recipe: ClassVar[Recipe] = Recipe(weight=7e-5, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", lambda_mgd: float = 0.15, mask: str = "channels") -> None:
-        super().__init__()
+        super().__init__(layers)
         if not 0 <= lambda_mgd < 1:
             raise ValueError(f"lambda_mgd must be in [0, 1), got {lambda_mgd}")
         if mask not in MASKS:
@@ -77,28 +86,18 @@ class MGD(DistillationLoss):
         self.layers, self.lambda_mgd, self.mask = layers, lambda_mgd, mask
         self.aligners, self.generators = nn.ModuleList(), nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
     def build(self, binding: Binding) -> None:
         """A generator for each pair of maps, and an aligner where channels differ."""
-        for student, teacher in binding.map_shapes("mgd", self.pairs):
+        for student, teacher in binding.shapes(self.pairs):
+            self.aligners.append(to_channels(student, teacher))
             channels = teacher[0]
-            same = student[0] == channels
-            self.aligners.append(nn.Identity() if same else nn.Conv2d(student[0], channels, 1))
             first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
             self.generators.append(nn.Sequential(first, nn.ReLU(), second))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers; a step's masks are the same whenever it is repeated."""
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps; a step's masks are the same whenever it is repeated."""
         random = signals.moment.generator("mgd")
-        losses = []
-        parts = zip(self.aligners, self.generators, self.outputs(signals), strict=True)
-        for align, generate, (student, teacher) in parts:
-            size = smaller_size(student, teacher)
-            aligned = align(pooled_to(student, size))
-            masked = aligned * kept(aligned, self.mask, self.lambda_mgd, random)
-            losses.append(mgd(generate(masked), pooled_to(teacher, size)))
-        return torch.stack(losses).sum()
+        for align, generate, pair in zip(self.aligners, self.generators, self.outputs(signals), strict=True):
+            student, teacher = at_one_size(*pair)
+            aligned = align(student)
+            yield mgd(generate(aligned * kept(aligned, self.mask, self.lambda_mgd, random)), teacher)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import require_positive, same_logits
+from student_train.losses.tensors import log_probabilities, require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
 from student_train.spec import to_float
@@ -37,7 +37,7 @@ def instance_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = _log_probs(student, teacher, temperature)
+    ours, theirs = log_probabilities(student, teacher, temperature)
     divergences = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
     return temperature**2 * _weighted_mean(divergences, weights)
 
@@ -58,7 +58,7 @@ def batch_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = (log_probs.exp() for log_probs in _log_probs(student, teacher, temperature))
+    ours, theirs = (log_probs.exp() for log_probs in log_probabilities(student, teacher, temperature))
     return _weighted_mean((ours @ ours.T - theirs @ theirs.T).square().sum(dim=1), weights)
 
 
@@ -78,7 +78,7 @@ def class_alignment(
     Raises:
         ValueError: the shapes differ or the temperature is not positive.
     """
-    ours, theirs = (log_probs.exp() for log_probs in _log_probs(student, teacher, temperature))
+    ours, theirs = (log_probs.exp() for log_probs in log_probabilities(student, teacher, temperature))
     return _weighted_mean((ours.T @ ours - theirs.T @ theirs).square().sum(dim=1), weights)
 
 
@@ -99,9 +99,9 @@ def mlkd(
     Source: Jin et al., CVPR 2023, section 3; masks, views and temperatures of the released code.
 
     Args:
-        student: (views * B, K) logits: first the weak view of all images, then the next view of all, ...
-        teacher: the same.
-        views: at least 2.
+        student: (V * B, K) logits of V views: first the weak view of all images, then the next view of all, ...
+        teacher: (V * B, K) logits, in the same order.
+        views: V, at least 2.
         temperatures: above 0.
         select: see above.
 
@@ -137,12 +137,6 @@ def least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     return (confidence <= confidence.median()).to(probs.dtype), (mass <= mass.median()).to(probs.dtype)
 
 
-def _log_probs(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    student, teacher = same_logits(student, teacher)
-    require_positive(temperature=temperature)
-    return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
-
-
 def _weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     return (rows if weights is None else weights * rows).mean()
 
@@ -156,22 +150,27 @@ class MLKD(DistillationLoss):
     Args:
         temperatures: with + between.
         select: leave the surer half of samples and classes out, rather than scale by the share that is left.
+
+    Note:
+        view 0 is the weak one. The released masks only scale it by about a half. Needs a store built with `--views 2`
+        or more.
+
+    Recipe:
+        the released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
+
+    Checked:
+        each level alone.
     """
 
     name: ClassVar[str] = "mlkd"
     source: ClassVar[str] = "Jin et al., CVPR 2023, Multi-Level Logit Distillation, section 3 and released code"
-    # The released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.2)
+    needs = Needs(outputs="logits", views=True)
 
     def __init__(self, temperatures: str = "4+2+3+5+6", select: bool = False) -> None:
         super().__init__()
         self.temperatures, self.select = temperatures, select
         self._temperatures = _numbers(temperatures)
-
-    @property
-    def needs(self) -> Needs:
-        """Logits of several views of each image."""
-        return Needs(outputs="logits", views=True)
 
     def build(self, binding: Binding) -> None:
         """Refuse a store of single views."""

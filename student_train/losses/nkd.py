@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import without_target
+from student_train.losses.requirements import has_other_classes
 from student_train.losses.soft_targets import soft_cross_entropy
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
@@ -54,26 +54,21 @@ class NKD(DistillationLoss):
     Args:
         gamma: weight of the other classes; the authors have 1.5 on ImageNet and 3.5 on CIFAR-100.
         temperature: above 0, of the other classes; the authors have 1 on ImageNet and 3 on CIFAR-100.
+
+    Checked:
+        the part among the other classes ignores the target's logit.
     """
 
     name: ClassVar[str] = "nkd"
     source: ClassVar[str] = "Yang et al. 2023, arXiv:2303.13005"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="logits", labels=True)
+    requires = (has_other_classes,)
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
         require_positive(temperature=temperature)
         self.gamma, self.temperature = gamma, temperature
-
-    @property
-    def needs(self) -> Needs:
-        """Logits and the class of every sample."""
-        return Needs(outputs="logits", labels=True)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse a single class."""
-        if binding.num_classes < 2:
-            raise binding.misfit("nkd", "there must be another class besides the target", self.pairs)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

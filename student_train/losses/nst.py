@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import pooled_to, smaller_size, unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import maps_of_one_size, unit
 from student_train.signals import Signals
 
 
@@ -31,10 +29,9 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the numbers of samples differ, or they are not maps.
     """
-    student, teacher = same_batch(student, teacher, "maps (samples, channels, height, width)", 4)
-    size = smaller_size(student, teacher)
-    ours, theirs = (unit(pooled_to(maps, size).flatten(2), dim=2) for maps in (student, teacher))
-    if size[0] * size[1] < max(ours.shape[1], theirs.shape[1]):
+    student, teacher = maps_of_one_size(student, teacher)
+    ours, theirs = (unit(maps.flatten(2), dim=2) for maps in (student, teacher))
+    if ours.shape[2] < max(ours.shape[1], theirs.shape[1]):
         return _by_positions(ours, theirs)
     return _mean_kernel(theirs, theirs) + _mean_kernel(ours, ours) - 2 * _mean_kernel(ours, theirs)
 
@@ -50,30 +47,28 @@ def _by_positions(ours: Tensor, theirs: Tensor) -> Tensor:
     return (moments[0] - moments[1]).square().sum() / len(ours)
 
 
-class NST(DistillationLoss):
+class NST(LayerwiseLoss):
     """mean k(t, t') + mean k(s, s') - 2 mean k(s, t) over pairs of channels, k = (x.y)^2 on unit vectors.
 
     Args:
         layers: which maps, as in `Needs.outputs`; the losses of all are added.
+
+    Note:
+        the larger map is average-pooled to the smaller, as in the CRD benchmark's code.
+
+    Checked:
+        channels x channels and positions x positions give the same.
     """
 
     name: ClassVar[str] = "nst"
     source: ClassVar[str] = "Huang and Wang 2017, arXiv:1707.01219, section 4"
     recipe: ClassVar[Recipe] = Recipe(weight=50.0, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages") -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers = layers
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
-    def build(self, binding: Binding) -> None:
-        """Refuse what is no map."""
-        binding.map_shapes("nst", self.pairs)
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
-        return torch.stack([nst(*pair) for pair in self.outputs(signals)]).sum()
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of maps."""
+        return [nst(*pair) for pair in self.outputs(signals)]

@@ -35,7 +35,7 @@ def ofa(
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         eps: above 0; 1 is cross-entropy with the teacher's probabilities, more than 1 enhances the true class.
         temperature: above 0, of both softmaxes.
         target_only: raise to eps at the true class alone, as written in the paper; the released code raises all.
@@ -60,22 +60,24 @@ class OFA(DistillationLoss):
     Args:
         eps: above 0: 1 is the released default, 1.5 the value of its ImageNet command.
         temperature: above 0.
-        target_only: raise to eps at the true class alone, as written in the paper.
+        target_only: raise to eps at the true class alone, as we read the paper; the released code raises all.
+
+    Note:
+        on final logits only, without the paper's branches on stages.
+
+    Checked:
+        eps = 1 is soft cross-entropy.
     """
 
     name: ClassVar[str] = "ofa"
     source: ClassVar[str] = "Hao et al., NeurIPS 2023, arXiv:2310.19444, eq. 5 and released code"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="logits", labels=True)
 
     def __init__(self, eps: float = 1.0, temperature: float = 1.0, target_only: bool = False) -> None:
         super().__init__()
         require_positive(eps=eps, temperature=temperature)
         self.eps, self.temperature, self.target_only = eps, temperature, target_only
-
-    @property
-    def needs(self) -> Needs:
-        """Logits, and the class of each sample."""
-        return Needs(outputs="logits", labels=True)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

@@ -6,6 +6,7 @@ Source: Heo et al. 2019, A Comprehensive Overhaul of Feature Distillation, ICCV,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding, Shape
 from student_train.losses.ab import stage_weights
-from student_train.losses.attention import maps_of_one_size
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import same_shape
-from student_train.needs import Needs, Pair
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import maps_of_one_size, same_shape
+from student_train.needs import LayerPair, Needs
 from student_train.signals import Signals
 
 # From here on mean - deviation * density / probability loses its digits, and a continued fraction has them all.
@@ -69,7 +71,7 @@ def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
     return deviation * torch.where(ratio > _FAR, far, near)
 
 
-class OFD(DistillationLoss):
+class OFD(LayerwiseLoss):
     """Sum over layers i of partial L2(c(s), max(t, margin)) / 2^(L-1-i), elements summed, batch mean; c is learned.
 
     c is a 1x1 convolution and batch norm. Where the sizes differ, the larger map is average-pooled: the released code
@@ -77,14 +79,22 @@ class OFD(DistillationLoss):
 
     Args:
         layers: which pre-activations, as in `Needs.outputs`.
+
+    Note:
+        exact margins (the released code switches to -3 deviations in the tail); refused for teachers without a batch
+        norm before the activation (ShuffleNets).
+
+    Checked:
+        the margin against SciPy's truncated normal.
     """
 
     name: ClassVar[str] = "ofd"
     source: ClassVar[str] = "Heo et al. 2019 (ICCV), arXiv:1904.01866, margin ReLU and partial L2"
     recipe: ClassVar[Recipe] = Recipe(weight=0.001, ce=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages.pre") -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers = layers
         self.connectors = nn.ModuleList()
 
@@ -95,17 +105,15 @@ class OFD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A connector and margins for each pair of maps."""
-        for pair, shapes in zip(self.pairs, binding.map_shapes(self.name, self.pairs), strict=True):
+        for pair, shapes in zip(self.pairs, binding.shapes(self.pairs), strict=True):
             self.connectors.append(_Connector(*shapes, _margin(binding, pair)))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Weighted sum over the layers."""
-        losses = []
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps, with its weight."""
         weights = stage_weights(len(self.pairs))
         for weight, connector, pair in zip(weights, self.connectors, self.outputs(signals), strict=True):
             student, teacher = maps_of_one_size(*pair)
-            losses.append(weight * partial_l2(connector(student), teacher, connector.get_buffer("margin")))
-        return torch.stack(losses).sum()
+            yield weight * partial_l2(connector(student), teacher, connector.get_buffer("margin"))
 
 
 class _Connector(nn.Sequential):
@@ -118,7 +126,7 @@ class _Connector(nn.Sequential):
         self.register_buffer("margin", margin)
 
 
-def _margin(binding: Binding, pair: Pair) -> Tensor:
+def _margin(binding: Binding, pair: LayerPair) -> Tensor:
     """(C,) float32."""
     stage, before, _ = pair[1].partition(".pre")
     scale, shift = (binding.parameters.get(f"norm/{stage}/{kind}") for kind in ("scale", "shift"))

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import flat, unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.tensors import VECTORS, flat, same_batch, unit
 from student_train.signals import Signals
 
 _EPS = 1e-7
@@ -33,7 +31,7 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the numbers of samples differ, or they are not vectors.
     """
-    student, teacher = same_batch(student, teacher, "vectors (samples, features)", 2)
+    student, teacher = same_batch(student, teacher, VECTORS, 2)
     ours, theirs = _neighbours(student), _neighbours(teacher)
     return (theirs * ((theirs + _EPS).log() - (ours + _EPS).log())).mean()
 
@@ -45,11 +43,14 @@ def _neighbours(vectors: Tensor) -> Tensor:
     return similarities / similarities.sum(dim=1, keepdim=True)
 
 
-class PKT(DistillationLoss):
+class PKT(LayerwiseLoss):
     """Mean over i, j of p_t * log(p_t / p_s); p: (cosine of samples + 1) / 2, rows of sum 1; 1e-7 added inside the log.
 
     Args:
         on: which representation, as in `Needs.outputs`; maps are flattened.
+
+    Note:
+        the shifted cosine is kept from going below 0 by rounding.
     """
 
     name: ClassVar[str] = "pkt"
@@ -57,14 +58,9 @@ class PKT(DistillationLoss):
     recipe: ClassVar[Recipe] = Recipe(weight=30000.0, ce=1.0)
 
     def __init__(self, on: str = "pooled") -> None:
-        super().__init__()
+        super().__init__(on)
         self.on = on
 
-    @property
-    def needs(self) -> Needs:
-        """One representation."""
-        return Needs(outputs=self.on)
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Single samples, or differences."""
-        return torch.stack([pkt(flat(student), flat(teacher)) for student, teacher in self.outputs(signals)]).sum()
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of representations."""
+        return [pkt(flat(student), flat(teacher)) for student, teacher in self.outputs(signals)]

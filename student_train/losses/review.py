@@ -6,6 +6,7 @@ Source: Chen et al. 2021, Distilling Knowledge via Knowledge Review, CVPR, arXiv
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_train.binding import Binding, Shape
-from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.base import Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.targets import require_epochs
-from student_train.losses.tensors import require_positive, same_shape
-from student_train.needs import Needs
+from student_train.losses.tensors import MAPS, require_positive, same_shape
 from student_train.signals import Signals
 
 _LEVELS = (4, 2, 1)
@@ -38,7 +40,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    student, teacher = same_shape(student, teacher, "maps (samples, channels, height, width)", 4)
+    student, teacher = same_shape(student, teacher, MAPS, 4)
     # Pooling is linear: the pooled difference is the difference of the pooled.
     difference = student - teacher
     loss, weight, total = difference.square().mean(), 1.0, 1.0
@@ -50,7 +52,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     return loss / total
 
 
-class ReviewKD(DistillationLoss):
+class ReviewKD(LayerwiseLoss):
     """Sum over layers of HCL(f(s), t); f fuses a layer with the deeper ones by attention, HCL: MSE at 4 pool sizes.
 
     Args:
@@ -59,48 +61,51 @@ class ReviewKD(DistillationLoss):
         mid_channels: width of the fusion, at most that of the deepest layer; 512 in the released code.
         warmup: epochs over which the weight grows linearly, in steps of an epoch: nothing in the first; the released
             code has 20; 0 for none.
+
+    Note:
+        targets are stages after their activation.
+
+    Recipe:
+        the released CIFAR-100 runs: 5 for wrn_40_2 to wrn_16_2, wrn_40_1 or ShuffleNetV1 and for resnet32x4 to
+        resnet8x4 or ShuffleNetV1; 8 for resnet32x4 to ShuffleNetV2, 1 for resnet110 to 32, 0.6 for resnet56 to 20.
+
+    Checked:
+        the whole fusion in NumPy.
     """
 
     name: ClassVar[str] = "reviewkd"
     source: ClassVar[str] = "Chen et al. 2021 (ReviewKD), arXiv:2104.09044, eq. 11 and section 3.3"
-    # The released CIFAR-100 runs: 5 for wrn_40_2 to wrn_16_2, wrn_40_1 or ShuffleNetV1 and for resnet32x4 to
-    # resnet8x4 or ShuffleNetV1; 8 for resnet32x4 to ShuffleNetV2, 1 for resnet110 to 32, 0.6 for resnet56 to 20.
     recipe: ClassVar[Recipe] = Recipe(weight=5.0, ce=1.0)
+    requires = (are_vectors_or_maps,)
+    # Whatever it matches goes through learned convolutions.
+    constrains_logits = False
 
     def __init__(self, layers: str = "stages+pooled", mid_channels: int = 512, warmup: int = 0) -> None:
-        super().__init__()
+        super().__init__(layers)
         require_positive(mid_channels=mid_channels)
         require_epochs(warmup)
         self.layers, self.mid_channels, self.warmup = layers, mid_channels, warmup
         self.fusions = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The layers."""
-        return Needs(outputs=self.layers)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Never: whatever it matches goes through learned convolutions."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """A fusion for each layer, the deepest first."""
-        shapes = binding.feature_shapes("reviewkd", self.pairs)
+        shapes = binding.shapes(self.pairs)
         mid = min(self.mid_channels, shapes[-1][0][0])
         for student, teacher in reversed(shapes):
             deepest = not self.fusions
             self.fusions.append(_Fusion(student[0], mid, teacher, deepest=deepest))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers, from the deepest up."""
-        losses = []
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each layer, from the deepest up."""
         deeper: Tensor | None = None
         for fusion, (student, teacher) in zip(self.fusions, reversed(self.outputs(signals)), strict=True):
             fused, deeper = fusion(_as_map(student), deeper)
-            losses.append(hierarchical_context(fused, _as_map(teacher)))
+            yield hierarchical_context(fused, _as_map(teacher))
+
+    def forward(self, signals: Signals) -> Tensor:
+        """The sum of all, times the share that warm-up has reached."""
         share = min(1.0, math.floor(signals.moment.epoch) / self.warmup) if self.warmup else 1.0
-        return share * torch.stack(losses).sum()
+        return share * super().forward(signals)
 
 
 class _Fusion(nn.Module):

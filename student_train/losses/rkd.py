@@ -12,13 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ground.errors import InvalidInput
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import flat, unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.tensors import VECTORS, flat, same_batch, unit
 from student_train.signals import Signals
-
-_VECTORS = "vectors (samples, features)"
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,7 +32,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the numbers of samples differ, or they are not vectors.
     """
-    student, teacher = same_batch(student, teacher, _VECTORS, 2)
+    student, teacher = same_batch(student, teacher, VECTORS, 2)
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
 
 
@@ -52,7 +49,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the numbers of samples differ, or they are not vectors.
     """
-    student, teacher = same_batch(student, teacher, _VECTORS, 2)
+    student, teacher = same_batch(student, teacher, VECTORS, 2)
     return F.smooth_l1_loss(_cosines(student), _cosines(teacher))
 
 
@@ -93,7 +90,7 @@ def _compact(vectors: Tensor) -> Tensor:
 _MAX_ANGLES = 1024
 
 
-class RKD(DistillationLoss):
+class RKD(LayerwiseLoss):
     """distance * smoothL1(d_s / mean d_s, d_t / mean d_t) + angle * smoothL1(cos_s, cos_t), over pairs and triplets.
 
     Args:
@@ -101,31 +98,31 @@ class RKD(DistillationLoss):
             computed: angles of N comparisons take N^3 numbers.
         on: which representation, as in `Needs.outputs`; maps are flattened. CKD's code takes the logits, the CRD
             benchmark's `pooled`.
+
+    Note:
+        equal rows have distance 0 (the released code: 1e-6). With D > N the angle works in the span of the samples.
+
+    Recipe:
+        the CKD paper's setting; the CRD benchmark's has kd=0 and ordinary batches.
+
+    Checked:
+        no change by rotation and shift; equal rows.
     """
 
     name: ClassVar[str] = "rkd"
     source: ClassVar[str] = "Park et al. 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2"
-    # The CKD paper's setting; the CRD benchmark's has kd=0 and ordinary batches.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0, per_class=5)
+    # Distances and angles stay the same when one vector is added to every sample.
+    constrains_logits = False
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0, on: str = "logits") -> None:
-        super().__init__()
+        super().__init__(on)
         if min(distance, angle) < 0 or not distance + angle > 0:
             raise ValueError(f"distance and angle must be at least 0 and not both 0, got {distance} and {angle}")
         self.distance, self.angle, self.on = distance, angle, on
 
-    @property
-    def needs(self) -> Needs:
-        """One representation."""
-        return Needs(outputs=self.on)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Distances and angles stay the same when one vector is added to every sample."""
-        return False
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Single samples, or differences.
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """Distances, then angles, of each pair of representations.
 
         Raises:
             InvalidInput: there are so many differences that their angles fit no memory.
@@ -137,11 +134,9 @@ class RKD(DistillationLoss):
                 "compare with --comparison sampled"
             )
         parts = [(self.distance, rkd_distance), (self.angle, rkd_angle)]
-        return torch.stack(
-            [
-                weight * formula(flat(student), flat(teacher))
-                for student, teacher in self.outputs(signals)
-                for weight, formula in parts
-                if weight
-            ]
-        ).sum()
+        return [
+            weight * formula(flat(student), flat(teacher))
+            for student, teacher in self.outputs(signals)
+            for weight, formula in parts
+            if weight
+        ]

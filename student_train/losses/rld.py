@@ -31,7 +31,7 @@ def sample_confidence(student: Tensor, teacher: Tensor, labels: Tensor, temperat
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         temperature: above 0.
 
     Raises:
@@ -52,7 +52,7 @@ def masked_correlation(student: Tensor, teacher: Tensor, labels: Tensor, tempera
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         temperature: above 0.
 
     Raises:
@@ -81,7 +81,7 @@ def rld(
     Args:
         student: (B, K) logits.
         teacher: (B, K) logits.
-        labels: (B,) classes.
+        labels: (B,) int64 classes.
         alpha, beta: weights of the two.
         temperature: above 0.
         confidence_temperature: of `sample_confidence`; None for the same.
@@ -113,11 +113,15 @@ class RLD(DistillationLoss):
             own default is 1.
         warmup: epochs over which the weight grows linearly, in steps of an epoch; the released recipe has 20, 0 is
             none.
+
+    Checked:
+        ties, and a teacher that ranks the true class last.
     """
 
     name: ClassVar[str] = "rld"
     source: ClassVar[str] = "Sun et al. 2024, arXiv:2408.07703, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="logits", labels=True)
 
     def __init__(
         self,
@@ -134,11 +138,6 @@ class RLD(DistillationLoss):
             require_positive(confidence_temperature=confidence_temperature)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.confidence_temperature, self.warmup = confidence_temperature, warmup
-
-    @property
-    def needs(self) -> Needs:
-        """Logits, and the class of each sample."""
-        return Needs(outputs="logits", labels=True)
 
     def forward(self, signals: Signals) -> Tensor:
         """Single samples."""

@@ -18,7 +18,7 @@ from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import dkd
 from student_train.losses.kd import kd
-from student_train.losses.targets import require_epochs, warmed_up
+from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, require_positive, same_shape
 from student_train.needs import Needs
@@ -68,13 +68,13 @@ def sdd(
         teacher: (B, L, K) logits.
         labels: (B,) int64 classes.
         complementary: weight of the regions that are not consistent.
-        base: (N, K) student's logits, teacher's logits, (N,) labels -> batch mean of something that is 0 for equal
-            logits.
+        base: from (N, K) logits of both and (N,) labels to the batch mean of something that is 0 for equal logits.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there is not one class per sample.
     """
     student, teacher = same_shape(student, teacher, "local logits (samples, regions, classes)", 3)
+    require_classes(labels, teacher)
     right = teacher.argmax(dim=2) == labels[:, None]
     consistent = (right == right[:, :1]).flatten()[:, None]
     targets = labels.repeat_interleave(student.shape[1])
@@ -101,13 +101,24 @@ class SDD(DistillationLoss):
         scales: cells along each side, with + between, 1 first; the released code takes 1+2 for pairs of one family.
         complementary: weight of the regions that disagree with the whole image.
         warmup: epochs over which the weight grows linearly; the released code takes 20 with dkd; 0 for none.
+
+    Note:
+        each scale is pooled directly.
+
+    Recipe:
+        the paper's sum; it replaces KD.
+
+    Checked:
+        gradient reaches the student's own head, of which nothing is saved.
     """
 
     name: ClassVar[str] = "sdd"
     source: ClassVar[str] = "Luo 2024, arXiv:2403.13512, section 3"
-    # The paper's sum; it replaces KD.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
     pulls_to_teacher: ClassVar[bool] = True
+    needs = Needs(outputs="last", head=True, labels=True)
+    # Logits of the whole image are among those it matches.
+    constrains_logits = True
 
     weight: Tensor
     bias: Tensor
@@ -130,16 +141,6 @@ class SDD(DistillationLoss):
         self._sides = _read_scales(scales)
         # In a tuple, so that it is no part of this module: the student trains and saves it.
         self._student_head: tuple[nn.Linear, ...] = ()
-
-    @property
-    def needs(self) -> Needs:
-        """The map that is pooled, what reads it, and the class of every sample."""
-        return Needs(outputs="last", head=True, labels=True)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Those of the whole image are among them."""
-        return True
 
     def build(self, binding: Binding) -> None:
         """Keep what the teacher's last layer is, and take note of the student's own."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
-from student_train.losses.tensors import flat, pooled_to, raised, same_shape, smaller_size, unit
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import MAPS, flat, pooled_to, raised, same_shape, smaller_size, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -29,8 +30,8 @@ def semckd(projected: Sequence[Maps], targets: Sequence[Maps], weights: Tensor) 
     as in the released code.
 
     Args:
-        projected: [S][T], student layer i brought to teacher layer j, (B, C_j, H_ij, W_ij).
-        targets: [S][T], teacher layer j at the size that student layer i is compared in.
+        projected: (B, C_j, H_ij, W_ij) at [i][j]: student layer i of S, brought to teacher layer j of T.
+        targets: (B, C_j, H_ij, W_ij) at [i][j]: teacher layer j, at the size that student layer i is compared in.
         weights: (B, S, T), of the teacher layers for each sample and student layer; from `association`.
 
     Raises:
@@ -83,12 +84,18 @@ class SemCKD(DistillationLoss):
         layers: pairs, as in `Needs.outputs`; all student layers in them are matched with all teacher layers in them.
         batch: with how many samples of the batch each one is compared to find the association. The released code
             takes the batch size, 64, and can do no other; here missing ones count as zero, and further ones not at all.
+
+    Recipe:
+        the released scripts: -r 1 -a 1 -b 400, where -a weighs KD at temperature 4.
+
+    Checked:
+        similarities, association and errors by loops.
     """
 
     name: ClassVar[str] = "semckd"
     source: ClassVar[str] = "Chen et al. 2021 (SemCKD), arXiv:2012.03236, layer association and its loss"
-    # The released scripts: -r 1 -a 1 -b 400, where -a weighs KD at temperature 4.
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0, kd=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", batch: int = 64) -> None:
         super().__init__()
@@ -107,7 +114,6 @@ class SemCKD(DistillationLoss):
 
     def build(self, binding: Binding) -> None:
         """A query for each student layer, a key for each of the teacher's, a projection from each to each."""
-        binding.map_shapes("semckd", self.pairs)
         self.student_layers, self.teacher_layers = (
             list(dict.fromkeys(names)) for names in zip(*self.pairs, strict=True)
         )
@@ -166,8 +172,5 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
 
 def _errors(projected: Maps, targets: Maps) -> Tensor:
     """(B, T), mean squared error of each sample to each teacher layer."""
-    pairs = [
-        same_shape(ours, theirs, "maps (samples, channels, height, width)", 4)
-        for ours, theirs in zip(projected, targets, strict=True)
-    ]
+    pairs = [same_shape(ours, theirs, MAPS, 4) for ours, theirs in zip(projected, targets, strict=True)]
     return torch.stack([flat(ours - theirs).square().mean(dim=1) for ours, theirs in pairs], dim=1)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.relations import same_batch
-from student_train.losses.tensors import unit
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.tensors import same_batch, unit
 from student_train.signals import Signals
 
 
@@ -25,7 +23,7 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (N, ...), maps or vectors.
-        teacher: (N, ...), of any other shape.
+        teacher: (N, ...'), of any other shape.
 
     Raises:
         ValueError: the numbers of samples differ.
@@ -40,7 +38,7 @@ def _similarities(features: Tensor) -> Tensor:
     return unit(vectors @ vectors.mT)
 
 
-class SP(DistillationLoss):
+class SP(LayerwiseLoss):
     """Mean over i, j of (G_s - G_t)^2; G: dot products of the samples' flattened maps, rows of unit L2 norm.
 
     Args:
@@ -54,14 +52,9 @@ class SP(DistillationLoss):
     recipe: ClassVar[Recipe] = Recipe(weight=3000.0, ce=1.0)
 
     def __init__(self, layers: str = "layer3") -> None:
-        super().__init__()
+        super().__init__(layers)
         self.layers = layers
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
-        return torch.stack([similarity_preserving(*pair) for pair in self.outputs(signals)]).sum()
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of maps."""
+        return [similarity_preserving(*pair) for pair in self.outputs(signals)]

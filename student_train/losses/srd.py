@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.tensors import same_shape
-from student_train.needs import Needs
 from student_train.signals import Signals
 
 _FLOOR = 1e-5
@@ -58,43 +58,40 @@ def averaged(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.flatten(2).mean(dim=2)
 
 
-class SRD(DistillationLoss):
+class SRD(LayerwiseLoss):
     """log sum |BN(P s) - BN(t)|^alpha over samples and values; P: a learned linear projector, BN: batch norm.
 
     Args:
         on: which vectors, as in `Needs.outputs`; maps are averaged over positions.
         alpha: at least 1; the larger, the more the worst matches count.
+
+    Note:
+        1e-5 inside the logarithm, as in the authors' DeiT code.
+
+    Recipe:
+        the released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
     """
 
     name: ClassVar[str] = "srd"
     source: ClassVar[str] = "Miles and Mikolajczyk 2024 (SRD), arXiv:2303.11098, LogSum distance"
-    # The released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.
     recipe: ClassVar[Recipe] = Recipe(weight=2.0, ce=1.0, kd=1.0)
+    requires = (are_vectors_or_maps,)
+    # Batch norm takes the level out.
+    constrains_logits = False
 
     def __init__(self, on: str = "pooled", alpha: float = 4.0) -> None:
-        super().__init__()
+        super().__init__(on)
         if not alpha >= 1:
             raise ValueError(f"alpha must be at least 1, got {alpha}")
         self.on, self.alpha = on, alpha
         self.projectors = nn.ModuleList()
 
-    @property
-    def needs(self) -> Needs:
-        """The vectors."""
-        return Needs(outputs=self.on)
-
-    @property
-    def constrains_logits(self) -> bool:
-        """Never: batch norm takes the level out."""
-        return False
-
     def build(self, binding: Binding) -> None:
         """A projector for each pair, also where widths agree."""
-        for student, teacher in binding.feature_shapes("srd", self.pairs):
+        for student, teacher in binding.shapes(self.pairs):
             self.projectors.append(nn.Linear(student[0], teacher[0]))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the outputs."""
+    def summands(self, signals: Signals) -> list[Tensor]:
+        """One for each pair of vectors."""
         pairs = zip(self.projectors, self.outputs(signals), strict=True)
-        losses = [srd(project(averaged(ours)), averaged(theirs), self.alpha) for project, (ours, theirs) in pairs]
-        return torch.stack(losses).sum()
+        return [srd(project(averaged(ours)), averaged(theirs), self.alpha) for project, (ours, theirs) in pairs]

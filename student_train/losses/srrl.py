@@ -45,19 +45,24 @@ def srrl(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
 
 
 class SRRL(DistillationLoss):
-    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2 on pooled features; c: linear, batch norm, ReLU; W: teacher's."""
+    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2 on pooled features; c: linear, batch norm, ReLU; W: teacher's.
+
+    Note:
+        comparing W c(s) with W t is comparing with the stored logits, and holds for differences too.
+
+    Recipe:
+        the authors' script; the comparison in SimKD's repository has kd=1.
+
+    Checked:
+        equals the form with biases.
+    """
 
     name: ClassVar[str] = "srrl"
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
-    # The authors' script; the comparison in SimKD's repository has kd=1.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    needs = Needs(outputs="pooled", head=True)
 
     weight: Tensor
-
-    @property
-    def needs(self) -> Needs:
-        """Pooled features and the layer that reads them."""
-        return Needs(outputs="pooled", head=True)
 
     def build(self, binding: Binding) -> None:
         """The connector, started as the released code does."""

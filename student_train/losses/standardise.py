@@ -24,7 +24,7 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
         eps: added to the standard deviation.
 
     Returns:
-        The same shape, at least float32.
+        (..., K), at least float32.
     """
     (logits,) = raised(logits)
     centred = logits - logits.mean(dim=-1, keepdim=True)

@@ -14,7 +14,7 @@ def target_mask(labels: Tensor, logits: Tensor) -> Tensor:
     """(B, K) booleans, true at the class of each sample.
 
     Args:
-        labels: (B,) integers below K.
+        labels: (B,) int64, below K.
         logits: (B, K).
 
     Raises:

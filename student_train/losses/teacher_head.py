@@ -8,10 +8,10 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.tensors import raised
-from student_train.needs import Pair
+from student_train.needs import LayerPair
 
 
-def teacher_head(binding: Binding, loss: str, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def teacher_head(binding: Binding, loss: str, pairs: Sequence[LayerPair]) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of the teacher's last layer.
 
     Args:

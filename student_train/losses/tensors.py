@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# What losses are given, for messages.
+MAPS = "maps (samples, channels, height, width)"
+VECTORS = "vectors (samples, features)"
+
 
 def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
     """At least float32: half precision is raised, float64 is kept."""
@@ -35,6 +39,49 @@ def same_shape(student: Tensor, teacher: Tensor, what: str, dimensions: int | No
 def same_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, K) of both; see `same_shape`."""
     return same_shape(student, teacher, "logits (samples, classes)", 2)
+
+
+def same_batch(
+    student: Tensor, teacher: Tensor, what: str, dimensions: int | None = None, *, channels: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both raised, after checking that they are of as many samples.
+
+    Args:
+        what: what they are, for the message, as "maps (samples, channels, height, width)".
+        dimensions: how many each must have; None for at least two, not necessarily as many.
+        channels: whether the second dimension must match too.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    leading = 2 if channels else 1
+    fits = student.shape[:leading] == teacher.shape[:leading] and all(
+        tensor.dim() >= 2 if dimensions is None else tensor.dim() == dimensions for tensor in (student, teacher)
+    )
+    if not fits:
+        wanted = "number of samples and of channels" if channels else "number of samples"
+        raise ValueError(
+            f"the student's {what} are {tuple(student.shape)}, the stored ones of the teacher {tuple(teacher.shape)}; "
+            f"the {wanted} must be the same in both, and the dimensions must be as named"
+        )
+    student, teacher = raised(student, teacher)
+    return student, teacher
+
+
+def maps_of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, C, H, W) of one batch, see `same_batch`, brought to one size: `at_one_size`."""
+    return at_one_size(*same_batch(student, teacher, MAPS, 4))
+
+
+def log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logarithms of softened probabilities (B, K) of both, from `same_logits`.
+
+    Raises:
+        ValueError: the shapes differ or the temperature is not positive.
+    """
+    student, teacher = same_logits(student, teacher)
+    require_positive(temperature=temperature)
+    return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
 
 
 def require_positive(**values: float) -> None:
@@ -71,3 +118,9 @@ def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def smaller_size(one: Tensor, other: Tensor) -> tuple[int, int]:
     """The smaller height and the smaller width of two maps (B, C, H, W)."""
     return min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])
+
+
+def at_one_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, C, H, W), the larger average-pooled to the smaller's height and width; channels may differ."""
+    size = smaller_size(one, other)
+    return pooled_to(one, size), pooled_to(other, size)

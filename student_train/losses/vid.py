@@ -6,6 +6,7 @@ Source: Ahn et al. 2019, arXiv:1904.05835.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_train.binding import Binding
-from student_train.losses.attention import maps_of_one_size
-from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.tensors import raised, require_positive, same_shape
-from student_train.needs import Needs
+from student_train.losses.base import Recipe
+from student_train.losses.layerwise import LayerwiseLoss
+from student_train.losses.requirements import are_maps
+from student_train.losses.tensors import maps_of_one_size, raised, require_positive, same_shape
 from student_train.signals import Signals
 
 _EPS = 1e-5
@@ -47,47 +48,46 @@ def vid(predicted_mean: Tensor, log_scale: Tensor, target: Tensor, eps: float = 
     return 0.5 * ((predicted_mean - target).square() / variance + variance.log()).mean()
 
 
-class VID(DistillationLoss):
+class VID(LayerwiseLoss):
     """0.5 * mean of (m(s) - t)^2 / v + log v, summed over layers; m is learned, and a variance v per channel.
 
     Args:
         layers: which maps, as in `Needs.outputs`; the larger is average-pooled to the smaller.
         variance: what v starts at.
+
+    Note:
+        a stable softplus makes v.
+
+    Recipe:
+        kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
     """
 
     name: ClassVar[str] = "vid"
     source: ClassVar[str] = "Ahn et al. 2019, arXiv:1904.05835, the normal q(t | s) of feature maps"
-    # kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
+    requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", variance: float = 5.0) -> None:
-        super().__init__()
+        super().__init__(layers)
         if not variance > _EPS:
             raise ValueError(f"variance must be above {_EPS}, got {variance}")
         self.layers, self.variance = layers, variance
         self.regressors = nn.ModuleList()
         self.log_scales = nn.ParameterList()
 
-    @property
-    def needs(self) -> Needs:
-        """The maps."""
-        return Needs(outputs=self.layers)
-
     def build(self, binding: Binding) -> None:
         """A regressor and a variance for each pair of maps."""
         softplus = self.variance - _EPS
         log_scale = softplus + math.log(-math.expm1(-softplus))
-        for (channels, *_), (outputs, *_) in binding.map_shapes(self.name, self.pairs):
+        for (channels, *_), (outputs, *_) in binding.shapes(self.pairs):
             self.regressors.append(mean_regressor(channels, outputs))
             self.log_scales.append(nn.Parameter(torch.full((outputs,), log_scale)))
 
-    def forward(self, signals: Signals) -> Tensor:
-        """Sum over the layers."""
-        losses = []
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
+        """One for each pair of maps."""
         for learned, log_scale, pair in zip(self.regressors, self.log_scales, self.outputs(signals), strict=True):
             student, teacher = maps_of_one_size(*pair)
-            losses.append(vid(learned(student), log_scale, teacher))
-        return torch.stack(losses).sum()
+            yield vid(learned(student), log_scale, teacher)
 
 
 def mean_regressor(channels: int, outputs: int) -> nn.Sequential:

@@ -86,7 +86,7 @@ def test_attention_is_finite_at_the_edges(formula, case):
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_what_is_no_map_of_the_same_samples_is_refused(formula):
-    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\).*\(1, 3, 4, 4\).*same samples"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\).*\(1, 3, 4, 4\).*number of samples must be the same"):
         formula(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 3\)"):
         formula(torch.zeros(2, 3), torch.zeros(2, 3))

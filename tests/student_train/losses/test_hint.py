@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ground.errors import InvalidInput
 from student_train.comparison import GroupComparison
-from student_train.losses.hint import Hint, hint, resizing_convolution
+from student_train.losses.hint import Hint, hint
 from tests.student_train.losses.checks import (
     assert_finite,
     assert_gradient_is_right,
@@ -41,29 +40,6 @@ def test_hint_is_finite_at_the_edges(case):
 def test_hint_refuses_maps_of_other_shapes():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\).*\(2, 3, 2, 2\)"):
         hint(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2))
-
-
-@pytest.mark.parametrize(
-    ("size", "kind", "kernel", "stride", "padding"),
-    [
-        ((8, 6), nn.Conv2d, (1, 1), (1, 1), (0, 0)),
-        ((4, 3), nn.Conv2d, (3, 3), (2, 2), (1, 1)),
-        ((16, 12), nn.ConvTranspose2d, (4, 4), (2, 2), (1, 1)),
-        ((5, 5), nn.Conv2d, (4, 2), (1, 1), (0, 0)),
-        ((2, 2), nn.Conv2d, (7, 5), (1, 1), (0, 0)),
-        ((4, 6), nn.Conv2d, (5, 1), (1, 1), (0, 0)),
-    ],
-)
-def test_the_regressor_reaches_the_teachers_shape_as_in_the_benchmark(size, kind, kernel, stride, padding):
-    convolution = resizing_convolution((3, 8, 6), (6, *size))
-    assert convolution(torch.zeros(2, 3, 8, 6)).shape == (2, 6, *size)
-    assert type(convolution) is kind
-    assert (convolution.kernel_size, convolution.stride, convolution.padding) == (kernel, stride, padding)
-
-
-@pytest.mark.parametrize("size", [(32, 24), (9, 7), (16, 6), (8, 12), (4, 12), (16, 16)])
-def test_no_regressor_leads_to_other_sizes(size):
-    assert resizing_convolution((3, 8, 6), (6, *size)) is None
 
 
 @pytest.mark.parametrize("relu", [True, False])
