@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ground.durable import fsync_path
 from ground.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
+from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
-from storage.store import FORMATS, LEDGER_FILE, Store, own_ledger, runs_of
+from storage.store import LEDGER_FILE, Store, own_ledger, runs_of
 from teacher_cache.plan import open_ledger_of
 
 _CELLS_AT_ONCE = 256

@@ -19,12 +19,13 @@ from models import create_model
 from models.compute import Compute
 from storage.database import shown_url
 from storage.digest import input_digests
+from storage.formats import FORMATS
 from storage.ledger import Ledger, check_budget, ledger_exists
 from storage.ledger_records import RecordedCall
 from storage.locks import is_held
 from storage.manifest import FILE_NAME, MAX_VIEWS, DatasetIdentity, Identity, require_same
 from storage.schema import OutputSpec, split_rows
-from storage.store import BUILD_LOCK, FORMATS, LEDGER_FILE, Store, array_specs, own_ledger
+from storage.store import BUILD_LOCK, LEDGER_FILE, Store, array_specs, own_ledger
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.lease import this_host
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike

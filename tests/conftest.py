@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.running import COMMANDS, run_command
+
+__all__ = ["COMMANDS", "run_command"]
 
 # Test workers run side by side; several threads in each would only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,24 +20,6 @@ torch.set_num_threads(1)
 # How long a case takes says nothing on a shared machine.
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
-
-COMMANDS = Path(sys.executable).parent
-
-
-def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    """Run an installed command as a user does, and capture what it prints."""
-    name, *rest = (str(argument) for argument in arguments)
-    # As wide as a message needs, so that nothing is wrapped where a test looks.
-    environment = os.environ | {"COLUMNS": "400"} | options.pop("env", {})
-    return subprocess.run(
-        [COMMANDS / name, *rest],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-        **options,
-    )
 
 
 @pytest.fixture(scope="session")

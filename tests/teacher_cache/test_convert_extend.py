@@ -97,7 +97,7 @@ def test_an_extension_adds_maps_and_leaves_what_was_there(tmp_path, weights, for
             identity.teacher.normalisation.apply(apply_views(images, views[:, 1], identity.geometry))
         )
     np.testing.assert_allclose(after[output_array("layer1")][:, 1], said.features["layer1"], rtol=2e-3, atol=2e-3)
-    assert sorted(path.name for path in folder.glob("data*")) == ["data-1" + store.arrays.suffix]
+    assert sorted(path.name for path in folder.glob("data*")) == ["data-1" + store.arrays.path.suffix]
     # It is now the store that a build with all these features would have made.
     asked = config_of(folder, weights, array_format, features="layer1,layer3,pooled", views=2, n=30)
     assert build(plan_build(asked)).new_calls == 0

@@ -23,7 +23,8 @@ from storage.ledger_tables import calls, entries
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
-from teacher_cache.commands.ledger import export, open_ledger
+from teacher_cache.commands.ledger.export import export
+from teacher_cache.commands.ledger.options import open_ledger
 from teacher_cache.convert import convert
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import BuildConfig, plan_build
