@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A worker a core. Each begins with a run of neighbouring tests, so that modules' fixtures are made once, and takes from
+# the others' when it has none left.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help install demo test test-slow test-all lint check bench torture clean
 .DEFAULT_GOAL := help
@@ -10,10 +13,11 @@ INSTALLED := $(VENV)/.installed
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
+# Python compiles what is imported, when it is; pip would take half a minute to compile everything.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 install: $(INSTALLED)  ## make .venv with the tested versions of everything
@@ -22,13 +26,14 @@ demo: $(INSTALLED)  ## both stages on scikit-learn's handwritten digits, no down
 	$(BIN)/ckd-pipeline demo --out demo
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(PYTEST) -m 'not slow'
+	$(if $(filter check,$(MAKECMDGOALS)),,@echo 'Before a commit: make check, which is lint and these tests.')
 
 test-slow: $(INSTALLED)  ## the slow tests
-	$(BIN)/python -m pytest -n auto -m slow
+	$(PYTEST) -m slow
 
 test-all: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 lint: $(INSTALLED)  ## format, lint, types, imports
 	$(BIN)/ruff format --check .

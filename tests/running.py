@@ -6,12 +6,16 @@ What it changes in the process is put back, and what it does not catch is a trac
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
@@ -22,6 +26,7 @@ import torch
 from click.testing import CliRunner
 
 COMMANDS = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 # As wide as a message needs, so that nothing is wrapped where a test looks.
 _WIDE = {"COLUMNS": "400"}
 
@@ -104,3 +109,35 @@ def _forget(folder: Path, modules: set[str]) -> None:
         file = getattr(sys.modules[name], "__file__", None)
         if file is not None and Path(file).is_relative_to(folder):
             del sys.modules[name]
+
+
+def run_program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a module of the tests as a program in a process of its own, forked from one that has torch imported."""
+    words, parent = [str(argument) for argument in arguments], _forking_process()
+    with tempfile.TemporaryDirectory() as folder:
+        said = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
+        parent.stdin.write(json.dumps({"module": module, "arguments": words, **said}) + "\n")
+        parent.stdin.flush()
+        code = int(parent.stdout.readline())
+        return subprocess.CompletedProcess([module, *words], code, *(Path(file).read_text() for file in said.values()))
+
+
+@functools.cache
+def _forking_process() -> subprocess.Popen[str]:
+    """See `forking`; one for all tests of this process, at whose end it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.forking"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+    atexit.register(end)
+    return process

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -32,7 +30,7 @@ from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildConfig, plan_build
 from teacher_cache.teacher import choose_outputs
 from tests.teacher_cache.crash_build import STEPS, config
-from tests.teacher_cache.damage import config_of
+from tests.teacher_cache.damage import config_of, crashed_build
 
 
 def problems(folder) -> list[str]:
@@ -205,8 +203,7 @@ def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weight
 
 def test_a_dry_run_after_a_crash_counts_what_was_lost(tmp_path, weights):
     folder = tmp_path / "store"
-    crash = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
-    subprocess.run(crash, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "call")
     plan = plan_build(config(folder, weights, "zarr"))
     assert plan.needed_calls == build(plan).new_calls
 
@@ -331,12 +328,7 @@ def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_path, weights, array_format, step):
     folder = tmp_path / "store"
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, array_format, step],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = crashed_build(folder, weights, array_format, step)
     assert child.returncode == -signal.SIGKILL, child.stderr
     made = sum(int(line) for line in (folder.parent / "store.forwards").read_text().split())
     after_kill = summary(folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import plan_build
 from teacher_cache.teacher import Teacher
 from tests.teacher_cache.crash_build import config as crash_config
-from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
+from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, crashed_build, problems, totals
 
 
 @pytest.mark.parametrize(("array_format", "other"), [("zarr", "hdf5"), ("hdf5", "zarr"), ("zarr", "zarr")])
@@ -64,8 +62,7 @@ def test_converting_refuses_what_is_damaged_unsettled_or_in_the_way(tmp_path, we
         convert(folder, "hdf5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     crashed = tmp_path / "crashed"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", crashed, weights, "zarr", "write"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(crashed, weights, "zarr", "write")
     with pytest.raises(StoreIncomplete, match="calls of .* are not settled"):
         convert(crashed, "hdf5", tmp_path / "out")
 
@@ -159,8 +156,7 @@ def test_an_extension_costs_what_it_says_and_refuses_what_it_must(tmp_path, weig
 
 def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights):
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "call")
     with pytest.raises(StoreIncomplete, match="finish it with: ckd-cache build"):
         plan_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu"))
 
@@ -169,8 +165,7 @@ def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights
 @pytest.mark.parametrize("step", ["reserve", "write", "commit"])
 def test_a_killed_extension_leaves_the_old_store_and_goes_on(tmp_path, weights, step):
     folder = build_store(tmp_path / "store", weights, n=96, features="layer1")
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "extend", step]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    child = crashed_build(folder, weights, "extend", step)
     assert child.returncode == -signal.SIGKILL, child.stderr
     made = sum(int(line) for line in (tmp_path / "store.forwards").read_text().split())
     old = Store.open(folder)
@@ -243,8 +238,7 @@ def test_a_store_that_is_no_longer_where_it_was_built_can_be_extended(tmp_path, 
 
 def test_an_extension_settles_what_a_build_left_first(tmp_path, weights):
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "commit"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "commit")
     asked = crash_config(folder, weights, "zarr", n=32)
     assert build(plan_build(asked)).rows_valid == 32
     Store.open(folder)
