@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A worker a core. Each begins with a run of neighbouring tests, so that modules' fixtures are made once, and takes from
+# the others' when it has none left.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help install demo test test-slow test-all lint check docs bench torture clean
 .DEFAULT_GOAL := help
@@ -22,13 +25,14 @@ demo: $(INSTALLED)  ## both stages on scikit-learn's handwritten digits, no down
 	$(BIN)/ckd-pipeline demo --out demo
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(PYTEST) -m 'not slow'
+	$(if $(filter check,$(MAKECMDGOALS)),,@echo 'Before a commit: make check, which is lint and these tests.')
 
 test-slow: $(INSTALLED)  ## the slow tests
-	$(BIN)/python -m pytest -n auto -m slow
+	$(PYTEST) -m slow
 
 test-all: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 lint: $(INSTALLED)  ## format, lint, types, imports
 	$(BIN)/ruff format --check .

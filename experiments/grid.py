@@ -16,8 +16,8 @@ from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
 from models import canonical_name, network_shape
+from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
-from storage.store import FORMATS
 from student_train.data import STUDENT_VIEWS
 from student_train.methods import Method, parse_losses, parse_method
 from student_train.protocol import ProtocolConfig

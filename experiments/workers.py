@@ -36,6 +36,13 @@ from student_train.trainer import Trainer
 
 LOG = "train.log"
 _POLL_SECONDS = 0.2
+_JOBS_ON_A_GPU = 4
+
+
+def default_jobs(device: str) -> int:
+    """A core for each student on a CPU; a few students share a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _JOBS_ON_A_GPU) if Compute.choose(device).device.type != "cpu" else cores
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -41,7 +43,52 @@ _SECONDS_BETWEEN_LINES = 10.0
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
-class CommandGroup(click.Group):
+@dataclass(frozen=True, slots=True)
+class CommandAt:
+    """Where a command is, so that it is imported when it is used.
+
+    Args:
+        home: module and attribute, "module:attribute".
+        help: the first paragraph of its help, for the list of commands.
+    """
+
+    home: str
+    help: str
+
+    def load(self) -> click.Command:
+        """The command itself."""
+        module, _, name = self.home.partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command), self.home
+        return command
+
+
+class LazyGroup(click.Group):
+    """A command group that imports a command only when it is run, or its help is asked for.
+
+    Args:
+        lazy: name -> where it is; commands can be added as to any group besides.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, CommandAt] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy or {})
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of all commands, sorted."""
+        return sorted({*self.lazy, *self.commands})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of a name, imported."""
+        return self.lazy[name].load() if name in self.lazy else super().get_command(context, name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table."""
+        listed = {name: click.Command(name, help=command.help) for name, command in self.lazy.items()}
+        click.Group(commands={**self.commands, **listed}).format_commands(context, formatter)
+
+
+class CommandGroup(LazyGroup):
     """A command group whose subcommands report a user's errors in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,11 +1,21 @@
-"""The network zoo that both stages share: teachers and students are the same kind of thing."""
+"""The network zoo that both stages share: teachers and students are the same kind of thing.
+
+What needs torch is loaded when it is first asked for: a command that only reads names does without the two seconds
+that torch takes.
+"""
 
 from __future__ import annotations
 
-from models.checkpoint import Weights, load_weights, read_weights, save_weights, weights_digest
-from models.network import Network
-from models.registry import NetworkShape, canonical_name, create_model, model_names, network_shape
-from models.representation import Representation
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from models.names import canonical_name, model_names
+
+if TYPE_CHECKING:
+    from models.checkpoint import Weights, load_weights, read_weights, save_weights, weights_digest
+    from models.network import Network
+    from models.registry import NetworkShape, create_model, network_shape
+    from models.representation import Representation
 
 __all__ = [
     "Network",
@@ -21,3 +31,17 @@ __all__ = [
     "save_weights",
     "weights_digest",
 ]
+
+_NEED_TORCH = {
+    "checkpoint": ("Weights", "load_weights", "read_weights", "save_weights", "weights_digest"),
+    "network": ("Network",),
+    "registry": ("NetworkShape", "create_model", "network_shape"),
+    "representation": ("Representation",),
+}
+_HOMES = {name: module for module, names in _NEED_TORCH.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

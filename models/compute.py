@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput
-
-PRECISIONS = ("fp32", "bf16")
+from models.names import PRECISIONS as PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,6 @@ class ArrayFile(ABC):
         specs: the arrays that must be there; anything else in the file is ignored.
     """
 
-    format: str
-    suffix: str
-
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         self.path = path
         self.specs: Mapping[str, ArraySpec] = {spec.name: spec for spec in specs}

@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from ground.geometry import ViewGeometry
-from ground.views import apply_views
 from storage.schema import DIGEST_BYTES, OutputSpec
 
 _BLOCK = 256
@@ -25,6 +23,12 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
     Returns:
         n lists of V digests.
     """
+    # Only here are views cut. Who opens a store, or computes digests of outputs, does without torch, which takes two
+    # seconds to load.
+    import torch
+
+    from ground.views import apply_views
+
     header = repr((geometry.crop_size, geometry.crop_size, 3)).encode()
     digests = []
     for first in range(0, len(images), _BLOCK):

@@ -24,9 +24,6 @@ from storage.schema import ArraySpec
 class Hdf5Arrays(ArrayFile):
     """An HDF5 file."""
 
-    format = "hdf5"
-    suffix = ".h5"
-
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         super().__init__(path, specs)
         self._chunks: dict[str, list[int]] = {}

@@ -21,9 +21,8 @@ import numpy as np
 
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
-from storage.arrays import ArrayFile
 from storage.digest import output_digests
-from storage.hdf5_arrays import Hdf5Arrays
+from storage.formats import FORMATS
 from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
@@ -39,12 +38,10 @@ from storage.schema import (
     parameter_arrays,
     sample_arrays,
 )
-from storage.zarr_arrays import ZarrArrays
 
 if TYPE_CHECKING:
     from storage.ledger import Ledger
 
-FORMATS: dict[str, type[ArrayFile]] = {kind.format: kind for kind in (ZarrArrays, Hdf5Arrays)}
 LEDGER_FILE = "ledger.sqlite"
 BUILD_LOCK = "build.lock"
 CELL_LOCK = "cells.lock"
@@ -69,11 +66,13 @@ class Store:
             raise StoreUnreadable(f"{folder} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
         kind = FORMATS[manifest.array_format]
         if Path(manifest.arrays).suffix != kind.suffix:
-            raise StoreUnreadable(f"{folder} holds {manifest.arrays}, which is no name of {kind.format} arrays")
+            raise StoreUnreadable(
+                f"{folder} holds {manifest.arrays}, which is no name of {manifest.array_format} arrays"
+            )
         self.folder = folder
         self.manifest = manifest
         self.file_name = file_name
-        self.arrays = kind(folder / manifest.arrays, array_specs(manifest.identity))
+        self.arrays = kind.load()(folder / manifest.arrays, array_specs(manifest.identity))
         for name, spec in self.arrays.specs.items():
             if self.arrays.num_rows(name) < manifest.rows[spec.split]:
                 raise self.arrays.unreadable(
@@ -137,7 +136,7 @@ class Store:
     ) -> Store:
         """Make the arrays that a manifest describes, durably; `save` is what makes them a store."""
         kind, specs = FORMATS[manifest.array_format], array_specs(manifest.identity)
-        kind.create(folder / manifest.arrays, specs, manifest.rows)
+        kind.load().create(folder / manifest.arrays, specs, manifest.rows)
         store = cls(folder, manifest, file_name)
         for name, values in samples.items():
             store.arrays.write(name, 0, values)

@@ -1,12 +1,12 @@
 """Arrays as a Zarr v3 folder: a file a chunk, plain bytes.
 
-The Zarr library makes and checks the metadata. A chunk file is the chunk's values in order, so rows are read and
-written by position. Every chunk is made, at its full size, with the array: a missing one was lost, not skipped.
+The Zarr library makes the metadata (`storage.zarr_library`, loaded when arrays are made or grown). A chunk file is the
+chunk's values in order, so rows are read and written by position. Every chunk is made, at its full size, with the
+array: a missing one was lost, not skipped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -15,11 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import zarr
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
-
-from ground.durable import allocate, fsync_path, reporting_full_disk, write_bytes
+from ground.durable import allocate, fsync_path, reporting_full_disk
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
 from storage.schema import ArraySpec
@@ -28,21 +24,8 @@ _MAX_METADATA_BYTES = 1 << 20
 _NUM_THREADS = 8
 
 
-class DurableStore(LocalStore):
-    """A local Zarr store whose files are on the disk when a write returns; Zarr renames them, but does not fsync."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Replace one file, atomically and durably."""
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(write_bytes, path, value.to_bytes())
-
-
 class ZarrArrays(ArrayFile):
     """A Zarr folder; arrays are checked when first used."""
-
-    format = "zarr"
-    suffix = ".zarr"
 
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         super().__init__(path, specs)
@@ -55,8 +38,7 @@ class ZarrArrays(ArrayFile):
         """See `ArrayFile.create`."""
         shutil.rmtree(path, ignore_errors=True)
         with reporting_full_disk(path):
-            group = zarr.create_group(DurableStore(path), zarr_format=3)
-            _make_arrays(group, path, specs, rows)
+            _make_arrays(path, specs, rows)
 
     def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.add`."""
@@ -65,19 +47,19 @@ class ZarrArrays(ArrayFile):
                 if any(part.is_symlink() for part in self._parts(spec.name)):
                     raise self.unreadable(spec.name, "it is a link to another place")
                 shutil.rmtree(self.path / spec.name, ignore_errors=True)
-            group = zarr.open_group(DurableStore(self.path), mode="r+", zarr_format=3)
-            _make_arrays(group, self.path, specs, rows)
+            _make_arrays(self.path, specs, rows)
         self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
 
     def grow(self, rows: Mapping[str, int]) -> None:
         """See `ArrayFile.grow`."""
+        from storage import zarr_library  # as in `_make_arrays`
+
         with reporting_full_disk(self.path):
             for name, spec in self.specs.items():
                 if self.num_rows(name) < rows[spec.split]:
                     # Chunks first: an array must not claim rows that have no room.
                     _make_chunks(self.path, spec, rows[spec.split])
-                    array = zarr.open_array(DurableStore(self.path / name), mode="r+", zarr_format=3)
-                    array.resize((rows[spec.split], *spec.row_shape))
+                    zarr_library.resize(self.path / name, spec, rows[spec.split])
                     self._rows[name] = rows[spec.split]
 
     def num_rows(self, name: str) -> int:
@@ -161,19 +143,12 @@ def _is_short(file: Path, spec: ArraySpec) -> bool:
     return not os.path.lexists(file) or file.lstat().st_size < spec.chunk_rows * spec.row_bytes
 
 
-def _make_arrays(group: zarr.Group, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+def _make_arrays(path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    # Only laying out needs the library, which takes a third of a second to load.
+    from storage import zarr_library
+
+    zarr_library.create_arrays(path, specs, rows)
     for spec in specs:
-        group.create_array(
-            spec.name,
-            shape=(rows[spec.split], *spec.row_shape),
-            chunks=(spec.chunk_rows, *spec.row_shape),
-            dtype=spec.dtype,
-            compressors=None,
-            filters=None,
-            fill_value=0,
-            # One flat folder an array: one folder to fsync.
-            chunk_key_encoding={"name": "default", "separator": "."},
-        )
         _make_chunks(path, spec, rows[spec.split])
     for folder in {file.parent.parent for file in path.rglob("zarr.json")}:
         fsync_path(folder)

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import click
 
-from ground.terminal import CommandGroup
-from teacher_cache.commands.build import build
-from teacher_cache.commands.convert import convert
-from teacher_cache.commands.extend import extend
-from teacher_cache.commands.info import info
-from teacher_cache.commands.ledger import ledger
-from teacher_cache.commands.repair import repair
-from teacher_cache.commands.train_teacher import train_teacher
-from teacher_cache.commands.upgrade import upgrade
-from teacher_cache.commands.verify import verify
+from ground.terminal import CommandAt, CommandGroup
+
+_COMMANDS = {
+    "train-teacher": CommandAt(
+        "teacher_cache.commands.train_teacher:train_teacher",
+        "Train a teacher on a data set's labels; an interrupted training goes on where it stopped.",
+    ),
+    "build": CommandAt(
+        "teacher_cache.commands.build:build", "Run the teacher once over a sample of images and keep what it says."
+    ),
+    "info": CommandAt(
+        "teacher_cache.commands.info:info", "Say what a store holds and how good its teacher is on its own views."
+    ),
+    "verify": CommandAt(
+        "teacher_cache.commands.verify:verify",
+        "Check every row, the manifest and the ledger against each other; nothing is changed.",
+    ),
+    "repair": CommandAt(
+        "teacher_cache.commands.repair:repair",
+        "Show what is damaged in a store and can be put right, then do it.",
+    ),
+    "convert": CommandAt(
+        "teacher_cache.commands.convert:convert",
+        "Copy a store into another format, with its identity and its history; no call is made.",
+    ),
+    "extend": CommandAt(
+        "teacher_cache.commands.extend:extend",
+        "Add feature maps to a whole store, by calling its teacher again on every view.",
+    ),
+    "upgrade": CommandAt(
+        "teacher_cache.commands.upgrade:upgrade",
+        "Bring a store of an older format up to the current one, in place; no call is made.",
+    ),
+    "ledger": CommandAt(
+        "teacher_cache.commands.ledger:ledger", "Show, export and check the record of every teacher call."
+    ),
+}
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=CommandGroup, lazy=_COMMANDS)
 @click.version_option(package_name="teacher-cache")
 def main() -> None:
     """Spend a teacher's calls once and keep everything it said.
@@ -27,7 +54,3 @@ def main() -> None:
 
     Exit status: 0 done, 1 a check failed, 2 bad usage or bad input, 3 refused by budget, 130 interrupted.
     """
-
-
-for command in (train_teacher, build, info, verify, repair, convert, extend, upgrade, ledger):
-    main.add_command(command)

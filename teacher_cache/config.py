@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
+from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
-from storage.store import FORMATS
 
 FEATURE_DTYPES = ("float16", "float32")
 

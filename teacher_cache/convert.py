@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ground.durable import fsync_path
 from ground.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
+from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
-from storage.store import FORMATS, LEDGER_FILE, Store, runs_of
+from storage.store import LEDGER_FILE, Store, runs_of
 from storage.store_ledger import open_ledger_of, own_ledger
 
 _CELLS_AT_ONCE = 256

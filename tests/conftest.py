@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.running import COMMANDS, run_command
+
+__all__ = ["COMMANDS", "run_command"]
 
 # Test workers run side by side; several threads in each would only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,53 +24,60 @@ torch.set_num_threads(1)
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
 
-COMMANDS = Path(sys.executable).parent
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder by its name, that the first test worker to ask for it fills; treat it as read-only."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    """Run an installed command as a user does, and capture what it prints."""
-    name, *rest = (str(argument) for argument in arguments)
-    # As wide as a message needs, so that nothing is wrapped where a test looks.
-    environment = os.environ | {"COLUMNS": "400"} | options.pop("env", {})
-    return subprocess.run(
-        [COMMANDS / name, *rest],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-        **options,
-    )
+    def folder_of(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = shared / name, shared / f"{name}.filled"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
+def weights(made_once) -> Path:
     """A teacher for the digits that was never trained: what it says does not matter here."""
     from models import create_model, save_weights
 
-    path = tmp_path_factory.mktemp("teacher") / "resnet8.safetensors"
-    save_weights(create_model("resnet8", num_classes=10, seed=0), path, {})
-    return path
+    def fill(folder: Path) -> None:
+        save_weights(create_model("resnet8", num_classes=10, seed=0), folder / "resnet8.safetensors", {})
+
+    return made_once("teacher", fill) / "resnet8.safetensors"
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory, weights) -> dict[str, Path]:
+def stores(made_once, weights) -> dict[str, Path]:
     """A whole store of 96 rows with all features in each format; treat them as read-only."""
     from teacher_cache.build import build
     from teacher_cache.config import BuildConfig
     from teacher_cache.prepare import prepare_build
 
-    folder, settings = tmp_path_factory.mktemp("stores"), {"dataset": "digits", "n": 96, "features": "all"}
-    for array_format in ("zarr", "hdf5"):
-        config = BuildConfig(
-            teacher="resnet8",
-            weights=weights,
-            array_format=array_format,
-            store=folder / array_format,
-            device="cpu",
-            **settings,
-        )
-        build(*prepare_build(config))
+    def fill(folder: Path) -> None:
+        for array_format in ("zarr", "hdf5"):
+            config = BuildConfig(
+                teacher="resnet8",
+                weights=weights,
+                array_format=array_format,
+                store=folder / array_format,
+                device="cpu",
+                dataset="digits",
+                n=96,
+                features="all",
+            )
+            build(*prepare_build(config))
+
+    folder = made_once("stores", fill)
     return {array_format: folder / array_format for array_format in ("zarr", "hdf5")}
 
 

@@ -132,7 +132,7 @@ def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))
 
-    full = build(*arguments, preexec_fn=limit_files)
+    full = build(*arguments, spawn=True, preexec_fn=limit_files)
     assert full.returncode == 2, full.stderr
     assert "no room left to write" in full.stderr
     assert "Traceback" not in full.stderr
@@ -153,7 +153,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_pat
         # Above any chunk's size, below that of the ledger's write-ahead log.
         resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 
-    full = build(*arguments, preexec_fn=limit_files)
+    full = build(*arguments, spawn=True, preexec_fn=limit_files)
     assert full.returncode == 2, full.stdout + full.stderr
     assert "Traceback" not in full.stderr
     assert "no room left to write" in full.stderr
@@ -384,13 +384,15 @@ def test_a_corrupt_ledger_is_a_sentence(built_store, tmp_path):
 
 def test_the_installed_commands_have_help_with_their_exit_codes():
     for name in ("ckd-cache", "ckd-train", "ckd-pipeline"):
-        result = run_command(name, "--help")
+        result = run_command(name, "--help", spawn=True)
         assert result.returncode == 0
         assert "Exit status:" in result.stdout
 
 
 def subcommands(group: click.Group, path: tuple[str, ...] = ()):
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from subcommands(command, (*path, name))

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-import pipeline
+from experiments.demo import DemoConfig, demo
 from models.compute import Compute
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE, Store
@@ -15,12 +15,12 @@ from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 
 CPU = Compute(torch.device("cpu"), "fp32")
-SMALL = pipeline.DemoConfig(teacher="resnet8", teacher_epochs=1, sizes=(40, 80), steps=2)
+SMALL = DemoConfig(teacher="resnet8", teacher_epochs=1, sizes=(40, 80), steps=2)
 
 
 def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
     out = tmp_path / "demo"
-    results = pipeline.demo(out, SMALL, CPU)
+    results = demo(out, SMALL, CPU)
     expected = [(method, n) for n in (40, 80) for method in ("vanilla", "kd", "ckd")]
     assert [(result["method"], result["n"]) for result in results] == expected
     assert [result["teacher_calls"] for result in results] == [0, 40, 40, 0, 80, 80]
@@ -34,7 +34,7 @@ def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
         raise AssertionError("the teacher was called again")
 
     monkeypatch.setattr(ZooTeacher, "call", forbidden)
-    assert pipeline.demo(out, SMALL, CPU) == results
+    assert demo(out, SMALL, CPU) == results
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from models.compute import PRECISIONS
+from models.names import PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

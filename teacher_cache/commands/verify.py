@@ -15,7 +15,7 @@ from storage.ledger_check import ledger_problems
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.verify import store_problems
-from teacher_cache.commands.ledger import open_ledger
+from teacher_cache.commands.ledger.options import open_ledger
 from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
 
 

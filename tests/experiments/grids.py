@@ -31,7 +31,8 @@ def write(path: Path, document: dict[str, Any]) -> Path:
 
 
 def run(grid: Path, out: Path, *options: object):
-    return run_command("ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *options)
+    """One student at a time, unless the options say more: a worker is a process that takes seconds to start."""
+    return run_command("ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", "--jobs", 1, *options)
 
 
 def results(out: Path) -> pd.DataFrame:

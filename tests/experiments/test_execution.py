@@ -18,15 +18,17 @@ from tests.experiments.grids import lasting, results, run, small, write
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, weights) -> tuple[Path, Path]:
+def finished(made_once, weights) -> tuple[Path, Path]:
     """A grid and the folder of its runs, with calls on test images; treat the folder as read-only."""
-    folder = tmp_path_factory.mktemp("finished")
-    grid = write(folder / "grid.yaml", small(weights, methods=["vanilla", "kd", "ckd"], test_images=8))
-    out = folder / "out"
-    done = run(grid, out, "--jobs", 2)
-    assert done.returncode == 0, done.stderr
-    assert "6 runs, 0 found finished, 6 trained, 0 failed; 56 new teacher calls" in done.stdout
-    return grid, out
+
+    def fill(folder: Path) -> None:
+        grid = write(folder / "grid.yaml", small(weights, methods=["vanilla", "kd", "ckd"], test_images=8))
+        done = run(grid, folder / "out", "--jobs", 2)
+        assert done.returncode == 0, done.stderr
+        assert "6 runs, 0 found finished, 6 trained, 0 failed; 56 new teacher calls" in done.stdout
+
+    folder = made_once("finished", fill)
+    return folder / "grid.yaml", folder / "out"
 
 
 def spent(store: Path) -> int:
@@ -54,8 +56,10 @@ def test_calls_on_test_images_describe_every_student(finished):
         assert 0 <= described["correlation_difference"] <= 2
 
 
-def test_the_same_grid_again_does_nothing(finished):
-    grid, out = finished
+def test_the_same_grid_again_does_nothing(finished, tmp_path):
+    grid, done = finished
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", done, out], check=True)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("run.json")}
     again = run(grid, out)
     assert again.returncode == 0, again.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
+from tests.running import run_program
 
 
 def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes) -> BuildConfig:
@@ -19,6 +21,11 @@ def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes)
     return BuildConfig(
         teacher="resnet8", weights=weights, array_format=array_format, store=store, **(settings | changes)
     )
+
+
+def crashed_build(store: Path, weights: Path, kind: str, step: str) -> subprocess.CompletedProcess[str]:
+    """A build, in a process of its own, that kills itself at a step of its second batch; see `crash_build`."""
+    return run_program("tests.teacher_cache.crash_build", store, weights, kind, step)
 
 
 def build_store(store: Path, weights: Path, array_format: str = "zarr", **changes) -> Path:

@@ -25,7 +25,9 @@ import torch
 
 from ground.errors import CKDError
 from storage import database
+from storage import ledger as ledger_module
 from storage.ledger import Ledger
+from storage.ledger_chain import Seal
 from storage.store import Store
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
@@ -82,17 +84,18 @@ class Job:
         )
 
 
-# Where a builder can be stopped: (owner, method, before it or after it). In `write` and `commit` it holds the locks of
+# Where a builder can be stopped: (owner, function, before it or after it). `begin` is in front of the ledger's first
+# entry. In `write` and `commit` it holds the locks of
 # the cells it is writing; in `transaction` the ledger's.
 STOPS = {
     "open": (Ledger, "__init__", "before"),
-    "begin": (Ledger, "_begin", "before"),
+    "begin": (Seal, "hash", "before"),
     "known": (Ledger, "known_calls", "after"),
     "call": (ZooTeacher, "call", "before"),
     "answer": (ZooTeacher, "call", "after"),
     "write": (Store, "write_outputs", "before"),
     "commit": (Ledger, "commit", "before"),
-    "transaction": (Ledger, "_charge", "after"),
+    "transaction": (ledger_module, "reserved_rows_digest", "after"),
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -37,7 +35,7 @@ from teacher_cache.outputs import choose_outputs
 from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import untrained_teacher
 from tests.teacher_cache.crash_build import STEPS, config
-from tests.teacher_cache.damage import config_of
+from tests.teacher_cache.damage import config_of, crashed_build
 
 
 def problems(folder) -> list[str]:
@@ -212,8 +210,7 @@ def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weight
 
 def test_a_dry_run_after_a_crash_counts_what_was_lost(tmp_path, weights):
     folder = tmp_path / "store"
-    crash = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
-    subprocess.run(crash, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "call")
     prepared = prepare_build(config(folder, weights, "zarr"))
     assert prepared.plan.needed_calls == build(*prepared).new_calls
 
@@ -338,12 +335,7 @@ def test_the_recorded_budget_holds_for_later_builds(tmp_path, weights, forwards)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_build_resumes_without_paying_twice_or_counting_too_little(tmp_path, weights, array_format, step):
     folder = tmp_path / "store"
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, array_format, step],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = crashed_build(folder, weights, array_format, step)
     assert child.returncode == -signal.SIGKILL, child.stderr
     made = sum(int(line) for line in (folder.parent / "store.forwards").read_text().split())
     after_kill = summary(folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +29,7 @@ from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
 from tests.teacher_cache.crash_build import config as crash_config
-from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
+from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, crashed_build, problems, totals
 
 
 @pytest.mark.parametrize(("array_format", "other"), [("zarr", "hdf5"), ("hdf5", "zarr"), ("zarr", "zarr")])
@@ -66,8 +64,7 @@ def test_converting_refuses_what_is_damaged_unsettled_or_in_the_way(tmp_path, we
         convert(folder, "hdf5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     crashed = tmp_path / "crashed"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", crashed, weights, "zarr", "write"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(crashed, weights, "zarr", "write")
     with pytest.raises(StoreIncomplete, match="calls of .* are not settled"):
         convert(crashed, "hdf5", tmp_path / "out")
 
@@ -99,7 +96,7 @@ def test_an_extension_adds_maps_and_leaves_what_was_there(tmp_path, weights, for
             identity.teacher.normalisation.apply(apply_views(images, views[:, 1], identity.geometry))
         )
     np.testing.assert_allclose(after[output_array("layer1")][:, 1], said.features["layer1"], rtol=2e-3, atol=2e-3)
-    assert sorted(path.name for path in folder.glob("data*")) == ["data-1" + store.arrays.suffix]
+    assert sorted(path.name for path in folder.glob("data*")) == ["data-1" + store.arrays.path.suffix]
     # It is now the store that a build with all these features would have made.
     asked = config_of(folder, weights, array_format, features="layer1,layer3,pooled", views=2, n=30)
     assert build(*prepare_build(asked)).new_calls == 0
@@ -157,8 +154,7 @@ def test_an_extension_costs_what_it_says_and_refuses_what_it_must(tmp_path, weig
 
 def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights):
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "call"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "call")
     with pytest.raises(StoreIncomplete, match="finish it with: ckd-cache build"):
         prepare_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu"))
 
@@ -167,8 +163,7 @@ def test_an_incomplete_store_is_finished_before_it_is_extended(tmp_path, weights
 @pytest.mark.parametrize("step", ["reserve", "write", "commit"])
 def test_a_killed_extension_leaves_the_old_store_and_goes_on(tmp_path, weights, step):
     folder = build_store(tmp_path / "store", weights, n=96, features="layer1")
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "extend", step]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    child = crashed_build(folder, weights, "extend", step)
     assert child.returncode == -signal.SIGKILL, child.stderr
     made = sum(int(line) for line in (tmp_path / "store.forwards").read_text().split())
     old = Store.open(folder)
@@ -245,8 +240,7 @@ def test_a_store_that_is_no_longer_where_it_was_built_can_be_extended(tmp_path, 
 
 def test_an_extension_settles_what_a_build_left_first(tmp_path, weights):
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "commit"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "commit")
     asked = crash_config(folder, weights, "zarr", n=32)
     assert build(*prepare_build(asked)).rows_valid == 32
     Store.open(folder)

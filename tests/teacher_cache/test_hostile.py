@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
-from storage.manifest import Manifest, _digest
+from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.build import build
@@ -23,6 +23,7 @@ from teacher_cache.cli import main
 from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from tests.conftest import run_command
+from tests.manifests import sealed
 from tests.teacher_cache.damage import build_store, config_of, problems
 
 
@@ -46,14 +47,13 @@ def rewrite_manifest(folder: Path, **changes) -> None:
     """As somebody who knows how the digest is made."""
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
-    del document["digest"]
     for name, value in changes.items():
         *outer, last = name.split("__")
         place = document
         for part in outer:
             place = place[part]
         place[last] = value
-    path.write_text(json.dumps({**document, "digest": _digest(document)}))
+    path.write_text(json.dumps(sealed(document)))
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,22 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 from click.testing import CliRunner
 
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
-from storage.ledger_tables import calls, entries
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
-from teacher_cache.commands.ledger import export, open_ledger
+from teacher_cache.commands.ledger.export import export
+from teacher_cache.commands.ledger.options import open_ledger
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.convert import convert
 from teacher_cache.extend import extend, prepare_extension
@@ -181,9 +181,8 @@ def test_names_in_a_strangers_ledger_are_shown_as_they_are(tmp_path):
 
 
 def test_entries_that_no_release_writes_are_a_sentence(shared):
-    with closing(Ledger(shared)) as ledger:
-        change = sa.update(entries).where(entries.c.kind.in_(("commit", "budget"))).values(payload='{"seconds": "x"}')
-        ledger._database.write(lambda connection: connection.execute(change).rowcount)
+    with closing(sqlite3.connect(shared)) as database, database:
+        database.execute("UPDATE entries SET payload = '{\"seconds\": \"x\"}' WHERE kind IN ('commit', 'budget')")
     for command in (("summary",), ("budget", "--teacher", "wrn_40_2")):
         assert "see what is wrong with: ckd-cache ledger verify" in refused(*command, "--ledger", shared)
     assert run("verify", "--ledger", shared).exit_code == 1
@@ -291,7 +290,7 @@ class Row(dict):
 def test_an_export_holds_few_calls_at_a_time(shared, tmp_path, monkeypatch, kind):
     module = sys.modules[export.callback.__module__]
     call = read("list", "--ledger", shared)[0]
-    monkeypatch.setattr(module, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(module, "BATCH_ROWS", 100)
     monkeypatch.setattr(module, "list_calls", lambda *_: (Row(call) for _ in range(1000)))
     Row.alive = Row.most = 0
     out = tmp_path / "calls"
@@ -529,9 +528,8 @@ def test_rows_that_are_not_what_the_ledger_recorded_are_listed(trained, store):
 
 
 def test_a_row_without_a_call_is_listed(trained, store):
-    with closing(open_ledger(store, None)) as ledger:
-        change = sa.update(calls).where(calls.c.id == 6).values(input_digest=bytes(16))
-        ledger._database.write(lambda connection: connection.execute(change).rowcount)
+    with closing(sqlite3.connect(store / LEDGER_FILE)) as database, database:
+        database.execute("UPDATE calls SET input_digest = zeroblob(16) WHERE id = 6")
     found = read("trace", trained, "--store", store)
     assert found["problems"] == ["row 5 view 0: the ledger knows no committed call on it"]
     assert found["calls_total"] == 19

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from teacher_cache.settle import settle_store
 from tests.teacher_cache.crash_build import config as crash_config
-from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, problems, totals
+from tests.teacher_cache.damage import arrays_of, build_store, change, config_of, crashed_build, problems, totals
 
 FORMATS = ["zarr", "hdf5"]
 
@@ -122,8 +120,7 @@ def test_what_killed_writers_left_is_deleted(folder):
 @pytest.mark.slow
 def test_calls_of_a_killed_build_are_settled(tmp_path, weights, step):
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", step]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", step)
     looked = repair(folder, act=False)
     assert len(looked.leases) == 1
     assert looked.adopted + looked.lost == totals(folder)[1] > 0
@@ -176,8 +173,7 @@ def test_a_store_that_is_being_built_is_not_repaired(folder):
 def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
     """A builder out of reach loses its lease; another settles its calls as lost, though its rows are whole."""
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "commit"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "commit")
     store = Store.open(folder)
     with closing(own_ledger(folder)) as ledger:
         reserved = ledger.calls_of_store(store.manifest.store_id, "reserved")
@@ -244,8 +240,7 @@ def test_what_was_given_up_is_never_adopted(tmp_path, weights):
     store.write_outputs([70], values)
     store.arrays.sync()
     assert repair(folder, act=True).dropped == [70]
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "first call"]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    child = crashed_build(folder, weights, "zarr", "first call")
     assert child.returncode == -signal.SIGKILL, child.stderr
     report = build(*prepare_build(crash_config(folder, weights, "zarr")))
     assert (report.adopted_calls, report.lost_calls, report.new_calls) == (0, 1, 1)
@@ -255,8 +250,7 @@ def test_what_was_given_up_is_never_adopted(tmp_path, weights):
 def test_adopted_answers_are_made_durable_by_who_adopts_them(tmp_path, weights, monkeypatch):
     """Whoever wrote them died before it could say that they are on the disk."""
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.teacher_cache.crash_build", folder, weights, "zarr", "publish"]
-    subprocess.run(command, capture_output=True, check=False)
+    crashed_build(folder, weights, "zarr", "publish")
     synced, real = set(), os.fsync
 
     def fsync(descriptor):

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import click
 
-from teacher_cache.commands.ledger.budget import budget
-from teacher_cache.commands.ledger.export import export
-from teacher_cache.commands.ledger.options import open_ledger
-from teacher_cache.commands.ledger.reading import list_calls, summary, verify
-from teacher_cache.commands.ledger.trace import trace
+from ground.terminal import CommandAt, LazyGroup
 
-__all__ = ["ledger", "open_ledger"]
+_COMMANDS = {
+    "summary": CommandAt(
+        "teacher_cache.commands.ledger.reading:summary",
+        "Calls spent and left, and the time they took. spent = committed + reserved + lost.",
+    ),
+    "list": CommandAt("teacher_cache.commands.ledger.reading:list_calls", "List calls in the order they were charged."),
+    "export": CommandAt(
+        "teacher_cache.commands.ledger.export:export",
+        "Write calls, with digests and times, as CSV, JSON lines or Parquet; any number of them.",
+    ),
+    "verify": CommandAt(
+        "teacher_cache.commands.ledger.reading:verify",
+        "Recompute the hash chain and every total. Exit status: 0 it holds, 1 not.",
+    ),
+    "budget": CommandAt(
+        "teacher_cache.commands.ledger.budget:budget", "Show a teacher's budget and how it came about, or set it."
+    ),
+    "trace": CommandAt(
+        "teacher_cache.commands.ledger.trace:trace",
+        "List the calls that a student drew on, or with --call the students that drew on a call; nothing is changed.",
+    ),
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, lazy=_COMMANDS)
 def ledger() -> None:
     """Show, export and check the record of every teacher call."""
-
-
-for command in (summary, list_calls, export, verify, budget, trace):
-    ledger.add_command(command)

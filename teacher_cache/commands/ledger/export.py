@@ -19,7 +19,7 @@ from ground.terminal import StopRequest, graceful_stop
 from storage.ledger_report import COLUMN_TYPES, list_calls
 from teacher_cache.commands.ledger.options import call_filter, filter_options, ledger_options, opened_ledger
 
-_BATCH_ROWS = 16384
+BATCH_ROWS = 16384
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _Rows = Iterable[dict[str, Any]]
 
@@ -93,7 +93,7 @@ def _write_parquet(rows: _Rows, out: IO[bytes]) -> None:
     schema = arrow.schema([(name, types[type_]) for name, type_ in COLUMN_TYPES.items()])
     with parquet.ParquetWriter(out, schema) as writer:
         left = iter(rows)
-        while batch := list(islice(left, _BATCH_ROWS)):
+        while batch := list(islice(left, BATCH_ROWS)):
             writer.write_table(arrow.Table.from_pylist(batch, schema=schema))
 
 

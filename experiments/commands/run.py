@@ -1,0 +1,85 @@
+"""`ckd-pipeline run`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments.commands.options import json_option, worker_options
+from experiments.estimate import Estimate, estimate
+from experiments.execution import ExecutionConfig, Outcome, execute
+from experiments.grid import read_grid
+from experiments.workers import default_jobs
+from ground.terminal import print_json, print_table
+
+
+@click.command("run")
+@click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Its folder.  [default: results/NAME]")
+@worker_options
+@click.option("--dry-run", is_flag=True, help="Say what it would cost; call, train and write nothing.")
+@json_option
+def run_command(grid: Path, out: Path | None, jobs: int | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Run a grid of experiments: GRID is a YAML file that docs/pipeline.md describes.
+
+    The same command again goes on with what is left, or does nothing; a grid with more methods, seeds or values of n
+    runs what is new.
+
+    \b
+    ckd-pipeline run grids/smoke.yaml --dry-run
+    ckd-pipeline run grids/smoke.yaml
+
+    Exit status: 0 done, 1 a run failed, 2 bad usage or bad input, 3 refused by budget, 130 interrupted.
+    """
+    read = read_grid(grid)
+    config = ExecutionConfig(
+        out=Path("results") / read.name if out is None else out,
+        jobs=jobs or default_jobs(settings["device"]),
+        **settings,
+    )
+    if dry_run:
+        expected = estimate(read, config)
+        print_json(expected.document()) if as_json else _print_estimate(expected, config)
+        return
+    outcome = execute(read, config)
+    print_json(asdict(outcome)) if as_json else _print_outcome(outcome, config.out)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
+    print_table(("method", "runs"), expected.by_method.items())
+    least = "" if expected.bounded else "at least "
+    ending = (
+        f"{least}{expected.evaluations} evaluations, at least {_span(expected.student_seconds)} with {config.jobs} at "
+        "a time (bare student steps; losses add to it)"
+    )
+    click.echo(
+        f"{config.out}: {expected.runs} runs, {expected.finished} of them finished\n"
+        f"teacher calls: {expected.calls} in all, {expected.new_calls} of them still to be paid\n"
+        f"  a sample of its own for each n would take {expected.calls_without_nesting}, and each run calling the "
+        f"teacher for itself at least {expected.calls_without_store}\n"
+        f"time: {_span(expected.teacher_seconds)} of teacher calls; students: {ending}\n"
+        f"disk: {expected.bytes / 1e6:.0f} MB\n"
+        "nothing was called, trained or written"
+    )
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _print_outcome(outcome: Outcome, out: Path) -> None:
+    click.echo(
+        f"{out}: {outcome.runs} runs, {outcome.found} found finished, {outcome.trained} trained, "
+        f"{len(outcome.failed)} failed; {outcome.new_calls} new teacher calls"
+    )
+    for run, reason in outcome.failed.items():
+        click.echo(f"failed: {run}: {reason}")
+    if outcome.failed:
+        click.echo("train them again with --retry")
+    click.echo(f"{out / 'results.csv'} has a row a run; see also: ckd-pipeline report {out}")

@@ -1,0 +1,46 @@
+"""`ckd-pipeline status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from analysis.curves import accuracy_by_n
+from analysis.results import collect, states
+from experiments.commands.options import json_option
+from ground.terminal import print_json, print_table
+
+
+@click.command("status")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@json_option
+def status_command(folder: Path, as_json: bool) -> None:
+    """Say how far the grid in FOLDER is, while it runs or after; nothing is written."""
+    results, runs = collect(folder), states(folder)
+    counts = {state: int((runs["state"] == state).sum()) for state in ("finished", "failed", "begun", "waiting")}
+    failed = runs[runs["state"] == "failed"]
+    means = accuracy_by_n(results)
+    if as_json:
+        failures = dict(zip(failed["run"], failed["error"], strict=True))
+        print_json({"runs": len(runs), **counts, "failures": failures, "accuracy": _records(means)})
+        return
+    click.echo(f"{folder}: {len(runs)} runs, " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    for run, error in zip(failed["run"], failed["error"], strict=True):
+        click.echo(f"failed: {run}: {error}")
+    if len(means):
+        print_table(
+            ("teacher", "student", "method", "n", "test accuracy", "deviation", "seeds"),
+            (
+                (r.teacher, r.student, r.label, r.n, f"{r.mean:.4f}", f"{r.std:.4f}" if r.seeds > 1 else None, r.seeds)
+                for r in means.itertuples()
+            ),
+        )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN."""
+    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return rows
