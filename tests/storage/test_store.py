@@ -12,7 +12,7 @@ import zarr
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
 from storage.locks import FileLock
-from storage.manifest import Manifest, _digest, require_same
+from storage.manifest import Manifest, digest_of, require_same
 from storage.schema import OutputSpec, output_array, split_rows
 from storage.store import Store, runs_of
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
@@ -324,7 +324,7 @@ def test_a_hostile_manifest_is_refused_in_a_sentence(whole_store, damage):
     document = json.loads(path.read_text())
     damage(document)
     # With a digest that fits, so that it is the content that is refused.
-    document["digest"] = _digest({name: value for name, value in document.items() if name != "digest"})
+    document["digest"] = digest_of({name: value for name, value in document.items() if name != "digest"})
     path.write_text(json.dumps(document))
     with pytest.raises(StoreUnreadable) as refused:
         Store.open(path.parent)

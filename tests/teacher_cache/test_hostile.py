@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
-from storage.manifest import Manifest, _digest
+from storage.manifest import Manifest, digest_of
 from storage.store import Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
@@ -52,7 +52,7 @@ def rewrite_manifest(folder: Path, **changes) -> None:
         for part in outer:
             place = place[part]
         place[last] = value
-    path.write_text(json.dumps({**document, "digest": _digest(document)}))
+    path.write_text(json.dumps({**document, "digest": digest_of(document)}))
 
 
 @pytest.mark.parametrize(
