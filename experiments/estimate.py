@@ -18,6 +18,7 @@ from experiments.plan import Run, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores
 from models import create_model, save_weights
 from models.compute import Compute
+from storage.run_record import is_finished
 
 _BATCH = 64
 
@@ -72,7 +73,7 @@ def _estimate(grid: Grid, config: ExecutionConfig, compute: Compute, scratch: Pa
     tests = [stores.plan_test(need) for need in needs] if grid.test_images else []
     fingerprints = {need.folder: plan.fingerprint for need, plan in zip(needs, plans, strict=True)}
     require_same_teachers(fingerprints, runs, config.out)
-    left = [run for run in runs if not (config.out / run.folder / "run.json").exists()]
+    left = [run for run in runs if not is_finished(config.out / run.folder)]
     geometry = plans[0].build.identity.geometry
     classes = plans[0].build.identity.teacher.num_classes
     images = {run.student: _speed(run.student, classes, geometry.crop_size, compute) for run in left}

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.ledger_tables import calls, entries
+from storage.run_record import RUN_FILE
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
@@ -27,7 +28,6 @@ from teacher_cache.commands.ledger import export, open_ledger
 from teacher_cache.convert import convert
 from teacher_cache.extend import ExtensionConfig, extend, plan_extension
 from teacher_cache.plan import BuildConfig, plan_build
-from teacher_cache.trace import RUN_FILE
 from tests.conftest import run_command
 
 ROWS, TRAINED = 24, 20
