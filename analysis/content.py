@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.answer import Answer, answer
 from analysis.curves import CURVE, accuracy_by_n
 from analysis.figures import Pair, pairs_of
+from analysis.grid_plan import GridPlan
 from analysis.ledgers import StoreLedger, read_ledgers
 from analysis.logits import described
 from analysis.palette import Look, looks_of
-from analysis.results import CELL, chosen, collect, read_plan, states
+from analysis.results import CELL, chosen, collect, states
 from analysis.table import Table
 from analysis.tables import all_tables, published
 from ground.errors import InvalidInput
@@ -30,7 +29,7 @@ _STATES = ("finished", "failed", "begun", "waiting")
 class Content:
     """All that the sections draw on, read and computed once."""
 
-    plan: Mapping[str, Any]
+    plan: GridPlan
     results: pd.DataFrame
     states: pd.DataFrame
     curves: pd.DataFrame
@@ -45,7 +44,7 @@ class Content:
     @classmethod
     def read(cls, folder: Path) -> Content:
         """Read a grid; raises `InvalidInput` when there is none, it is damaged, or nothing of it can be shown yet."""
-        plan, results, found = read_plan(folder), collect(folder), states(folder)
+        plan, results, found = GridPlan.load(folder), collect(folder), states(folder)
         if chosen(results).empty:
             why = (
                 "finished" if results.empty else "chosen by validation yet, for others are still to be compared with it"
@@ -53,7 +52,7 @@ class Content:
             raise InvalidInput(
                 f"no run of the grid in {folder} is {why} ({_counted(found)}); run it, then report again"
             )
-        answered = answer(results, plan["targets"])
+        answered = answer(results, plan.targets)
         asking = set(results.loc[results["teacher_calls"] > 0, "label"])
         labels = list(dict.fromkeys(results["label"]))
         descriptions = described(folder, results)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from analysis.grid_plan import GridPlan
 from ground.errors import CKDError
 from storage.ledger import Ledger
 from storage.ledger_records import Summary
@@ -55,16 +56,16 @@ class StoreLedger:
     entries: Mapping[str, int | None] = field(default_factory=dict)
 
 
-def read_ledgers(folder: Path, plan: Mapping[str, Any], results: pd.DataFrame) -> list[StoreLedger]:
+def read_ledgers(folder: Path, plan: GridPlan, results: pd.DataFrame) -> list[StoreLedger]:
     """The ledger of every store of a plan, in its order.
 
     Args:
         results: of `analysis.results.collect`: which heads were noted.
     """
     found = []
-    for planned in plan["stores"]:
-        heads = results.loc[results["store"].eq(planned["store"]) & results["teacher_calls"].gt(0), "ledger_head"]
-        found.append(_read(folder, planned["store"], planned["teacher"], heads.unique()))
+    for planned in plan.stores:
+        heads = results.loc[results["store"].eq(planned.store) & results["teacher_calls"].gt(0), "ledger_head"]
+        found.append(_read(folder, planned.store, planned.teacher, heads.unique()))
     return found
 
 

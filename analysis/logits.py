@@ -6,19 +6,36 @@ Table 3 and figure 5 of the paper (Xu et al., WACV 2025). All computed in float6
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from msgspec import Meta, Struct, structs
 
 from analysis.curves import CURVE
-from analysis.documents import Malformed, number, read_object, unreadable, whole
 from analysis.results import chosen
+from ground.documents import Amount, read_record
 from ground.errors import InvalidInput
 
 LOGITS_FILE = "logits.json"
 TEACHER = "teacher"
 _ADVICE = "delete it and run the grid again"
+
+_Spectrum = Annotated[tuple[Amount, ...], Meta(min_length=1, description="a list of numbers")]
+
+
+class Description(Struct, frozen=True, kw_only=True):
+    """What `logits.json` of a run holds; see `singular_values` and `correlation_difference`."""
+
+    images: Annotated[int, Meta(ge=2, le=1 << 53, description="a whole number of at least 2")]
+    correlation_difference: Annotated[float, Meta(ge=0, le=2, description="a number between 0 and 2")]
+    singular_values: _Spectrum
+    teacher_singular_values: _Spectrum
+
+    @classmethod
+    def load(cls, folder: Path) -> Description:
+        """That of a run's folder; raises `InvalidInput` where there is none, or it is damaged."""
+        return read_record(folder / LOGITS_FILE, cls, _ADVICE)
 
 
 def singular_values(logits: np.ndarray) -> np.ndarray:
@@ -97,13 +114,11 @@ def described(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
         InvalidInput: such a file is damaged.
     """
     columns = ["run", *CURVE, "n", "seed"]
-    measured = ["images", "correlation_difference", "singular_values", "teacher_singular_values"]
     rows = []
     for run in chosen(results)[columns].to_dict("records"):
-        path = folder / run["run"] / LOGITS_FILE
-        if path.exists():
-            rows.append({**run, **_description(path)})
-    return pd.DataFrame(rows, columns=[*columns, *measured])
+        if (folder / run["run"] / LOGITS_FILE).exists():
+            rows.append({**run, **structs.asdict(Description.load(folder / run["run"]))})
+    return pd.DataFrame(rows, columns=[*columns, *Description.__struct_fields__])
 
 
 def flatness(descriptions: pd.DataFrame) -> pd.DataFrame:
@@ -137,23 +152,3 @@ def _checked(logits: np.ndarray, what: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InvalidInput(f"{what} are not all finite; train that network again with a lower learning rate")
     return values
-
-
-def _description(path: Path) -> dict[str, Any]:
-    document = read_object(path, _ADVICE)
-    try:
-        return {
-            "images": whole(document, "images", least=2),
-            "correlation_difference": number(document, "correlation_difference", most=2.0),
-            "singular_values": _numbers(document, "singular_values"),
-            "teacher_singular_values": _numbers(document, "teacher_singular_values"),
-        }
-    except Malformed as error:
-        raise unreadable(path, error, _ADVICE) from error
-
-
-def _numbers(document: dict[str, Any], key: str) -> list[float]:
-    values = document.get(key)
-    if not isinstance(values, list) or not values:
-        raise Malformed(f"{key} is no list of numbers")
-    return [number({key: value}, key) for value in values]

@@ -50,7 +50,7 @@ def write_report(folder: Path) -> ReportSummary:
     content = Content.read(folder)
     sections, missing = sections_of(content), content.missing()
     page = Page(
-        name=content.plan["name"],
+        name=content.plan.name,
         progress=f"{len(content.results):,} of {len(content.states):,} runs finished",
         facts=facts(content),
         looks=content.looks,

@@ -1,125 +1,67 @@
 """The runs of a grid as one tidy table: a row a finished run, and what became of every planned one.
 
-A grid's folder has a plan, `grid.json`, and a folder for each run; a run is finished when it has a `run.json`
-(docs/run-folder.md). Both may come from elsewhere, so everything read from them is checked, and refused in a sentence.
+A grid's folder has a plan (`analysis.grid_plan`) and a folder for each run (`storage.run_record`). Both may come from
+elsewhere, so everything read from them is checked, and refused in a sentence.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from msgspec import structs
 
-from analysis.documents import (
-    Malformed,
-    mapping,
-    number,
-    objects,
-    optional_whole,
-    read_object,
-    relative_path,
-    text,
-    unreadable,
-    whole,
-)
+from analysis.grid_plan import GridPlan, GridRun
+from ground.documents import Malformed, unreadable
 from ground.durable import replacing
 from ground.errors import Diverged, InvalidInput
 from models import canonical_name
+from storage.run_record import RUN_FILE, Failure, RunRecord, has_failed, is_finished
 
-PLAN = "grid.json"
-FORMAT = 1
 # What two runs share that differ in nothing but in what is chosen by validation.
 CELL = ("teacher", "student", "dataset", "label", "n", "seed")
 
-_PLAN_ADVICE = "give the folder of a grid that `ckd-pipeline run` has made"
 RUN_ADVICE = "delete the folder of this run and run the grid again"
-FAILURE = "failure.json"
-RESULT = "run.json"
 
-_accuracy = partial(number, most=1.0)
-_positive = partial(whole, least=1)
-
-
-def _optional_text(document: Mapping[str, Any], key: str) -> str:
-    return "" if document.get(key) is None else text(document, key)
-
-
-def _as_json(document: Mapping[str, Any], key: str) -> str:
-    if key not in document:
-        raise Malformed(f"it has no {key}")
-    return json.dumps(document[key])
-
-
-# Columns that are taken from run.json: name -> (how it is read, type of the column).
-_Reader = Callable[[Mapping[str, Any], str], Any]
-_SCALARS: dict[str, tuple[_Reader, str]] = {
-    "teacher": (text, "str"),
-    "student": (text, "str"),
-    "dataset": (text, "str"),
-    "method": (text, "str"),
-    "n": (_positive, "int64"),
-    "seed": (whole, "int64"),
-    "lr": (number, "float64"),
-    "momentum": (number, "float64"),
-    "weight_decay": (number, "float64"),
-    "batch_size": (_positive, "int64"),
-    "student_view": (text, "str"),
-    "precision": (text, "str"),
-    "teacher_calls": (whole, "int64"),
-    "test_accuracy": (_accuracy, "float64"),
-    "best_val_accuracy": (_accuracy, "float64"),
-    "last_test_accuracy": (_accuracy, "float64"),
-    "evaluations": (whole, "int64"),
-    "steps": (whole, "int64"),
-    "seconds": (number, "float64"),
-    "device": (text, "str"),
-    "store_id": (text, "str"),
-    "teacher_fingerprint": (text, "str"),
-    "ledger_head": (_optional_text, "str"),
-    "recipe": (_as_json, "str"),
-    "versions": (_as_json, "str"),
+# Columns that are taken from run.json -> their type.
+_FACTS = {
+    "teacher": "str",
+    "student": "str",
+    "dataset": "str",
+    "method": "str",
+    "n": "int64",
+    "seed": "int64",
+    "lr": "float64",
+    "momentum": "float64",
+    "weight_decay": "float64",
+    "batch_size": "int64",
+    "student_view": "str",
+    "precision": "str",
+    "teacher_calls": "int64",
+    "test_accuracy": "float64",
+    "best_val_accuracy": "float64",
+    "last_test_accuracy": "float64",
+    "evaluations": "int64",
+    "steps": "int64",
+    "seconds": "float64",
+    "device": "str",
+    "store_id": "str",
+    "teacher_fingerprint": "str",
+    "ledger_head": "str",
+    "recipe": "str",
+    "versions": "str",
 }
-_PROTOCOL: dict[str, tuple[_Reader, str]] = {
-    "patience": (_positive, "int64"),
-    "plateaus": (_positive, "int64"),
-    "max_evals": (optional_whole, "Int64"),
-}
-COLUMNS: dict[str, str] = {
-    "run": "str",
-    "label": "str",
-    **{name: kind for name, (_, kind) in _SCALARS.items()},
-    **{name: kind for name, (_, kind) in _PROTOCOL.items()},
-    "store": "str",
-    "chosen": "bool",
-}
+_PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64"}
+COLUMNS: dict[str, str] = {"run": "str", "label": "str", **_FACTS, **_PROTOCOL, "store": "str", "chosen": "bool"}
 STATES: dict[str, str] = {
     "run": "str",
     **{name: "int64" if name in ("n", "seed") else "str" for name in CELL},
     "state": "str",
     "error": "str",
 }
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What a grid has planned: the content of its `grid.json`.
-
-    Raises:
-        InvalidInput: it is absent, damaged, of another format, or has a path that leads out of the folder.
-    """
-    path = folder / PLAN
-    plan = read_object(path, _PLAN_ADVICE)
-    try:
-        if plan.get("format") != FORMAT:
-            raise Malformed(f"it is of format {str(plan.get('format'))[:20]!a}, this release reads {FORMAT}")
-        _check_plan(plan, folder)
-    except (Malformed, RecursionError) as error:
-        raise unreadable(path, error, _PLAN_ADVICE) from error
-    return plan
 
 
 def collect(folder: Path) -> pd.DataFrame:
@@ -133,18 +75,16 @@ def collect(folder: Path) -> pd.DataFrame:
     Raises:
         InvalidInput: the plan or a run's `run.json` is damaged, or a run is not what was planned.
     """
-    planned = read_plan(folder)["runs"]
     rows: list[dict[str, Any]] = []
     best: dict[tuple[Any, ...], int] = {}
     unfinished = set()
-    for entry in planned:
-        cell = tuple(entry[name] for name in CELL)
-        path = folder / entry["run"] / RESULT
-        if not path.exists():
-            if not _has_diverged(folder / entry["run"]):
+    for planned in GridPlan.load(folder).runs:
+        cell = tuple(getattr(planned, name) for name in CELL)
+        if not is_finished(folder / planned.run):
+            if not _has_diverged(folder / planned.run):
                 unfinished.add(cell)
             continue
-        row = _row(path, entry)
+        row = _row(folder / planned.run, planned)
         kept = best.setdefault(cell, len(rows))
         rows.append(row)
         if row["best_val_accuracy"] > rows[kept]["best_val_accuracy"]:
@@ -166,9 +106,9 @@ def states(folder: Path) -> pd.DataFrame:
         InvalidInput: the plan is damaged.
     """
     rows = []
-    for entry in read_plan(folder)["runs"]:
-        state, error = _state(folder / entry["run"])
-        rows.append({**{name: entry[name] for name in STATES if name in entry}, "state": state, "error": error})
+    for planned in GridPlan.load(folder).runs:
+        state, error = _state(folder / planned.run)
+        rows.append({**{name: getattr(planned, name) for name in ("run", *CELL)}, "state": state, "error": error})
     return pd.DataFrame(rows, columns=list(STATES)).astype(STATES)
 
 
@@ -190,68 +130,36 @@ def save_results(folder: Path) -> pd.DataFrame:
     return results
 
 
-def _check_plan(plan: Mapping[str, Any], folder: Path) -> None:
-    text(plan, "name")
-    targets = plan.get("targets")
-    if not isinstance(targets, list):
-        raise Malformed("targets is no list")
-    for target in targets:
-        number({"a target": target}, "a target", most=1.0)
-    whole(plan, "test_images")
-    optional_whole(plan, "budget")
-    for name in ("calls", "calls_without_store"):
-        whole(mapping(plan, "cost"), name)
-    for store in objects(plan, "stores"):
-        for name in ("teacher", "dataset"):
-            text(store, name)
-        whole(store, "n")
-        whole(store, "calls")
-        relative_path(store, "store", folder)
-    seen = set()
-    for run in objects(plan, "runs"):
-        for name in ("teacher", "student", "dataset", "label"):
-            text(run, name)
-        _positive(run, "n")
-        whole(run, "seed")
-        mapping(run, "settings")
-        relative_path(run, "store", folder)
-        place = PurePosixPath(relative_path(run, "run", folder))
-        if place in seen:
-            raise Malformed(f"it has the run {str(place)!a} twice")
-        seen.add(place)
-
-
-def _row(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    document = read_object(path, RUN_ADVICE)
+def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
+    record = RunRecord.load(folder, RUN_ADVICE)
     try:
-        protocol = mapping(document, "protocol")
-        row = {
-            "run": entry["run"],
-            "label": entry["label"],
-            **{name: read(document, name) for name, (read, _) in _SCALARS.items()},
-            **{name: read(protocol, name) for name, (read, _) in _PROTOCOL.items()},
-            "store": entry["store"],
-            "chosen": False,
-        }
-        _require_planned(row, entry)
-    except (Malformed, RecursionError) as error:
-        raise unreadable(path, error, RUN_ADVICE) from error
-    return row
+        _require_planned(record, planned)
+    except Malformed as error:
+        raise unreadable(folder / RUN_FILE, error, RUN_ADVICE) from error
+    return {
+        "run": planned.run,
+        "label": planned.label,
+        **{name: getattr(record, name) for name in _FACTS},
+        **{name: getattr(record.protocol, name) for name in _PROTOCOL},
+        "ledger_head": record.ledger_head or "",
+        "recipe": json.dumps(record.recipe),
+        "versions": json.dumps(record.versions),
+        "store": planned.store,
+        "chosen": False,
+    }
 
 
-def _require_planned(row: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+def _require_planned(record: RunRecord, planned: GridRun) -> None:
     """A grid that was changed, or a folder that was moved about, never mixes results of different settings."""
     for name in ("teacher", "student", "n", "seed"):
-        found, planned = row[name], entry[name]
-        if found != planned and _network(found) != _network(planned):
-            raise Malformed(f"{name} is {found!a}, planned was {planned!a}")
-    planned_settings = dict(entry["settings"])
-    if planned_settings.get("student_view") == "auto":
-        planned_settings.pop("student_view")
-    found_settings = {**row, "recipe": json.loads(row["recipe"])}
-    for name, planned in planned_settings.items():
-        # `method` is as the grid writes it; what it came to is the recipe.
-        if name != "method" and name in found_settings and found_settings[name] != planned:
+        found, wanted = getattr(record, name), getattr(planned, name)
+        if found != wanted and _network(found) != _network(wanted):
+            raise Malformed(f"{name} is {found!a}, planned was {wanted!a}")
+    found_settings = structs.asdict(record) | structs.asdict(record.protocol)
+    for name, wanted in planned.settings.items():
+        # `method` is as the grid writes it; what it came to is the recipe. A view that was to be chosen has been.
+        is_open = name == "method" or (name, wanted) == ("student_view", "auto")
+        if not is_open and name in found_settings and found_settings[name] != wanted:
             raise Malformed(f"{name} is not what was planned for this run")
 
 
@@ -264,26 +172,23 @@ def _network(name: Any) -> Any:
 
 
 def _state(run: Path) -> tuple[str, str]:
-    if (run / RESULT).exists():
+    if is_finished(run):
         return "finished", ""
-    if (run / FAILURE).exists():
-        return "failed", _failure(run / FAILURE)
+    if has_failed(run):
+        return "failed", _failure(run)
     return ("begun" if run.exists() else "waiting"), ""
 
 
 def _has_diverged(run: Path) -> bool:
     try:
-        return bool(read_object(run / FAILURE, "")["kind"] == Diverged.__name__)
-    except (InvalidInput, KeyError):
+        return Failure.load(run, RUN_ADVICE).kind == Diverged.__name__
+    except InvalidInput:
         return False
 
 
-def _failure(path: Path) -> str:
+def _failure(run: Path) -> str:
     """The sentence that a failed run left; a damaged one is told, for the other runs are to be seen all the same."""
     try:
-        sentence = read_object(path, "run the grid again")["error"]
-    except KeyError:
-        return f"{str(path)!a} does not say why"
+        return Failure.load(run, "run the grid again").sentence
     except InvalidInput as error:
         return str(error)
-    return "".join(character if character.isprintable() else " " for character in str(sentence))[:4096]

@@ -58,7 +58,7 @@ def sections_of(content: Content) -> list[Section]:
 
 def facts(content: Content) -> list[tuple[str, str]]:
     """The grid in a few terms."""
-    cost, results = content.plan["cost"], content.results
+    cost, results = content.plan.cost, content.results
     seeds = results["seed"].nunique()
     sizes = sorted(results["n"].unique())
     return [
@@ -68,8 +68,8 @@ def facts(content: Content) -> list[tuple[str, str]]:
         ("methods", f"{len(content.looks)}"),
         ("n", f"{sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} values" if len(sizes) > 1 else f"{sizes[0]:,}"),
         ("seeds", f"{seeds}"),
-        ("teacher calls of the grid", f"{cost['calls']:,}"),
-        ("without the store", f"{cost['calls_without_store']:,}"),
+        ("teacher calls of the grid", f"{cost.calls:,}"),
+        ("without the store", f"{cost.calls_without_store:,}"),
     ]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis.documents import Malformed, read_object, text, unreadable
 from ground.errors import IdentityMismatch, InvalidInput
 from ground.views import evaluation_batches
 from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
 from models.reused_head import rebuild
 from storage.rows import Rows
+from storage.run_record import STUDENT_FILE, RunRecord
 from storage.store import Store
 
 _ADVICE = "delete the folder of this run and train the student again"
@@ -54,24 +54,21 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
 
 def _require_finished(run_folder: Path, store: Store) -> str:
     """The name of a run's student, after checking that it was trained for this teacher and dataset."""
-    path = run_folder / "run.json"
-    document = read_object(path, _ADVICE)
+    record = RunRecord.load(run_folder, _ADVICE)
     identity = store.manifest.identity
     belongs = {"teacher_fingerprint": identity.teacher.fingerprint, "dataset": identity.dataset.name}
-    try:
-        for name, wanted in belongs.items():
-            if text(document, name) != wanted:
-                raise IdentityMismatch(
-                    f"{run_folder} has {name} {document[name]!a}, {store.folder} has {wanted!a}; give the store that "
-                    "the run was trained from"
-                )
-        return text(document, "student")
-    except Malformed as error:
-        raise unreadable(path, error, _ADVICE) from error
+    for name, wanted in belongs.items():
+        found = getattr(record, name)
+        if found != wanted:
+            raise IdentityMismatch(
+                f"{run_folder} has {name} {found!a}, {store.folder} has {wanted!a}; give the store that "
+                "the run was trained from"
+            )
+    return record.student
 
 
 def _load(run_folder: Path, student: str, num_classes: int) -> Network:
-    path = run_folder / "student.safetensors"
+    path = run_folder / STUDENT_FILE
     try:
         state = read_weights(path).state_dict
         # A seed of its own, for the caller's random numbers; every initial value is overwritten.
@@ -79,7 +76,7 @@ def _load(run_folder: Path, student: str, num_classes: int) -> Network:
         load_weights(network, path)
         if network.num_classes != num_classes:
             raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")
-    except (ValueError, RuntimeError, IndexError) as error:  # a InvalidInput, or shapes that no such network has
+    except (InvalidInput, ValueError, RuntimeError, IndexError) as error:  # the last two for shapes of no such network
         reason = " ".join(str(error).split())  # PyTorch says it in several lines
         raise InvalidInput(f"the student of {run_folder} cannot be used ({reason}); {_ADVICE}") from error
     return network

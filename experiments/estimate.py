@@ -16,6 +16,7 @@ from experiments.plan import PlannedRun, StoreNeed, plan_runs, plan_stores
 from experiments.stores import Stores
 from models import create_model, network_shape
 from models.compute import Compute
+from storage.run_record import is_finished
 from teacher_cache.teachers import Teacher, untrained_teacher
 
 _BATCH = 64
@@ -66,7 +67,7 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     tests = [stores.plan_test(need, teacher) for need, teacher in asked] if grid.test_images else []
     fingerprints = {need.folder: plan.fingerprint for (need, _), plan in zip(asked, plans, strict=True)}
     require_same_teachers(fingerprints, runs, config.out)
-    left = [run for run in runs if not (config.out / run.folder / "run.json").exists()]
+    left = [run for run in runs if not is_finished(config.out / run.folder)]
     classes, size = stores.dataset.num_classes, stores.dataset.geometry.crop_size
     images = {run.student: _speed(run.student, classes, size, compute) for run in left}
     sizes = {student: network_shape(student, classes, size).num_bytes for student in images}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.documents import read_object
-from analysis.results import FAILURE, PLAN, RESULT, RUN_ADVICE, read_plan, save_results
+from analysis.grid_plan import PLAN_FILE, GridPlan
+from analysis.results import RUN_ADVICE, save_results
 from experiments.board import Board
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
@@ -21,6 +21,8 @@ from ground.errors import IdentityMismatch, Interrupted, InvalidInput
 from ground.terminal import graceful_stop
 from models.compute import Compute
 from storage.locks import exclusive_lock
+from storage.manifest import FILE_NAME
+from storage.run_record import FAILURE_FILE, RESUME_FILE, RUN_FILE, Failure, RunRecord, has_failed, is_finished
 from teacher_cache.datasets import ImageDataset
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         tests = {need: stores.plan_test(need) for need in needs if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         _save_plan(grid, needs, runs, config.out)
-        read_plan(config.out)  # what its readers would refuse, they refuse now
+        GridPlan.load(config.out)  # what its readers would refuse, they refuse now
         outcome = Outcome(runs=len(runs))
         for need, plan in plans.items():
             outcome.new_calls += stores.make(need, plan)
@@ -103,9 +105,9 @@ def _train(runs: Sequence[PlannedRun], config: ExecutionConfig, precision: str, 
     waiting = []
     for run in runs:
         folder = config.out / run.folder
-        if (folder / RESULT).exists():
+        if is_finished(folder):
             outcome.found += 1
-        elif (folder / FAILURE).exists() and not config.retry:
+        elif has_failed(folder) and not config.retry:
             outcome.failed[run.folder] = _failure(folder)
         else:
             _clear_failure(folder)
@@ -132,32 +134,31 @@ def _train(runs: Sequence[PlannedRun], config: ExecutionConfig, precision: str, 
 
 def _failure(folder: Path) -> str:
     try:
-        return str(read_object(folder / FAILURE, "use --retry").get("error"))
+        return Failure.load(folder, "use --retry").sentence
     except InvalidInput as error:
         return str(error)
 
 
 def _clear_failure(folder: Path) -> None:
     """Make ready to train again; what a refused state holds is of no use."""
-    path = folder / FAILURE
-    if not path.exists():
+    if not has_failed(folder):
         return
     try:
-        kind = read_object(path, "").get("kind")
+        kind = Failure.load(folder, "use --retry").kind
     except InvalidInput:
         kind = None
     if kind == InvalidInput.__name__:
-        (folder / "resume.pt").unlink(missing_ok=True)
-    path.unlink()
+        (folder / RESUME_FILE).unlink(missing_ok=True)
+    (folder / FAILURE_FILE).unlink()
 
 
 def _require_own_folder(out: Path) -> None:
     """Refuse a folder of something else: a store, a run, or anybody's files."""
-    foreign = [name for name in ("manifest.json", RESULT, "resume.pt") if (out / name).exists()]
+    foreign = [name for name in (FILE_NAME, RUN_FILE, RESUME_FILE) if (out / name).exists()]
     if foreign:
         raise InvalidInput(f"{out} holds {foreign[0]}, so it is no grid's folder; give another --out")
     # The lock is made first, and stays.
-    if not any((out / name).exists() for name in (_LOCK, PLAN)) and any(out.iterdir()):
+    if not any((out / name).exists() for name in (_LOCK, PLAN_FILE)) and any(out.iterdir()):
         raise InvalidInput(f"{out} holds files that no grid made; give another --out")
 
 
@@ -171,18 +172,18 @@ def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Planne
         IdentityMismatch: a finished run learned from another teacher than the one its store is of now.
     """
     for run in runs:
-        path = out / run.folder / RESULT
-        if not path.exists():
+        folder = out / run.folder
+        if not is_finished(folder):
             continue
-        if read_object(path, RUN_ADVICE).get("teacher_fingerprint") != fingerprints[run.store]:
+        if RunRecord.load(folder, RUN_ADVICE).teacher_fingerprint != fingerprints[run.store]:
             raise IdentityMismatch(
-                f"{path} is of another {run.teacher} than the one whose weights are given now; give the same weights, "
-                "or another --out"
+                f"{folder / RUN_FILE} is of another {run.teacher} than the one whose weights are given now; give the "
+                "same weights, or another --out"
             )
 
 
 def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], out: Path) -> None:
-    write_json(out / PLAN, plan_document(grid, needs, runs))
+    write_json(out / PLAN_FILE, plan_document(grid, needs, runs))
     if grid.path is not None:
         write_bytes(out / "grid.yaml", grid.source)
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.documents import read_object
-from analysis.logits import describe_logits
+from analysis.logits import LOGITS_FILE, Description, describe_logits
 from analysis.students import student_logits
 from experiments.plan import PlannedRun, StoreNeed
 from experiments.stores import folder_of_test_calls
@@ -18,14 +17,13 @@ from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import progress, stderr
 from storage.rows import Rows
+from storage.run_record import is_finished
 from storage.store import Store
-
-LOGITS = "logits.json"
 
 
 def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], images: int) -> None:
     """Write logits.json for every finished run that has none of so many images."""
-    waiting = [run for run in runs if (out / run.folder / "run.json").exists() and not _is_there(out, run, images)]
+    waiting = [run for run in runs if is_finished(out / run.folder) and not _is_there(out, run, images)]
     if not waiting:
         return
     stores = {need.folder: Store.open(out / folder_of_test_calls(need)) for need in needs}
@@ -35,7 +33,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Plan
         for run in waiting:
             try:
                 said = student_logits(out / run.folder, out / run.store, images)
-                write_json(out / run.folder / LOGITS, describe_logits(said, teachers[run.store]))
+                write_json(out / run.folder / LOGITS_FILE, describe_logits(said, teachers[run.store]))
             except CKDError as error:
                 stderr.print(f"{run.folder} is not described: {error}", markup=False)
             advance(1, run.folder)
@@ -43,6 +41,6 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Plan
 
 def _is_there(out: Path, run: PlannedRun, images: int) -> bool:
     try:
-        return bool(read_object(out / run.folder / LOGITS, "").get("images") == images)
+        return Description.load(out / run.folder).images == images
     except InvalidInput:
         return False

@@ -1,6 +1,9 @@
 """A YAML file read with its line numbers, so that every complaint about it can name the line.
 
 Only plain YAML is read: no tags, so no objects; each key once; a depth and a size that a grid can need.
+
+It is read by hand, and not decoded into records as JSON is (`ground.documents`): a decoded value has lost its line, and
+of a file that people write the line is half of the message.
 """
 
 from __future__ import annotations

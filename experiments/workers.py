@@ -26,11 +26,10 @@ from typing import Any
 
 import torch
 
-from analysis.results import FAILURE
 from experiments.plan import PlannedRun
-from ground.durable import write_json
 from ground.errors import CKDError, Interrupted, StoreBusy
 from models.compute import Compute
+from storage.run_record import Failure
 from student_train.run_folder import RunFolder
 from student_train.trainer import Trainer
 
@@ -210,7 +209,7 @@ def record_failure(out: Path, run: PlannedRun, kind: str, reason: str) -> Failed
     folder = out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / FAILURE, {"error": reason, "kind": kind, "at": at})
+    Failure(error=reason, kind=kind, at=at).save(folder)
     return Failed(run, reason)
 
 

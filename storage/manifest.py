@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from msgspec import Meta
 
+from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, StoreUnreadable, store_command
 from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
@@ -38,15 +39,19 @@ FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
 _MAX_MANIFEST_BYTES = 16 << 20
-_MAX_ROWS = 1 << 24
-_MAX_SEED = 1 << 40
-_MAX_TEXT = 4096
 _MAX_DIMENSIONS = 8
+_MAX_VALUES = 1 << 28
 _MAX_LAYERS = 1 << 10
 _PARAMETER = re.compile(r"[A-Za-z0-9_./-]{1,160}")
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
+
+_Rows = Annotated[int, Meta(ge=0, le=1 << 24, description=f"a number of rows up to {1 << 24}")]
+_Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-")]
+_Arrays = Annotated[str, Meta(pattern=rf"\A{ARRAYS_NAME}\Z", description="the name of arrays beside the manifest")]
+_Seed = Annotated[int, Meta(ge=0, le=1 << 40, description=f"a seed from 0 to {1 << 40}")]
+_Views = Annotated[int, Meta(ge=1, le=MAX_VIEWS, description=f"a number of views from 1 to {MAX_VIEWS}")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +63,11 @@ class TeacherIdentity:
         layers: every layer it can give, in order, whether it is kept or not.
     """
 
-    name: str
-    fingerprint: str
+    name: _Name
+    fingerprint: Hex64
     num_classes: int
     normalisation: Normalisation
-    precision: str
+    precision: Line
     layers: tuple[str, ...]
 
 
@@ -70,9 +75,9 @@ class TeacherIdentity:
 class DatasetIdentity:
     """Which images: `digest` covers the content of both splits."""
 
-    name: str
-    digest: str
-    classes: tuple[str, ...]
+    name: Line
+    digest: Hex64
+    classes: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +95,8 @@ class Identity:
     teacher: TeacherIdentity
     dataset: DatasetIdentity
     geometry: ViewGeometry
-    seed: int
-    views: int
+    seed: _Seed
+    views: _Views
     view_policy: str
     outputs: tuple[OutputSpec, ...]
     parameters: tuple[OutputSpec, ...]
@@ -124,18 +129,18 @@ class Manifest:
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
-    store_id: str
-    array_format: str
-    arrays: str
+    store_id: Hex32
+    array_format: Line
+    arrays: _Arrays
     identity: Identity
-    n: int
-    num_val: int
-    num_test: int
-    samples: Mapping[str, str]
-    ledger: str | None = None
-    ledger_head: str | None = None
-    history: Sequence[Mapping[str, str]] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
+    n: _Rows
+    num_val: _Rows
+    num_test: _Rows
+    samples: Mapping[str, Hex64]
+    ledger: Line | None = None
+    ledger_head: Line | None = None
+    history: tuple[Mapping[str, Line], ...] = ()
+    versions: Mapping[str, Line] = field(default_factory=dict)
     older: OlderManifest | None = None
 
     @property
@@ -164,13 +169,13 @@ class Manifest:
             return self.older.digest
         document = self._document()
         del document["ledger_head"]
-        return _digest(document)
+        return digest_of(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
         """Write it, atomically and durably, with a digest of its own."""
         assert self.older is None, "a store of an older format is upgraded before it is written to"
         document = {"format_version": FORMAT_VERSION, **self._document()}
-        write_json(folder / file_name, {**document, "digest": _digest(document)})
+        write_json(folder / file_name, {**document, "digest": digest_of(document)})
 
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
@@ -186,25 +191,28 @@ class Manifest:
         """
         path = folder / file_name
         try:
-            if path.stat().st_size > _MAX_MANIFEST_BYTES or not path.is_file():
-                raise ValueError("it is no file, or too large for a manifest")
-            document = json.loads(path.read_bytes())
+            if not path.exists():
+                raise StoreUnreadable(
+                    f"there is no store at {folder} (no {file_name}); build one with: {store_command('build', folder)}"
+                )
+            document = read_object(path, _MAX_MANIFEST_BYTES)
+            if "format_version" not in document:
+                raise Malformed("it has no format_version")
             digest, version = document.pop("digest", None), document["format_version"]
             require_readable(path, version, FORMAT_VERSION)
-            if digest != _digest(document):
-                raise ValueError("it was changed: it does not match its own digest")
+            if digest != digest_of(document):
+                raise Malformed("it was changed: it does not match its own digest")
             del document["format_version"]
             older = None
             if version != FORMAT_VERSION:
                 recorded = {name: value for name, value in document.items() if name != "ledger_head"}
-                older = OlderManifest(version, _digest(recorded))
+                older = OlderManifest(version, digest_of(recorded))
                 document = brought_forward(document, version, FORMAT_VERSION)
-            manifest = replace(_manifest(document), older=older)
-        except FileNotFoundError as error:
-            raise StoreUnreadable(
-                f"there is no store at {folder} (no {file_name}); build one with: {store_command('build', folder)}"
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # Not for a document to say.
+            manifest = replace(typed({**document, "older": None}, cls, exact=True), older=older)
+            _check_content(manifest)
+        # The last three: what steps from older formats make of a document that no release wrote.
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreUnreadable(
                 f"{path} is not a manifest this release can read ({error}); bring it back from a copy, or build "
                 "the store again in a new folder"
@@ -249,88 +257,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:16]}..."
 
 
-def _manifest(document: dict[str, Any]) -> Manifest:
-    identity = document.pop("identity")
-    teacher, dataset = identity.pop("teacher"), identity.pop("dataset")
-    normalisation = Normalisation(**{name: _triple(values) for name, values in teacher.pop("normalisation").items()})
-    outputs = tuple(_spec(output, _is_output) for output in identity.pop("outputs"))
-    parameters = tuple(_spec(parameter, _is_parameter) for parameter in identity.pop("parameters"))
-    dataset["classes"] = tuple(dataset["classes"])
-    teacher["layers"] = tuple(teacher["layers"])
-    document["history"] = tuple(document["history"])
-    manifest = Manifest(
-        **document,
-        identity=Identity(
-            **identity | {"geometry": ViewGeometry(**identity["geometry"])},
-            teacher=TeacherIdentity(**teacher, normalisation=normalisation),
-            dataset=DatasetIdentity(**dataset),
-            outputs=outputs,
-            parameters=parameters,
-        ),
-    )
-    _check_types(manifest)
-    return manifest
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _spec(document: dict[str, Any], is_name: Callable[[object], bool]) -> OutputSpec:
-    spec = OutputSpec(document["name"], tuple(document["shape"]), document["dtype"])
-    if not is_name(spec.name) or np.dtype(spec.dtype) not in (np.float16, np.float32):
-        raise ValueError(f"{spec.name!r} of type {spec.dtype!r} is not a layer or parameter")
-    if (
-        len(spec.shape) > _MAX_DIMENSIONS
-        or not all(type(size) is int and size > 0 for size in spec.shape)
-        or math.prod(spec.shape) > 1 << 28
-    ):
-        raise ValueError(f"{spec.name} has the impossible shape {spec.shape}")
-    return spec
-
-
-def _check_types(manifest: Manifest) -> None:
-    """Refuse values that no build writes; the arrays are checked against the manifest when they are opened."""
+def _check_content(manifest: Manifest) -> None:
+    """Refuse what no build writes though its types are right; the arrays are checked against the manifest when they
+    are opened.
+    """
     identity = manifest.identity
-    counts = {"n": manifest.n, "num_val": manifest.num_val, "num_test": manifest.num_test}
-    for name, count in counts.items():
-        _require(type(count) is int and 0 <= count <= _MAX_ROWS, name, count)
-    _require(type(identity.seed) is int and 0 <= identity.seed <= _MAX_SEED, "seed", identity.seed)
-    _require(type(identity.views) is int and 1 <= identity.views <= MAX_VIEWS, "views", identity.views)
-    geometry = identity.geometry
-    for size in (geometry.image_size, geometry.crop_size, geometry.padding):
-        _require(type(size) is int and size <= _MAX_SIZE, "geometry", geometry)
-    _require(type(geometry.flips) is bool, "geometry", geometry)
-    teacher, dataset = identity.teacher, identity.dataset
-    for name, text in {
-        "array_format": manifest.array_format,
-        "arrays": manifest.arrays,
-        "view_policy": identity.view_policy,
-        "teacher.name": teacher.name,
-        "teacher.precision": teacher.precision,
-        "dataset.name": dataset.name,
-        **{f"class {place}": label for place, label in enumerate(dataset.classes)},
-    }.items():
-        _require(_is_text(text), name, text)
-    _require(re.fullmatch("[A-Za-z0-9_.-]+", teacher.name) is not None, "teacher.name", teacher.name)
-    _require(re.fullmatch(ARRAYS_NAME, manifest.arrays) is not None, "arrays", manifest.arrays)
-    _require(manifest.ledger is None or _is_text(manifest.ledger), "ledger", manifest.ledger)
-    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(identity.parameters))}
-    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
-    for step in manifest.history:
-        _require({"store_id", "made_by"} == {*step} and all(map(_is_text, step.values())), "history", step)
-    digests = {"store_id": (manifest.store_id, 32), "fingerprint": (teacher.fingerprint, 64)}
-    digests |= {"dataset.digest": (dataset.digest, 64)}
-    digests |= {f"digest of {name}": (value, 64) for name, value in manifest.samples.items()}
-    for name, (value, length) in digests.items():
-        _require(type(value) is str and re.fullmatch(f"[0-9a-f]{{{length}}}", value) is not None, name, value)
+    teacher, dataset, geometry = identity.teacher, identity.dataset, identity.geometry
+    sizes = (geometry.image_size, geometry.crop_size, geometry.padding)
+    _require(max(sizes) <= _MAX_SIZE, "geometry", geometry)
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
-    names = [output.name for output in identity.outputs]
-    _check_layers(teacher.layers, names)
+    for output in identity.outputs:
+        _check_spec(output, output.name == LOGITS or is_layer_name(output.name))
+    for parameter in identity.parameters:
+        _check_spec(parameter, _PARAMETER.fullmatch(parameter.name) is not None and ".." not in parameter.name)
+    _check_layers(teacher.layers, [output.name for output in identity.outputs])
     _check_parameters(identity)
     classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
     _require(classes == {len(dataset.classes)}, "the number of classes", classes)
+    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(identity.parameters))}
+    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
+    for step in manifest.history:
+        _require(step.keys() == {"store_id", "made_by"}, "history", step)
+
+
+def _check_spec(spec: OutputSpec, has_good_name: bool) -> None:
+    _require(has_good_name, "the name of a layer or parameter", spec.name)
+    if len(spec.shape) > _MAX_DIMENSIONS or math.prod(spec.shape) > _MAX_VALUES:
+        raise ValueError(f"{spec.name} has the impossible shape {shown(spec.shape)}")
 
 
 def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
@@ -357,24 +310,12 @@ def _check_parameters(identity: Identity) -> None:
     _require(identity.parameters == expected, "parameters", identity.parameters)
 
 
-def _is_output(name: object) -> bool:
-    return name == LOGITS or is_layer_name(name)
-
-
-def _is_parameter(name: object) -> bool:
-    return type(name) is str and _PARAMETER.fullmatch(name) is not None and ".." not in name
-
-
-def _is_text(value: object) -> bool:
-    """Text that a terminal can show as it is."""
-    return type(value) is str and value.isprintable() and len(value) <= _MAX_TEXT
-
-
-def _digest(document: Mapping[str, Any]) -> str:
+def digest_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, however its keys are ordered."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _require(holds: bool, name: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value!r}")
+        raise ValueError(f"{name} is {shown(value)}")

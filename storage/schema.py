@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
+
+from ground.documents import Positive
 
 SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
@@ -21,6 +25,7 @@ DIGEST = "train/digest"
 DIGEST_BYTES = 16
 _FEATURES = "train/features/"
 _MAX_CHUNK_BYTES = 8 << 20
+_FloatType = Annotated[str, Meta(pattern=r"\Afloat(16|32)\Z", description="float16 or float32")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,8 @@ class OutputSpec:
     """One output that is kept of each call, where the shape is that of a single view; or a parameter of the teacher."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[Positive, ...]
+    dtype: _FloatType
 
 
 def feature_array(name: str) -> str:

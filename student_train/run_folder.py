@@ -1,6 +1,6 @@
-"""A run's folder: `run.json` when it is done, `metrics.csv`, `student.safetensors`, and what resuming needs.
+"""A run's folder while it is trained: who may work in it, what resuming needs, and the results at the end.
 
-`run.json` is written last, so a folder that has one is a finished run.
+What the finished run says of itself, `run.json`, is `storage.run_record`'s.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from ground.durable import write_bytes, write_json
+from ground.documents import Malformed, typed
+from ground.durable import write_bytes
 from ground.errors import InvalidInput
 from models import Network, save_weights
 from storage.locks import exclusive_lock
+from storage.manifest import FILE_NAME
+from storage.run_record import METRICS_FILE, RESUME_FILE, RUN_FILE, STUDENT_FILE, RunRecord, RunSettings, is_finished
 
 METRICS = ("step", "epoch", "lr", "train_loss", "val_accuracy", "test_accuracy")
-_RUN = "run.json"
-_RESUME = "resume.pt"
-_STUDENT = "student.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +48,38 @@ class RunFolder:
 
     def check(self, *, resume: bool) -> None:
         """Raise `InvalidInput` if the folder holds a run that is not to be gone on with, or is something else's."""
-        taken = [name for name in (_RUN, _RESUME, _STUDENT) if (self.path / name).exists()]
+        taken = [name for name in (RUN_FILE, RESUME_FILE, STUDENT_FILE) if (self.path / name).exists()]
         if taken and not resume:
             raise InvalidInput(f"{self.path} holds a run already; go on with --resume, or give another --out")
-        if (self.path / "manifest.json").exists():
+        if (self.path / FILE_NAME).exists():
             raise InvalidInput(f"{self.path} is a store; give another --out")
         if self.path.exists() and not self.path.is_dir():
             raise InvalidInput(f"{self.path} is a file; give another --out")
 
-    def finished(self, config: Mapping[str, Any], stores: Collection[str] = ()) -> dict[str, Any] | None:
-        """The result of a finished run of these settings, or None; raises `InvalidInput` for one of others.
+    def finished(self, settings: RunSettings, stores: Collection[str] = ()) -> dict[str, Any] | None:
+        """What `run.json` of a finished run of these settings holds, or None; raises `InvalidInput` for one of others.
 
         Args:
             stores: ids that the store had before it was what it is; as good as its own.
         """
-        path = self.path / _RUN
-        if not path.exists():
+        if not is_finished(self.path):
             return None
         try:
-            document = json.loads(path.read_bytes())
-            if not isinstance(document, dict):
-                raise ValueError("it is no JSON object")
-        except ValueError as error:
-            raise InvalidInput(f"{path} is not a run's result ({error}); delete it, or give another --out") from error
-        self._require_same(document, config, stores)
-        return document
+            record = RunRecord.read(self.path)
+        except Malformed as error:
+            raise InvalidInput(
+                f"{self.path / RUN_FILE} is not a run's result ({error}); delete it, or give another --out"
+            ) from error
+        self._require_same(record, settings, stores)
+        return record.document()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep what resuming needs: tensors, numbers and text only."""
         content = io.BytesIO()
         torch.save(dict(state), content)
-        write_bytes(self.path / _RESUME, content.getvalue())
+        write_bytes(self.path / RESUME_FILE, content.getvalue())
 
-    def load_state(self, config: Mapping[str, Any], stores: Collection[str] = ()) -> dict[str, Any] | None:
+    def load_state(self, settings: RunSettings, stores: Collection[str] = ()) -> dict[str, Any] | None:
         """What `save_state` kept, or None at the first start.
 
         Args:
@@ -89,27 +88,28 @@ class RunFolder:
         Raises:
             InvalidInput: it was left by a run with other settings, or is damaged.
         """
-        path = self.path / _RESUME
+        path = self.path / RESUME_FILE
         if not path.is_file():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-            found = json.loads(state["config"])
+            found = typed(json.loads(state["config"]), RunSettings)
         except Exception as error:
             # A damaged or foreign file fails in too many ways to list; none of them runs code.
             raise InvalidInput(f"{path} cannot be resumed from; delete it to start again") from error
-        self._require_same(found, config, stores)
+        self._require_same(found, settings, stores)
         return state
 
-    def _require_same(self, found: Mapping[str, Any], config: Mapping[str, Any], stores: Collection[str]) -> None:
-        if found.get("store_id") in stores:
-            found = {**found, "store_id": config.get("store_id")}
-        # Through JSON, so that a tuple that was written as a list is not a difference.
-        differing = [name for name, value in json.loads(json.dumps(config)).items() if found.get(name) != value]
+    def _require_same(self, found: RunSettings, asked: RunSettings, stores: Collection[str]) -> None:
+        # As JSON has them, so that a tuple that was written as a list is not a difference.
+        before, now = found.document(), asked.document()
+        if before["store_id"] in stores:
+            before["store_id"] = now["store_id"]
+        differing = [name for name, value in now.items() if before[name] != value]
         if differing:
             name = differing[0]
             raise InvalidInput(
-                f"{self.path} was started with {name} {found.get(name)}, not {config[name]}; "
+                f"{self.path} was started with {name} {before[name]}, not {now[name]}; "
                 "give the same settings, or another --out"
             )
 
@@ -119,11 +119,11 @@ class RunFolder:
         writer = csv.DictWriter(text, fieldnames=METRICS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_bytes(self.path / "metrics.csv", text.getvalue().encode())
+        write_bytes(self.path / METRICS_FILE, text.getvalue().encode())
 
-    def save_result(self, student: Network, result: Mapping[str, Any]) -> None:
+    def save_result(self, student: Network, record: RunRecord) -> None:
         """Write the student and `run.json`; nothing is left to resume."""
         described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")
-        save_weights(student, self.path / _STUDENT, {name: str(result[name]) for name in described})
-        write_json(self.path / _RUN, dict(result))
-        (self.path / _RESUME).unlink(missing_ok=True)
+        save_weights(student, self.path / STUDENT_FILE, {name: str(getattr(record, name)) for name in described})
+        record.save(self.path)
+        (self.path / RESUME_FILE).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
 from ground.errors import Diverged, Interrupted, InvalidInput, UnknownName
@@ -28,6 +29,7 @@ from models import Network, Representation, canonical_name, create_model, networ
 from models.compute import Compute
 from models.evaluation import accuracy
 from storage.manifest import Manifest
+from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings
 from storage.store import Store
 from student_train.anchor import anchor, require_head
 from student_train.binding import Binding
@@ -299,44 +301,54 @@ class Trainer:
         last_test_accuracy = self._accuracy(self.data.test)
         self.modules.load_state_dict(self.best)
         at_best = [row["test_accuracy"] for row in self.rows if row["test_accuracy"] is not None][-1]
-        result = {
-            **self._identity(),
-            "store": str(self.data.folder),
-            "ledger_head": self.data.ledger_head,
-            "teacher_calls": self._teacher_calls(),
-            "teacher_outputs": list(self.wanted.teacher),
-            "test_accuracy": at_best,
-            "best_val_accuracy": self.protocol.best,
-            "last_test_accuracy": last_test_accuracy,
-            "evaluations": self.protocol.evals,
-            "steps": self.step,
-            "seconds": round(self.seconds, 2),
-            "device": self.data.compute.describe(),
-            "versions": {package: version(package) for package in ("teacher-cache", "torch", "numpy")},
-        }
+        record = RunRecord(
+            **structs.asdict(self._identity()),
+            store=str(self.data.folder),
+            ledger_head=self.data.ledger_head,
+            teacher_calls=self._teacher_calls(),
+            teacher_outputs=tuple(self.wanted.teacher),
+            test_accuracy=at_best,
+            best_val_accuracy=self.protocol.best,
+            last_test_accuracy=last_test_accuracy,
+            evaluations=self.protocol.evals,
+            steps=self.step,
+            seconds=round(self.seconds, 2),
+            device=self.data.compute.describe(),
+            versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
+        )
         self.folder.save_metrics(self.rows)
-        self.folder.save_result(self.student, result)
-        return result
+        self.folder.save_result(self.student, record)
+        return record.document()
 
     def _teacher_calls(self) -> int:
         """Calls whose answers this student learned from: none for a method that asks no teacher."""
         return self.data.n * self.data.manifest.identity.views if self.method.asks_teacher else 0
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> RunSettings:
         """Settings and sources; a run goes on only if all of them are the same."""
-        identity = self.data.manifest.identity
-        return {
-            **asdict(self.config),
-            "student": canonical_name(self.config.student),
-            "method": self.method.name,
-            "recipe": self.method.describe(),
-            "n": self.data.n,
-            "precision": self.data.compute.precision,
-            "store_id": self.data.manifest.store_id,
-            "teacher": identity.teacher.name,
-            "teacher_fingerprint": identity.teacher.fingerprint,
-            "dataset": identity.dataset.name,
-        }
+        identity, config = self.data.manifest.identity, self.config
+        return RunSettings(
+            student=canonical_name(config.student),
+            method=self.method.name,
+            seed=config.seed,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            batch_size=config.batch_size,
+            student_view=config.student_view,
+            protocol=RunProtocol(
+                patience=config.protocol.patience,
+                plateaus=config.protocol.plateaus,
+                max_evals=config.protocol.max_evals,
+            ),
+            recipe=self.method.describe(),
+            n=self.data.n,
+            precision=self.data.compute.precision,
+            store_id=self.data.manifest.store_id,
+            teacher=identity.teacher.name,
+            teacher_fingerprint=identity.teacher.fingerprint,
+            dataset=identity.dataset.name,
+        )
 
     # State
 
@@ -344,7 +356,7 @@ class Trainer:
         self.folder.save_metrics(self.rows)
         self.folder.save_state(
             {
-                "config": json.dumps(self._identity()),
+                "config": json.dumps(self._identity().document()),
                 "step": self.step,
                 "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
                 "rows": json.dumps(self.rows),
@@ -368,7 +380,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InvalidInput(
-                f"the state in {self.folder.path} is damaged; delete resume.pt to start again"
+                f"the state in {self.folder.path} is damaged; delete {RESUME_FILE} to start again"
             ) from error
         log.info("going on after step %d", self.step)
 

@@ -10,18 +10,18 @@ was charged before the run looked at the ledger.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
+from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.digest import input_digests
 from storage.ledger import Ledger
@@ -29,94 +29,50 @@ from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
 from storage.manifest import FILE_NAME
 from storage.rows import Rows
+from storage.run_record import RUN_FILE, RunRecord
 from storage.schema import DIGEST
 from storage.store import Store
 
-RUN_FILE = "run.json"
-_MAX_RUN_BYTES = 16 << 20
-_MOST = 1 << 40
+
+class TraceableRecord(RunRecord, frozen=True, kw_only=True):
+    """A run's record that says where it comes from: what tables can do without."""
+
+    store: Annotated[str, Meta(pattern=r"\A/[^\0]*\Z", description="an absolute path")]
+    store_id: Hex32
+    teacher_fingerprint: Hex64
+    ledger_head: Hex64
+    teacher_outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a finished run's `run.json` says of where it comes from.
-
-    Args:
-        folder: the run's.
-        store: absolute folder of the store, when the run was made.
-        n: rows of the store it was trained on.
-        teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
-        outputs: which outputs of them it read.
-        ledger_head: hash of the ledger's newest entry when the store was read.
-    """
+    """A finished run, with what it says of where it comes from."""
 
     folder: Path
-    store: Path
-    store_id: str
-    n: int
-    teacher_fingerprint: str
-    teacher_calls: int
-    outputs: frozenset[str]
-    ledger_head: str
-    method: str
-    student: str
+    record: TraceableRecord
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Read and check it; raises `InvalidInput` when it is not what `ckd-train` writes."""
-        path = folder / RUN_FILE
-        if not path.is_file():
+        if not (folder / RUN_FILE).is_file():
             raise InvalidInput(f"{folder} holds no finished run (no {RUN_FILE}); give the folder of one")
         try:
-            if path.stat().st_size > _MAX_RUN_BYTES:
-                raise ValueError("it is too large")
-            document = json.loads(path.read_bytes())
-            if not isinstance(document, dict):
-                raise ValueError("it is no JSON object")
-            run = cls(
-                folder=folder,
-                store=Path(_text(document, "store", r"/[^\0]*")),
-                store_id=_text(document, "store_id", "[0-9a-f]{32}"),
-                n=_count(document, "n"),
-                teacher_fingerprint=_text(document, "teacher_fingerprint", "[0-9a-f]{64}"),
-                teacher_calls=_count(document, "teacher_calls"),
-                outputs=_names(document, "teacher_outputs"),
-                ledger_head=_text(document, "ledger_head", "[0-9a-f]{64}"),
-                method=_text(document, "method", ".{1,2000}"),
-                student=_text(document, "student", ".{1,200}"),
-            )
-        except (ValueError, RecursionError) as error:
+            return cls(folder=folder, record=TraceableRecord.read(folder))
+        except Malformed as error:
             raise InvalidInput(
-                f"{path} is not the result of a run this release can read ({error}); bring it back from a copy, or "
-                "train again"
+                f"{folder / RUN_FILE} is not the result of a run this release can read ({error}); bring it back from a "
+                "copy, or train again"
             ) from error
-        return run
 
+    @property
+    def store(self) -> Path:
+        """Absolute folder of the store, when the run was made."""
+        return Path(self.record.store)
 
-def _text(document: dict[str, Any], name: str, pattern: str) -> str:
-    value = document.get(name)
-    if type(value) is not str or re.fullmatch(pattern, value, re.DOTALL) is None:
-        raise ValueError(f"{name} is {_shown(value)}")
-    return value
-
-
-def _names(document: dict[str, Any], name: str) -> frozenset[str]:
-    values = document.get(name)
-    if not isinstance(values, list) or not all(type(value) is str for value in values):
-        raise ValueError(f"{name} is {_shown(values)}")
-    return frozenset(values)
-
-
-def _count(document: dict[str, Any], name: str) -> int:
-    value = document.get(name)
-    if type(value) is not int or not 0 <= value <= _MOST:
-        raise ValueError(f"{name} is {_shown(value)}")
-    return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return "missing" if value is None else text if len(text) <= 60 else f"{text[:57]}..."
+    @property
+    def outputs(self) -> frozenset[str]:
+        """What the run read of its calls."""
+        return frozenset(self.record.teacher_outputs)
 
 
 def store_of(run: Run, folder: Path | None = None) -> Store:
@@ -137,9 +93,9 @@ def store_of(run: Run, folder: Path | None = None) -> Store:
             f"{run.folder} was trained from the store at {where}, and there is none; if it was moved, give --store DIR"
         )
     store = Store.open(where)
-    if run.store_id not in store.manifest.ids:
+    if run.record.store_id not in store.manifest.ids:
         raise IdentityMismatch(
-            f"{run.folder} was trained from store {run.store_id[:12]}, and {where} is store "
+            f"{run.folder} was trained from store {run.record.store_id[:12]}, and {where} is store "
             f"{store.manifest.store_id[:12]}; give the one it was trained from as --store"
         )
     return store
@@ -200,11 +156,11 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
         StoreUnreadable: the store's images, views or digests cannot be read.
     """
     manifest = store.manifest
-    rows = min(run.n, manifest.n)
+    rows = min(run.record.n, manifest.n)
     inputs = StoreInputs(store, rows).digests
     teacher = manifest.identity.teacher.fingerprint
     answers = _answers(ledger, teacher, sorted({digest for row in inputs for digest in row}))
-    head = ledger.entry_number(run.ledger_head)
+    head = ledger.entry_number(run.record.ledger_head)
     # A call that repeats an earlier one, for outputs that the run did not read, is none of its calls.
     calls = {call.id: call for found in answers.values() for call in found if run.outputs.intersection(call.outputs)}
     histories = {} if head is None else call_histories(ledger, sorted(calls))
@@ -224,24 +180,24 @@ def _answers(ledger: Ledger, teacher: str, digests: Sequence[bytes]) -> dict[byt
 
 def _run_problems(run: Run, store: Store, ledger: Ledger, head: int | None) -> Iterator[str]:
     """Where the run's own words do not fit the store and the ledger."""
-    manifest = store.manifest
+    record, manifest = run.record, store.manifest
     if head is None:
         yield (
-            f"the run saw the ledger at entry {run.ledger_head[:12]}, which {ledger.shown_url} lacks: it was replaced "
-            "or rolled back, or is not the one"
+            f"the run saw the ledger at entry {record.ledger_head[:12]}, which {ledger.shown_url} lacks: it was "
+            "replaced or rolled back, or is not the one"
         )
-    if run.teacher_fingerprint != manifest.identity.teacher.fingerprint:
+    if record.teacher_fingerprint != manifest.identity.teacher.fingerprint:
         yield (
-            f"the run names teacher {run.teacher_fingerprint[:12]}, its store has the answers of "
+            f"the run names teacher {record.teacher_fingerprint[:12]}, its store has the answers of "
             f"{manifest.identity.teacher.fingerprint[:12]}"
         )
-    if run.n > manifest.n:
-        yield f"the run was trained on {run.n} rows, the store has {manifest.n}"
-    cells = run.n * manifest.identity.views
-    if run.teacher_calls != cells:
+    if record.n > manifest.n:
+        yield f"the run was trained on {record.n} rows, the store has {manifest.n}"
+    cells = record.n * manifest.identity.views
+    if record.teacher_calls != cells:
         yield (
-            f"the run says that it drew on {run.teacher_calls} calls, and {run.n} rows of {manifest.identity.views} "
-            f"views are {cells}"
+            f"the run says that it drew on {record.teacher_calls} calls, and {record.n} rows of "
+            f"{manifest.identity.views} views are {cells}"
         )
 
 
@@ -333,21 +289,21 @@ class _Search:
 
     def drew_on(self, run: Run) -> bool:
         """Whether a run learned from what the call returned."""
-        call = self._call
-        if not run.teacher_calls or run.teacher_fingerprint != call.teacher:
+        call, record = self._call, run.record
+        if not record.teacher_calls or record.teacher_fingerprint != call.teacher:
             return False
         if not run.outputs.intersection(call.outputs):
             return False
-        if run.ledger_head not in self._heads:
-            self._heads[run.ledger_head] = self._ledger.entry_number(run.ledger_head)
-        head = self._heads[run.ledger_head]
+        if record.ledger_head not in self._heads:
+            self._heads[record.ledger_head] = self._ledger.entry_number(record.ledger_head)
+        head = self._heads[record.ledger_head]
         if head is None:  # its calls are in another ledger
             return False
         if not call.answered_by(head):
             return False
-        if run.store_id == call.store and call.row < run.n:
+        if record.store_id == call.store and call.row < record.n:
             return True
-        return self._inputs_of(run).first_row.get(call.input_digest, run.n) < run.n
+        return self._inputs_of(run).first_row.get(call.input_digest, record.n) < record.n
 
     def _inputs_of(self, run: Run) -> StoreInputs:
         store = self._open(run)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from msgspec import structs
 
 from analysis import ledgers
+from analysis.grid_plan import GridPlan, GridStore
 from analysis.ledgers import read_ledgers, timeline
-from analysis.results import collect, read_plan
+from analysis.results import collect
 from benchmarks.stand_ins.fabricated_grid import STORE, TEACHER, change_run, make_grid, planned_runs
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
@@ -26,7 +28,7 @@ def grid(tmp_path) -> Path:
 
 
 def read(folder: Path):
-    return read_ledgers(folder, read_plan(folder), collect(folder))
+    return read_ledgers(folder, GridPlan.load(folder), collect(folder))
 
 
 def call_more(folder: Path, count: int, purpose: str) -> None:
@@ -127,8 +129,9 @@ def test_a_shared_ledger_is_named_and_not_opened(grid):
 
 
 def test_every_store_of_the_plan_is_told(grid):
-    plan = read_plan(grid)
-    plan["stores"].append({"teacher": "vgg13", "dataset": "random", "store": "stores/none", "n": 1, "calls": 1})
+    plan = GridPlan.load(grid)
+    none = GridStore(teacher="vgg13", dataset="random", store="stores/none", n=1, calls=1)
+    plan = structs.replace(plan, stores=(*plan.stores, none))
     found = read_ledgers(grid, plan, collect(grid))
     assert [ledger.store for ledger in found] == [STORE, "stores/none"]
     assert found[1].teacher == "vgg13"

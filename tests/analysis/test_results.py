@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis.results import COLUMNS, STATES, collect, read_plan, save_results, states
+from analysis.grid_plan import GridPlan
+from analysis.results import COLUMNS, STATES, collect, save_results, states
 from ground.errors import InvalidInput
 from tests.analysis.grids import PlannedRun, results_of, write_grid
 
@@ -111,34 +111,6 @@ def test_without_pyarrow_no_older_parquet_contradicts_the_csv(tmp_path, monkeypa
     assert not (tmp_path / "results.parquet").exists()
 
 
-def test_a_folder_without_a_plan_says_what_to_give(tmp_path):
-    with pytest.raises(InvalidInput, match="grid.json.*no such file.*ckd-pipeline run"):
-        collect(tmp_path / "nothing")
-
-
-def test_a_plan_that_is_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "grid.json")
-    with pytest.raises(InvalidInput, match="no ordinary file"):
-        read_plan(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "Expecting value"),
-        ("[]", "no JSON object"),
-        ("[" * 100_000, "cannot be used"),
-        (b"\xff\xfe\xfa".decode("latin-1"), "cannot be used"),
-        ('{"format": 2}', "format '2', this release reads 1"),
-        ('{"format": 1}', "no name"),
-    ],
-)
-def test_a_damaged_plan_is_refused_in_a_sentence(tmp_path, content, said):
-    (tmp_path / "grid.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InvalidInput, match=f"grid.json.*{said}"):
-        read_plan(tmp_path)
-
-
 @pytest.mark.parametrize(
     "place", ["../../outside", "/etc", "runs/../../outside", "..", "", "a\\..\\b", "runs/\x00", "runs/\n", 7, None]
 )
@@ -148,15 +120,9 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, place, kind):
     plan = json.loads((folder / "grid.json").read_text())
     plan["runs"][0][kind] = place
     (folder / "grid.json").write_text(json.dumps(plan))
-    for reader in (read_plan, collect, states, save_results):
+    for reader in (GridPlan.load, collect, states, save_results):
         with pytest.raises(InvalidInput, match=f"grid.json.*{kind} is "):
             reader(folder)
-
-
-def test_a_store_of_the_plan_outside_the_folder_is_refused(tmp_path):
-    store = {"teacher": "t", "dataset": "d", "store": "../x", "n": 1, "calls": 1}
-    with pytest.raises(InvalidInput, match=r"store is '../x', which is no path below the folder"):
-        read_plan(write_grid(tmp_path, [], stores=[store]))
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
@@ -172,16 +138,6 @@ def test_a_folder_reached_through_a_link_is_read(tmp_path):
     write_grid(tmp_path / "grid", [PlannedRun()])
     (tmp_path / "link").symlink_to(tmp_path / "grid")
     assert len(collect(tmp_path / "link")) == 1
-
-
-@pytest.mark.parametrize("spelling", ["{}", "./{}", "{}/", "runs/../{}", "{}/."])
-def test_one_folder_is_no_two_runs(tmp_path, spelling):
-    folder = write_grid(tmp_path, [PlannedRun(), PlannedRun(seed=1)])
-    plan = json.loads((folder / "grid.json").read_text())
-    plan["runs"][1]["run"] = spelling.format(plan["runs"][0]["run"])
-    (folder / "grid.json").write_text(json.dumps(plan))
-    with pytest.raises(InvalidInput, match="twice|no path below"):
-        read_plan(folder)
 
 
 @pytest.mark.parametrize(

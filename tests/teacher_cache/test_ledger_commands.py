@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
+from storage.run_record import RUN_FILE
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.build import build
 from teacher_cache.cli import main
@@ -28,7 +29,6 @@ from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.convert import convert
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
-from teacher_cache.trace import RUN_FILE
 from tests.conftest import run_command
 
 ROWS, TRAINED = 24, 20

@@ -60,7 +60,7 @@ def trace(
     if len(folders) > 1:
         raise InvalidInput(f"one run is traced at a time, and {len(folders)} were given; --call takes several folders")
     run = Run.load(folders[0])
-    if not run.teacher_calls:
+    if not run.record.teacher_calls:
         found = Trace(run=run, store=None)
         document = _described(found, 0.0, price, [], offset)
     else:
@@ -78,18 +78,18 @@ def _described(
     found: Trace, seconds: float, price: float | None, page: list[dict[str, Any]], offset: int
 ) -> dict[str, Any]:
     """What `trace --json` prints."""
-    run, calls = found.run, len(found.calls)
+    run, record, calls = found.run, found.run.record, len(found.calls)
     name = None if found.store is None else found.store.manifest.identity.teacher.name
     return {
         "run": str(run.folder),
-        "method": run.method,
-        "student": run.student,
-        "n": run.n,
+        "method": record.method,
+        "student": record.student,
+        "n": record.n,
         "store": str(run.store if found.store is None else found.store.folder),
-        "store_id": run.store_id,
-        "ledger_head": run.ledger_head,
-        "teacher": {"name": name, "fingerprint": run.teacher_fingerprint},
-        "teacher_calls": run.teacher_calls,
+        "store_id": record.store_id,
+        "ledger_head": record.ledger_head,
+        "teacher": {"name": name, "fingerprint": record.teacher_fingerprint},
+        "teacher_calls": record.teacher_calls,
         "calls_total": calls,
         "builder_runs": found.builder_runs,
         "teacher_seconds": round(seconds, 3),
@@ -159,8 +159,8 @@ def _print_runs(call: CallHistory, found: Students) -> None:
 def _run_row(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.folder),
-        "student": run.student,
-        "method": run.method,
-        "n": run.n,
+        "student": run.record.student,
+        "method": run.record.method,
+        "n": run.record.n,
         "store": str(run.store),
     }

@@ -1,0 +1,154 @@
+"""A finished run's record, `run.json`, and a failed one's, `failure.json`: what they hold, and the files beside them.
+
+Whoever trains writes them here, and whoever traces, tabulates or goes on reads them here; both stages do, so it is
+storage's. `run.json` is written last: a folder that has one is a finished run. Formats: docs/run-folder.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ground.documents import Amount, Count, Line, Positive, Share, read_object, read_record, typed
+from ground.durable import write_json
+from ground.geometry import Rendering
+
+RUN_FILE = "run.json"
+FAILURE_FILE = "failure.json"
+METRICS_FILE = "metrics.csv"
+STUDENT_FILE = "student.safetensors"
+RESUME_FILE = "resume.pt"
+_MOST_SHOWN = 4096
+
+
+class RunProtocol(Struct, frozen=True, kw_only=True):
+    """When a run ended: `student_train.protocol.ProtocolConfig` as it is written down."""
+
+    patience: Positive
+    plateaus: Positive
+    max_evals: Count | None
+
+
+class RunSettings(Struct, frozen=True, kw_only=True):
+    """Settings and sources of a run; it goes on only if all of them are the same.
+
+    Args:
+        method: the spec, as it was given.
+        recipe: what the method was made of.
+        n: rows of the store that it learns from.
+        teacher_fingerprint, dataset, store_id: as in the store's manifest.
+    """
+
+    student: Line
+    method: Line
+    seed: Count
+    lr: Amount
+    momentum: Amount
+    weight_decay: Amount
+    batch_size: Positive
+    student_view: Line
+    protocol: RunProtocol
+    recipe: dict[str, Any]
+    n: Positive
+    precision: Line
+    store_id: Line
+    teacher: Line
+    teacher_fingerprint: Line
+    dataset: Line
+
+    def document(self) -> dict[str, Any]:
+        """As JSON reads it back."""
+        document: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(self)))
+        return document
+
+
+class RunRecord(RunSettings, frozen=True, kw_only=True):
+    """What a finished run says of itself: its settings, and what came out.
+
+    Args:
+        student_rendering: how the student was shown images; runs of earlier releases say nothing, and mean the
+            teacher's.
+        store: absolute folder of the store when the run was made; it may hold any character that a path can.
+        ledger_head: hash of the ledger's newest entry when the store was read; None where there was no ledger.
+        teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
+        teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
+        test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
+        seconds: of training, over all the times that it was resumed.
+    """
+
+    student_rendering: Rendering | UnsetType = UNSET
+    store: str | None = None
+    ledger_head: Line | None = None
+    teacher_calls: Count
+    teacher_outputs: tuple[str, ...] | None = None
+    test_accuracy: Share
+    best_val_accuracy: Share
+    last_test_accuracy: Share
+    evaluations: Count
+    steps: Count
+    seconds: Amount
+    device: Line
+    versions: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in a run's folder; raises `Malformed` where there is none, or it is damaged."""
+        return typed(read_object(folder / RUN_FILE), cls)
+
+    @classmethod
+    def load(cls, folder: Path, advice: str) -> Self:
+        """The record in a run's folder.
+
+        Args:
+            advice: what to do where it cannot be read; ends the sentence.
+
+        Raises:
+            InvalidInput: there is none, or it is damaged.
+        """
+        return read_record(folder / RUN_FILE, cls, advice)
+
+    def save(self, folder: Path) -> None:
+        """Write it, atomically and durably: from then on the run is finished."""
+        write_json(folder / RUN_FILE, self.document())
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a run failed.
+
+    Args:
+        error: a sentence.
+        kind: name of the error's class.
+        at: ISO 8601, with its zone.
+    """
+
+    error: str
+    kind: str
+    at: str = ""
+
+    @classmethod
+    def load(cls, folder: Path, advice: str) -> Failure:
+        """What a failed run left in its folder; raises `InvalidInput`, which ends with `advice`."""
+        return read_record(folder / FAILURE_FILE, cls, advice)
+
+    def save(self, folder: Path) -> None:
+        """Write it, atomically and durably, beside what the run has kept."""
+        write_json(folder / FAILURE_FILE, msgspec.to_builtins(self))
+
+    @property
+    def sentence(self) -> str:
+        """The error as a terminal can show it."""
+        return "".join(letter if letter.isprintable() else " " for letter in self.error)[:_MOST_SHOWN]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended well."""
+    return (folder / RUN_FILE).exists()
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether a run has ended badly, and has not been begun again since."""
+    return (folder / FAILURE_FILE).exists()

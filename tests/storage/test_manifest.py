@@ -1,0 +1,151 @@
+"""A manifest on the disk is what it always was, and nothing else is taken for one; see test_store.py too."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ground.errors import StoreUnreadable
+from storage.manifest import Manifest, digest_of
+from storage.schema import parameter_array
+from tests.storage.conftest import make_identity
+
+SPLITS = ("train", "val", "test")
+SAMPLES = [f"{split}/{name}" for split in SPLITS for name in ("images", "labels", "source_index")]
+PARAMETERS = [parameter_array(spec.name) for spec in make_identity().parameters]
+MANIFEST = Manifest(
+    store_id="01" * 16,
+    array_format="zarr",
+    arrays="data.zarr",
+    identity=make_identity(),
+    n=70,
+    num_val=17,
+    num_test=9,
+    samples=dict.fromkeys([*SAMPLES, "train/views", *PARAMETERS], "ef" * 32),
+    ledger_head="12" * 32,
+    history=({"store_id": "02" * 16, "made_by": "convert"},),
+    versions={"numpy": "2.0"},
+)
+CONTENT: dict[str, Any] = json.loads(json.dumps({"format_version": 3, **asdict(MANIFEST)}))
+
+
+def write(folder, document: dict[str, Any]) -> None:
+    """As somebody who knows how the digest is made."""
+    (folder / "manifest.json").write_text(json.dumps({**document, "digest": digest_of(document)}))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, item in items for found in [(*path, key), *places(item, (*path, key))]]
+
+
+def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(CONTENT)
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return document
+
+
+def test_a_manifest_is_written_and_digested_as_it_always_was(tmp_path):
+    """Stores and ledgers of earlier releases hold these digests; both were computed by the release before."""
+    assert MANIFEST.digest == "b37e1b8366b1bceb3cafaf0d6e7801883c8a0a93ee294649fb34ca3ea28cba3b"
+    MANIFEST.save(tmp_path)
+    written = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
+    assert written == "03f0f618edecf1d09b1610843a51e53eab37b9f6e9641ee970538936914c8395"
+
+
+@given(
+    n=st.integers(0, 1 << 24),
+    seed=st.integers(0, 1 << 40),
+    views=st.integers(1, 1 << 10),
+    classes=st.lists(st.text(st.characters(exclude_categories=("C", "Z"))), min_size=5, max_size=5),
+    ledger=st.none() | st.just("postgresql://h/db"),
+)
+def test_a_manifest_survives_a_round_trip(tmp_path_factory, n, seed, views, classes, ledger):
+    dataset = replace(MANIFEST.identity.dataset, classes=tuple(classes))
+    identity = replace(MANIFEST.identity, seed=seed, views=views, dataset=dataset)
+    manifest = replace(MANIFEST, n=n, identity=identity, ledger=ledger)
+    folder = tmp_path_factory.mktemp("store")
+    manifest.save(folder)
+    found = Manifest.load(folder)
+    assert found == manifest
+    assert found.digest == manifest.digest
+
+
+@pytest.mark.parametrize("path", [path for path in places(CONTENT) if isinstance(path[-1], str)])
+def test_a_manifest_without_a_key_is_refused(tmp_path, path):
+    document = copy.deepcopy(CONTENT)
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    write(tmp_path, document)
+    if path == ("versions", "numpy"):
+        assert Manifest.load(tmp_path).versions == {}
+    else:
+        with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+            Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", [(), *(path for path in places(CONTENT) if path[0] not in ("samples", "versions"))])
+def test_a_manifest_with_a_key_more_is_refused(tmp_path, path):
+    document = copy.deepcopy(CONTENT)
+    place = document
+    for key in path:
+        place = place[key]
+    if isinstance(place, dict):
+        place["extra"] = "x"
+        write(tmp_path, document)
+        with pytest.raises(StoreUnreadable, match="extra|history"):
+            Manifest.load(tmp_path)
+
+
+@given(
+    st.sampled_from([path for path in places(CONTENT) if path != ("format_version",)]),
+    st.sampled_from([None, True, -1, 70.0, 10**30, 1 << 39, float("nan"), "\x1b[31m", "\ud800", "../x", [], {}, [[]]]),
+)
+def test_any_value_in_any_place_is_kept_as_it_is_or_refused_in_a_printable_sentence(tmp_path_factory, path, value):
+    folder, document = tmp_path_factory.mktemp("store"), changed(path, value)
+    write(folder, document)
+    refused = None
+    try:
+        manifest = Manifest.load(folder)
+    except StoreUnreadable as error:
+        refused = str(error)
+    if refused is not None:
+        assert refused.isprintable()
+    else:
+        assert json.loads(json.dumps({"format_version": 3, **asdict(manifest)})) == document
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("n",), -1, "n is -1, not a number of rows"),
+        (("samples", "val/labels"), "0", "a value of samples is not 64 hexadecimal digits"),
+        (
+            ("identity", "dataset", "classes", 2),
+            "\x07",
+            r"identity.dataset.classes\[2\] is '\\x07', not a line of text",
+        ),
+        (("identity", "outputs", 1, "dtype"), "<f4", r"identity.outputs\[1\].dtype is '<f4', not float16 or float32"),
+        (("identity", "outputs", 1, "shape"), [1] * 9, "layer1 has the impossible shape"),
+        (("identity", "geometry", "crop_size"), 4000, "identity.geometry: a 4000-pixel crop does not fit"),
+        (("identity", "view_policy"), "plane", "view_policy is 'plane'"),
+        (("identity", "dataset", "classes"), ["a"], "the number of classes is"),
+        (("history",), [{"store_id": "x"}], "history is"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(tmp_path, path, value, said):
+    write(tmp_path, changed(path, value))
+    with pytest.raises(StoreUnreadable, match=said):
+        Manifest.load(tmp_path)
