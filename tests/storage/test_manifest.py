@@ -33,7 +33,15 @@ MANIFEST = Manifest(
     history=({"store_id": "02" * 16, "made_by": "convert"},),
     versions={"numpy": "2.0"},
 )
-CONTENT: dict[str, Any] = json.loads(json.dumps({"format_version": 3, **asdict(MANIFEST)}))
+
+
+def content_of(manifest: Manifest) -> dict[str, Any]:
+    """What is written of a manifest, without its digest."""
+    fields = {name: value for name, value in asdict(manifest).items() if name != "older"}
+    return json.loads(json.dumps({"format_version": 3, **fields}))
+
+
+CONTENT = content_of(MANIFEST)
 
 
 def write(folder, document: dict[str, Any]) -> None:
@@ -124,7 +132,7 @@ def test_any_value_in_any_place_is_kept_as_it_is_or_refused_in_a_printable_sente
     if refused is not None:
         assert refused.isprintable()
     else:
-        assert json.loads(json.dumps({"format_version": 3, **asdict(manifest)})) == document
+        assert content_of(manifest) == document
 
 
 @pytest.mark.parametrize(
