@@ -26,7 +26,8 @@ from storage.store import LEDGER_FILE
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildConfig, plan_build
@@ -140,7 +141,7 @@ def train_demo_student(
     recipe = parse_method(method)
     evaluations = config.steps // ceil(n / 64)
     protocol = ProtocolConfig(max_evals=evaluations)
-    training = TrainConfig(student=config.student, method=method, seed=config.seed, protocol=protocol)
+    training = TrainConfig(student=config.student, seed=config.seed, protocol=protocol)
     trainer = Trainer.open(training, store, n, recipe, compute, RunFolder(out / "runs" / f"{method}-n{n}"))
     with progress(f"{method} n={n}: evaluations", evaluations) as advance:
         return trainer.run(resume=True, on_eval=lambda row: advance(1, f"validation {row['val_accuracy']:.3f}"))

@@ -259,7 +259,7 @@ def _train_logged(run: Run, settings: WorkerSettings, connection: Connection, fo
     try:
         compute = Compute.choose(settings.device, settings.precision)
         trainer = Trainer.open(
-            run.config, settings.out / run.store, run.n, run.spec.parse(), compute, RunFolder(folder)
+            run.config, settings.out / run.store, run.n, run.spec, compute, RunFolder(folder)
         )
         logging.info("loaded; training goes on, or begins")
         result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))

@@ -6,8 +6,8 @@ Plain values, which manifests and records hold; `ground.views` does the cutting.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,3 +79,9 @@ class Rendering:
 
     geometry: ViewGeometry
     normalisation: Normalisation
+
+    def describe(self) -> dict[str, Any]:
+        """Its values as JSON has them."""
+        constants = asdict(self.normalisation)
+        normalisation = {name: list(values) for name, values in constants.items()}
+        return {"geometry": asdict(self.geometry), "normalisation": normalisation}

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ground.views import evaluation_batches
 from models import Network
+from student_train.bound_method import BoundMethod
 from student_train.data import StudentData
-from student_train.methods import Method
 from student_train.signals import Signals
 
 _MAX_ROWS = 1024
 _BATCH = 256
 
 
-def anchor(student: Network, data: StudentData, method: Method) -> None:
+def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
     """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
     if not student.head.bias.requires_grad:
         return  # the teacher's own layer (SimKD): its level is the teacher's
@@ -30,16 +30,15 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
     student.eval()
     gaps = []
     rows = torch.arange(min(data.n, _MAX_ROWS))
-    identity = data.manifest.identity
     images, labels = data.train.images[: len(rows)], data.train.labels[: len(rows)]
-    batches = evaluation_batches(images, labels, identity.teacher_rendering, _BATCH)
+    batches = evaluation_batches(images, labels, data.rendering, _BATCH)
     with torch.inference_mode():
         for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
             with data.compute.autocast():
                 # Only logits are pulled anywhere, so no feature is kept.
                 said = student.represent(inputs).only(())
             said, index = said.map(Tensor.float), data.compute.to_device(part)
-            for view in range(identity.views):
+            for view in range(data.manifest.identity.views):
                 teacher = data.teacher(part, torch.full_like(part, view))
                 target = method.logit_target(Signals(said, teacher, classes, index))
                 if target is not None:

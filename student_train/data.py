@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
+from ground.geometry import Rendering
 from ground.seeding import generator_for
 from ground.views import apply_views, draw_views
 from models import Representation
@@ -44,6 +45,7 @@ class StudentData:
         views: (n, V, 3), what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
+        rendering: how the student is shown images; the teacher's views are the store's all the same.
         folder: the store's.
         ledger_head: newest hash of its ledger when the data were read.
     """
@@ -52,6 +54,7 @@ class StudentData:
     ledger_head: str | None
     manifest: Manifest
     compute: Compute
+    rendering: Rendering
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages
@@ -60,15 +63,20 @@ class StudentData:
     parameters: dict[str, Tensor]
 
     @classmethod
-    def load(cls, store: Store, n: int | None, wanted: Wanted, compute: Compute) -> StudentData:
+    def load(
+        cls, store: Store, n: int | None, wanted: Wanted, compute: Compute, rendering: Rendering | None = None
+    ) -> StudentData:
         """Read what is wanted, after checking that it is whole.
 
         Args:
             n: rows to train on; None for all.
+            rendering: how the student is shown images; None is as the teacher was.
 
         Raises:
+            InvalidInput: n is too small, memory is, or the rendering is of images of another size.
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
+        shown = _require_size(store, rendering)
         head = store.ledger_head()
         rows = store.manifest.n if n is None else n
         if rows < 2:
@@ -88,6 +96,7 @@ class StudentData:
             ledger_head=head,
             manifest=store.manifest,
             compute=compute,
+            rendering=shown,
             train=_labelled(store, "train", rows, compute),
             # A smaller n keeps the paper's proportion: four training images for one of validation.
             val=_labelled(store, "val", min(max(1, rows // 4), store.manifest.num_val), compute),
@@ -103,6 +112,15 @@ class StudentData:
             return asked
         shapes = {output.name: output.shape for output in self.manifest.identity.outputs}
         return "teacher" if any(len(shapes[name]) > 1 for name in self.outputs) else "fresh"
+
+    def require_replay(self) -> None:
+        """Raise `InvalidInput` if the student is of another size than the views that the teacher saw."""
+        ours, theirs = self.rendering.geometry.crop_size, self.manifest.identity.geometry.crop_size
+        if ours != theirs:
+            raise InvalidInput(
+                f"the student is shown {ours} pixels, and the teacher's views have {theirs}; give --student-view "
+                "fresh, and a method that does not need the teacher's views"
+            )
 
     @property
     def n(self) -> int:
@@ -130,11 +148,12 @@ class StudentData:
         if batch.views > 1:
             which = torch.arange(batch.views).repeat_interleave(len(rows) // batch.views)
         if student_view == "teacher" or batch.views > 1:
-            views = self.views[rows, which]
+            views, geometry = self.views[rows, which], identity.geometry
         else:
-            views = draw_views(identity.geometry, len(rows), generator)
-        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, identity.geometry)
-        return identity.teacher.normalisation.apply(pixels), which
+            geometry = self.rendering.geometry
+            views = draw_views(geometry, len(rows), generator)
+        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, geometry)
+        return self.rendering.normalisation.apply(pixels), which
 
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
         """What the teacher said of some rows, float32 on the device; None when nothing was loaded."""
@@ -147,6 +166,17 @@ class StudentData:
     def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         chosen = tensor[rows.to(tensor.device), which.to(tensor.device)]
         return self.compute.to_device(chosen).float()
+
+
+def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
+    """The rendering to use, for base images as the store has them."""
+    identity = store.manifest.identity
+    if rendering is None:
+        return identity.teacher_rendering
+    asked, found = rendering.geometry.image_size, identity.geometry.image_size
+    if asked != found:
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+    return rendering
 
 
 def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
