@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from analysis.documents import Malformed, read_object, text, unreadable
 from ground.errors import IdentityMismatch, InvalidInput
+from ground.geometry import Rendering
 from ground.views import evaluation_batches
 from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
@@ -35,7 +39,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
         IdentityMismatch: the store is of another teacher or dataset.
         StoreUnreadable: the store is missing or damaged.
     """
-    student = _require_finished(run_folder, store := Store.open(store_folder))
+    student, rendering = _require_finished(run_folder, store := Store.open(store_folder))
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
@@ -44,14 +48,14 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     compute.place(network)
     network.eval()
     pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", images)) for name in ("images", "labels"))
-    batches = evaluation_batches(pixels, labels, manifest.identity.teacher_rendering)
+    batches = evaluation_batches(pixels, labels, rendering)
     with torch.inference_mode():
         logits = torch.cat([network(inputs) for inputs, _ in batches])
     return logits.float().contiguous().numpy()
 
 
-def _require_finished(run_folder: Path, store: Store) -> str:
-    """The name of a run's student, after checking that it was trained for this teacher and dataset."""
+def _require_finished(run_folder: Path, store: Store) -> tuple[str, Rendering]:
+    """A run's student and what it was shown, after checking that it was trained for this teacher and dataset."""
     path = run_folder / "run.json"
     document = read_object(path, _ADVICE)
     identity = store.manifest.identity
@@ -63,9 +67,23 @@ def _require_finished(run_folder: Path, store: Store) -> str:
                     f"{run_folder} has {name} {document[name]!a}, {store.folder} has {wanted!a}; give the store that "
                     "the run was trained from"
                 )
-        return text(document, "student")
+        return text(document, "student"), _rendering(document, store)
     except Malformed as error:
         raise unreadable(path, error, _ADVICE) from error
+
+
+def _rendering(document: Mapping[str, Any], store: Store) -> Rendering:
+    """How the student saw images; runs of earlier releases do not say, and saw them as the teacher did."""
+    usual = store.manifest.identity.teacher_rendering
+    if "student_rendering" not in document:
+        return usual
+    try:
+        said = msgspec.convert(document["student_rendering"], Rendering)
+    except msgspec.ValidationError as error:
+        raise Malformed(f"student_rendering: {error}") from error
+    if said.geometry.image_size != usual.geometry.image_size:
+        raise Malformed(f"student_rendering is of images of {said.geometry.image_size} pixels")
+    return said
 
 
 def _load(run_folder: Path, student: str, num_classes: int) -> Network:
@@ -77,7 +95,7 @@ def _load(run_folder: Path, student: str, num_classes: int) -> Network:
         load_weights(network, path)
         if network.num_classes != num_classes:
             raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")
-    except (ValueError, RuntimeError, IndexError) as error:  # a InvalidInput, or shapes that no such network has
+    except (InvalidInput, ValueError, RuntimeError, IndexError) as error:  # the last two for shapes of no such network
         reason = " ".join(str(error).split())  # PyTorch says it in several lines
         raise InvalidInput(f"the student of {run_folder} cannot be used ({reason}); {_ADVICE}") from error
     return network
