@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import UnsetType
 
 from ground.errors import IdentityMismatch, InvalidInput
+from ground.geometry import Rendering
 from ground.views import evaluation_batches
 from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
@@ -36,7 +38,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
         IdentityMismatch: the store is of another teacher or dataset.
         StoreUnreadable: the store is missing or damaged.
     """
-    student = _require_finished(run_folder, store := Store.open(store_folder))
+    student, rendering = _require_finished(run_folder, store := Store.open(store_folder))
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
@@ -46,14 +48,14 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     network.eval()
     rows = Rows.first(images)
     pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", rows)) for name in ("images", "labels"))
-    batches = evaluation_batches(pixels, labels, manifest.identity.teacher_rendering)
+    batches = evaluation_batches(pixels, labels, rendering)
     with torch.inference_mode():
         logits = torch.cat([network(inputs) for inputs, _ in batches])
     return logits.float().contiguous().numpy()
 
 
-def _require_finished(run_folder: Path, store: Store) -> str:
-    """The name of a run's student, after checking that it was trained for this teacher and dataset."""
+def _require_finished(run_folder: Path, store: Store) -> tuple[str, Rendering]:
+    """A run's student and what it was shown, after checking that it was trained for this teacher and dataset."""
     record = RunRecord.load(run_folder, _ADVICE)
     identity = store.manifest.identity
     belongs = {"teacher_fingerprint": identity.teacher.fingerprint, "dataset": identity.dataset.name}
@@ -64,7 +66,21 @@ def _require_finished(run_folder: Path, store: Store) -> str:
                 f"{run_folder} has {name} {found!a}, {store.folder} has {wanted!a}; give the store that "
                 "the run was trained from"
             )
-    return record.student
+    return record.student, _rendering(record, store)
+
+
+def _rendering(record: RunRecord, store: Store) -> Rendering:
+    """How the student saw images; runs of earlier releases do not say, and saw them as the teacher did."""
+    usual = store.manifest.identity.teacher_rendering
+    if isinstance(record.student_rendering, UnsetType):
+        return usual
+    size = record.student_rendering.geometry.image_size
+    if size != usual.geometry.image_size:
+        raise InvalidInput(
+            f"the run was shown images of {size} pixels, those of {store.folder} have {usual.geometry.image_size}; "
+            "give the store that the run was trained from"
+        )
+    return record.student_rendering
 
 
 def _load(run_folder: Path, student: str, num_classes: int) -> Network:

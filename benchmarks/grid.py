@@ -64,7 +64,7 @@ def main(evals: int) -> None:
         store = _out_with_store(folder, "alone") / runs[0].store
         alone = sum(
             _command(
-                "ckd-train", "--store", store, "--student", run.student, "--method", run.config.method, "--n", run.n,
+                "ckd-train", "--store", store, "--student", run.student, "--method", run.text, "--n", run.n,
                 "--seed", run.config.seed, "--max-evals", evals, "--device", "cpu", "--out", folder / str(place),
             )
             for place, run in enumerate(runs)

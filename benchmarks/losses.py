@@ -26,7 +26,8 @@ from ground.errors import InvalidInput
 from models.compute import Compute
 from student_train.methods import method_names, parse_method
 from student_train.run_folder import RunFolder
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 
 BARE = "bare"
 
@@ -75,10 +76,10 @@ def measure(method: str, student: str, store: Path, steps: int, rounds: int) -> 
     if method == BARE:
         timings = take_turns(rounds, {BARE: bare_steps(student, 1, steps, compute)})
     else:
-        config = TrainConfig(student=student, method=method)
+        config = TrainConfig(student=student)
         trainer = Trainer.open(config, store, None, parse_method(method), compute, RunFolder(store / "unused"))
         trainer.prepare()
-        passes = len(trainer.sampling.batch(0, labels=trainer.labels, batch_size=64, seed=0).rows) // 64
+        passes = len(trainer.stepper.sampling.batch(0, labels=trainer.stepper.labels, batch_size=64, seed=0).rows) // 64
         subjects = {BARE: bare_steps(student, passes, steps, compute), method: lambda: train_steps(trainer, steps)}
         timings = take_turns(rounds, subjects)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

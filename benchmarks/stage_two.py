@@ -27,7 +27,8 @@ from models import create_model
 from models.compute import Compute
 from student_train.methods import parse_method
 from student_train.run_folder import RunFolder
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 
 METHODS = {"vanilla": 1, "kd": 1, "ckd": 2, "ckd:pairs=all": 1}
 
@@ -52,7 +53,7 @@ def main(student: str, n: int, steps: int, rounds: int, peak: str | None, store:
             subjects[f"bare, {passes} x 64 images"] = bare_steps(student, passes, steps, compute)
         for method in METHODS:
             recipe = parse_method(method)
-            config = TrainConfig(student=student, method=method)
+            config = TrainConfig(student=student)
             trainer = Trainer.open(config, folder / "store", n, recipe, compute, RunFolder(folder / "run"))
             subjects[method] = lambda trainer=trainer: train_steps(trainer, steps)
         timings = take_turns(rounds, subjects)
@@ -74,7 +75,7 @@ def print_timings(student: str, steps: int, compute: Compute, timings: dict[str,
 
 def print_peak_memory(student: str, store: Path, n: int, method: str) -> None:
     compute = Compute.choose()
-    config = TrainConfig(student=student, method=method)
+    config = TrainConfig(student=student)
     trainer = Trainer.open(config, store, n, parse_method(method), compute, RunFolder(store / "unused"))
     train_steps(trainer, 3)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -107,7 +108,7 @@ def bare_steps(student: str, passes: int, steps: int, compute: Compute) -> Calla
 
 
 def train_steps(trainer: Trainer, steps: int) -> None:
-    trainer.student.train()
+    trainer.state.student.train()
     for _ in range(steps):
         trainer.train_step()
     trainer.data.compute.synchronise()

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ground.errors import store_command
+from ground.options import device_option, json_option
 from ground.terminal import print_json, progress, stderr
 from models.compute import Compute
 from storage.ledger import Ledger
@@ -24,7 +25,8 @@ from storage.store import LEDGER_FILE
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
@@ -56,8 +58,8 @@ class DemoConfig:
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON document.")
+@device_option
+@json_option
 def demo_command(out: Path, device: str, as_json: bool) -> None:
     """Run both stages on scikit-learn's handwritten digits; run it again to go on, or to see the table again."""
     started = time.monotonic()
@@ -126,7 +128,7 @@ def train_demo_student(
     recipe = parse_method(method)
     evaluations = config.steps // ceil(n / 64)
     protocol = ProtocolConfig(max_evals=evaluations)
-    training = TrainConfig(student=config.student, method=method, seed=config.seed, protocol=protocol)
+    training = TrainConfig(student=config.student, seed=config.seed, protocol=protocol)
     trainer = Trainer.open(training, store, n, recipe, compute, RunFolder(out / "runs" / f"{method}-n{n}"))
     with progress(f"{method} n={n}: evaluations", evaluations) as advance:
         return trainer.run(resume=True, on_eval=lambda row: advance(1, f"validation {row['val_accuracy']:.3f}"))

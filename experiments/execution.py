@@ -221,7 +221,7 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Planned
 def cost(grid: Grid, runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
     views, teachers = grid.store.views, len({run.teacher for run in runs})
-    asking = {entry.label for entry in grid.methods if entry.spec.parse().asks_teacher}
+    asking = {entry.label for entry in grid.methods if entry.spec.asks_teacher}
     learning = [run for run in runs if run.label in asking]
     return {
         "calls": teachers * (grid.sizes[-1] * views + grid.test_images),

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from models import canonical_name, network_shape
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
 from student_train.data import STUDENT_VIEWS
-from student_train.methods import Method, parse_losses, parse_method
+from student_train.method_spec import MethodSpec
+from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
-from student_train.trainer import TrainConfig
+from student_train.train_config import TrainConfig
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
@@ -44,48 +46,25 @@ class TeacherStudent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MethodSpec:
-    """How students learn, as the grid writes it.
-
-    Args:
-        method: a named recipe with settings; None where `losses` are given.
-        losses, comparison: as `ckd-train --loss ... --comparison` takes them.
-    """
-
-    method: str | None = None
-    losses: tuple[str, ...] = ()
-    comparison: str | None = None
-
-    def parse(self) -> Method:
-        """The method, made anew: what it learns belongs to one training."""
-        if self.method is not None:
-            return parse_method(self.method)
-        return parse_losses(self.losses, self.comparison)
-
-    @property
-    def text(self) -> str:
-        """For people and for run.json."""
-        return self.method if self.method is not None else "+".join(self.losses)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodEntry:
     """A row of the tables: a method with the settings it is trained with.
 
     Args:
         label: what tables call it.
+        text: how the grid writes it, for people.
         candidates: settings of the training, of which the best by validation is chosen; usually one.
         line: in the grid, for messages.
     """
 
     label: str
+    text: str
     spec: MethodSpec
     candidates: tuple[Mapping[str, Any], ...]
     line: int
 
     def configs(self, student: str, seed: int) -> list[TrainConfig]:
         """One for each candidate."""
-        return [train_config(student, self.spec.text, seed, settings) for settings in self.candidates]
+        return [train_config(student, seed, settings) for settings in self.candidates]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,26 +204,25 @@ def single_grid(
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    spec = MethodSpec(method=method)
-    spec.parse()
+    spec = parse_method(method)
     pair = TeacherStudent(teacher=canonical_name(teacher), student=canonical_name(student), weights=weights)
-    train_config(pair.student, method, 0, training)
+    train_config(pair.student, 0, training)
     return Grid(
         name="until",
         dataset=dataset,
         data_root=data_root,
         pairs=(pair,),
-        methods=(MethodEntry(label=method, spec=spec, candidates=(training,), line=0),),
+        methods=(MethodEntry(label=method, text=method, spec=spec, candidates=(training,), line=0),),
         sizes=(),
         seeds=tuple(range(seeds)),
     )
 
 
-def train_config(student: str, method: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
+def train_config(student: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration of one training, from the flat settings of a grid."""
     protocol = ProtocolConfig(**{key: value for key, value in settings.items() if key in _PROTOCOL})
     rest = {key: value for key, value in settings.items() if key not in _PROTOCOL}
-    return TrainConfig(student=student, method=method, seed=seed, protocol=protocol, **rest)
+    return TrainConfig(student=student, seed=seed, protocol=protocol, **rest)
 
 
 def _name(entry: Entry) -> str:
@@ -305,26 +283,32 @@ def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequ
             entry.refuse("a method is given as method: NAME, or as losses: [SPEC, ...]; give one of them")
         if "comparison" in found and "method" in found:
             found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
-        spec = MethodSpec(
-            method=found["method"].text() if "method" in found else None,
-            losses=tuple(item.text() for item in found["losses"].items()) if "losses" in found else (),
-            comparison=found["comparison"].text() if "comparison" in found else None,
-        )
+        text, parse = _written(found)
         label = found["label"].text() if "label" in found else None
         training = {**training, **_training(found.get("training"))}
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
-        spec = MethodSpec(method=entry.text())
+        text, parse = _written({"method": entry})
     if math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
         entry.refuse(f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values")
     candidates = tuple(_candidates(training, choose))
     try:
-        spec.parse()
+        spec = parse()
         for settings in candidates:
-            train_config("resnet8", spec.text, 0, settings)
+            train_config("resnet8", 0, settings)
     except CKDError as error:
         entry.refuse(error)
-    return MethodEntry(label=label or spec.text, spec=spec, candidates=candidates, line=entry.line)
+    return MethodEntry(label=label or text, text=text, spec=spec, candidates=candidates, line=entry.line)
+
+
+def _written(found: Mapping[str, Entry]) -> tuple[str, Callable[[], MethodSpec]]:
+    """A method as the grid writes it, and what reads that."""
+    if "method" in found:
+        text = found["method"].text()
+        return text, partial(parse_method, text)
+    losses = [item.text() for item in found["losses"].items()]
+    comparison = found["comparison"].text() if "comparison" in found else None
+    return "+".join(losses), partial(parse_losses, losses, comparison)
 
 
 def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:

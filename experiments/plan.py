@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, MethodSpec, TeacherStudent, layers_of, slug
+from experiments.grid import Grid, MethodEntry, TeacherStudent, layers_of, slug
 from ground.errors import CKDError
+from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
-from student_train.trainer import TrainConfig
+from student_train.train_config import TrainConfig
 
 _DIGEST_DIGITS = 10
 
@@ -30,6 +31,7 @@ class PlannedRun:
     Args:
         folder: below the grid's folder, with forward slashes.
         store: the same for the store it learns from.
+        text: the method as the grid writes it.
         images_per_step: the work of a step.
         recipe: what the method is made of, as run.json says it.
     """
@@ -40,6 +42,7 @@ class PlannedRun:
     student: str
     dataset: str
     label: str
+    text: str
     spec: MethodSpec
     n: int
     config: TrainConfig
@@ -55,7 +58,7 @@ class PlannedRun:
     def describe(self) -> dict[str, Any]:
         """What grid.json says of it."""
         config = asdict(self.config)
-        settings = {**config, **config.pop("protocol")}
+        settings = {"method": self.text, **config, **config.pop("protocol")}
         for name in ("student", "seed", "protocol"):
             settings.pop(name, None)
         settings |= {"precision": self.precision, "recipe": self.recipe}
@@ -146,15 +149,14 @@ class _PlannedMethod:
 
 
 def _plan_method(grid: Grid, entry: MethodEntry) -> _PlannedMethod:
-    method = entry.spec.parse()
     try:
-        sampling = method.sampling_of(grid.store.views)
+        sampling = entry.spec.sampling_of(grid.store.views)
         sampling.check(grid.sizes[0])
     except CKDError as error:
         raise grid.refused("n", f"{entry.label}: {error}") from error
     batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
     images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
-    return _PlannedMethod(method.describe(), images)
+    return _PlannedMethod(entry.spec.describe(), images)
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -177,7 +179,8 @@ def _run(
         "image_size": grid.image_size,
         "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
         "recipe": method.described,
-        "training": asdict(replace(config, method="")),
+        # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
+        "training": {**asdict(config), "method": ""},
         "n": n,
         "precision": precision,
     }
@@ -190,6 +193,7 @@ def _run(
         student=pair.student,
         dataset=_dataset_slug(grid),
         label=entry.label,
+        text=entry.text,
         spec=entry.spec,
         n=n,
         config=config,
@@ -205,7 +209,7 @@ _NOT_SEEN = ("budget", "array_format")
 
 def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:
     try:
-        return entry.spec.parse().wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
+        return entry.spec.wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
     except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 

@@ -86,7 +86,7 @@ def until(
         raise InvalidInput(
             f"--step {step} takes {step * views} calls and --budget is {budget}; lower the one or raise the other"
         )
-    if not grid.methods[0].spec.parse().asks_teacher:
+    if not grid.methods[0].spec.asks_teacher:
         raise InvalidInput(
             f"{grid.methods[0].label} asks no teacher, so no call brings it anything; give another --method"
         )

@@ -31,6 +31,7 @@ from ground.errors import CKDError, Interrupted, StoreBusy
 from models.compute import Compute
 from storage.run_record import Failure
 from student_train.run_folder import RunFolder
+from student_train.shared_data import SharedData
 from student_train.trainer import Trainer
 
 LOG = "train.log"
@@ -233,10 +234,11 @@ def _work(connection: Connection, watched: Connection, settings: WorkerSettings)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(settings.threads)
+    shared = SharedData()
     with contextlib.suppress(EOFError, Interrupted):
         while True:
             run: PlannedRun = connection.recv()
-            connection.send(_train(run, settings, connection))
+            connection.send(_train(run, settings, connection, shared))
 
 
 def _interrupt(*_: object) -> None:
@@ -251,21 +253,23 @@ def _end_with(watched: Connection) -> None:
     os._exit(1)
 
 
-def _train(run: PlannedRun, settings: WorkerSettings, connection: Connection) -> Event:
+def _train(run: PlannedRun, settings: WorkerSettings, connection: Connection, shared: SharedData) -> Event:
     folder = settings.out / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _logging_to(folder / LOG):
-            return _train_logged(run, settings, connection, folder)
+            return _train_logged(run, settings, connection, shared, folder)
     except OSError as error:
         return Failed(run, f"{error.filename or folder} cannot be written to ({error.strerror})")
 
 
-def _train_logged(run: PlannedRun, settings: WorkerSettings, connection: Connection, folder: Path) -> Event:
+def _train_logged(
+    run: PlannedRun, settings: WorkerSettings, connection: Connection, shared: SharedData, folder: Path
+) -> Event:
     try:
         compute = Compute.choose(settings.device, settings.precision)
         trainer = Trainer.open(
-            run.config, settings.out / run.store, run.n, run.spec.parse(), compute, RunFolder(folder)
+            run.config, settings.out / run.store, run.n, run.spec, compute, RunFolder(folder), load=shared.load
         )
         logging.info("loaded; training goes on, or begins")
         result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))

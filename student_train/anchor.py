@@ -15,15 +15,16 @@ from torch import Tensor
 from ground.errors import InvalidInput
 from ground.views import evaluation_batches
 from models import Network
+from student_train.bound_method import BoundMethod
 from student_train.data import StudentData
-from student_train.methods import Method
+from student_train.method_spec import MethodSpec
 from student_train.signals import Signals
 
 _MAX_ROWS = 1024
 _BATCH = 256
 
 
-def require_head(student: Network, method: Method) -> None:
+def require_head(student: Network, method: MethodSpec) -> None:
     """Raise `InvalidInput` for a student without a bias to set, where the method leaves the level open."""
     if method.is_anchored and student.head is None:
         raise InvalidInput(
@@ -32,7 +33,7 @@ def require_head(student: Network, method: Method) -> None:
         )
 
 
-def anchor(student: Network, data: StudentData, method: Method) -> None:
+def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
     """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
     head = student.head
     assert head is not None, "refused by require_head before training"
@@ -42,16 +43,15 @@ def anchor(student: Network, data: StudentData, method: Method) -> None:
     student.eval()
     gaps = []
     rows = torch.arange(min(data.n, _MAX_ROWS))
-    identity = data.manifest.identity
     images, labels = data.train.images[: len(rows)], data.train.labels[: len(rows)]
-    batches = evaluation_batches(images, labels, identity.teacher_rendering, _BATCH)
+    batches = evaluation_batches(images, labels, data.rendering, _BATCH)
     with torch.inference_mode():
         for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
             with data.compute.autocast():
                 # Only logits are pulled anywhere, so no feature is kept.
                 said = student.represent(inputs).only(())
             said, index = said.map(Tensor.float), data.compute.to_device(part)
-            for view in range(identity.views):
+            for view in range(data.manifest.identity.views):
                 teacher = data.teacher(part, torch.full_like(part, view))
                 target = method.logit_target(Signals(said, teacher, classes, index))
                 if target is not None:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ground.errors import InvalidInput
-from student_train.methods import METHODS, method_names, parse_method
+from student_train.methods import method_names, parse_method
+from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_names
 from student_train.spec import Settings
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
+from ground.geometry import Rendering
 from ground.seeding import generator_for
 from ground.views import apply_views, draw_views
 from models import Representation
 from models.compute import Compute
 from storage.manifest import Manifest
-from storage.rows import Rows, num_validation
+from storage.rows import Rows
 from storage.schema import output_array
 from storage.store import Store
 from storage.store_ledger import newest_head
@@ -46,6 +47,7 @@ class StudentData:
         views: (n, V, 3), what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
+        rendering: how the student is shown images; the teacher's views are the store's all the same.
         folder: the store's.
         ledger_head: newest hash of its ledger when the data were read.
     """
@@ -54,6 +56,7 @@ class StudentData:
     ledger_head: str | None
     manifest: Manifest
     compute: Compute
+    rendering: Rendering
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages
@@ -62,24 +65,29 @@ class StudentData:
     parameters: dict[str, Tensor]
 
     @classmethod
-    def load(cls, store: Store, n: int | None, wanted: Wanted, compute: Compute) -> StudentData:
+    def load(
+        cls, store: Store, n: int | None, wanted: Wanted, compute: Compute, rendering: Rendering | None = None
+    ) -> StudentData:
         """Read what is wanted, after checking that it is whole.
 
         Args:
             n: rows to train on; None for all.
+            rendering: how the student is shown images; None is as the teacher was.
 
         Raises:
+            InvalidInput: n is too small, memory is, or the rendering is of images of another size.
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
+        shown = _require_size(store, rendering)
         head = newest_head(store)
-        rows = store.manifest.n if n is None else n
-        if rows < 2:
-            raise InvalidInput(f"--n {rows} is too small to train on; give at least 2")
-        store.require_rows(Rows.first(rows))
+        rows = Rows.first(store.manifest.n if n is None else max(n, 0))
+        if len(rows) < 2:
+            raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
+        store.require_rows(rows)
         names = _require_outputs(store, wanted.teacher)
-        _require_memory(store, names, rows)
+        _require_memory(store, names, len(rows))
         # With no teacher involved, what the teacher said does not have to be read.
-        kept = store.read_outputs(names, Rows.first(rows)) if names else {}
+        kept = store.read_outputs(names, rows) if names else {}
         outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
         # On a CPU they are where training happens already.
@@ -90,11 +98,12 @@ class StudentData:
             ledger_head=head,
             manifest=store.manifest,
             compute=compute,
+            rendering=shown,
             train=_labelled(store, "train", rows, compute),
             # A smaller n keeps the paper's proportion.
-            val=_labelled(store, "val", min(num_validation(rows), store.manifest.num_val), compute),
-            test=_labelled(store, "test", store.manifest.num_test, compute),
-            views=torch.from_numpy(store.read_sample("train/views", Rows.first(rows))),
+            val=_labelled(store, "val", Rows.first(min(rows.num_validation, store.manifest.num_val)), compute),
+            test=_labelled(store, "test", None, compute),
+            views=torch.from_numpy(store.read_sample("train/views", rows)),
             outputs=outputs,
             parameters=_parameters(store, compute) if wanted.parameters else {},
         )
@@ -105,6 +114,15 @@ class StudentData:
             return asked
         shapes = {output.name: output.shape for output in self.manifest.identity.outputs}
         return "teacher" if any(len(shapes[name]) > 1 for name in self.outputs) else "fresh"
+
+    def require_replay(self) -> None:
+        """Raise `InvalidInput` if the student is of another size than the views that the teacher saw."""
+        ours, theirs = self.rendering.geometry.crop_size, self.manifest.identity.geometry.crop_size
+        if ours != theirs:
+            raise InvalidInput(
+                f"the student is shown {ours} pixels, and the teacher's views have {theirs}; give --student-view "
+                "fresh, and a method that does not need the teacher's views"
+            )
 
     @property
     def n(self) -> int:
@@ -132,11 +150,12 @@ class StudentData:
         if batch.views > 1:
             which = torch.arange(batch.views).repeat_interleave(len(rows) // batch.views)
         if student_view == "teacher" or batch.views > 1:
-            views = self.views[rows, which]
+            views, geometry = self.views[rows, which], identity.geometry
         else:
-            views = draw_views(identity.geometry, len(rows), generator)
-        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, identity.geometry)
-        return identity.teacher.normalisation.apply(pixels), which
+            geometry = self.rendering.geometry
+            views = draw_views(geometry, len(rows), generator)
+        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, geometry)
+        return self.rendering.normalisation.apply(pixels), which
 
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
         """What the teacher said of some rows, float32 on the device; None when nothing was loaded."""
@@ -149,6 +168,17 @@ class StudentData:
     def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         chosen = tensor[rows.to(tensor.device), which.to(tensor.device)]
         return self.compute.to_device(chosen).float()
+
+
+def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
+    """The rendering to use, for base images as the store has them."""
+    identity = store.manifest.identity
+    if rendering is None:
+        return identity.teacher_rendering
+    asked, found = rendering.geometry.image_size, identity.geometry.image_size
+    if asked != found:
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+    return rendering
 
 
 def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
@@ -193,8 +223,8 @@ def free_memory(compute: Compute) -> float:
     return free_main_memory()
 
 
-def _labelled(store: Store, split: str, rows: int, compute: Compute) -> LabelledImages:
-    images, labels = (store.read_sample(f"{split}/{name}", Rows.first(rows)) for name in ("images", "labels"))
+def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
+    images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
     classes = store.manifest.identity.teacher.num_classes
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond the {classes} of its teacher")

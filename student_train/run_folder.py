@@ -116,7 +116,9 @@ class RunFolder:
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `metrics.csv`, a row an evaluation; accuracies in [0, 1], empty where not measured."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=METRICS, lineterminator="\n")
+        # Columns of single losses come after, whatever a method calls them; rows of earlier releases have none.
+        names = dict.fromkeys([*METRICS, *(name for row in rows for name in row)])
+        writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_bytes(self.path / METRICS_FILE, text.getvalue().encode())

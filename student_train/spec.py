@@ -57,6 +57,10 @@ class Settings:
         Raises:
             InvalidInput: a value is not of the right type, or is refused.
         """
+        return self.call(factory, self.arguments(factory, **defaults))
+
+    def arguments(self, factory: Callable[..., object], **defaults: Any) -> dict[str, Any]:
+        """What `build` calls it with."""
         values, kinds = dict(defaults), None
         for key in argument_names(factory):
             if (text := self._take(key)) is not None:
@@ -66,8 +70,12 @@ class Settings:
             inspect.signature(factory).bind(**values)
         except TypeError as error:
             raise InvalidInput(f"{self.owner}: {error}; give it as key=value, or give it a default") from error
+        return values
+
+    def call(self, factory: Callable[..., _T], arguments: Mapping[str, Any]) -> _T:
+        """Call it, and say whose value it is that it refuses."""
         try:
-            return factory(**values)
+            return factory(**arguments)
         except ValueError as error:
             raise InvalidInput(f"{self.owner}: {error}") from error
 

@@ -1,7 +1,6 @@
-"""The training loop: batch -> student -> signals -> loss, and an evaluation every ceil(n / batch) steps.
+"""The training of one student: steps, and an evaluation every ceil(n / batch) of them, until the protocol ends it.
 
-Every random choice comes from (seed, purpose, step), and the state between two evaluations is saved, so a resumed
-run equals an uninterrupted one.
+The state between two evaluations is saved, so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 from msgspec import structs
-from torch import Tensor, nn
+from torch import Tensor
 
-from ground.errors import Diverged, Interrupted, InvalidInput, UnknownName
+from ground.errors import Diverged, Interrupted, InvalidInput
+from ground.geometry import Rendering
 from ground.terminal import StopRequest, graceful_stop
 from ground.views import evaluation_batches
 from models import Network, Representation, canonical_name, create_model, network_shape
@@ -33,51 +33,24 @@ from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings
 from storage.store import Store
 from student_train.anchor import anchor, require_head
 from student_train.binding import Binding
-from student_train.data import STUDENT_VIEWS, LabelledImages, StudentData, free_memory
-from student_train.methods import Method
-from student_train.mixing import Part
+from student_train.bound_method import Losses, bind_method
+from student_train.data import LabelledImages, StudentData, free_memory
+from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
-from student_train.protocol import Decision, Protocol, ProtocolConfig
+from student_train.protocol import Decision, Protocol
 from student_train.run_folder import RunFolder
-from student_train.sampling import Batch
-from student_train.signals import Moment, Signals
+from student_train.sampling import AllViews
+from student_train.signals import Moment
+from student_train.stepper import Stepper
+from student_train.student_state import StudentState
+from student_train.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 _SAVE_EVERY_SECONDS = 10.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How a student is trained; the defaults are those of the paper's released code.
-
-    Args:
-        method: the spec of the method or of the losses, for the record.
-        student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
-            where feature maps are learned from, and else "fresh".
-    """
-
-    student: str
-    method: str
-    seed: int = 0
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    student_view: str = "auto"
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
-
-    def __post_init__(self) -> None:
-        if self.student_view not in STUDENT_VIEWS:
-            raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
-        if self.batch_size < 4:
-            raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
-        for name in ("momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidInput(f"{name} must be a finite number of at least 0, got {value}")
+# Reads what a student learns from; `StudentData.load` is one.
+Loader = Callable[[Store, int | None, Wanted, Compute, Rendering | None], StudentData]
 
 
 class Trainer:
@@ -88,36 +61,31 @@ class Trainer:
         method: how.
         folder: where its results go.
         config: the rest.
+
+    Attributes:
+        state: the student, and all that changes with it.
+        stepper: what changes it.
     """
 
-    def __init__(self, config: TrainConfig, data: StudentData, method: Method, folder: RunFolder) -> None:
+    def __init__(self, config: TrainConfig, data: StudentData, method: MethodSpec, folder: RunFolder) -> None:
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
-        self.sampling = method.sampling_of(data.manifest.identity.views)
-        self.sampling.check(data.n)
+        sampling = method.sampling_of(data.manifest.identity.views)
+        sampling.check(data.n)
+        if config.student_view == "teacher" or isinstance(sampling, AllViews):
+            data.require_replay()
         student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
         self.wanted = wanted_by(method, student.layers, data.manifest)
-        self.labels = data.train.labels.cpu()
+        labels = data.train.labels.cpu()
         require_head(student, method)
-        self.student = method.bind(student, partial(_binding, data=data, labels=self.labels), config.seed)
-        binding = _binding(self.student, data, self.labels)
-        method.require_room(binding, config.batch_size, free_memory(data.compute))
-        data.compute.place(self.student)
-        self.learned = method.learned.to(data.compute.device)
-        self.optimizer = torch.optim.SGD(
-            [*self.student.parameters(), *self.learned.parameters()],
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        self.protocol = Protocol(config.protocol)
+        bound, student = bind_method(method, student, partial(_binding, data=data, labels=labels), config.seed)
+        bound.require_room(_binding(student, data, labels), config.batch_size, free_memory(data.compute))
+        data.compute.place(student)
+        learned = bound.learned.to(data.compute.device)
+        optimizer = config.optimizer([*student.parameters(), *learned.parameters()])
         self.eval_every = ceil(data.n / config.batch_size)
-        self.step = 0
-        self.rows: list[dict[str, Any]] = []
-        self.losses: list[Tensor] = []
-        self.modules = nn.ModuleList([self.student, self.learned])
-        self.best = _copy_of(self.modules)
-        self.seconds = 0.0
+        self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
+        self.stepper = Stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
 
     @classmethod
     def open(
@@ -125,17 +93,21 @@ class Trainer:
         config: TrainConfig,
         store: Path,
         n: int | None,
-        method: Method,
+        method: MethodSpec,
         compute: Compute,
         folder: RunFolder,
         *,
         resume: bool = True,
+        rendering: Rendering | None = None,
+        load: Loader = StudentData.load,
     ) -> Trainer:
         """Load from a store what the method needs.
 
         Args:
             n: rows to train on; None for all.
             resume: what `run` will be given; a folder that it would refuse is refused before anything is loaded.
+            rendering: how the student is shown images; None is as the teacher was.
+            load: reads the data, or hands out what was read for another student.
 
         Raises:
             CKDError: anything that would make the training fail later.
@@ -143,7 +115,7 @@ class Trainer:
         folder.check(resume=resume)
         opened = Store.open(store)
         wanted = wanted_by(method, network_shape(config.student).layers, opened.manifest)
-        return cls(config, StudentData.load(opened, n, wanted, compute), method, folder)
+        return cls(config, load(opened, n, wanted, compute, rendering), method, folder)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -176,74 +148,36 @@ class Trainer:
 
     def prepare(self) -> None:
         """Train what losses learn from stored answers alone; comes before the first step."""
-        self.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
+        self.stepper.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
 
     def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
-        before = self.seconds
-        while not self.protocol.finished:
+        before = self.state.seconds
+        while not self.state.protocol.finished:
             reached = self._train_interval(stop)
             if reached:
                 on_eval(self._evaluate())
-            self.seconds = before + time.monotonic() - started
+            self.state.seconds = before + time.monotonic() - started
             if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
                 self._save()
                 saved = time.monotonic()
-            if stop.requested and not self.protocol.finished:
-                raise Interrupted(f"stopped after step {self.step}; go on with the same command and --resume")
+            if stop.requested and not self.state.protocol.finished:
+                raise Interrupted(f"stopped after step {self.state.step}; go on with the same command and --resume")
 
     def _train_interval(self, stop: StopRequest) -> bool:
         """Train until an evaluation is due; false if the user asked to stop before."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr
-        self.student.train()
-        due = (self.protocol.evals + 1) * self.eval_every
-        while self.step < due:
-            self.losses.append(self.train_step())
-            if stop.requested and self.step < due:
+        self.state.set_lr(self._lr)
+        self.state.student.train()
+        due = (self.state.protocol.evals + 1) * self.eval_every
+        while self.state.step < due:
+            self.state.losses.append(self.train_step())
+            if stop.requested and self.state.step < due:
                 return False
         return True
 
-    def train_step(self) -> Tensor:
-        """One step of gradient descent; returns the detached loss, on the device."""
-        config, data = self.config, self.data
-        moment = Moment(seed=config.seed, step=self.step, epoch=self.step / self.eval_every)
-        batch = self.sampling.batch(self.step, labels=self.labels, batch_size=config.batch_size, seed=config.seed)
-        inputs, which = data.inputs(batch, self.step, seed=config.seed, student_view=config.student_view)
-        parts: Sequence[Part] = ()
-        if self.method.mixing is not None:
-            inputs, parts = self.method.mixing.mix(inputs, moment.numpy_generator("mixing"))
-        rows = data.compute.to_device(batch.rows)
-        signals = Signals(
-            student=self._represent(inputs, batch),
-            teacher=data.teacher(batch.rows, which),
-            labels=data.train.labels[rows],
-            index=rows,
-            moment=moment,
-            views=batch.views,
-        )
-        loss = self.method.loss(signals, parts)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        return loss.detach()
-
-    def _represent(self, inputs: Tensor, batch: Batch) -> Representation:
-        """The student's representation in float32, each pass through the network on its own."""
-        with self.data.compute.autocast():
-            said = [self._said(inputs[part]) for part in batch.passes]
-        if len(said) == 1:
-            return said[0].map(Tensor.float)
-        return Representation(
-            logits=torch.cat([part.logits for part in said]).float(),
-            features={name: torch.cat([part.features[name] for part in said]).float() for name in said[0].features},
-        )
-
-    def _said(self, inputs: Tensor) -> Representation:
-        """What the student says of a batch, as far as a loss wants it."""
-        extras = [name for name in self.wanted.student if name in self.student.extra_names]
-        return self.student.represent(inputs, extras).only(self.wanted.student)
+    def train_step(self) -> Losses:
+        """One step of gradient descent; returns what its batch cost, without gradient, on the device."""
+        return self.stepper.step(self.state)
 
     def _teacher_rows(self, rows: Tensor) -> Representation:
         """What the teacher said of the first view of some rows."""
@@ -253,71 +187,70 @@ class Trainer:
 
     @property
     def _lr(self) -> float:
-        return self.config.lr * 0.1**self.protocol.reached
+        return self.config.lr * 0.1**self.state.protocol.reached
 
     def _evaluate(self) -> dict[str, Any]:
-        train_loss, lr = torch.stack(self.losses).mean().item(), self._lr
-        self.losses = []
-        if not math.isfinite(train_loss):
-            raise Diverged(
-                f"the loss is {train_loss} at step {self.step}; lower --lr ({self.config.lr}) or the weights"
-            )
-        self._require_finite()
+        (train_loss, terms), lr = self.state.take_losses(), self._lr
+        self._require_finite(train_loss)
         if self.method.is_anchored:
-            anchor(self.student, self.data, self.method)
+            anchor(self.state.student, self.data, self.stepper.method)
         val_accuracy = self._accuracy(self.data.val)
-        decision = self.protocol.update(val_accuracy)
+        decision = self.state.protocol.update(val_accuracy)
         test_accuracy = None
         if decision is Decision.IMPROVED:
-            self.best = _copy_of(self.modules)
+            self.state.remember()
             test_accuracy = self._accuracy(self.data.test)
         elif decision is Decision.LOWER:
-            self.modules.load_state_dict(self.best)
-            # What pushed away from the best weights is not carried over to them.
-            self.optimizer.state.clear()
+            self.state.go_back()
         row = {
-            "step": self.step,
-            "epoch": self.protocol.evals,
+            "step": self.state.step,
+            "epoch": self.state.protocol.evals,
             "lr": lr,
             "train_loss": train_loss,
             "val_accuracy": val_accuracy,
             "test_accuracy": test_accuracy,
+            **{f"loss/{name}": term for name, term in zip(self.method.term_names, terms, strict=True)},
         }
-        self.rows.append(row)
+        self.state.rows.append(row)
         return row
 
-    def _require_finite(self) -> None:
-        """The last step may have gone where no loss was computed."""
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.student.parameters()])
-        if not finite.all():
-            raise Diverged(f"a weight of the student is not finite at step {self.step}; lower --lr ({self.config.lr})")
+    def _require_finite(self, train_loss: float) -> None:
+        if not math.isfinite(train_loss):
+            raise Diverged(
+                f"the loss is {train_loss} at step {self.state.step}; lower --lr ({self.config.lr}) or the weights"
+            )
+        # The last step may have gone where no loss was computed.
+        if not self.state.is_finite():
+            raise Diverged(
+                f"a weight of the student is not finite at step {self.state.step}; lower --lr ({self.config.lr})"
+            )
 
     def _accuracy(self, images: LabelledImages) -> float:
-        rendering = self.data.manifest.identity.teacher_rendering
-        batches = evaluation_batches(images.images, images.labels, rendering)
-        return accuracy(self.student, batches, self.data.compute)
+        batches = evaluation_batches(images.images, images.labels, self.data.rendering)
+        return accuracy(self.state.student, batches, self.data.compute)
 
     def _finish(self) -> dict[str, Any]:
         last_test_accuracy = self._accuracy(self.data.test)
-        self.modules.load_state_dict(self.best)
-        at_best = [row["test_accuracy"] for row in self.rows if row["test_accuracy"] is not None][-1]
+        self.state.modules.load_state_dict(self.state.best)
+        at_best = [row["test_accuracy"] for row in self.state.rows if row["test_accuracy"] is not None][-1]
         record = RunRecord(
             **structs.asdict(self._identity()),
+            student_rendering=self.data.rendering,
             store=str(self.data.folder),
             ledger_head=self.data.ledger_head,
             teacher_calls=self._teacher_calls(),
             teacher_outputs=tuple(self.wanted.teacher),
             test_accuracy=at_best,
-            best_val_accuracy=self.protocol.best,
+            best_val_accuracy=self.state.protocol.best,
             last_test_accuracy=last_test_accuracy,
-            evaluations=self.protocol.evals,
-            steps=self.step,
-            seconds=round(self.seconds, 2),
+            evaluations=self.state.protocol.evals,
+            steps=self.state.step,
+            seconds=round(self.state.seconds, 2),
             device=self.data.compute.describe(),
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
-        self.folder.save_metrics(self.rows)
-        self.folder.save_result(self.student, record)
+        self.folder.save_metrics(self.state.rows)
+        self.folder.save_result(self.state.student, record)
         return record.document()
 
     def _teacher_calls(self) -> int:
@@ -353,46 +286,27 @@ class Trainer:
     # State
 
     def _save(self) -> None:
-        self.folder.save_metrics(self.rows)
-        self.folder.save_state(
-            {
-                "config": json.dumps(self._identity().document()),
-                "step": self.step,
-                "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
-                "rows": json.dumps(self.rows),
-                "seconds": self.seconds,
-                "protocol": self.protocol.state(),
-                "modules": self.modules.state_dict(),
-                "best": self.best,
-                "optimizer": self.optimizer.state_dict(),
-            }
-        )
+        self.folder.save_metrics(self.state.rows)
+        self.folder.save_state({"config": json.dumps(self._identity().document()), **self.state.saved()})
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         try:
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.losses = list(state["losses"].to(self.data.compute.device))
-            self.rows = json.loads(state["rows"])
-            self.protocol.restore(state["protocol"])
-            self.modules.load_state_dict(state["best"])
-            self.best = _copy_of(self.modules)
-            self.modules.load_state_dict(state["modules"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.state.restore(state, self.data.compute.device)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InvalidInput(
                 f"the state in {self.folder.path} is damaged; delete {RESUME_FILE} to start again"
             ) from error
-        log.info("going on after step %d", self.step)
+        log.info("going on after step %d", self.state.step)
 
 
-def wanted_by(method: Method, student: Sequence[str], manifest: Manifest) -> Wanted:
-    """What a method needs of a student with these layers and of this store; see `Method.wanted`."""
+def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:
+    """What a method needs of a student with these layers and of this store; see `MethodSpec.wanted`."""
     return method.wanted(student, manifest.identity.teacher.layers)
 
 
 def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
     identity = data.manifest.identity
-    size, names = identity.geometry.crop_size, student.layers
+    size, names = data.rendering.geometry.crop_size, student.layers
     student.eval()
     with torch.inference_mode():
         said = student.represent(torch.zeros(1, 3, size, size), student.extra_names).only(names)
@@ -409,7 +323,3 @@ def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
         parameters=data.parameters,
         student_head=student.head,
     )
-
-
-def _copy_of(modules: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
+from ground.options import device_option, precision_option
 from models.names import PRECISIONS
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def worker_options(command: Any) -> Any:
@@ -16,8 +15,8 @@ def worker_options(command: Any) -> Any:
     options = (
         click.option("--jobs", type=click.IntRange(1, 256), help="Students at the same time.  [default: one a core]"),
         click.option("--retry", is_flag=True, help="Train again what failed before."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
-        click.option("--precision", type=click.Choice(("auto", *PRECISIONS)), default="auto", show_default=True),
+        device_option,
+        precision_option(PRECISIONS),
     )
     for option in reversed(options):
         command = option(command)

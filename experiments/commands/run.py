@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from experiments.commands.options import json_option, worker_options
+from experiments.commands.options import worker_options
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from experiments.workers import default_jobs
+from ground.options import json_option
 from ground.terminal import print_json, print_table
 
 

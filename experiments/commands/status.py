@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.curves import accuracy_by_n
 from analysis.results import collect, states
-from experiments.commands.options import json_option
+from ground.options import json_option
 from ground.terminal import print_json, print_table
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from experiments.commands.options import json_option, worker_options
+from experiments.commands.options import worker_options
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Answer, Step, until
 from experiments.workers import default_jobs
+from ground.options import json_option
 from ground.terminal import print_json, stderr
 
 

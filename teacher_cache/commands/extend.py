@@ -14,8 +14,8 @@ from ground.terminal import print_json, progress
 from storage.store import Store
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
-    DEVICE,
     FEATURES_HELP,
+    device_option,
     json_option,
     ledger_option,
     ledger_url_of,
@@ -34,7 +34,7 @@ from teacher_cache.extend import extend as run_extension
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @ledger_option
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
-@DEVICE
+@device_option
 @click.option("--yes", is_flag=True, help="Do not ask whether to make the calls.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option

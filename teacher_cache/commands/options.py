@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ground.options import device_option as device_option
+from ground.options import json_option as json_option
+from ground.options import precision_option
 from models.names import PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 
@@ -22,7 +25,6 @@ ledger_option = click.option(
     "url",
     help="URL of the shared ledger the store was built with.  [default: $CKD_LEDGER, or the store's own]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _DATASET = click.option(
     "--dataset",
     default="cifar100",
@@ -40,7 +42,6 @@ FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 
 
 def ledger_url_of(store: Path, given: str | None) -> str | None:
@@ -60,11 +61,5 @@ def dataset_options(command: _Command) -> _Command:
 
 def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:
     """--device and --precision; `auto_precision` says what auto means for the command."""
-    precision = click.option(
-        "--precision",
-        type=click.Choice(("auto", *PRECISIONS)),
-        default="auto",
-        show_default=True,
-        help=f"Number format of the network's forward; auto is {auto_precision}.",
-    )
-    return lambda command: DEVICE(precision(command))
+    precision = precision_option(PRECISIONS, f"Number format of the network's forward; auto is {auto_precision}.")
+    return lambda command: device_option(precision(command))

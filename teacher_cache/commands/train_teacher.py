@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ground.errors import InvalidInput
+from ground.options import setting_option
 from ground.terminal import print_json, progress
 from models import canonical_name
 from models.compute import Compute
@@ -25,12 +26,12 @@ from teacher_cache.teachers.weights import default_weights
     type=click.Path(path_type=Path, dir_okay=False),
     help="safetensors file to write.  [default: where build looks for it]",
 )
-@click.option("--epochs", type=int, default=240, show_default=True)
-@click.option("--lr", type=float, default=0.05, show_default=True, help="First learning rate.")
+@setting_option(TrainingConfig, "epochs")
+@setting_option(TrainingConfig, "lr", help="First learning rate.")
 @click.option("--decay-epochs", help="Divide it by 10 after these, as 150,180,210.  [default: 5/8, 3/4, 7/8 of all]")
-@click.option("--momentum", type=float, default=0.9, show_default=True)
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
-@click.option("--batch-size", type=int, default=64, show_default=True)
+@setting_option(TrainingConfig, "momentum")
+@setting_option(TrainingConfig, "weight_decay")
+@setting_option(TrainingConfig, "batch_size")
 @click.option("--seed", type=click.IntRange(0, 2**40), default=0, show_default=True)
 @compute_options("bf16 where the device is fast at it, else fp32")
 @json_option

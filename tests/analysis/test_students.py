@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from analysis.students import student_logits
 from ground.errors import CKDError, IdentityMismatch, InvalidInput, StoreUnreadable
+from ground.geometry import Normalisation, Rendering
 from models import create_model, save_weights
 from models.compute import Compute
 from storage.rows import Rows
@@ -19,11 +21,12 @@ from storage.store import Store
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 
 
 def train(store: Path, folder: Path, method: str) -> Path:
-    config = TrainConfig(student="resnet8", method=method, batch_size=32, lr=0.01, protocol=ProtocolConfig(max_evals=2))
+    config = TrainConfig(student="resnet8", batch_size=32, lr=0.01, protocol=ProtocolConfig(max_evals=2))
     compute = Compute.choose("cpu", "fp32")
     Trainer.open(config, store, 64, parse_method(method), compute, RunFolder(folder)).run()
     return folder
@@ -56,6 +59,40 @@ def test_logits_have_the_accuracy_that_the_run_recorded(plain, built_store):
     assert logits.dtype == np.float32
     recorded = json.loads((plain / "run.json").read_text())
     assert accuracy_of(logits, built_store) == pytest.approx(recorded["test_accuracy"], abs=1e-9)
+
+
+def test_a_student_is_shown_what_its_training_showed_it(tmp_path, built_store):
+    geometry = Store.open(built_store).manifest.identity.geometry
+    normalisation = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    shown = Rendering(geometry=replace(geometry, crop_size=24), normalisation=normalisation)
+    config = TrainConfig(student="resnet8", batch_size=32, lr=0.01, protocol=ProtocolConfig(max_evals=2))
+    compute, folder = Compute.choose("cpu", "fp32"), RunFolder(tmp_path / "run")
+    result = Trainer.open(config, built_store, 64, parse_method("kd"), compute, folder, rendering=shown).run()
+    logits = student_logits(tmp_path / "run", built_store, Store.open(built_store).manifest.num_test)
+    assert accuracy_of(logits, built_store) == pytest.approx(result["test_accuracy"], abs=1e-9)
+
+
+def test_a_run_of_an_earlier_release_saw_what_its_teacher_did(run, plain, built_store):
+    document = json.loads((run / "run.json").read_text())
+    del document["student_rendering"]
+    (run / "run.json").write_text(json.dumps(document))
+    np.testing.assert_array_equal(student_logits(run, built_store, 5), student_logits(plain, built_store, 5))
+
+
+@pytest.mark.parametrize(
+    "change_of", [{"geometry": 3}, {"normalisation": {"mean": [0, 0, 0], "std": [0, 1, 1]}}, {"geometry": {}}]
+)
+def test_a_rendering_that_none_has_is_refused(run, built_store, change_of):
+    change(run, student_rendering=json.loads((run / "run.json").read_text())["student_rendering"] | change_of)
+    with pytest.raises(InvalidInput, match="run.json.* cannot be used .*student_rendering.*train the student again"):
+        student_logits(run, built_store, 5)
+
+
+def test_a_rendering_of_other_images_is_refused(run, built_store):
+    said = json.loads((run / "run.json").read_text())["student_rendering"]
+    change(run, student_rendering=said | {"geometry": said["geometry"] | {"image_size": 64}})
+    with pytest.raises(InvalidInput, match="student_rendering is of images of 64 pixels"):
+        student_logits(run, built_store, 5)
 
 
 def test_a_student_with_its_teachers_last_layer_comes_back_too(tmp_path, built_store):

@@ -11,7 +11,7 @@ from experiments.grid import read_grid
 from experiments.plan import plan_runs, plan_stores
 from ground.errors import InvalidInput
 from student_train.protocol import ProtocolConfig
-from student_train.trainer import TrainConfig
+from student_train.train_config import TrainConfig
 
 LINES = """\
 name: good
@@ -50,9 +50,7 @@ def test_a_grid_says_what_its_file_says(read):
     assert (grid.sizes, grid.seeds) == ((100, 200, 300), (0, 1))
     assert (grid.store.views, grid.store.budget, grid.targets, grid.test_images) == (2, 700, (0.5,), 20)
     assert grid.methods[0].configs("resnet8", seed=7) == [
-        TrainConfig(
-            student="resnet8", method="kd", seed=7, lr=lr, weight_decay=1e-4, protocol=ProtocolConfig(max_evals=4)
-        )
+        TrainConfig(student="resnet8", seed=7, lr=lr, weight_decay=1e-4, protocol=ProtocolConfig(max_evals=4))
         for lr in (0.1, 0.05)
     ]
     assert {config.student_view for config in grid.methods[1].configs("resnet8", 0)} == {"teacher"}
@@ -188,12 +186,12 @@ def test_the_published_grids_ask_for_what_the_paper_did():
         ("vgg13", "vgg8"),
     }
     assert len(table1.seeds) == 5
-    assert [entry.spec.text for entry in table1.methods] == ["vanilla", "kd", "rkd", "dist", "mixup", "crd", "ckd"]
+    assert [entry.text for entry in table1.methods] == ["vanilla", "kd", "rkd", "dist", "mixup", "crd", "ckd"]
     assert table1.methods[0].configs("wrn_16_2", 0)[0].protocol == ProtocolConfig()
     assert [config.lr for config in table1.methods[0].configs("wrn_16_2", 0)] == [0.1, 0.05, 0.025]
     assert grids["cars"].sizes == (1400, 1600, 1800, 2000)
     assert grids["table2"].sizes == (1600, 2400, 3200)
-    assert {entry.spec.text for entry in grids["table2"].methods} == {
+    assert {entry.text for entry in grids["table2"].methods} == {
         "fitnets",
         "fitnets+crd",
         "fitnets+ckd",
@@ -201,7 +199,7 @@ def test_the_published_grids_ask_for_what_the_paper_did():
         "vid+crd",
         "vid+ckd",
     }
-    assert {entry.spec.text for entry in grids["figure4"].methods} == {
+    assert {entry.text for entry in grids["figure4"].methods} == {
         "rkd",
         "rkd_d:dims=10",
         "rkd_d:dims=50",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,24 @@ def test_more_methods_seeds_and_sizes_leave_the_other_runs_where_they_are(tmp_pa
 def test_whatever_changes_a_result_changes_the_folder(tmp_path, weights, grid, change):
     changed = read_grid(write(tmp_path / "changed.yaml", small(weights, seeds=2, **change)))
     assert not folders(grid) & folders(changed)
+
+
+def test_folders_keep_the_names_that_earlier_releases_gave_them():
+    grid = read_grid(Path(__file__).parents[2] / "grids" / "smoke.yaml")
+    assert [run.folder for run in plan_runs(grid, "fp32")][:6] == [
+        "runs/resnet20-resnet8-digits/vanilla-n200-seed0-92a7ffd4fb",
+        "runs/resnet20-resnet8-digits/kd-n200-seed0-f38a7fef2b",
+        "runs/resnet20-resnet8-digits/mixup-n200-seed0-9dc955f251",
+        "runs/resnet20-resnet8-digits/ckd-n200-seed0-e49721ca08",
+        "runs/resnet20-resnet8-digits/ckd-pairs-all-n200-seed0-99db2985e0",
+        "runs/resnet20-resnet8-digits/vanilla-n400-seed0-afc3795cb4",
+    ]
+
+
+def test_a_run_is_sent_to_a_worker_whole(grid):
+    runs = plan_runs(grid, "fp32")
+    assert pickle.loads(pickle.dumps(runs)) == runs  # noqa: S301
+    assert len(set(runs)) == len(runs)
 
 
 def test_another_precision_is_another_run(grid):

@@ -12,6 +12,7 @@ import sys
 import torch
 
 from student_train import trainer
+from student_train.bound_method import Losses
 from student_train.cli import main
 
 if __name__ == "__main__":
@@ -19,8 +20,8 @@ if __name__ == "__main__":
     trainer._SAVE_EVERY_SECONDS = 0.0
     last, step = int(sys.argv[1]), trainer.Trainer.train_step
 
-    def step_or_die(self: trainer.Trainer) -> torch.Tensor:
-        if self.protocol.evals == last and self.losses:
+    def step_or_die(self: trainer.Trainer) -> Losses:
+        if self.state.protocol.evals == last and self.state.losses:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self)
 

@@ -10,15 +10,26 @@ from hypothesis import strategies as st
 
 from ground.errors import InvalidInput, UnknownName
 from models import Representation
+from student_train.bound_method import BoundMethod
 from student_train.comparison import AllPairs, GroupComparison
 from student_train.losses.kd import KD
 from student_train.losses.match import MatchLabels, MatchLogits
-from student_train.methods import Method, Term, parse_losses, parse_method
+from student_train.method_spec import LossSpec, MethodSpec
+from student_train.methods import parse_losses, parse_method
 from student_train.needs import Wanted
 from student_train.sampling import EpochSampling, GroupSampling
 from student_train.signals import Signals
 
 CLASSES = 4
+
+
+def unbound(spec: MethodSpec) -> BoundMethod:
+    """A method whose losses need nothing but logits and labels."""
+    return BoundMethod(spec, [loss.make() for loss in spec.losses])
+
+
+def loss_of(spec: MethodSpec, given_signals: Signals) -> torch.Tensor:
+    return unbound(spec).losses(given_signals).total
 
 
 def signals(seed: int, samples: int) -> Signals:
@@ -69,7 +80,7 @@ def test_all_pairs_lists_every_ordered_pair(seed, samples):
 def test_ckd_over_all_pairs_equals_the_plain_path(seed, samples):
     """The closed form against the B * B differences themselves."""
     given_signals = signals(seed, samples)
-    fast = parse_method("ckd:pairs=all,logits=0.7,labels=1.3").loss(given_signals)
+    fast = loss_of(parse_method("ckd:pairs=all,logits=0.7,labels=1.3"), given_signals)
     compared = AllPairs()(given_signals)
     plain = 0.7 * MatchLogits()(compared) + 1.3 * MatchLabels()(compared)
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-12)
@@ -79,24 +90,24 @@ def test_any_loss_can_be_put_on_comparisons():
     given_signals = signals(0, 6)
     compared = GroupComparison(2, 1)(given_signals)
     method = parse_losses(["kd:temperature=2,weight=0.5,compared=true"], "sampled:positives=2,negatives=1")
-    torch.testing.assert_close(method.loss(given_signals), 0.5 * KD(2.0)(compared))
+    torch.testing.assert_close(loss_of(method, given_signals), 0.5 * KD(2.0)(compared))
     assert method.sampling == GroupSampling(2, 1)
     # A loss without a closed form sees the pairs themselves.
     paired = parse_losses(["kd:compared=true"], "all")
-    torch.testing.assert_close(paired.loss(given_signals), KD()(AllPairs()(given_signals)))
+    torch.testing.assert_close(loss_of(paired, given_signals), KD()(AllPairs()(given_signals)))
 
 
 def test_the_named_methods_are_their_recipes():
     given_signals = signals(3, 6)
     logits, labels = given_signals.student.logits, given_signals.labels
     cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
-    torch.testing.assert_close(parse_method("vanilla").loss(given_signals), cross_entropy)
+    torch.testing.assert_close(loss_of(parse_method("vanilla"), given_signals), cross_entropy)
     expected = cross_entropy + KD(4.0)(given_signals)
-    torch.testing.assert_close(parse_method("kd").loss(given_signals), expected)
+    torch.testing.assert_close(loss_of(parse_method("kd"), given_signals), expected)
     ckd = parse_method("ckd")
     assert ckd.sampling == GroupSampling(1, 1, joint=False)
     compared = GroupComparison(1, 1)(given_signals)
-    torch.testing.assert_close(ckd.loss(given_signals), MatchLogits()(compared) + MatchLabels()(compared))
+    torch.testing.assert_close(loss_of(ckd, given_signals), MatchLogits()(compared) + MatchLabels()(compared))
     assert not parse_method("vanilla").asks_teacher
     for name in ("kd", "ckd"):
         assert parse_method(name).wanted(["pooled"], ["pooled"]) == Wanted((), ("logits",), parameters=False)
@@ -119,12 +130,12 @@ def test_the_level_of_the_logits_changes_no_comparison(seed):
     shifted = Signals(moved, given_signals.teacher, given_signals.labels, given_signals.index)
     for spec in ("ckd", "ckd:positives=3", "ckd:pairs=all"):
         method = parse_method(spec)
-        torch.testing.assert_close(method.loss(shifted), method.loss(given_signals), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(loss_of(method, shifted), loss_of(method, given_signals), rtol=1e-9, atol=1e-9)
 
 
 def test_the_level_comes_from_the_weighted_targets():
     given_signals = signals(5, 7)
-    target = parse_method("ckd:logits=3,labels=1").logit_target(given_signals)
+    target = unbound(parse_method("ckd:logits=3,labels=1")).logit_target(given_signals)
     expected = (3 * given_signals.teacher.logits + given_signals.label_targets) / 4
     torch.testing.assert_close(target, expected)
 
@@ -181,8 +192,8 @@ def test_a_recipe_tells_settings_apart_and_spellings_not():
 
 
 def test_terms_without_a_teacher_need_none():
-    method = Method("labels", (Term(MatchLabels(), compared=True),), GroupSampling(), GroupComparison())
+    method = MethodSpec("labels", (LossSpec("match_labels", compared=True),), GroupSampling(), GroupComparison())
     alone = signals(1, 4)
     alone = Signals(alone.student, None, alone.labels, alone.index)
-    assert method.loss(alone).isfinite()
+    assert loss_of(method, alone).isfinite()
     assert not method.asks_teacher

@@ -15,11 +15,13 @@ from models.reused_head import rebuild
 from storage.store import Store
 from student_train import trainer as trainer_module
 from student_train.losses import LOSSES
-from student_train.methods import Method, method_names, parse_losses, parse_method
+from student_train.method_spec import MethodSpec
+from student_train.methods import method_names, parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.sampling import Batch, Sampling
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
@@ -60,12 +62,12 @@ def specified(name: str) -> str:
     return f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
 
 
-def make_trainer(store, out, name: str, method: Method | None = None, asked_view: str = "teacher") -> Trainer:
+def make_trainer(store, out, name: str, method: MethodSpec | None = None, asked_view: str = "teacher") -> Trainer:
     spec = specified(name)
-    config = TrainConfig(student="resnet8", method=spec, seed=3, batch_size=8, lr=0.01, student_view=asked_view)
+    config = TrainConfig(student="resnet8", seed=3, batch_size=8, lr=0.01, student_view=asked_view)
     trainer = Trainer.open(config, store, None, method or parse_method(spec), CPU, RunFolder(out))
-    trainer.sampling = SameBatch(trainer.sampling)
-    trainer.student.train()
+    trainer.stepper.sampling = SameBatch(trainer.stepper.sampling)
+    trainer.state.student.train()
     return trainer
 
 
@@ -73,20 +75,20 @@ def make_trainer(store, out, name: str, method: Method | None = None, asked_view
 def test_a_method_lowers_its_loss_and_resumes_exactly(rich_store, tmp_path, name):
     whole = make_trainer(rich_store, tmp_path, name)
     whole.prepare()
-    losses = [whole.train_step() for _ in range(6)]
+    losses = [whole.train_step().total for _ in range(6)]
     whole._save()
-    after = [whole.train_step() for _ in range(6)]
+    after = [whole.train_step().total for _ in range(6)]
     losses += after
     assert all(loss.isfinite() for loss in losses)
     assert torch.stack(losses[-3:]).mean() < torch.stack(losses[:2]).mean()
 
     resumed = make_trainer(rich_store, tmp_path, name)
     resumed._restore(resumed.folder.load_state(resumed._identity()))
-    resumed.student.train()
-    again = [resumed.train_step() for _ in range(6)]
+    resumed.state.student.train()
+    again = [resumed.train_step().total for _ in range(6)]
     assert again == after
     for (key, ours), theirs in zip(
-        whole.modules.state_dict().items(), resumed.modules.state_dict().values(), strict=True
+        whole.state.modules.state_dict().items(), resumed.state.modules.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=key)
 
@@ -97,17 +99,17 @@ def test_a_loss_shows_a_student_that_has_diverged(rich_store, tmp_path, name):
     loss = "kd:standardised=true" if name == "kd standardised" else specified(name)
     trainer = make_trainer(rich_store, tmp_path, name, parse_losses([loss]))
     with torch.no_grad():
-        next(trainer.student.parameters()).fill_(torch.nan)
-    assert not trainer.train_step().isfinite()
+        next(trainer.state.student.parameters()).fill_(torch.nan)
+    assert not trainer.train_step().total.isfinite()
 
 
 def train(store, out, *losses: str, comparison: str | None = None, **settings) -> torch.Tensor:
     """One step of a sum of losses."""
-    config = TrainConfig(student="resnet8", method="own", seed=3, batch_size=8, **settings)
+    config = TrainConfig(student="resnet8", seed=3, batch_size=8, **settings)
     method = parse_losses(losses, comparison)
     trainer = Trainer.open(config, store, None, method, CPU, RunFolder(out))
-    trainer.student.train()
-    return trainer.train_step()
+    trainer.state.student.train()
+    return trainer.train_step().total
 
 
 def test_losses_see_the_student_that_simkd_made(rich_store, tmp_path):
@@ -120,14 +122,14 @@ def test_losses_see_the_student_that_simkd_made(rich_store, tmp_path):
 
 def test_a_reused_last_layer_is_not_anchored(rich_store, tmp_path):
     method = parse_losses(["simkd:compared=true"], "sampled")
-    config = TrainConfig(student="resnet8", method="own", batch_size=8, protocol=ProtocolConfig(max_evals=1))
+    config = TrainConfig(student="resnet8", batch_size=8, protocol=ProtocolConfig(max_evals=1))
     trainer = Trainer.open(config, rich_store, None, method, CPU, RunFolder(tmp_path))
     trainer.run()
     state = load_file(tmp_path / "student.safetensors")
     kept = Store.open(rich_store).read_parameters()
     torch.testing.assert_close(state["classifier.bias"], torch.from_numpy(kept["head/bias"]), rtol=0, atol=0)
     images = torch.zeros(2, 3, 32, 32)
-    torch.testing.assert_close(rebuild("resnet8", state).eval()(images), trainer.student.eval()(images))
+    torch.testing.assert_close(rebuild("resnet8", state).eval()(images), trainer.state.student.eval()(images))
 
 
 def test_maps_are_learned_from_the_crop_that_the_teacher_saw(rich_store, tmp_path):
@@ -148,14 +150,14 @@ def test_pairs_that_fit_no_memory_are_refused_before_training(rich_store, tmp_pa
 
 def test_a_student_that_diverges_in_the_last_step_is_found_out(rich_store, tmp_path):
     protocol = ProtocolConfig(max_evals=1)
-    config = TrainConfig(student="resnet8", method="kd", batch_size=48, protocol=protocol)
+    config = TrainConfig(student="resnet8", batch_size=48, protocol=protocol)
     trainer = Trainer.open(config, rich_store, None, parse_method("kd"), CPU, RunFolder(tmp_path))
     step = trainer.train_step
 
     def too_far():
         loss = step()
         with torch.no_grad():
-            trainer.student.head.weight[0, 0] = torch.inf
+            trainer.state.student.head.weight[0, 0] = torch.inf
         return loss
 
     trainer.train_step = too_far

@@ -9,9 +9,9 @@ from scipy.special import log_softmax, softmax
 
 from ground.errors import InvalidInput
 from models import Representation
-from student_train.losses.cross_entropy import CrossEntropy
-from student_train.losses.soft_targets import SoftCrossEntropy
-from student_train.methods import Method, Term, parse_method
+from student_train.bound_method import BoundMethod
+from student_train.method_spec import LossSpec, MethodSpec
+from student_train.methods import parse_method
 from student_train.mixing import CutMix, Mixup
 from student_train.signals import Signals
 
@@ -83,8 +83,9 @@ def test_the_loss_of_a_mixture_is_the_cross_entropy_with_mixed_targets(count):
         torch.from_numpy(labels),
         torch.arange(6),
     )
-    method = parse_method("mixup:weight=0.7")
-    assert method.loss(given, parts).item() == pytest.approx(wanted, rel=1e-6)
+    spec = parse_method("mixup:weight=0.7")
+    method = BoundMethod(spec, [loss.make() for loss in spec.losses])
+    assert method.losses(given, parts).total.item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_what_cannot_be_mixed_is_refused():
@@ -93,6 +94,6 @@ def test_what_cannot_be_mixed_is_refused():
     for mixing in (Mixup, CutMix):
         with pytest.raises(InvalidInput, match="alpha"):
             mixing(alpha=0.0)
-    compared = Term(SoftCrossEntropy(), compared=True)
+    compared = LossSpec("soft_ce", compared=True)
     with pytest.raises(InvalidInput, match="cannot mix them"):
-        Method("both", (Term(CrossEntropy()), compared), mixing=Mixup())
+        MethodSpec("both", (LossSpec("ce"), compared), mixing=Mixup())

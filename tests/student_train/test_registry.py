@@ -11,8 +11,10 @@ import pytest
 
 from ground.errors import InvalidInput, UnknownName
 from student_train import catalogue
+from student_train.bound_method import BoundMethod
 from student_train.losses import LOSSES
-from student_train.methods import METHODS, parse_losses
+from student_train.methods import parse_losses
+from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_name
 from tests.conftest import run_command
 from tests.student_train.losses.checks import binding_for, signals_for
@@ -200,8 +202,8 @@ def clumsy(tmp_path, monkeypatch):
 
 
 def test_a_setting_without_annotation_has_the_type_of_its_default(clumsy):
-    (term,) = parse_losses(["clumsy_losses:Plain:delta=2"]).terms
-    assert term.loss.delta == 2.0
+    (loss,) = parse_losses(["clumsy_losses:Plain:delta=2"]).losses
+    assert loss.make().delta == 2.0
 
 
 @pytest.mark.parametrize(
@@ -222,8 +224,10 @@ def test_a_clumsy_loss_is_refused_in_a_sentence(clumsy, spec, message):
 
 def test_a_loss_that_is_no_scalar_is_refused(clumsy):
     signals = signals_for(binding_for({}, {}))
+    spec = parse_losses(["clumsy_losses:Vector"])
+    method = BoundMethod(spec, [loss.make() for loss in spec.losses])
     with pytest.raises(InvalidInput, match=r"clumsy_losses:Vector gave \(6,\) where a scalar tensor is needed"):
-        parse_losses(["clumsy_losses:Vector"]).loss(signals)
+        method.losses(signals)
 
 
 def test_other_code_under_the_same_name_is_another_recipe(clumsy, tmp_path):

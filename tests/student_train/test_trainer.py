@@ -27,13 +27,15 @@ from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train import trainer as trainer_module
 from student_train.anchor import anchor
+from student_train.bound_method import BoundMethod
 from student_train.data import StudentData
-from student_train.methods import Method, parse_method
+from student_train.methods import parse_losses, parse_method
 from student_train.needs import Wanted
 from student_train.protocol import ProtocolConfig
-from student_train.run_folder import RunFolder
+from student_train.run_folder import METRICS, RunFolder
 from student_train.sampling import Batch
-from student_train.trainer import TrainConfig, Trainer
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
@@ -46,7 +48,7 @@ def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     evals = settings.pop("max_evals", 4)
     patience = settings.pop("patience", 50)
     protocol = ProtocolConfig(max_evals=evals, patience=patience)
-    config = TrainConfig(student="resnet8", method=method, protocol=protocol, **settings)
+    config = TrainConfig(student="resnet8", protocol=protocol, **settings)
     return Trainer.open(config, store, n, parse_method(method), CPU, RunFolder(out))
 
 
@@ -101,7 +103,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkey
         make_trainer(built_store, tmp_path / "resumed", method, **settings).run(resume=True, on_eval=die)
     resumed = make_trainer(built_store, tmp_path / "resumed", method, **settings)
     resumed.run(resume=True)
-    assert len({row["lr"] for row in resumed.rows}) > 1, "the test needs a plateau"
+    assert len({row["lr"] for row in resumed.state.rows}) > 1, "the test needs a plateau"
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
@@ -112,7 +114,7 @@ def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
     step = stopped.train_step
 
     def stop_at_step_8():
-        if stopped.step == 8:
+        if stopped.state.step == 8:
             os.kill(os.getpid(), signal.SIGINT)
         return step()
 
@@ -142,14 +144,14 @@ def test_a_plateau_goes_back_to_the_best_weights_with_a_lower_rate_and_no_moment
     stop = StopRequest()
     trainer._train_interval(stop)
     trainer._evaluate()
-    best = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    best = {name: tensor.clone() for name, tensor in trainer.state.student.state_dict().items()}
     trainer._train_interval(stop)
     assert trainer._evaluate()["lr"] == 0.05
-    for name, tensor in trainer.student.state_dict().items():
+    for name, tensor in trainer.state.student.state_dict().items():
         torch.testing.assert_close(tensor, best[name], rtol=0, atol=0)
-    assert not trainer.optimizer.state
+    assert not trainer.state.optimizer.state
     trainer._train_interval(stop)
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+    assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
 def test_a_diverging_loss_is_a_sentence_not_a_result(built_store, tmp_path):
@@ -186,22 +188,23 @@ def test_training_anchors_before_it_measures(built_store, tmp_path):
         def throw_off(trainer=trainer, step=step):
             loss = step()
             with torch.no_grad():
-                trainer.student.head.bias[3] += 1e3
+                trainer.state.student.head.bias[3] += 1e3
             return loss
 
         trainer.train_step = throw_off
         trainer.run()
-        assert (trainer.student.head.bias[3].item() > 500) is moved
+        assert (trainer.state.student.head.bias[3].item() > 500) is moved
 
 
 def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "ckd", batch_size=8)
-    batch = trainer.sampling.batch(0, labels=trainer.labels, batch_size=8, seed=0)
+    stepper, student = trainer.stepper, trainer.state.student
+    batch = stepper.sampling.batch(0, labels=stepper.labels, batch_size=8, seed=0)
     inputs, _ = trainer.data.inputs(batch, 0, seed=0, student_view="fresh")
-    trainer.student.train()
-    found = trainer._represent(inputs, batch).logits
-    apart = torch.cat([trainer.student(inputs[:8]), trainer.student(inputs[8:])])
-    together = trainer.student(inputs)
+    student.train()
+    found = stepper.represent(student, inputs, batch).logits
+    apart = torch.cat([student(inputs[:8]), student(inputs[8:])])
+    together = student(inputs)
     torch.testing.assert_close(found, apart)
     assert not torch.allclose(found, together, atol=1e-3)
 
@@ -224,16 +227,16 @@ def test_views_stay_with_their_answers(tmp_path, weights):
 
 def test_losses_are_float32_under_autocast(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "kd")
-    trainer.data = dataclasses.replace(trainer.data, compute=Compute(torch.device("cpu"), "bf16"))
-    seen, original = [], Method.loss
+    trainer.stepper.data = dataclasses.replace(trainer.data, compute=Compute(torch.device("cpu"), "bf16"))
+    seen, original = [], BoundMethod.losses
 
     def looking(self, signals, parts):
         seen.append((signals.student.logits.dtype, signals.teacher.logits.dtype))
         return original(self, signals, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Method, "loss", looking)
-        assert trainer.train_step().dtype == torch.float32
+        patch.setattr(BoundMethod, "losses", looking)
+        assert trainer.train_step().total.dtype == torch.float32
     assert seen == [(torch.float32, torch.float32)]
 
 
@@ -274,6 +277,47 @@ def test_run_json_says_what_was_measured(built_store, tmp_path):
     assert not (tmp_path / "run" / "resume.pt").exists()
 
 
+def test_metrics_tell_each_loss_beside_the_sum(built_store, tmp_path):
+    method = parse_losses(["ce", "kd:weight=0.25", "kd:temperature=2"])
+    config = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=2))
+    trainer = Trainer.open(config, built_store, 48, method, CPU, RunFolder(tmp_path / "run"))
+    steps, step = [], trainer.train_step
+    trainer.train_step = lambda: steps.append(step()) or steps[-1]
+    trainer.run()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [*METRICS, "loss/ce", "loss/kd", "loss/kd.2"]
+    for place, row in enumerate(rows):
+        of_row = steps[3 * place : 3 * place + 3]
+        assert float(row["train_loss"]) == torch.stack([losses.total for losses in of_row]).mean().item()
+        means = torch.stack([losses.terms for losses in of_row]).mean(dim=0).tolist()
+        assert [float(row[name]) for name in ("loss/ce", "loss/kd", "loss/kd.2")] == means
+        # Before their weights, so runs of different weights can be compared.
+        assert means[0] + 0.25 * means[1] + means[2] == pytest.approx(float(row["train_loss"]))
+
+
+def test_a_run_begun_without_single_losses_is_finished_with_them(built_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_SAVE_EVERY_SECONDS", 0.0)
+
+    def die(row):
+        raise MemoryError("as if the process had died")
+
+    settings = {"max_evals": 3, "batch_size": 32}
+    begun = make_trainer(built_store, tmp_path / "run", "kd", **settings)
+    with pytest.raises(MemoryError):
+        begun.run(on_eval=die)
+    # As an earlier release leaves it.
+    begun.state.rows[0] = {name: begun.state.rows[0][name] for name in METRICS}
+    begun._save()
+    kept = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+    del kept["terms"]
+    begun.folder.save_state(kept)
+    make_trainer(built_store, tmp_path / "run", "kd", **settings).run(resume=True)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["loss/ce"]) for row in rows] == [False, True, True]
+
+
 def test_labels_alone_cost_no_teacher_call(built_store, tmp_path):
     assert make_trainer(built_store, tmp_path / "run", "vanilla", max_evals=1).run(resume=True)["teacher_calls"] == 0
 
@@ -288,10 +332,10 @@ def test_an_evaluation_comes_every_epoch_worth_of_steps(built_store, tmp_path):
 def test_a_teacher_that_can_be_learned_is_learned(built_store, tmp_path):
     """The student is the teacher's own architecture: KD alone brings its logits close to the stored ones."""
     trainer = make_trainer(built_store, tmp_path / "run", "kd:ce=0", max_evals=40, student_view="teacher", lr=0.1)
-    first = float(trainer.train_step())
-    trainer.step = 0
+    first = float(trainer.train_step().total)
+    trainer.state.step = 0
     trainer.run(resume=True)
-    last = trainer.rows[-1]["train_loss"]
+    last = trainer.state.rows[-1]["train_loss"]
     assert last < first / 3
 
 
@@ -332,11 +376,11 @@ def test_a_smaller_n_takes_the_beginning_and_the_papers_share_of_validation(buil
 def test_anchoring_sets_the_level_and_nothing_else(built_store, tmp_path):
     trainer = make_trainer(built_store, tmp_path / "run", "ckd")
     trainer.train_step()
-    student, data = trainer.student, trainer.data
+    student, data = trainer.state.student, trainer.data
     with torch.no_grad():
         student.head.bias += torch.linspace(-20, 20, 10)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    anchor(student, data, trainer.method)
+    anchor(student, data, trainer.stepper.method)
     assert student.training
     changed = [name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["fc.bias"]
@@ -356,8 +400,8 @@ def test_anchoring_changes_no_gradient(built_store, tmp_path):
         for _ in range(3):
             trainer.train_step()
             if trainer.method.is_anchored:
-                anchor(trainer.student, trainer.data, trainer.method)
-    anchored, plain = (trainer.student.state_dict() for trainer in trainers)
+                anchor(trainer.state.student, trainer.data, trainer.stepper.method)
+    anchored, plain = (trainer.state.student.state_dict() for trainer in trainers)
     for name, tensor in plain.items():
         if name != "fc.bias":
             torch.testing.assert_close(anchored[name], tensor, rtol=1e-3, atol=1e-4)

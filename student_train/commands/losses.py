@@ -1,0 +1,57 @@
+"""`ckd-train losses`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ground.options import json_option
+from ground.terminal import print_json, print_table
+from student_train import catalogue
+
+
+@click.command("losses")
+@click.argument("name", required=False)
+@json_option
+def losses(name: str | None, as_json: bool) -> None:
+    """List every loss with needs, defaults and source, or explain the one of this NAME."""
+    if name is None:
+        _print_losses(catalogue.describe_losses(), as_json=as_json)
+    else:
+        _print_loss(catalogue.describe_loss(name), as_json=as_json)
+
+
+def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(losses)
+        return
+    rows = (
+        (
+            loss["name"],
+            loss["needs"] or "(labels only)",
+            catalogue.shown_settings(loss["settings"]).replace(",", ", "),
+            loss["source"],
+        )
+        for loss in losses
+    )
+    print_table(("loss", "needs", "defaults", "source"), rows)
+
+
+def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(loss)
+        return
+    recipe = loss["recipe"]
+    click.echo(f"{loss['name']}: {loss['formula']}\n")
+    if loss["details"]:
+        click.echo(f"{loss['details']}\n")
+    facts = {
+        "needs": loss["needs"] or "(no teacher)",
+        "defaults": catalogue.shown_settings(loss["settings"]) or "(no settings)",
+        "differences": "compared=true applies it to differences" if loss["comparable"] else "needs single samples",
+        "recipe": f"--method {loss['name']}: weight={recipe['weight']:g}, ce={recipe['ce']:g}, kd={recipe['kd']:g}",
+        "source": loss["source"],
+    }
+    for name, text in facts.items():
+        click.echo(f"{name + ':':<13}{text}")

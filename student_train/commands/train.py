@@ -1,0 +1,131 @@
+"""`ckd-train` itself: its options, and the training they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ground.errors import InvalidInput
+from ground.options import device_option, precision_option, setting_option
+from ground.terminal import print_json, progress
+from models import canonical_name
+from models.compute import Compute
+from models.names import PRECISIONS
+from storage.store import Store
+from student_train.method_spec import MethodSpec
+from student_train.methods import parse_losses, parse_method
+from student_train.protocol import ProtocolConfig
+from student_train.recipes import METHODS
+from student_train.run_folder import RunFolder
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--store", type=click.Path(path_type=Path, file_okay=False), help="Store that stage one built; needed."
+    ),
+    click.option("--student", default="wrn16_2", show_default=True, help="Network to train."),
+    click.option(
+        "--method",
+        help=f"Recipe with settings, as ckd:pairs=all: {', '.join(METHODS)}, or the name of a loss.  [default: ckd]",
+    ),
+    click.option("--loss", "losses", multiple=True, help="Own sum of losses, repeatable: kd:temperature=4,weight=0.9."),
+    click.option(
+        "--comparison",
+        help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.  [default: sampled]",
+    ),
+    click.option("--n", type=int, help="Train on the first n rows.  [default: all]"),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
+    setting_option(TrainConfig, "lr"),
+    setting_option(TrainConfig, "batch_size"),
+    setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
+    click.option("--max-evals", type=int, help="Stop after this many evaluations."),
+    setting_option(
+        TrainConfig,
+        "student_view",
+        help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
+    ),
+    device_option,
+    precision_option(PRECISIONS),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]"),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted run."),
+    click.option("--json", "as_json", is_flag=True, help="Print run.json."),
+)
+
+
+def train_options(command: _Command) -> _Command:
+    """Everything that a training is told."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def train(
+    *,
+    store: Path,
+    student: str,
+    method: str | None,
+    losses: tuple[str, ...],
+    comparison: str | None,
+    n: int | None,
+    seed: int,
+    lr: float,
+    batch_size: int,
+    patience: int,
+    max_evals: int | None,
+    student_view: str,
+    device: str,
+    precision: str,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Check everything, train, print."""
+    spec, written = _method(method, losses, comparison)
+    config = TrainConfig(
+        student=canonical_name(student),
+        seed=seed,
+        lr=lr,
+        batch_size=batch_size,
+        student_view=student_view,
+        protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
+    )
+    rows = Store.open(store).manifest.n if n is None else n
+    folder = RunFolder(out if out is not None else _default_out(store, config, written, rows))
+    trainer = Trainer.open(config, store, rows, spec, Compute.choose(device, precision), folder, resume=resume)
+    with progress(f"{config.student} by {written}: evaluations", None) as advance:
+        result = trainer.run(resume=resume, on_eval=lambda row: advance(1, _note(row)))
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{folder.path}: {result['student']} by {written} on {result['n']} rows "
+        f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
+        f"at best validation accuracy {result['best_val_accuracy']:.4f}"
+    )
+
+
+def _method(method: str | None, losses: tuple[str, ...], comparison: str | None) -> tuple[MethodSpec, str]:
+    """The method that is asked for, and how it was written."""
+    if method is not None and losses:
+        raise InvalidInput("--method and --loss exclude each other: a method is a list of losses; give one of them")
+    if losses:
+        return parse_losses(losses, comparison), "+".join(losses)
+    if comparison is not None:
+        raise InvalidInput("--comparison goes with --loss; a method has its own, as --method ckd:pairs=all")
+    name = "ckd" if method is None else method
+    return parse_method(name), name
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return f"loss {row['train_loss']:.3f}, validation {row['val_accuracy']:.3f}, lr {row['lr']:g}"
+
+
+def _default_out(store: Path, config: TrainConfig, written: str, n: int) -> Path:
+    method = "".join(letter if letter.isalnum() else "-" for letter in written)[:100]
+    return Path("runs") / store.resolve().name / f"{config.student}-{method}-n{n}-seed{config.seed}"

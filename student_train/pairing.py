@@ -1,0 +1,47 @@
+"""Ways to pair samples for comparison, by the names that `pairs=` and `--comparison` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from student_train.comparison import AllPairs, Comparison, GroupComparison
+from student_train.sampling import EpochSampling, GroupSampling, Sampling
+from student_train.spec import Settings, argument_names
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """How samples are compared: the rows to draw, what to make of them, and whether to anchor."""
+
+    sampling: Sampling
+    comparison: Comparison
+    anchor: bool
+
+
+def sampled(
+    positives: int = 1,
+    negatives: int = 1,
+    joint: bool = False,
+    comparisons: int = 0,
+    combine: str = "difference",
+    anchor: bool = True,
+) -> Pairing:
+    """Groups of samples."""
+    comparison = GroupComparison(positives, negatives, combine)
+    return Pairing(GroupSampling(positives, negatives, joint, comparisons), comparison, anchor)
+
+
+def all_pairs(anchor: bool = True) -> Pairing:
+    """Every ordered pair of each batch."""
+    return Pairing(EpochSampling(), AllPairs(), anchor)
+
+
+PAIRINGS: dict[str, Callable[..., Pairing]] = {"sampled": sampled, "all": all_pairs}
+
+
+def chosen_pairing(settings: Settings) -> Pairing:
+    """What `pairs=` and its settings say, for a method that compares."""
+    pairing = settings.build(PAIRINGS[settings.take_choice("pairs", "kind of pairs", PAIRINGS, "sampled")])
+    settings.refuse(argument_names(sampled), "belongs to pairs=sampled; leave it out with pairs=all")
+    return pairing

@@ -1,0 +1,87 @@
+"""A step of gradient descent: batch -> student -> signals -> loss -> weights.
+
+Every random choice comes from (seed, purpose, step), so a step depends on nothing but the state that it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models import Network, Representation
+from student_train.bound_method import BoundMethod, Losses
+from student_train.data import StudentData
+from student_train.mixing import Part
+from student_train.sampling import Batch, Sampling
+from student_train.signals import Moment, Signals
+from student_train.student_state import StudentState
+from student_train.train_config import TrainConfig
+
+
+@dataclass(slots=True)
+class Stepper:
+    """Steps a student; it holds nothing that a step changes.
+
+    Args:
+        config: its seed, batch size and student view are used; the view is not "auto".
+        method: bound to the student that is stepped.
+        layers: of the student, that losses want.
+        labels: (n,) int64 on the CPU, what batches may be drawn by.
+        steps_per_epoch: for losses that depend on the epoch.
+    """
+
+    config: TrainConfig
+    data: StudentData
+    method: BoundMethod
+    sampling: Sampling
+    layers: Sequence[str]
+    labels: Tensor
+    steps_per_epoch: int
+
+    def step(self, state: StudentState) -> Losses:
+        """Change the weights once; returns what the batch cost, without gradient, on the device."""
+        losses = self._losses(state)
+        state.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        state.optimizer.step()
+        state.step += 1
+        return Losses(losses.total.detach(), losses.terms)
+
+    def _losses(self, state: StudentState) -> Losses:
+        config, data = self.config, self.data
+        moment = Moment(seed=config.seed, step=state.step, epoch=state.step / self.steps_per_epoch)
+        batch = self.sampling.batch(state.step, labels=self.labels, batch_size=config.batch_size, seed=config.seed)
+        inputs, which = data.inputs(batch, state.step, seed=config.seed, student_view=config.student_view)
+        parts: Sequence[Part] = ()
+        mixing = self.method.spec.mixing
+        if mixing is not None:
+            inputs, parts = mixing.mix(inputs, moment.numpy_generator("mixing"))
+        rows = data.compute.to_device(batch.rows)
+        signals = Signals(
+            student=self.represent(state.student, inputs, batch),
+            teacher=data.teacher(batch.rows, which),
+            labels=data.train.labels[rows],
+            index=rows,
+            moment=moment,
+            views=batch.views,
+        )
+        return self.method.losses(signals, parts)
+
+    def represent(self, student: Network, inputs: Tensor, batch: Batch) -> Representation:
+        """The student's representation in float32, each pass through the network on its own."""
+        with self.data.compute.autocast():
+            said = [self._said(student, inputs[part]) for part in batch.passes]
+        if len(said) == 1:
+            return said[0].map(Tensor.float)
+        return Representation(
+            logits=torch.cat([part.logits for part in said]).float(),
+            features={name: torch.cat([part.features[name] for part in said]).float() for name in said[0].features},
+        )
+
+    def _said(self, student: Network, inputs: Tensor) -> Representation:
+        """What the student says of a batch, as far as a loss wants it."""
+        extras = [name for name in self.layers if name in student.extra_names]
+        return student.represent(inputs, extras).only(self.layers)

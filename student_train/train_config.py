@@ -1,0 +1,49 @@
+"""How a student is trained, beside what it learns from and by which method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ground.errors import InvalidInput, UnknownName
+from student_train.data import STUDENT_VIEWS
+from student_train.protocol import ProtocolConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a student is trained; the defaults are those of the paper's released code.
+
+    Args:
+        student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
+            where feature maps are learned from, and else "fresh".
+    """
+
+    student: str
+    seed: int = 0
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    student_view: str = "auto"
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+
+    def __post_init__(self) -> None:
+        if self.student_view not in STUDENT_VIEWS:
+            raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
+        if self.batch_size < 4:
+            raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInput(f"{name} must be a finite number of at least 0, got {value}")
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """What changes these parameters."""
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -1,0 +1,55 @@
+"""Options take their defaults from the configuration they set."""
+
+from __future__ import annotations
+
+import ast
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ground.options import device_option, json_option, precision_option, setting_option
+from student_train.train_config import TrainConfig
+from teacher_cache.teacher_training import TrainingConfig
+
+
+@click.command()
+@setting_option(TrainConfig, "lr")
+@setting_option(TrainConfig, "batch_size", help="Images of a step.")
+@device_option
+@precision_option(("fp32", "bf16"), "Numbers.")
+@json_option
+def command(**settings: object) -> None:
+    click.echo(repr(settings))
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(command, arguments)
+
+
+def test_what_is_not_given_is_what_the_configuration_says():
+    config = TrainConfig(student="resnet8")
+    expected = {"lr": config.lr, "batch_size": config.batch_size, "device": "auto", "precision": "auto"}
+    assert ast.literal_eval(run().output) == expected | {"as_json": False}
+
+
+def test_what_is_given_has_the_type_of_the_default():
+    assert "'batch_size': 8, " in run("--batch-size", "8", "--lr", "1").output
+    assert run("--batch-size", "many").exit_code == 2
+    assert "'auto', 'fp32', 'bf16'" in run("--precision", "fp8").output
+
+
+def test_help_shows_the_defaults():
+    assert "--batch-size INTEGER" in run("--help").output
+    assert "[default: 0.05]" in run("--help").output
+
+
+def test_both_stages_read_their_first_learning_rate_from_one_place_each():
+    for config in (TrainConfig, TrainingConfig):
+        option = setting_option(config, "lr")(click.Command("any", callback=lambda: None))
+        assert option.params[-1].default == 0.05
+
+
+def test_a_field_without_a_default_is_no_option():
+    with pytest.raises(AssertionError, match="TrainConfig.student has no default"):
+        setting_option(TrainConfig, "student")
