@@ -19,11 +19,10 @@ from ground.geometry import VIEW_POLICIES
 from models import canonical_name, network_shape
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
-from student_train.data import STUDENT_VIEWS
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
-from student_train.train_config import TrainConfig
+from student_train.train_config import STUDENT_VIEWS, TrainConfig
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput
-from models.names import PRECISIONS as PRECISIONS
+from models.names import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,20 @@ from typing import Any
 
 import click
 
-from ground.terminal import CommandGroup
-from student_train.commands.losses import losses
-from student_train.commands.methods import methods
-from student_train.commands.train import train, train_options
+from ground.terminal import CommandAt, CommandGroup
+from student_train.commands.options import train_options
 
+_COMMANDS = {
+    "losses": CommandAt(
+        "student_train.commands.losses:losses",
+        "List every loss with needs, defaults and source, or explain the one of this NAME.",
+    ),
+    "methods": CommandAt("student_train.commands.methods:methods", "List every method with the losses it adds up."),
+}
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.group(cls=CommandGroup, lazy=_COMMANDS, invoke_without_command=True)
 @click.version_option(package_name="teacher-cache")
 @train_options
 @click.pass_context
@@ -37,8 +42,7 @@ def main(context: click.Context, /, store: Path | None, **settings: Any) -> None
         return
     if store is None:
         raise click.UsageError("Missing option '--store'.")
+    # Here, and not above: it loads torch, and the help needs none.
+    from student_train.commands.train import train
+
     train(store=store, **settings)
-
-
-for command in (losses, methods):
-    main.add_command(command)

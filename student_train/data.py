@@ -28,8 +28,6 @@ from storage.store_ledger import newest_head
 from student_train.needs import Wanted
 from student_train.sampling import Batch
 
-STUDENT_VIEWS = ("auto", "fresh", "teacher")
-
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
 from ground.errors import InvalidInput, UnknownName
-from student_train.data import STUDENT_VIEWS
 from student_train.protocol import ProtocolConfig
+
+STUDENT_VIEWS = ("auto", "fresh", "teacher")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,3 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"{name} must be a finite number of at least 0, got {value}")
-
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """What changes these parameters."""
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

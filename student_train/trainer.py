@@ -42,7 +42,7 @@ from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
 from student_train.signals import Moment
 from student_train.stepper import Stepper
-from student_train.student_state import StudentState
+from student_train.student_state import StudentState, make_optimizer
 from student_train.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Trainer:
         bound.require_room(_binding(student, data, labels), config.batch_size, free_memory(data.compute))
         data.compute.place(student)
         learned = bound.learned.to(data.compute.device)
-        optimizer = config.optimizer([*student.parameters(), *learned.parameters()])
+        optimizer = make_optimizer(config, [*student.parameters(), *learned.parameters()])
         self.eval_every = ceil(data.n / config.batch_size)
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
         self.stepper = Stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)

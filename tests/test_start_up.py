@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from benchmarks.stand_ins.fabricated_grid import make_grid
 from ground.terminal import CommandAt, LazyGroup
 
-GROUPS = ("teacher_cache.cli:main", "teacher_cache.commands.ledger:ledger", "pipeline:main")
+GROUPS = ("teacher_cache.cli:main", "teacher_cache.commands.ledger:ledger", "student_train.cli:main", "pipeline:main")
 HEAVY = ("torch", "torchvision", "sklearn", "zarr", "h5py", "altair", "pandas", "sqlalchemy")
 
 # Runs commands one after the other, those that need least first, and says what each has imported that is heavy.
@@ -77,6 +77,10 @@ def test_the_pipeline_says_how_far_a_grid_is_without_torch(tmp_path):
     )
     assert found[0] == set()
     assert all("torch" not in heavy for heavy in found), found
+
+
+def test_stage_two_explains_itself_without_torch():
+    assert observed(("student_train.cli:main", ["--help"])) == [set()]
 
 
 def group_at(home: str) -> LazyGroup:

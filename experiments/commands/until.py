@@ -12,8 +12,10 @@ from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Answer, Step, until
 from experiments.workers import default_jobs
-from ground.options import json_option
+from ground.options import json_option, setting_option
 from ground.terminal import print_json, stderr
+from student_train.protocol import ProtocolConfig
+from student_train.train_config import TrainConfig
 
 
 @click.command("until")
@@ -27,8 +29,8 @@ from ground.terminal import print_json, stderr
 @click.option("--data-root", type=click.Path(path_type=Path, file_okay=False), help="Where named data sets lie.")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the teacher.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Students at each step.")
-@click.option("--lr", type=float, default=0.05, show_default=True)
-@click.option("--patience", type=int, default=50, show_default=True, help="Evaluations without progress to a plateau.")
+@setting_option(TrainConfig, "lr")
+@setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
 @click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results/until"), show_default=True

@@ -8,18 +8,12 @@ from typing import Any
 
 import click
 
+from ground.options import json_option
 from ground.terminal import print_json, progress
 from models import canonical_name
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
-from teacher_cache.commands.options import (
-    FEATURES_HELP,
-    compute_options,
-    dataset_options,
-    json_option,
-    ledger_option,
-    ledger_url_of,
-)
+from teacher_cache.commands.options import FEATURES_HELP, compute_options, dataset_options, ledger_option, ledger_url_of
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import Prepared, prepare_build
 

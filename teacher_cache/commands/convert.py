@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from ground.options import json_option
 from ground.terminal import print_json, progress
 from storage.store import Store
-from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 from teacher_cache.convert import convert as run_conversion
 
 

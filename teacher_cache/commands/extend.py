@@ -10,17 +10,11 @@ from typing import Any
 import click
 
 from ground.errors import InvalidInput
+from ground.options import device_option, json_option
 from ground.terminal import print_json, progress
 from storage.store import Store
 from teacher_cache.commands.build import report_text
-from teacher_cache.commands.options import (
-    FEATURES_HELP,
-    device_option,
-    json_option,
-    ledger_option,
-    ledger_url_of,
-    store_option,
-)
+from teacher_cache.commands.options import FEATURES_HELP, ledger_option, ledger_url_of, store_option
 from teacher_cache.config import ExtensionConfig
 from teacher_cache.extend import added_layers, prepare_extension
 from teacher_cache.extend import extend as run_extension

@@ -8,11 +8,12 @@ from typing import Any
 import click
 import numpy as np
 
+from ground.options import json_option
 from ground.terminal import print_json
 from storage.schema import LOGITS
 from storage.store import Store
 from storage.store_ledger import newest_head
-from teacher_cache.commands.options import json_option, store_option
+from teacher_cache.commands.options import store_option
 
 
 @click.command()

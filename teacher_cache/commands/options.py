@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ground.options import device_option as device_option
-from ground.options import json_option as json_option
-from ground.options import precision_option
+from ground.options import device_option, precision_option
 from models.names import PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 

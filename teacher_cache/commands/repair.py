@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from ground.options import json_option
 from ground.terminal import print_json
-from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
 from teacher_cache.repair import repair as run_repair
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from ground.errors import InvalidInput
-from ground.options import setting_option
+from ground.options import json_option, setting_option
 from ground.terminal import print_json, progress
 from models import canonical_name
 from models.compute import Compute
-from teacher_cache.commands.options import compute_options, dataset_options, json_option
+from teacher_cache.commands.options import compute_options, dataset_options
 from teacher_cache.datasets import open_dataset
 from teacher_cache.teacher_training import TrainingConfig
 from teacher_cache.teacher_training import train_teacher as run_training

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from ground.options import json_option
 from ground.terminal import print_json
-from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 from teacher_cache.upgrade import UpgradeReport
 from teacher_cache.upgrade import upgrade as run_upgrade
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from ground.errors import StoreUnreadable
+from ground.options import json_option
 from ground.terminal import plain, print_json
 from storage.ledger_check import ledger_problems
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.verify import store_problems
 from teacher_cache.commands.ledger.options import open_ledger
-from teacher_cache.commands.options import json_option, ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 
 
 @click.command()

@@ -91,7 +91,7 @@ def test_a_rendering_that_none_has_is_refused(run, built_store, change_of):
 def test_a_rendering_of_other_images_is_refused(run, built_store):
     said = json.loads((run / "run.json").read_text())["student_rendering"]
     change(run, student_rendering=said | {"geometry": said["geometry"] | {"image_size": 64}})
-    with pytest.raises(InvalidInput, match="student_rendering is of images of 64 pixels"):
+    with pytest.raises(InvalidInput, match="the run was shown images of 64 pixels, those of"):
         student_logits(run, built_store, 5)
 
 

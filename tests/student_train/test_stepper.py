@@ -11,7 +11,7 @@ from models.compute import Compute
 from student_train.methods import parse_method
 from student_train.protocol import Protocol
 from student_train.run_folder import RunFolder
-from student_train.student_state import StudentState
+from student_train.student_state import StudentState, make_optimizer
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 
@@ -33,7 +33,9 @@ def test_one_stepper_steps_several_students_as_each_would_be_alone(built_store, 
     student = copy.deepcopy(first.student)
     with torch.no_grad():
         student.head.bias += 1.0
-    second = StudentState(student, nn.ModuleList(), config.optimizer(student.parameters()), Protocol(config.protocol))
+    second = StudentState(
+        student, nn.ModuleList(), make_optimizer(config, student.parameters()), Protocol(config.protocol)
+    )
     alone = copy.deepcopy(second)
     expected = [stepper.step(alone).total for _ in range(3)]
     found = []

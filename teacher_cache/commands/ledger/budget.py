@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from ground.options import json_option
 from ground.terminal import plain, print_json, print_table
 from storage.ledger import Ledger
 from storage.ledger_report import budget_history
 from teacher_cache.commands.ledger.options import ledger_options, opened_ledger, teacher_called
-from teacher_cache.commands.options import json_option
 
 
 @click.command()

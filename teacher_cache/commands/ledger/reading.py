@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ground.options import json_option
 from ground.terminal import print_json, print_table
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
@@ -25,7 +26,6 @@ from teacher_cache.commands.ledger.options import (
     price_option,
 )
 from teacher_cache.commands.ledger.tables import print_calls
-from teacher_cache.commands.options import json_option
 
 _SUMMARY = ("committed", "reserved", "lost", "spent", "budget", "remaining")
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ground.errors import InvalidInput
+from ground.options import json_option
 from ground.terminal import plain, print_json, print_table, stderr
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
@@ -21,7 +22,6 @@ from teacher_cache.commands.ledger.options import (
     price_option,
 )
 from teacher_cache.commands.ledger.tables import print_calls
-from teacher_cache.commands.options import json_option
 from teacher_cache.trace import Run, Students, Trace, runs_of_call, store_of, trace_run
 
 _PROBLEMS_SHOWN = 20

@@ -1,0 +1,57 @@
+"""What `ckd-train` is told; nothing here needs torch, so that its help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ground.options import device_option, precision_option, setting_option
+from models.names import PRECISIONS
+from student_train.names import PAPER_METHODS
+from student_train.protocol import ProtocolConfig
+from student_train.train_config import TrainConfig
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_METHODS = ", ".join(PAPER_METHODS)
+_OPTIONS = (
+    click.option(
+        "--store", type=click.Path(path_type=Path, file_okay=False), help="Store that stage one built; needed."
+    ),
+    click.option("--student", default="wrn16_2", show_default=True, help="Network to train."),
+    click.option(
+        "--method",
+        help=f"Recipe with settings, as ckd:pairs=all: {_METHODS}, or the name of a loss.  [default: ckd]",
+    ),
+    click.option("--loss", "losses", multiple=True, help="Own sum of losses, repeatable: kd:temperature=4,weight=0.9."),
+    click.option(
+        "--comparison",
+        help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.  [default: sampled]",
+    ),
+    click.option("--n", type=int, help="Train on the first n rows.  [default: all]"),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
+    setting_option(TrainConfig, "lr"),
+    setting_option(TrainConfig, "batch_size"),
+    setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
+    click.option("--max-evals", type=int, help="Stop after this many evaluations."),
+    setting_option(
+        TrainConfig,
+        "student_view",
+        help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
+    ),
+    device_option,
+    precision_option(PRECISIONS),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]"),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted run."),
+    click.option("--json", "as_json", is_flag=True, help="Print run.json."),
+)
+
+
+def train_options(command: _Command) -> _Command:
+    """Everything that a training is told."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
