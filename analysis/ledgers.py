@@ -24,7 +24,7 @@ from storage.manifest import Manifest
 from storage.store_ledger import own_ledger
 
 # More steps than a drawing can show are thinned out.
-_MOST_STEPS = 400
+MOST_STEPS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def _steps(ledger: Ledger) -> list[tuple[str, int]]:
         for at, count in connection.execute(query):
             charged += count
             steps.append((at, charged))
-    if len(steps) <= _MOST_STEPS:
+    if len(steps) <= MOST_STEPS:
         return steps
     last = len(steps) - 1
-    return [steps[place * last // (_MOST_STEPS - 1)] for place in range(_MOST_STEPS)]
+    return [steps[place * last // (MOST_STEPS - 1)] for place in range(MOST_STEPS)]

@@ -230,7 +230,7 @@ def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
     if not found.parameters and found == replace(wanted, parameters=()) and differing:
         raise IdentityMismatch(
             f"the store at {folder} keeps no last layer of its teacher, as it was upgraded without the teacher's "
-            f"weights; add it with: {store_command('upgrade', folder)} --weights FILE"
+            f"weights; add it with: {store_command('upgrade', folder, weights='FILE')}"
         )
     if differing:
         raise IdentityMismatch(

@@ -429,7 +429,7 @@ class Store:
         if not specs:
             raise StoreIncomplete(
                 f"{self.folder} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
-                f"{store_command('upgrade', self.folder)} --weights FILE"
+                f"{store_command('upgrade', self.folder, weights='FILE')}"
             )
         return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}
 

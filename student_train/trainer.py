@@ -133,13 +133,13 @@ class Trainer:
         with self.folder.opened(resume=resume):
             # What an extended or converted store had before, it has still.
             earlier = self.data.manifest.ids
-            finished = self.folder.finished(self._identity(), earlier)
+            finished = self.folder.finished(self.settings(), earlier)
             if finished is not None:
                 return finished
-            state = self.folder.load_state(self._identity(), earlier)
+            state = self.folder.load_state(self.settings(), earlier)
             with self.data.compute.exact():
                 if state is not None:
-                    self._restore(state)
+                    self.restore_state(state)
                 else:
                     self.prepare()
                 with graceful_stop() as stop:
@@ -154,17 +154,17 @@ class Trainer:
         saved = started = time.monotonic()
         before = self.state.seconds
         while not self.state.protocol.finished:
-            reached = self._train_interval(stop)
+            reached = self.train_interval(stop)
             if reached:
-                on_eval(self._evaluate())
+                on_eval(self.evaluate())
             self.state.seconds = before + time.monotonic() - started
             if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                self._save()
+                self.save_state()
                 saved = time.monotonic()
             if stop.requested and not self.state.protocol.finished:
                 raise Interrupted(f"stopped after step {self.state.step}; go on with the same command and --resume")
 
-    def _train_interval(self, stop: StopRequest) -> bool:
+    def train_interval(self, stop: StopRequest) -> bool:
         """Train until an evaluation is due; false if the user asked to stop before."""
         self.state.set_lr(self._lr)
         self.state.student.train()
@@ -189,7 +189,12 @@ class Trainer:
     def _lr(self) -> float:
         return self.config.lr * 0.1**self.state.protocol.reached
 
-    def _evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the student and decide what follows; returns a row of metrics.csv.
+
+        Raises:
+            Diverged: a loss or a weight is not finite.
+        """
         (train_loss, terms), lr = self.state.take_losses(), self._lr
         self._require_finite(train_loss)
         if self.method.is_anchored:
@@ -234,7 +239,7 @@ class Trainer:
         self.state.modules.load_state_dict(self.state.best)
         at_best = [row["test_accuracy"] for row in self.state.rows if row["test_accuracy"] is not None][-1]
         record = RunRecord(
-            **structs.asdict(self._identity()),
+            **structs.asdict(self.settings()),
             student_rendering=self.data.rendering,
             store=str(self.data.folder),
             ledger_head=self.data.ledger_head,
@@ -257,7 +262,7 @@ class Trainer:
         """Calls whose answers this student learned from: none for a method that asks no teacher."""
         return self.data.n * self.data.manifest.identity.views if self.method.asks_teacher else 0
 
-    def _identity(self) -> RunSettings:
+    def settings(self) -> RunSettings:
         """Settings and sources; a run goes on only if all of them are the same."""
         identity, config = self.data.manifest.identity, self.config
         return RunSettings(
@@ -285,11 +290,13 @@ class Trainer:
 
     # State
 
-    def _save(self) -> None:
+    def save_state(self) -> None:
+        """Keep what resuming needs."""
         self.folder.save_metrics(self.state.rows)
-        self.folder.save_state({"config": json.dumps(self._identity().document()), **self.state.saved()})
+        self.folder.save_state({"config": json.dumps(self.settings().document()), **self.state.saved()})
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept; raises `InvalidInput` if it is damaged."""
         try:
             self.state.restore(state, self.data.compute.device)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

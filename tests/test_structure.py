@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +63,42 @@ def test_no_machine_path_or_registry_is_named():
         text = (ROOT / name).read_text(errors="ignore")
         for needle in needles:
             assert needle not in text, (name, needle)
+
+
+# Modules that are tested by another name, and why.
+TESTED_ELSEWHERE = {
+    "storage/database.py": "test_ledger.py: the ledger is its only user, on both databases",
+    "storage/hdf5_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with h5py",
+    "storage/zarr_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with zarr",
+    "storage/zarr_library.py": "test_arrays.py and test_store.py: what the library makes is what both read",
+    "storage/inspection.py": "test_verify.py: what it finds is what verify says",
+    "storage/ledger_check.py": "test_ledger.py and test_verify.py: damage by name, found by name",
+    "storage/ledger_records.py": "test_ledger.py: what the ledger takes and gives",
+    "storage/ledger_report.py": "teacher_cache/test_ledger_commands.py: what the commands print",
+    "storage/ledger_tables.py": "test_ledger.py: the tables, on both databases",
+    "student_train/binding.py": "losses/: every loss binds, and misfits are refused there",
+    "student_train/catalogue.py": "test_registry.py: what ckd-train losses and methods print",
+    "student_train/cli.py": "tests/test_commands.py: through the installed command",
+    "student_train/methods.py": "test_registry.py and test_method_spec.py: what text becomes",
+    "student_train/names.py": "test_registry.py: the names are those of the recipes",
+    "student_train/pairing.py": "test_method_spec.py and test_comparison.py",
+    "student_train/recipes.py": "test_every_method.py and test_method_spec.py: each recipe trains and is what it was",
+}
+
+
+@pytest.mark.parametrize("room", ["storage", "student_train"])
+def test_every_module_has_a_test_of_its_name_or_a_reason(room):
+    modules = [path for path in sorted((ROOT / room).glob("*.py")) if path.name != "__init__.py"]
+    without = [f"{room}/{path.name}" for path in modules if not (ROOT / "tests" / room / f"test_{path.name}").exists()]
+    assert without == sorted(name for name in TESTED_ELSEWHERE if name.startswith(room))
+
+
+def test_no_test_imports_or_replaces_a_private_name_of_the_product():
+    rooms = ("ground", "models", "storage", "teacher_cache", "student_train", "analysis", "experiments", "benchmarks")
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in rooms:
+                assert not [name.name for name in node.names if name.name.startswith("_")], (path, node.lineno)
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr" and len(node.args) > 1:
+                name = node.args[1]
+                assert not (isinstance(name, ast.Constant) and str(name.value).startswith("_")), (path, node.lineno)

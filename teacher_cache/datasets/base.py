@@ -28,9 +28,9 @@ IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0
 
 # Threads help where a file takes long, from a far disk or to decode outside Python's lock. Where one takes
 # less than this they only wait for each other: on two cores they halve the rate of small cached files.
-_FAST_FILE_SECONDS = 0.5e-3
+FAST_FILE_SECONDS = 0.5e-3
 _NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
-_FILES_PER_TASK = 16
+FILES_PER_TASK = 16
 _NUM_FILES_NAMED = 3
 
 _Result = TypeVar("_Result")
@@ -231,11 +231,11 @@ def _map_files(work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Res
     """`[work(row) for row in rows]`; by a pool of threads if the first few turn out to be slow."""
 
     def run(start: int) -> list[_Result]:
-        return [work(row) for row in rows[start : start + _FILES_PER_TASK]]
+        return [work(row) for row in rows[start : start + FILES_PER_TASK]]
 
     started = time.perf_counter()
     first = run(0)
-    is_fast = time.perf_counter() - started < _FAST_FILE_SECONDS * len(first)
+    is_fast = time.perf_counter() - started < FAST_FILE_SECONDS * len(first)
     with ThreadPoolExecutor(1 if is_fast else _NUM_THREADS) as pool:
-        chunks = pool.map(run, range(_FILES_PER_TASK, len(rows), _FILES_PER_TASK))
+        chunks = pool.map(run, range(FILES_PER_TASK, len(rows), FILES_PER_TASK))
         return first + [result for chunk in chunks for result in chunk]

@@ -76,7 +76,7 @@ def test_the_timeline_counts_every_call_when_it_was_charged(grid):
 
 def test_a_long_timeline_is_thinned_and_keeps_its_ends(grid, monkeypatch):
     whole = timeline(read(grid))["calls"].tolist()
-    monkeypatch.setattr(ledgers, "_MOST_STEPS", 2)
+    monkeypatch.setattr(ledgers, "MOST_STEPS", 2)
     call_more(grid, 10, "test")
     thinned = timeline(read(grid))["calls"].tolist()
     assert thinned == [whole[0], whole[-1] + 10]

@@ -16,7 +16,6 @@ from storage.manifest import Manifest, require_same
 from storage.rows import Rows
 from storage.schema import OutputSpec, output_array, split_rows
 from storage.store import Store, runs_of
-from storage.store_ledger import newest_head
 from tests.manifests import sealed
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
 
@@ -154,26 +153,6 @@ def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_st
     again.grow(samples)
     np.testing.assert_array_equal(again.read("train/images"), samples["train/images"])
     assert not again.valid()[N:].any()
-
-
-def test_a_ledger_that_cannot_be_opened_leaves_the_head_that_was_noted(whole_store):
-    store, newest = whole_store.store, whole_store.ledger.head()
-    assert newest_head(store) == newest
-    whole_store.ledger.close()
-    for damage in (lambda ledger: ledger.write_bytes(b"no database"), lambda ledger: ledger.unlink()):
-        damage(store.folder / "ledger.sqlite")
-        store.record_ledger_head("12" * 32)
-        again = Store.open(store.folder)
-        assert newest_head(again) == "12" * 32
-        assert again.read_outputs(["logits"], Rows.first(N))["logits"].shape[0] == N
-
-
-def test_without_a_noted_head_a_ledger_that_cannot_be_opened_is_an_error(whole_store):
-    whole_store.ledger.close()
-    (whole_store.store.folder / "ledger.sqlite").write_bytes(b"no database")
-    assert whole_store.store.manifest.ledger_head is None
-    with pytest.raises(StoreUnreadable, match=r"the ledger at .*ledger\.sqlite cannot be used"):
-        newest_head(whole_store.store)
 
 
 def test_a_stores_ids_are_its_own_and_those_it_was_made_from(whole_store):

@@ -76,14 +76,14 @@ def test_a_method_lowers_its_loss_and_resumes_exactly(rich_store, tmp_path, name
     whole = make_trainer(rich_store, tmp_path, name)
     whole.prepare()
     losses = [whole.train_step().total for _ in range(6)]
-    whole._save()
+    whole.save_state()
     after = [whole.train_step().total for _ in range(6)]
     losses += after
     assert all(loss.isfinite() for loss in losses)
     assert torch.stack(losses[-3:]).mean() < torch.stack(losses[:2]).mean()
 
     resumed = make_trainer(rich_store, tmp_path, name)
-    resumed._restore(resumed.folder.load_state(resumed._identity()))
+    resumed.restore_state(resumed.folder.load_state(resumed.settings()))
     resumed.state.student.train()
     again = [resumed.train_step().total for _ in range(6)]
     assert again == after

@@ -142,15 +142,15 @@ def test_a_plateau_goes_back_to_the_best_weights_with_a_lower_rate_and_no_moment
     accuracies = iter([0.5, 0.9, 0.4])  # validation, test at the improvement, validation at the plateau
     monkeypatch.setattr(trainer, "_accuracy", lambda images: next(accuracies))
     stop = StopRequest()
-    trainer._train_interval(stop)
-    trainer._evaluate()
+    trainer.train_interval(stop)
+    trainer.evaluate()
     best = {name: tensor.clone() for name, tensor in trainer.state.student.state_dict().items()}
-    trainer._train_interval(stop)
-    assert trainer._evaluate()["lr"] == 0.05
+    trainer.train_interval(stop)
+    assert trainer.evaluate()["lr"] == 0.05
     for name, tensor in trainer.state.student.state_dict().items():
         torch.testing.assert_close(tensor, best[name], rtol=0, atol=0)
     assert not trainer.state.optimizer.state
-    trainer._train_interval(stop)
+    trainer.train_interval(stop)
     assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
@@ -308,7 +308,7 @@ def test_a_run_begun_without_single_losses_is_finished_with_them(built_store, tm
         begun.run(on_eval=die)
     # As an earlier release leaves it.
     begun.state.rows[0] = {name: begun.state.rows[0][name] for name in METRICS}
-    begun._save()
+    begun.save_state()
     kept = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
     del kept["terms"]
     begun.folder.save_state(kept)

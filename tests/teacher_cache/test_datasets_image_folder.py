@@ -106,7 +106,7 @@ def test_read_keeps_the_order_asked_for_and_repeats(folder):
 
 @pytest.mark.parametrize("fast_file_seconds", [0.0, 1e9])
 def test_threads_and_plain_reading_agree(tmp_path, monkeypatch, fast_file_seconds):
-    monkeypatch.setattr(base, "_FAST_FILE_SECONDS", fast_file_seconds)
+    monkeypatch.setattr(base, "FAST_FILE_SECONDS", fast_file_seconds)
     expected = [np.asarray(noise(number)) for number in range(50)]
     for number, pixels in enumerate(expected):
         save(tmp_path / "train" / "a" / f"{number:02}.png", Image.fromarray(pixels))
@@ -152,10 +152,10 @@ def test_digest_stays_when_the_folder_moves(folder, tmp_path):
 
 
 def test_digest_is_the_same_with_and_without_threads(folder, monkeypatch):
-    monkeypatch.setattr(base, "_FILES_PER_TASK", 1)
+    monkeypatch.setattr(base, "FILES_PER_TASK", 1)
     digests = set()
     for seconds in (0.0, 1e9):
-        monkeypatch.setattr(base, "_FAST_FILE_SECONDS", seconds)
+        monkeypatch.setattr(base, "FAST_FILE_SECONDS", seconds)
         digests.add(opened(folder).digest)
     assert len(digests) == 1
 
