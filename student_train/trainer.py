@@ -47,7 +47,7 @@ from student_train.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-_SAVE_EVERY_SECONDS = 10.0
+SAVE_EVERY_SECONDS = 10.0
 
 # Reads what a student learns from; `StudentData.load` is one.
 Loader = Callable[[Store, int | None, Wanted, Compute, Rendering | None], StudentData]
@@ -158,7 +158,7 @@ class Trainer:
             if reached:
                 on_eval(self.evaluate())
             self.state.seconds = before + time.monotonic() - started
-            if stop.requested or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+            if stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self.save_state()
                 saved = time.monotonic()
             if stop.requested and not self.state.protocol.finished:
@@ -199,12 +199,12 @@ class Trainer:
         self._require_finite(train_loss)
         if self.method.is_anchored:
             anchor(self.state.student, self.data, self.stepper.method)
-        val_accuracy = self._accuracy(self.data.val)
+        val_accuracy = self.accuracy_on(self.data.val)
         decision = self.state.protocol.update(val_accuracy)
         test_accuracy = None
         if decision is Decision.IMPROVED:
             self.state.remember()
-            test_accuracy = self._accuracy(self.data.test)
+            test_accuracy = self.accuracy_on(self.data.test)
         elif decision is Decision.LOWER:
             self.state.go_back()
         row = {
@@ -230,12 +230,13 @@ class Trainer:
                 f"a weight of the student is not finite at step {self.state.step}; lower --lr ({self.config.lr})"
             )
 
-    def _accuracy(self, images: LabelledImages) -> float:
+    def accuracy_on(self, images: LabelledImages) -> float:
+        """Top-1 accuracy of the student as it is, in [0, 1]."""
         batches = evaluation_batches(images.images, images.labels, self.data.rendering)
         return accuracy(self.state.student, batches, self.data.compute)
 
     def _finish(self) -> dict[str, Any]:
-        last_test_accuracy = self._accuracy(self.data.test)
+        last_test_accuracy = self.accuracy_on(self.data.test)
         self.state.modules.load_state_dict(self.state.best)
         at_best = [row["test_accuracy"] for row in self.state.rows if row["test_accuracy"] is not None][-1]
         record = RunRecord(

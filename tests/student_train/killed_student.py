@@ -17,7 +17,7 @@ from student_train.cli import main
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer._SAVE_EVERY_SECONDS = 0.0
+    trainer.SAVE_EVERY_SECONDS = 0.0
     last, step = int(sys.argv[1]), trainer.Trainer.train_step
 
     def step_or_die(self: trainer.Trainer) -> Losses:

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["kd", "ckd"])
 def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(trainer_module, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
     # A patience of 1 makes plateaus likely, so that going back to the best weights is part of what is resumed.
     settings = {"max_evals": 7, "patience": 1, "lr": 0.3}
     make_trainer(built_store, tmp_path / "whole", method, **settings).run(resume=True)
@@ -140,7 +140,7 @@ def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
 def test_a_plateau_goes_back_to_the_best_weights_with_a_lower_rate_and_no_momentum(built_store, tmp_path, monkeypatch):
     trainer = make_trainer(built_store, tmp_path / "run", patience=1, max_evals=9)
     accuracies = iter([0.5, 0.9, 0.4])  # validation, test at the improvement, validation at the plateau
-    monkeypatch.setattr(trainer, "_accuracy", lambda images: next(accuracies))
+    monkeypatch.setattr(trainer, "accuracy_on", lambda images: next(accuracies))
     stop = StopRequest()
     trainer.train_interval(stop)
     trainer.evaluate()
@@ -297,7 +297,7 @@ def test_metrics_tell_each_loss_beside_the_sum(built_store, tmp_path):
 
 
 def test_a_run_begun_without_single_losses_is_finished_with_them(built_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
 
     def die(row):
         raise MemoryError("as if the process had died")
