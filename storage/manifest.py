@@ -46,11 +46,11 @@ MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
-_Rows = Annotated[int, Meta(ge=0, le=1 << 24, description="a number of rows")]
+_Rows = Annotated[int, Meta(ge=0, le=1 << 24, description=f"a number of rows up to {1 << 24}")]
 _Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-")]
 _Arrays = Annotated[str, Meta(pattern=rf"\A{ARRAYS_NAME}\Z", description="the name of arrays beside the manifest")]
-_Seed = Annotated[int, Meta(ge=0, le=1 << 40, description="a seed")]
-_Views = Annotated[int, Meta(ge=1, le=MAX_VIEWS, description="a number of views")]
+_Seed = Annotated[int, Meta(ge=0, le=1 << 40, description=f"a seed from 0 to {1 << 40}")]
+_Views = Annotated[int, Meta(ge=1, le=MAX_VIEWS, description=f"a number of views from 1 to {MAX_VIEWS}")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
