@@ -15,8 +15,10 @@ from ground.errors import InvalidInput
 from tests.analysis.grids import PlannedRun, write_grid
 
 STORE = {"teacher": "t", "dataset": "d", "store": "stores/t-d", "n": 800, "calls": 800}
+# A float holds all of these exactly.
+WHOLE = st.integers(-(1 << 53), 1 << 53) | st.just(1 << 100)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    st.none() | st.booleans() | WHOLE | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )

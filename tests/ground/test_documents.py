@@ -58,8 +58,10 @@ class Record(Struct, frozen=True, kw_only=True):
 
 FITTING: dict[str, Any] = {"name": "a"}
 
+# A float holds all of these exactly.
+WHOLE = st.integers(-(1 << 53), 1 << 53) | st.just(1 << 100)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=9),
+    st.none() | st.booleans() | WHOLE | st.floats() | st.text(st.characters(), max_size=9),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
     ),

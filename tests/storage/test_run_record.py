@@ -55,8 +55,10 @@ RENDERING = Rendering(
     geometry=ViewGeometry(image_size=32, crop_size=32, padding=4),
     normalisation=Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.25)),
 )
+# A float holds all of these exactly.
+WHOLE = st.integers(-(1 << 53), 1 << 53) | st.just(1 << 100)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    st.none() | st.booleans() | WHOLE | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
