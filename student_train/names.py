@@ -8,6 +8,7 @@ PAPER_METHODS = (
     "mixup3",
     "cutmix",
     "ckd",
+    "ckd_paper",
     "rkd_d",
     "fitnets",
     "fitnets+crd",

@@ -72,10 +72,16 @@ def _with_crd(name: str, kind: type[DistillationLoss]) -> Recipe:
     return make
 
 
-def _ckd(name: str, kind: type[DistillationLoss] | None = None) -> Recipe:
-    """Compared logits and compared labels; with a white-box loss, that one on compared maps (eq. 5)."""
+def _ckd(name: str, kind: type[DistillationLoss] | None = None, *, anchored: bool = True) -> Recipe:
+    """Compared logits and compared labels; with a white-box loss, that one on compared maps (eq. 5).
+
+    Args:
+        anchored: false for the published form, which leaves the level of the logits to chance.
+    """
 
     def make(settings: Settings) -> MethodSpec:
+        if not anchored:
+            settings.refuse(["anchor"], "is what it does without; take ckd for the anchored form")
         pairing, weights = chosen_pairing(settings), settings.build(_CKDWeights)
         losses = [
             LossSpec("match_logits", weight=weights.logits, compared=True),
@@ -84,7 +90,7 @@ def _ckd(name: str, kind: type[DistillationLoss] | None = None) -> Recipe:
         if kind is not None:
             weight = settings.take("weight", kind.recipe.weight)
             losses.append(LossSpec.from_settings(kind, settings, weight, compared=True))
-        return MethodSpec(name, tuple(losses), pairing.sampling, pairing.comparison, anchor=pairing.anchor)
+        return MethodSpec(name, tuple(losses), pairing.sampling, pairing.comparison, anchor=anchored and pairing.anchor)
 
     return make
 
@@ -116,6 +122,7 @@ METHODS: dict[str, Recipe] = {
     "mixup3": _mixed("mixup3", Mixup, images=3),
     "cutmix": _mixed("cutmix", CutMix),
     "ckd": _ckd("ckd"),
+    "ckd_paper": _ckd("ckd_paper", anchored=False),
     "rkd_d": _rkd_d,
     "fitnets": published("fitnets", Hint),
     "fitnets+crd": _with_crd("fitnets+crd", Hint),

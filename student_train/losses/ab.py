@@ -39,7 +39,9 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     """
     student, teacher = same_shape(student, teacher, "pre-activations")
     require_positive(margin=margin)
-    short = torch.where(teacher > 0, margin - student, margin + student)
+    # What is no number has no sign, and must not look like one.
+    sign = torch.where(teacher.isnan(), teacher, torch.where(teacher > 0, 1.0, -1.0))
+    short = margin - sign * student
     return short.relu().square().sum() / len(student)
 
 

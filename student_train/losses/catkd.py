@@ -47,7 +47,9 @@ def catkd(student: Tensor, teacher: Tensor, size: int = 2, normalise: bool = Tru
         ValueError: samples or classes differ, or they are no maps.
     """
     if binarise and teacher.dim() == 4:
-        teacher = (teacher > teacher.abs().mean(dim=(2, 3), keepdim=True)).to(teacher.dtype)
+        above = (teacher > teacher.abs().mean(dim=(2, 3), keepdim=True)).to(teacher.dtype)
+        # What is no number is above nothing, and must not look like zero.
+        teacher = above.masked_fill(teacher.isnan(), float("nan"))
     student, teacher = raised(student, teacher)
     if student.dim() == teacher.dim() == 4:
         student, teacher = pooled_to(student, (size, size)), pooled_to(teacher, (size, size))

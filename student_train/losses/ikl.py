@@ -20,6 +20,8 @@ from student_train.needs import Needs
 from student_train.signals import Moment, Signals
 
 _ROWS_AT_ONCE = 1024
+# The class means are K x K, and three times that while they are added up: 2 GB here.
+_MOST_CLASSES_OF_MEANS = 8192
 
 
 def pairwise_difference(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
@@ -111,7 +113,8 @@ class IKL(DistillationLoss):
         alpha: weight of KL. The released CIFAR-100 runs have 1 to 4, mostly 1.
         beta: weight of the pairs of classes. The released CIFAR-100 runs have 4, 8 or 12.
         temperature: of KL, above 0.
-        global_weights: w is the teacher's mean probabilities over the stored rows of the sample's class (GI); false for
+        global_weights: w is the teacher's mean probabilities over the stored rows of the sample's class (GI), for at
+            most 8,192 classes, as their table is of classes x classes; false, as in the released CIFAR-100 runs, for
             the teacher's probabilities of the sample itself.
         weight_temperature: of w, above 0. 100, nearly equal weights, is the released function's default and not set
             otherwise by its CIFAR-100 runs; those on ImageNet have 1.
@@ -137,7 +140,7 @@ class IKL(DistillationLoss):
         alpha: float = 1.0,
         beta: float = 8.0,
         temperature: float = 4.0,
-        global_weights: bool = True,
+        global_weights: bool = False,
         weight_temperature: float = 100.0,
         warmup: int = 0,
     ) -> None:
@@ -155,8 +158,15 @@ class IKL(DistillationLoss):
     def build(self, binding: Binding) -> None:
         """Room for the class means, equal weights until they are known."""
         self._row_labels = binding.labels
-        classes = binding.num_classes
-        self.register_buffer("class_probs", torch.full((classes, classes), 1 / classes))
+        classes = binding.num_classes if self.global_weights else 0
+        if classes > _MOST_CLASSES_OF_MEANS:
+            raise binding.misfit(
+                "ikl",
+                f"the mean probabilities of {classes} classes are a table of classes x classes, and "
+                f"{_MOST_CLASSES_OF_MEANS} is the most; leave global_weights out",
+                self.pairs,
+            )
+        self.register_buffer("class_probs", torch.full((classes, classes), 1 / max(classes, 1)))
 
     def prepare(self, teacher: TeacherRows, moment: Moment) -> None:
         """The class means over all rows, once; the released code takes those of the epoch before."""

@@ -67,6 +67,9 @@ def class_alignment(
 ) -> Tensor:
     """Squared difference of the Gram matrices P^T P of classes (K x K), summed, divided by K.
 
+    Nothing of K x K is made: with d = s - t and m = s + t, s's - t't is half of d'm + m'd, and the sum over classes of
+    a product of such matrices is one over samples (B x B). Every summand holds d twice, so that none cancels another.
+
     Source: Jin et al., CVPR 2023, section 3, class level.
 
     Args:
@@ -79,7 +82,12 @@ def class_alignment(
         ValueError: the shapes differ or the temperature is not positive.
     """
     ours, theirs = (log_probs.exp() for log_probs in log_probabilities(student, teacher, temperature))
-    return _weighted_mean((ours.T @ ours - theirs.T @ theirs).square().sum(dim=1), weights)
+    difference, total = ours - theirs, ours + theirs
+    weights = ours.new_ones(ours.shape[1]) if weights is None else weights
+    summed = _gram_product(difference, total, difference, total, weights)
+    summed = summed + 2 * _gram_product(difference, total, total, difference, weights)
+    summed = summed + _gram_product(total, difference, total, difference, weights)
+    return summed / 4 / ours.shape[1]
 
 
 def mlkd(
@@ -137,6 +145,11 @@ def least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     return (confidence <= confidence.median()).to(probs.dtype), (mass <= mass.median()).to(probs.dtype)
 
 
+def _gram_product(a: Tensor, b: Tensor, c: Tensor, d: Tensor, weights: Tensor) -> Tensor:
+    """Sum over classes j, k of w_j * (a'b)_jk * (c'd)_jk, for (B, K) matrices and (K,) weights, by way of B x B."""
+    return ((a * weights) @ c.T * (b @ d.T)).sum()
+
+
 def _weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     return (rows if weights is None else weights * rows).mean()
 
@@ -153,7 +166,8 @@ class MLKD(DistillationLoss):
 
     Note:
         view 0 is the weak one. The released masks only scale it by about a half. Needs a store built with `--views 2`
-        or more.
+        or more. With `standardised=true` all three levels see standardised logits; the released code of LSKD
+        standardises those of the instance level alone.
 
     Recipe:
         the released weights are 0.9, and 0.1 for the sum of both views' cross-entropies, 0.2 for their mean.

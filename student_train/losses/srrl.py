@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
-from student_train.losses.batch_norm import LenientBatchNorm1d
+from student_train.losses.batch_norm import LenientBatchNorm2d
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, same_shape
 from student_train.needs import Needs
@@ -45,7 +45,10 @@ def srrl(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
 
 
 class SRRL(DistillationLoss):
-    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2 on pooled features; c: linear, batch norm, ReLU; W: teacher's.
+    """Mean of (c(s) - t)^2 + mean of (W c(s) - W t)^2; t: pooled features; c(s): pooled, of a learned connector.
+
+    The connector is a 1x1 convolution, batch norm and ReLU on the student's last map, as in the authors' code, and its
+    mean over positions is taken afterwards. W is the teacher's last layer.
 
     Note:
         comparing W c(s) with W t is comparing with the stored logits, and holds for differences too.
@@ -60,21 +63,23 @@ class SRRL(DistillationLoss):
     name: ClassVar[str] = "srrl"
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
-    needs = Needs(outputs="pooled", head=True)
+    needs = Needs(outputs="last:pooled", head=True)
 
     weight: Tensor
 
     def build(self, binding: Binding) -> None:
         """The connector, started as the released code does."""
         ((student, teacher),) = binding.shapes(self.pairs)
+        if len(student) != 3:
+            raise binding.misfit("srrl", "the student's last output must be a map", self.pairs)
         weight, _ = teacher_head(binding, "srrl", self.pairs)
-        linear = nn.Linear(student[0], teacher[0], bias=False)
-        nn.init.kaiming_normal_(linear.weight, mode="fan_out")
-        self.connector = nn.Sequential(linear, LenientBatchNorm1d(teacher[0]), nn.ReLU())
+        convolution = nn.Conv2d(student[0], teacher[0], 1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+        self.connector = nn.Sequential(convolution, LenientBatchNorm2d(teacher[0]), nn.ReLU())
         # A fact of the store, not something to resume from.
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, signals: Signals) -> Tensor:
-        """Single samples, at least two of them, or comparisons."""
+        """Single samples or comparisons."""
         ((student, teacher),) = self.outputs(signals)
-        return srrl(self.connector(student), teacher, self.weight)
+        return srrl(self.connector(student).mean(dim=(2, 3)), teacher, self.weight)

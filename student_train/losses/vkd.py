@@ -54,7 +54,9 @@ class VkD(LayerwiseLoss):
             released for detection. The paper's whitening is for generation and not offered.
 
     Note:
-        P is a Cayley transform: the parametrisation of the released code becomes zero under weight decay.
+        the released detection code also standardises the student, with the unbiased deviation; with `norm=batch` ours
+        leaves the student's level and scale to be learned, as the classification code does. P is a Cayley transform:
+        the parametrisation of the released code becomes zero under weight decay.
 
     Recipe:
         the released ImageNet code, with KD at temperature 1 where ours is 4; none was released for CIFAR.

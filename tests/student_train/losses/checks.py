@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models import Representation
 from student_train.binding import Binding
@@ -137,3 +139,15 @@ def assert_is_a_loss(loss: DistillationLoss, binding: Binding) -> Tensor:
     if loss.needs.comparable:
         assert loss(GroupComparison()(signals_for(binding, seed=1))).isfinite()
     return value.detach()
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return result

@@ -105,3 +105,9 @@ def test_layers_are_connected_weighted_and_scaled():
     theirs = [array(signals.teacher.features[name]) for _, name in loss.pairs]
     sums = [boundary(s, t, 0.7) for s, t in zip(connected, theirs, strict=True)]
     np.testing.assert_allclose(value.item(), (sums[0] / 4 + sums[1] / 2 + sums[2]) / 1000 * 3, rtol=1e-5)
+
+
+def test_a_teacher_that_is_no_number_stays_visible():
+    teacher = torch.ones(2, 3)
+    teacher[1, 2] = float("nan")
+    assert activation_boundary(torch.zeros(2, 3), teacher, 1.0).isnan()

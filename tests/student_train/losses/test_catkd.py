@@ -133,3 +133,10 @@ def test_misfits_are_refused():
         CATKD().bind(replace(unlike, student_head=create_model("resnet8", 5).head))
     with pytest.raises(ValueError, match="size must be at least 1"):
         CATKD(size=0)
+
+
+@pytest.mark.parametrize("binarise", [True, False])
+def test_a_teacher_that_is_no_number_stays_visible(binarise):
+    teacher = torch.ones(2, 3, 4, 4)
+    teacher[0, 1, 2, 3] = float("nan")
+    assert catkd(torch.zeros(2, 3, 4, 4), teacher, binarise=binarise).isnan()

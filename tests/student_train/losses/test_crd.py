@@ -8,13 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ground.errors import InvalidInput
 from student_train.losses.crd import CRD, crd, draw_negatives, remembered
 from student_train.signals import Moment
 from tests.student_train.losses.checks import (
+    Largest,
     assert_finite,
     assert_gradient_is_right,
     assert_is_a_loss,
@@ -305,18 +304,6 @@ def test_the_class_is_finite_at_the_edges(case):
         (gradient,) = torch.autograd.grad(value, signals.student.logits)
         assert gradient.isfinite().all()
     assert loss.student_memory.isfinite().all()
-
-
-class Largest(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        return result
 
 
 def test_memory_is_bounded_by_the_batch_times_the_rows():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import InvalidInput
 from models import Representation
 from student_train.losses.ikl import IKL, dkl, ikl, pairwise_difference
 from student_train.losses.kd import kd
 from student_train.signals import Moment
 from tests.student_train.losses.checks import (
+    Largest,
     assert_finite,
     assert_gradient_is_right,
     assert_is_a_loss,
@@ -165,7 +167,7 @@ def means_by_formula(teacher: Teacher, labels: torch.Tensor, classes: int, tempe
 @pytest.mark.parametrize(("rows", "temperature"), [(17, 1.0), (2500, 100.0), (3, 4.0)])
 def test_global_weights_are_the_teachers_mean_probabilities_of_each_class(rows, temperature):
     binding, teacher = binding_for({}, {}, rows=rows), Teacher(rows, 5)
-    loss = IKL(weight_temperature=temperature)
+    loss = IKL(weight_temperature=temperature, global_weights=True)
     loss.bind(binding)
     loss.prepare(teacher, Moment())
     assert teacher.asked == list(range(rows))
@@ -181,7 +183,7 @@ def test_global_weights_are_the_teachers_mean_probabilities_of_each_class(rows, 
 
 
 def test_class_means_are_kept_with_the_weights_and_not_learned():
-    first, second = IKL(), IKL()
+    first, second = IKL(global_weights=True), IKL(global_weights=True)
     for loss in (first, second):
         loss.bind(binding_for({}, {}))
     assert not list(first.parameters())
@@ -195,7 +197,7 @@ def test_class_means_are_kept_with_the_weights_and_not_learned():
 
 def test_own_weights_are_the_teachers_probabilities_of_the_sample():
     binding, teacher = binding_for({}, {}), Teacher(20, 5)
-    loss = IKL(alpha=2.0, beta=3.0, temperature=2.0, global_weights=False, weight_temperature=1.5)
+    loss = IKL(alpha=2.0, beta=3.0, temperature=2.0, weight_temperature=1.5)
     assert_is_a_loss(loss, binding)
     assert loss.needs.comparable
     loss.prepare(teacher, Moment())
@@ -209,8 +211,19 @@ def test_own_weights_are_the_teachers_probabilities_of_the_sample():
 
 
 def test_ikl_with_global_weights_is_a_loss_on_single_samples_alone():
-    assert_is_a_loss(IKL(), binding_for({}, {}, classes=7))
-    assert not IKL().needs.comparable
+    assert_is_a_loss(IKL(global_weights=True), binding_for({}, {}, classes=7))
+    assert not IKL(global_weights=True).needs.comparable
+
+
+def test_means_of_more_classes_than_fit_are_refused_and_own_weights_are_not():
+    many = binding_for({}, {}, classes=21841)
+    with pytest.raises(InvalidInput, match="21841 classes are a table of classes x classes, and 8192 is the most"):
+        IKL(global_weights=True).bind(many)
+    loss = IKL()
+    loss.bind(many)
+    with Largest() as largest:
+        loss(signals_for(many, batch=4)).backward()
+    assert largest.numbers <= 4 * 21841
 
 
 def test_the_weight_grows_over_the_epochs_of_warm_up():

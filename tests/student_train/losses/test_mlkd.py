@@ -12,6 +12,7 @@ from ground.errors import InvalidInput
 from student_train.losses.kd import kd
 from student_train.losses.mlkd import MLKD, batch_alignment, class_alignment, instance_alignment, least_sure, mlkd
 from tests.student_train.losses.checks import (
+    Largest,
     assert_finite,
     assert_gradient_is_right,
     assert_is_a_loss,
@@ -203,3 +204,19 @@ def test_mlkd_is_a_loss_on_all_views_of_single_images(views):
     said = signals.student.logits.double(), signals.teacher.logits.double()
     wanted = mlkd_by_formula(*said, views, [4, 2], True)
     np.testing.assert_allclose(loss(signals).item(), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("near", [1.0, 1e-4])
+def test_the_class_level_by_samples_is_the_one_by_classes(near):
+    teacher, weights = 3 * drawn(0, 6, 40), torch.rand(40, dtype=torch.float64)
+    student = teacher + near * drawn(1, 6, 40)
+    ours, theirs = (torch.softmax(logits / 4, dim=1) for logits in (student, teacher))
+    expected = (weights * (ours.T @ ours - theirs.T @ theirs).square().sum(dim=1)).mean()
+    torch.testing.assert_close(class_alignment(student, teacher, 4.0, weights), expected, rtol=1e-9, atol=0)
+
+
+def test_nothing_of_classes_by_classes_is_made():
+    student, teacher = (drawn(seed, 4, 21841).float().requires_grad_(seed == 0) for seed in (0, 1))
+    with Largest() as largest:
+        mlkd(student, teacher, views=2).backward()
+    assert largest.numbers <= 4 * 21841

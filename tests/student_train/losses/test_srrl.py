@@ -59,7 +59,7 @@ def test_srrl_refuses_other_widths():
 
 def binding_with_head(student, teacher, weight=(5, 8)):
     parameters = {"head/weight": drawn(5, *weight).half(), "head/bias": drawn(6, weight[0]).half()}
-    return binding_for({"pooled": (student,)}, {"pooled": (teacher,)}, parameters=parameters)
+    return binding_for({"last": (student, 3, 2)}, {"pooled": (teacher,)}, parameters=parameters)
 
 
 @pytest.mark.parametrize("student", [3, 8, 20])
@@ -84,12 +84,24 @@ def test_the_connector_starts_as_released():
 
 
 def test_a_last_layer_of_another_width_is_refused():
-    with pytest.raises(InvalidInput, match=r"srrl: .*5 x 7 .*need 5 x 8(.|\n)*pooled +3 +pooled +8"):
+    with pytest.raises(InvalidInput, match=r"srrl: .*5 x 7 .*need 5 x 8(.|\n)*last +3 x 3 x 2 +pooled +8"):
         SRRL().bind(binding_with_head(3, 8, (5, 7)))
 
 
+def test_the_map_is_pooled_after_the_connector():
+    loss, binding = SRRL(), binding_with_head(3, 8)
+    loss.bind(binding)
+    signals = signals_for(binding, batch=5)
+    maps, teacher = signals.student.features["last"].detach(), signals.teacher.features["pooled"]
+    pixels = torch.einsum("dc,bchw->bdhw", loss.connector[0].weight[:, :, 0, 0], maps)
+    level, spread = pixels.mean(dim=(0, 2, 3), keepdim=True), pixels.var(dim=(0, 2, 3), keepdim=True, unbiased=False)
+    ours = ((pixels - level) / (spread + 1e-5).sqrt()).clamp(min=0).mean(dim=(2, 3))
+    expected = (ours - teacher).square().mean() + ((ours - teacher) @ loss.weight.T).square().mean()
+    torch.testing.assert_close(loss(signals), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_sample_trains_too():
-    """Batch norm has no statistics of one vector."""
+    """Batch norm has no statistics of one position."""
     loss = SRRL()
     binding = binding_with_head(6, 8)
     loss.bind(binding)
@@ -97,4 +109,4 @@ def test_one_sample_trains_too():
     value = loss(signals)
     value.backward()
     assert value.isfinite()
-    assert signals.student.features["pooled"].grad.isfinite().all()
+    assert signals.student.features["last"].grad.isfinite().all()
