@@ -1,7 +1,7 @@
 """DIST+: DIST's relations, between features instead of predictions.
 
 Source: Huang et al. 2025, DIST+: Knowledge Distillation from a Stronger Adaptive Teacher, IEEE TPAMI 47(7), 5571-5585.
-The abstract says that DIST+ extends the DIST loss from logits to features; the formula itself is not public. What is
+The abstract says that DIST+ extends the DIST loss from logits to features; the authors published no formula. What is
 here is our reading: the relations of DIST (Huang et al. 2022, arXiv:2205.10536, section 4), on maps as DIST's own
 released segmentation code takes them, where every position is a sample; without softmax, as features are no
 probabilities. The other half of DIST+, a teacher that is acclimated to the student, needs a live teacher: no store
@@ -89,8 +89,10 @@ class DISTPlus(LayerwiseLoss):
         gamma: weight of the relations between samples and positions.
 
     Note:
-        the formula is not public: our reading of the abstract, without the adaptation of the teacher, which needs a
-        live one.
+        the authors published no formula: ours is a reading of the abstract, without the adaptation of the teacher,
+        which needs a live one. torchdistill ships a form of its own, whose channel term adds the correlation where one
+        less it would draw the channels together (a sign error, it seems): with the sign turned it is the first term
+        here. It was not run against ours.
 
     Recipe:
         no weights of DIST+ are public; these are the ones of DIST's released code, beta and gamma included.
