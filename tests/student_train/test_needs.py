@@ -49,7 +49,7 @@ def test_a_method_wants_what_its_losses_need_and_no_more():
     wanted = parse_method("fitnets").wanted(STUDENT, TEACHER)
     assert wanted == Wanted(student=("layer2",), teacher=("logits", "layer2"), parameters=False)
     wanted = parse_losses(["ce", "srrl:weight=0.5"]).wanted(STUDENT, TEACHER)
-    assert wanted == Wanted(student=("pooled",), teacher=("logits", "pooled"), parameters=True)
+    assert wanted == Wanted(student=("last",), teacher=("logits", "pooled"), parameters=True)
     assert parse_method("vanilla").wanted(STUDENT, TEACHER) == Wanted((), (), parameters=False)
     # A loss of weight 0 is not computed, so nothing has to be there for it.
     assert parse_method("fitnets:weight=0").wanted(STUDENT, TEACHER).student == ()
