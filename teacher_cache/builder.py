@@ -238,6 +238,7 @@ class Builder:
         """Go on with what others had in hand, once it is answered; settle what those left that died."""
         sessions, finished = self._work.take_back()
         self._advance(finished)
+        sessions |= {call.session for call in self._work.published}
         if not sessions:
             return
         leases = self.ledger.leases()
@@ -249,6 +250,7 @@ class Builder:
             found = settle_session(session, self.ledger, self.store, self.locks)
             self.report.adopted_calls += len(found.adopted)
             self.report.lost_calls += len(found.lost)
+        self._work.drop_settled(leases.keys(), time.monotonic())
         time.sleep(min(_POLL_SECONDS, self.plan.config.lease_seconds / 20))
 
     def _advance(self, cells: int) -> None:

@@ -6,7 +6,7 @@ The unit is an input: several cells may wait for the same one, and it is asked f
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, RecordedCall
@@ -22,6 +22,7 @@ class WorkList:
         paid: committed calls on these inputs, as far as they are known.
         todo: inputs to be answered next, in this order.
         waiting: inputs that other builders have in hand.
+        published: calls of other builders whose cells were whole already, and which were not committed yet.
     """
 
     def __init__(self, plan: BuildPlan, store: Store, ledger: Ledger) -> None:
@@ -29,13 +30,20 @@ class WorkList:
         self.cells_of: dict[bytes, list[int]] = {}
         for cell in store.missing_cells(plan.rows).tolist():
             self.cells_of.setdefault(plan.input_of(cell), []).append(cell)
+        # After the cells: who publishes in between is waited for as for any missing cell.
+        self.published = [
+            call
+            for call in ledger.calls_of_store(store.manifest.store_id, "reserved")
+            if call.input_digest not in self.cells_of and call.row < plan.rows.end
+        ]
+        self._until: dict[int, float] = {}
         self.paid: dict[bytes, list[RecordedCall]] = {}
         self.waiting: list[bytes] = []
         self.todo = list(self.cells_of)
         self.num_unpaid = sum(not plan.answered_by(calls) for calls in self._look_up(self.todo).values())
 
     def __bool__(self) -> bool:
-        return bool(self.todo or self.waiting)
+        return bool(self.todo or self.waiting or self.published)
 
     def next_batch(self) -> list[bytes]:
         """Inputs from the front of `todo`."""
@@ -87,6 +95,24 @@ class WorkList:
         finished = self._drop_whole(ready)
         self.todo += [digest for digest in ready if self.cells_of[digest]]
         return set(), finished
+
+    def drop_settled(self, alive: Set[int], now: float) -> None:
+        """Wait no longer for published calls that are settled.
+
+        Nor for those that nobody could settle for another lease after their session had none: somebody who was
+        stopped still holds their cells, and commits them when he goes on.
+
+        Args:
+            alive: sessions with a lease.
+            now: seconds, of a monotonic clock.
+        """
+        if not self.published:
+            return
+        reserved = {call.id for call in self._ledger.calls_of_store(self._store.manifest.store_id, "reserved")}
+        until = now + self._plan.config.lease_seconds
+        left = [call for call in self.published if call.id in reserved]
+        self._until = {call.id: until if call.session in alive else self._until.get(call.id, until) for call in left}
+        self.published = [call for call in left if self._until[call.id] > now]
 
     def _look_up(self, inputs: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
         """What the ledger knows of inputs now; remembers what is committed."""

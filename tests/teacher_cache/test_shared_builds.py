@@ -242,6 +242,22 @@ def test_many_builders_of_one_store_make_its_calls_once_even_when_most_are_kille
 
 
 @pytest.mark.slow
+def test_what_a_builder_published_before_it_died_is_committed_by_who_comes_later(builders, job, tmp_path, ledger_url):
+    """Its cells look whole to a builder that joins: their calls must not stay unsettled for that."""
+    keeper = builders.start(job("keeper", stop_at="call"))
+    keeper.wait_until_stopped()  # so that whoever comes joins a build that is under way, and does not settle it alone
+    dead = builders.start(job("dead", stop_at="commit"))
+    dead.wait_until_stopped()
+    other = builders.start(job("other"))
+    dead.signal(signal.SIGKILL)
+    assert other.wait()["exit_code"] == 0, other.log()
+    totals = require_whole(tmp_path / "store", ledger_url)
+    assert (totals.committed, totals.reserved) == (N, 0)
+    keeper.signal(signal.SIGCONT)
+    assert keeper.wait()["exit_code"] in (0, 2)
+
+
+@pytest.mark.slow
 def test_builders_that_nothing_happens_to_lose_nothing(builders, job, tmp_path, ledger_url):
     started = [builders.start(job(f"builder{place}", slow_ms=15)) for place in range(3)]
     outcomes = [builder.wait() for builder in started]
