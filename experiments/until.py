@@ -35,7 +35,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Purchase:
     """How the question was answered.
 
     Args:
@@ -65,7 +65,7 @@ def until(
     step: int,
     budget: int,
     on_step: Callable[[Step], None] = lambda step: None,
-) -> Answer:
+) -> Purchase:
     """Grow the sample by `step` images at a time until validation says that the target is reached.
 
     Validation decides, not test: n/4 images that the teacher never saw. The best of many evaluations is a little better
@@ -104,8 +104,8 @@ def until(
         steps.append(_step(config.out, n, n * views, outcome.new_calls))
         on_step(steps[-1])
         if steps[-1].val_accuracy >= target:
-            return Answer(target=target, budget=budget, reached=True, steps=steps)
-    return Answer(target=target, budget=budget, reached=False, steps=steps)
+            return Purchase(target=target, budget=budget, reached=True, steps=steps)
+    return Purchase(target=target, budget=budget, reached=False, steps=steps)
 
 
 def _step(out: Path, n: int, calls: int, new_calls: int) -> Step:

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_
+from models.staged import BodyMaps, StagedNetwork, conv1x1, conv3x3, he_normal_
 
 _WIDTH = 0.5
 _LAST = 1280
@@ -82,7 +82,7 @@ class MobileNetV2(StagedNetwork):
         """See `StagedNetwork.head`."""
         return cast(nn.Linear, self.classifier[0])
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`; the blocks end without activation, so each map is its own pre-activation."""
         stem = self.conv1(images)
         maps, current = [], stem
@@ -90,7 +90,7 @@ class MobileNetV2(StagedNetwork):
             current = group(current)
             if place in _TAPS:
                 maps.append((current, current))
-        return Trace(stem, maps, self.conv2(current))
+        return BodyMaps(stem, maps, self.conv2(current))
 
     def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
         """See `Network.stage_norms`."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_, relu_
+from models.staged import BodyMaps, StagedNetwork, conv1x1, conv3x3, he_normal_, relu_
 
 
 class BasicBlock(nn.Module):
@@ -86,7 +86,7 @@ class ResNet(StagedNetwork):
         """See `StagedNetwork.head`."""
         return self.fc
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`."""
         return _trace(relu_(self.bn1(self.conv1(images))), [self.layer1, self.layer2, self.layer3])
 
@@ -117,7 +117,7 @@ class ResNet50(StagedNetwork):
         """See `StagedNetwork.head`."""
         return self.linear
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`."""
         stem = relu_(self.bn1(self.conv1(images)))
         return _trace(stem, [self.layer1, self.layer2, self.layer3, self.layer4])
@@ -138,10 +138,10 @@ def _bottleneck_stage(inputs: int, width: int, blocks: int, stride: int) -> nn.M
     return nn.ModuleList([first, *(Bottleneck(outputs, width, 1) for _ in range(blocks - 1))])
 
 
-def _trace(stem: Tensor, stages: list[nn.ModuleList]) -> Trace:
+def _trace(stem: Tensor, stages: list[nn.ModuleList]) -> BodyMaps:
     after, ends = stem, []
     for stage in stages:
         for block in stage:
             after, before = block(after)
         ends.append((after, before))
-    return Trace(stem, ends, after)
+    return BodyMaps(stem, ends, after)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, relu_, shuffle_channels
+from models.staged import BodyMaps, StagedNetwork, conv1x1, conv3x3, relu_, shuffle_channels
 
 _STEM = 24
 _V1_GROUPS = 3
@@ -118,7 +118,7 @@ class ShuffleNet(StagedNetwork):
         """The map that is pooled."""
         return images
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`."""
         after = stem = relu_(self.bn1(self.conv1(images)))
         ends = []
@@ -126,7 +126,7 @@ class ShuffleNet(StagedNetwork):
             for block in stage:
                 after, before = block(after)
             ends.append((after, before))
-        return Trace(stem, ends, self.finish(after))
+        return BodyMaps(stem, ends, self.finish(after))
 
 
 class ShuffleV1(ShuffleNet):

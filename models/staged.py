@@ -19,7 +19,7 @@ from models.representation import Representation
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class BodyMaps:
     """What the body of a network leaves behind.
 
     Args:
@@ -43,7 +43,7 @@ class StagedNetwork(Network):
     num_stages: int
 
     @abstractmethod
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """Everything before the pooling, for (B, 3, H, W) normalised images."""
 
     @property

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.staged import StagedNetwork, Trace, he_normal_
+from models.staged import BodyMaps, StagedNetwork, he_normal_
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _LARGE_IMAGE = 64
@@ -45,7 +45,7 @@ class VGG(StagedNetwork):
         """See `StagedNetwork.head`."""
         return self.classifier
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`."""
         # The benchmark pools a fourth time for 64-pixel images, and for them alone.
         pools = (True, True, True, images.shape[2] == _LARGE_IMAGE)
@@ -55,7 +55,7 @@ class VGG(StagedNetwork):
             before = block(F.max_pool2d(after, 2) if pool else after)
             after = torch.relu(before)
             ends.append((after, before))
-        return Trace(stem, ends, after)
+        return BodyMaps(stem, ends, after)
 
     def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
         """See `Network.stage_norms`."""

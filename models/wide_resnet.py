@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.staged import StagedNetwork, Trace, conv1x1, conv3x3, he_normal_, relu_
+from models.staged import BodyMaps, StagedNetwork, conv1x1, conv3x3, he_normal_, relu_
 
 
 class PreActivationBlock(nn.Module):
@@ -83,14 +83,14 @@ class WideResNet(StagedNetwork):
         """See `StagedNetwork.head`."""
         return self.fc
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor) -> BodyMaps:
         """See `StagedNetwork.trace`; a stage's pre-activation is made by the batch norm that follows it."""
         stem = self.conv1(images)
         sum1, _ = self.block1(stem)
         sum2, before1 = self.block2(sum1)
         sum3, before2 = self.block3(sum2)
         before3 = self.bn1(sum3)
-        return Trace(stem, [(sum1, before1), (sum2, before2), (sum3, before3)], torch.relu(before3))
+        return BodyMaps(stem, [(sum1, before1), (sum2, before2), (sum3, before3)], torch.relu(before3))
 
     def _norms_of_stages(self) -> Sequence[Tensor | nn.Module]:
         """See `Network.stage_norms`."""

@@ -10,7 +10,7 @@ import click
 from experiments.commands.options import worker_options
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
-from experiments.until import Answer, Step, until
+from experiments.until import Purchase, Step, until
 from experiments.workers import default_jobs
 from ground.options import json_option, setting_option
 from ground.terminal import print_json, stderr
@@ -84,7 +84,7 @@ def shown(step: Step) -> str:
     )
 
 
-def _print_answer(answer: Answer, out: Path) -> None:
+def _print_answer(answer: Purchase, out: Path) -> None:
     for step in answer.steps:
         click.echo(shown(step))
     last = answer.steps[-1]
