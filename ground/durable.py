@@ -26,6 +26,8 @@ from ground.errors import DiskFull, InvalidInput
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How opening without following, waiting or replacing fails where a link, a pipe, a socket or a folder is.
 _NOT_OWN = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV)
+# How file systems without second names for a file, as on memory cards, refuse to make one.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -136,8 +138,19 @@ def replacing(path: Path, *, binary: bool = True) -> Iterator[IO[Any]]:
 
 def create(path: Path, content: bytes) -> None:
     """Make a file, whole from the moment it can be seen; one that is there stays as it is, whoever made it."""
-    with suppress(FileExistsError), _written_beside(path, os.link, binary=True) as file:
+    with suppress(FileExistsError), _written_beside(path, _put_new, binary=True) as file:
         file.write(content)
+
+
+def _put_new(partial: str, name: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+    try:
+        os.link(partial, name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Who comes at the same time finds an empty file for a moment, or is refused.
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dst_dir_fd))
+        os.replace(partial, name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
 
 @contextmanager

@@ -91,6 +91,20 @@ def test_a_file_is_made_once(folder, victim):
     assert {item.name for item in folder.iterdir()} == {"ledger.sqlite", "link"}
 
 
+def test_a_file_is_made_once_where_files_have_one_name_only(folder, victim, monkeypatch):
+    def refuse(*_, **options):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    create(folder / "ledger.sqlite", b"one")
+    create(folder / "ledger.sqlite", b"two")
+    assert (folder / "ledger.sqlite").read_bytes() == b"one"
+    (folder / "link").symlink_to(victim)
+    create(folder / "link", b"two")
+    assert victim.read_bytes() == b"years of work"
+    assert {item.name for item in folder.iterdir()} == {"ledger.sqlite", "link"}
+
+
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_RDWR | os.O_CREAT])
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
 def test_only_a_file_of_its_own_is_opened(folder, victim, flags, kind):
