@@ -93,10 +93,14 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 
 def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
-    """Links, folders and pipes that have the name of a file of ours: whoever needs that file is refused."""
+    """Links and pipes in place of a file of ours, or anywhere among the arrays, which others read by a library."""
     for item in sorted(store.folder.iterdir()):
         if item.name in _FILES and not stat.S_ISREG(item.lstat().st_mode):
             yield Problem("is no file of its own, but a link, a folder or a pipe", "move it away", item.name)
+    for item in store.arrays.unknown_files():
+        if not (stat.S_ISREG(item.lstat().st_mode) or stat.S_ISDIR(item.lstat().st_mode)):
+            name = str(item.relative_to(store.folder))
+            yield Problem("is no file of its own, but a link or a pipe", "move it away", name)
 
 
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:

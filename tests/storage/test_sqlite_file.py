@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.stand_ins.planted_journal import plant_journal
 from ground.errors import StoreUnreadable
 from storage.ledger import Ledger, ledger_exists
 from storage.sqlite_file import connect, make, require_own
 from storage.store_ledger import newest_head
-from tests.journals import plant_journal
 
 
 @pytest.fixture

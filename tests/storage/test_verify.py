@@ -147,3 +147,13 @@ def test_a_link_or_a_pipe_in_place_of_a_file_of_ours_is_a_problem(whole_store, t
     place = whole_store.store.folder / name
     place.symlink_to(tmp_path) if kind == "link" else os.mkfifo(place)
     assert f"{name}: is no file of its own, but a link, a folder or a pipe; move it away" in problems(whole_store)
+
+
+@pytest.mark.parametrize("place", ["train/zarr.json", "train/notes", "elsewhere"])
+def test_a_link_among_the_arrays_is_a_problem(whole_store, tmp_path, place):
+    if whole_store.store.manifest.array_format != "zarr":
+        pytest.skip("an HDF5 file is one file")
+    link = whole_store.store.arrays.path / place
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path)
+    assert problems(whole_store) == [f"data.zarr/{place}: is no file of its own, but a link or a pipe; move it away"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks.stand_ins.planted_journal import plant_journal
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import Manifest
@@ -27,7 +28,6 @@ from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from tests.conftest import run_command
-from tests.journals import plant_journal
 from tests.manifests import sealed
 from tests.teacher_cache.damage import build_store, config_of, problems
 
