@@ -1,12 +1,15 @@
 """Damage files of a store at random, and see whether `ckd-cache verify` says so.
 
-    python -m benchmarks.fuzz [--damages 1000] [--seed 0]
+    python -m benchmarks.fuzz [--damages 1000] [--plants 200] [--seed 0]
 
 Each time, one file of a small store (manifest, array metadata, arrays, ledger) has one byte changed, is cut short, or
 is deleted; then `verify` runs in a process of its own, and the file is put back. Whether the damage changed a value is
 found without our code: by reading all arrays with the zarr or h5py library, the ledger's tables with sqlite3, and the
 manifest as JSON. Every damage that changed a value must be reported, and none may end in a traceback or a crash.
 The lock files are empty and left alone.
+
+Then a file's place is given to a link to the same file outside the store or to a pipe, or a rollback journal that names
+a file outside is laid beside the ledger: every one must be reported, no file outside may change, and nobody may wait.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.stand_ins.planted_journal import plant_journal
 from models import create_model, save_weights
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from teacher_cache.build import build
@@ -65,8 +69,9 @@ class Outcome:
 
 @click.command()
 @click.option("--damages", default=1000, show_default=True)
+@click.option("--plants", default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(damages: int, seed: int) -> None:
+def main(damages: int, plants: int, seed: int) -> None:
     torch.set_num_threads(1)
     rng, counts, failures = random.Random(seed), Counter[tuple[str, str]](), []
     with tempfile.TemporaryDirectory() as name:
@@ -82,6 +87,15 @@ def main(damages: int, seed: int) -> None:
                 is_changed = values_of(store, array_format) != healthy
                 counts[kind, verdict(outcome, is_changed=is_changed)] += 1
                 if outcome.is_crash or (is_changed and not outcome.is_reported):
+                    failures.append(f"{array_format} {kind} {file}: status {outcome.status}\n{outcome.printed[-2000:]}")
+                undo()
+            for _ in range(plants // 2):
+                kind, file, undo = plant(store, folder / "outside", rng)
+                before = contents(folder / "outside")
+                outcome = verify(store, folder / "printed")
+                is_harmed = contents(folder / "outside") != before
+                counts[kind, "HARMED" if is_harmed else verdict(outcome, is_changed=True)] += 1
+                if is_harmed or outcome.is_crash or not outcome.is_reported:
                     failures.append(f"{array_format} {kind} {file}: status {outcome.status}\n{outcome.printed[-2000:]}")
                 undo()
             assert verify(store, folder / "printed").status == 0, "the damage was undone"
@@ -131,6 +145,35 @@ def damage(store: Path, rng: random.Random) -> tuple[str, Path, Callable[[], Non
         overwrite(file, content)
 
     return f"{family(file)}, {kind}", file, undo
+
+
+def plant(store: Path, outside: Path, rng: random.Random) -> tuple[str, Path, Callable[[], None]]:
+    """Have a place in a store lead out of it, to a file in a folder `outside`; returns as `damage`."""
+    outside.mkdir(exist_ok=True)
+    kind = rng.choice(("a link", "a pipe", "a planted journal"))
+    file = store / LEDGER_FILE if kind == "a planted journal" else rng.choice(files_of(store))
+    kept, content = outside / file.name, file.read_bytes()
+    kept.write_bytes(content)
+    if kind == "a planted journal":
+        planted = plant_journal(file, kept)
+    else:
+        planted = file
+        file.unlink()
+        file.symlink_to(kept) if kind == "a link" else os.mkfifo(file)
+
+    def undo() -> None:
+        planted.unlink(missing_ok=True)
+        for stray in store.glob(f"{LEDGER_FILE}-*"):
+            stray.unlink()
+        kept.unlink(missing_ok=True)
+        file.write_bytes(content)
+
+    return f"{family(file)}, {kind}", file, undo
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def files_of(store: Path) -> list[Path]:
@@ -258,7 +301,14 @@ def verdict(outcome: Outcome, *, is_changed: bool) -> str:
 
 
 def print_table(counts: Counter[tuple[str, str]]) -> None:
-    verdicts = ("changed, reported", "changed, NOT REPORTED", "unchanged, reported", "unchanged, silent", "CRASHED")
+    verdicts = (
+        "changed, reported",
+        "changed, NOT REPORTED",
+        "unchanged, reported",
+        "unchanged, silent",
+        "CRASHED",
+        "HARMED",
+    )
     table = Table("damage", *verdicts)
     for kind in sorted({kind for kind, _ in counts}):
         table.add_row(kind, *(str(counts[kind, verdict]) for verdict in verdicts))

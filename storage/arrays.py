@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.durable import reporting_full_disk
+from ground.durable import open_own, reporting_full_disk
 from ground.errors import StoreUnreadable, store_command
 from storage.schema import ArraySpec
 
@@ -50,6 +50,7 @@ class ArrayFile(ABC):
 
         Raises:
             DiskFull: they do not all fit.
+            InvalidInput: a link or a pipe is at `path`.
         """
 
     @abstractmethod
@@ -77,6 +78,10 @@ class ArrayFile(ABC):
     @abstractmethod
     def make_missing(self, rows: Mapping[str, int]) -> None:
         """Make such files again: zeros where values are gone."""
+
+    @abstractmethod
+    def unknown_files(self) -> list[Path]:
+        """Files and links among those of the arrays that belong to none; they are neither read nor written."""
 
     @abstractmethod
     def _place(self, name: str, chunk: int) -> tuple[Path, int]:
@@ -164,7 +169,7 @@ class ArrayFile(ABC):
         with reporting_full_disk(self.path):
             for path, offset, first, count in self._pieces(spec, position, len(content)):
                 if path not in self._unsynced:
-                    self._unsynced[path] = os.open(path, _WRITE_FLAGS)
+                    self._unsynced[path] = open_own(path, os.O_WRONLY)
                 _write_at(self._unsynced[path], content[first : first + count], offset)
 
     def _pieces(self, spec: ArraySpec, position: int, size: int) -> Iterator[tuple[Path, int, int, int]]:
@@ -180,7 +185,6 @@ class ArrayFile(ABC):
 
 # A link is not followed, and a pipe in place of a file must not make us wait.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_WRITE_FLAGS = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def _read_at(path: Path, content: memoryview, offset: int) -> int:

@@ -6,17 +6,16 @@ import logging
 import os
 import re
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import sqlalchemy as sa
 
 from ground.errors import DiskFull, InvalidInput, StoreUnreadable
+from storage import sqlite_file
 
 log = logging.getLogger(__name__)
 
@@ -248,39 +247,24 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
         )
         sa.event.listen(engine, "connect", _prepare_postgresql)
         return engine
-    _require_plain_files(path)
-    if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        return _read_only_engine(path)
-    engine = sa.create_engine(url)
+    sqlite_file.require_own(path)
+    if create:
+        sqlite_file.make(path)
+    options = _options(path)
+    engine = sa.create_engine(url, creator=lambda: sqlite_file.connect(path, options))
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
-    if create:
-        # Kept in the file: every later connection is in this mode too.
-        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode = WAL"))
     return engine
 
 
-def _require_plain_files(path: Path) -> None:
-    """SQLite writes to files beside its own: they must not be somebody else's."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        file = path.with_name(path.name + suffix)
-        if not os.path.lexists(file):
-            continue
-        status = file.lstat()
-        if not stat.S_ISREG(status.st_mode) or (suffix and status.st_nlink > 1):
-            raise StoreUnreadable(f"{file} is no file of its own, but a link, a folder or a pipe; move it away")
-
-
-def _read_only_engine(path: Path) -> sa.Engine:
-    """SQLite from a place where it can make no files: what is there, without locks."""
+def _options(path: Path) -> str:
+    """How to open SQLite's file; from a place where it can make no files: what is there, without locks."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return "mode=rw"
     waiting = path.with_name(path.name + "-wal")
     if waiting.is_file() and waiting.stat().st_size:
         raise StoreUnreadable(f"{path} was left open by a build and cannot be read where nothing can be written")
-    quoted = quote(str(path))
-    engine = sa.create_engine(f"sqlite:///file:{quoted}?mode=ro&immutable=1&uri=true")
-    sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
+    return "mode=ro&immutable=1"
 
 
 def _prepare_postgresql(connection: Any, _: object) -> None:
@@ -308,4 +292,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock at once, so that two of them queue instead of failing half-way.
     writes = connection.get_execution_options().get("writes")
+    if writes:
+        # A copy that a program made row by row may be in another mode, and would be given a journal.
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL").close()
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import h5py
 
-from ground.durable import allocate, fsync_path, reporting_full_disk
+from ground.durable import allocate, fsync_path, partial_of, remove_own, reporting_full_disk
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
 from storage.schema import ArraySpec
@@ -33,12 +33,11 @@ class Hdf5Arrays(ArrayFile):
     @classmethod
     def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.create`."""
-        with reporting_full_disk(path):
-            with h5py.File(path, "w", libver="v110") as file:
-                for spec in specs:
-                    _create_dataset(file, spec, rows[spec.split])
-            allocate(path, path.stat().st_size)
-            fsync_path(path.parent)
+        # First, for its room is needed.
+        remove_own(path)
+        with _made_at(path) as partial, h5py.File(partial, "x", libver="v110") as file:
+            for spec in specs:
+                _create_dataset(file, spec, rows[spec.split])
 
     def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.add`."""
@@ -69,17 +68,10 @@ class Hdf5Arrays(ArrayFile):
     @contextmanager
     def _relaid(self) -> Iterator[h5py.File]:
         """A copy to change the metadata of, which replaces the file when the block ends well."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        with reporting_full_disk(self.path):
-            try:
-                shutil.copyfile(self.path, partial)
-                with h5py.File(partial, "r+", libver="v110") as file:
-                    yield file
-                allocate(partial, partial.stat().st_size)
-                os.replace(partial, self.path)
-            finally:
-                partial.unlink(missing_ok=True)
-            fsync_path(self.path.parent)
+        with _made_at(self.path) as partial:
+            shutil.copyfile(self.path, partial)
+            with h5py.File(partial, "r+", libver="v110") as file:
+                yield file
 
     def num_rows(self, name: str) -> int:
         """See `ArrayFile.num_rows`."""
@@ -91,6 +83,10 @@ class Hdf5Arrays(ArrayFile):
 
     def make_missing(self, rows: Mapping[str, int]) -> None:
         """See `ArrayFile.make_missing`."""
+
+    def unknown_files(self) -> list[Path]:
+        """See `ArrayFile.unknown_files`: there is one file."""
+        return []
 
     def size_bytes(self) -> int:
         """See `ArrayFile.size_bytes`."""
@@ -127,6 +123,23 @@ class Hdf5Arrays(ArrayFile):
         if any(first not in offsets for first in firsts):
             raise self.unreadable(name, "chunks are missing")
         return dataset.shape[0], [offsets[first] for first in firsts]
+
+
+@contextmanager
+def _made_at(path: Path) -> Iterator[Path]:
+    """Where to make a file that takes the place of `path`, its room taken, when the block ends well.
+
+    The HDF5 library opens by name and follows links: it gets a name that nobody else knows.
+    """
+    partial = partial_of(path)
+    with reporting_full_disk(path):
+        try:
+            yield partial
+            allocate(partial, partial.stat().st_size)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        fsync_path(path.parent)
 
 
 def _is_linked(file: h5py.File, name: str) -> bool:

@@ -7,6 +7,7 @@ decides what became of a call while its byte is held.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ground.errors import StoreBusy
+from ground.durable import open_own
+from ground.errors import InvalidInput, StoreBusy
 
 _POLL_SECONDS = 0.05
 
@@ -31,8 +33,8 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     """Whether anybody has a lock, alone or together with others; nothing is made or written."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        descriptor = open_own(path, os.O_RDONLY)
+    except (OSError, InvalidInput):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,19 +46,24 @@ def is_held(path: Path) -> bool:
 
 
 class FileLock:
-    """An advisory lock on a whole file, made if it is not there; released at the end of the `with` block."""
+    """An advisory lock on a whole file, made if it is not there; released at the end of the `with` block.
+
+    Raises:
+        InvalidInput: when it is entered, if the file is a link or a pipe.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
 
     def __enter__(self) -> FileLock:
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-        except PermissionError:
+            self._descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             # Who only reads a store can still keep builders out of it.
-            self._descriptor = os.open(self._path, os.O_RDONLY | flags)
+            self._descriptor = open_own(self._path, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,6 +98,9 @@ class CellLocks:
     """Locks on single cells of a store, by its `cells.lock`, for as long as the `with` block lasts.
 
     A lock belongs to the process, and closing the file anywhere in it frees them all: open one a process.
+
+    Raises:
+        InvalidInput: when it is entered, if the file is a link or a pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +108,7 @@ class CellLocks:
         self._descriptor = -1
 
     def __enter__(self) -> CellLocks:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        self._descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         return self
 
     def __exit__(self, *_: object) -> None:

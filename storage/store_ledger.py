@@ -8,6 +8,7 @@ from pathlib import Path
 from ground.errors import IdentityMismatch, StoreUnreadable
 from storage.database import shown_url
 from storage.ledger import Ledger
+from storage.sqlite_file import require_own
 from storage.store import LEDGER_FILE, Store
 
 
@@ -55,10 +56,16 @@ def open_ledger_of(store: Store, url: str | None, *, create: bool = False, patie
 
 
 def newest_head(store: Store) -> str | None:
-    """Newest hash of the store's own ledger, or the one noted when the last build ended."""
+    """Newest hash of the store's own ledger, or the one noted when the last build ended.
+
+    Raises:
+        StoreUnreadable: beside the ledger lies what SQLite would act on, or nothing is noted and it cannot be read.
+    """
     noted = store.manifest.ledger_head
     if store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
         return noted
+    # Unlike a disk that cannot be written to, this is no reason to go on without the calls.
+    require_own(store.folder / LEDGER_FILE)
     try:
         with closing(own_ledger(store.folder)) as ledger:
             return ledger.head()

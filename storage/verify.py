@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,14 @@ from ground.errors import CKDError, StoreUnreadable, store_command
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
-from storage.manifest import EXTENSION, Manifest
+from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST, VALID, output_array
-from storage.store import Store
+from storage.sqlite_file import SIDE_FILES
+from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
+
+# Of a store's folder, beside its arrays.
+_FILES = {FILE_NAME, EXTENSION, BUILD_LOCK, CELL_LOCK, *(f"{LEDGER_FILE}{end}" for end in ("", *SIDE_FILES))}
+_PARTIAL = re.compile(r"\..*\.partial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,15 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
     return found
 
 
+def unknown_files(store: Store) -> list[Path]:
+    """What lies in a store's folder and belongs to no store: no command reads, writes or follows it."""
+    ours = _FILES | {store.manifest.arrays}
+    with suppress(StoreUnreadable):  # no extension is unfinished, or `store_problems` speaks of it
+        ours.add(Manifest.load(store.folder, EXTENSION).arrays)
+    found = [item for item in store.folder.iterdir() if item.name not in ours and not _PARTIAL.fullmatch(item.name)]
+    return sorted(found) + store.arrays.unknown_files()
+
+
 def is_recorded(manifest: Manifest, record: Mapping[str, Any]) -> bool:
     """Whether a manifest is the one that a ledger's entry of kind `store` is about."""
     # An upgrade is chained before it replaces the manifest: until then, and in a copy from before, the old one holds.
@@ -72,6 +90,17 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Files of the arrays that are missing or too short, though what they lack may be no row's."""
     for file in store.arrays.missing_files(store.manifest.rows):
         yield Problem(f"{file.relative_to(store.folder)} is missing or cut short", _repair(store))
+
+
+def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Links and pipes in place of a file of ours, or anywhere among the arrays, which others read by a library."""
+    for item in sorted(store.folder.iterdir()):
+        if item.name in _FILES and not stat.S_ISREG(item.lstat().st_mode):
+            yield Problem("is no file of its own, but a link, a folder or a pipe", "move it away", item.name)
+    for item in store.arrays.unknown_files():
+        if not (stat.S_ISREG(item.lstat().st_mode) or stat.S_ISDIR(item.lstat().st_mode)):
+            name = str(item.relative_to(store.folder))
+            yield Problem("is no file of its own, but a link or a pipe", "move it away", name)
 
 
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -154,6 +183,7 @@ def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iter
 
 _CHECKS = (
     _manifest_problems,
+    _link_problems,
     _file_problems,
     _sample_problems,
     _cell_problems,

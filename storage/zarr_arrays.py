@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ground.durable import allocate, fsync_path, reporting_full_disk
+from ground.durable import allocate, fsync_path, not_own, remove_own, reporting_full_disk
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
 from storage.schema import ArraySpec
 
 _MAX_METADATA_BYTES = 1 << 20
 _NUM_THREADS = 8
+_METADATA = "zarr.json"
 
 
 class ZarrArrays(ArrayFile):
@@ -29,24 +31,30 @@ class ZarrArrays(ArrayFile):
 
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         super().__init__(path, specs)
-        if path.is_symlink() or (path / "zarr.json").is_symlink() or not (path / "zarr.json").is_file():
+        if path.is_symlink() or (path / _METADATA).is_symlink() or not (path / _METADATA).is_file():
             raise StoreUnreadable(f"{path} is not a Zarr folder; bring it back from a copy, or build a new store")
         self._rows: dict[str, int] = {}
 
     @classmethod
     def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.create`."""
-        shutil.rmtree(path, ignore_errors=True)
+        remove_own(path)
         with reporting_full_disk(path):
+            path.mkdir()
             _make_arrays(path, specs, rows)
 
     def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
         """See `ArrayFile.add`."""
         with reporting_full_disk(self.path):
             for spec in specs:
-                if any(part.is_symlink() for part in self._parts(spec.name)):
+                parts = self._parts(spec.name)
+                if any(part.is_symlink() for part in parts):
                     raise self.unreadable(spec.name, "it is a link to another place")
-                shutil.rmtree(self.path / spec.name, ignore_errors=True)
+                remove_own(self.path / spec.name)
+                for metadata in (part / _METADATA for part in parts[1:-1]):
+                    # The library reads those of the folders above, and waits for a pipe.
+                    if os.path.lexists(metadata) and not stat.S_ISREG(metadata.lstat().st_mode):
+                        raise not_own(metadata)
             _make_arrays(self.path, specs, rows)
         self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
 
@@ -86,13 +94,28 @@ class ZarrArrays(ArrayFile):
         """See `ArrayFile.size_bytes`."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
+    def unknown_files(self) -> list[Path]:
+        """See `ArrayFile.unknown_files`."""
+        folders = {self.path / name: len(spec.row_shape) for name, spec in self.specs.items()}
+        groups = {part for folder in folders for part in folder.parents if part.is_relative_to(self.path)}
+        unknown, waiting = [], [self.path]
+        while waiting:
+            with os.scandir(folder := waiting.pop()) as entries:
+                for entry in entries:
+                    place = folder / entry.name
+                    if entry.is_dir(follow_symlinks=False) and place in folders.keys() | groups:
+                        waiting.append(place)
+                    elif not (entry.is_file(follow_symlinks=False) and _is_ours(entry.name, folders.get(folder))):
+                        unknown.append(place)
+        return sorted(unknown)
+
     def _place(self, name: str, chunk: int) -> tuple[Path, int]:
         return _chunk_file(self.path, self.specs[name], chunk), 0
 
     def _parts(self, name: str) -> list[Path]:
         """Folder of an array, those above it within ours, and last its metadata."""
         folder = self.path / name
-        return [folder, *(part for part in folder.parents if part.is_relative_to(self.path)), folder / "zarr.json"]
+        return [folder, *(part for part in folder.parents if part.is_relative_to(self.path)), folder / _METADATA]
 
     def _layout(self, name: str) -> int:
         """Rows of an array, if it is here and laid out as rows are read.
@@ -137,6 +160,13 @@ def _metadata(spec: ArraySpec, rows: int) -> dict[str, Any]:
 
 def _chunk_file(path: Path, spec: ArraySpec, chunk: int) -> Path:
     return path / spec.name / ".".join(("c", str(chunk), *("0" for _ in spec.row_shape)))
+
+
+def _is_ours(name: str, axes: int | None) -> bool:
+    """Whether a file of this name belongs into a group or, given the axes of its rows, into the folder of an array."""
+    if axes is not None and re.fullmatch(rf"c\.\d+(\.0){{{axes}}}", name):
+        return True
+    return name == _METADATA or re.fullmatch(r"\..*\.partial", name) is not None
 
 
 def _is_short(file: Path, spec: ArraySpec) -> bool:

@@ -51,6 +51,8 @@ def convert(
     if array_format not in FORMATS:
         raise UnknownName("format", array_format, FORMATS)
     out = out.absolute()
+    if out.is_symlink():
+        raise InvalidInput(f"{out} is a link; give the folder that it leads to, or a new one, as --out")
     if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InvalidInput(f"{out} exists; give a new folder as --out")
     if out.is_relative_to(folder.absolute()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ground.durable import fsync_path
+from ground.durable import replacing
 from ground.errors import Interrupted, InvalidInput
 from ground.seeding import generator_for
 from ground.terminal import graceful_stop
@@ -177,16 +176,14 @@ class _Resume:
 
     def save(self, epochs_done: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
         state = {
             "settings": json.dumps(self.settings),
             "epochs_done": epochs_done,
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
-        torch.save(state, partial)
-        fsync_path(partial)
-        os.replace(partial, self.path)
+        with replacing(self.path) as file:
+            torch.save(state, file)
 
     def load(self, network: Network, optimizer: torch.optim.Optimizer) -> int:
         """Restore what is there; returns the number of finished epochs."""

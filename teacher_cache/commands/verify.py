@@ -15,7 +15,7 @@ from ground.terminal import plain, print_json
 from storage.ledger_check import ledger_problems
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
-from storage.verify import store_problems
+from storage.verify import store_problems, unknown_files
 from teacher_cache.commands.ledger.options import open_ledger
 from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 
@@ -27,6 +27,8 @@ from teacher_cache.commands.options import ledger_option, ledger_url_of, store_o
 def verify(store: Path, url: str | None, as_json: bool) -> None:
     """Check every row, the manifest and the ledger against each other; nothing is changed.
 
+    Files in the folder that belong to no store are named as hints.
+
     Exit status: 0 whole, 1 not: every problem is listed.
     """
     checked = _check(store, url)
@@ -37,6 +39,8 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
         click.echo(f"{store}: {len(checked.problems)} problem{'s' if len(checked.problems) > 1 else ''}")
     else:
         click.echo(f"{store}: {checked.rows} rows whole, {checked.calls} calls committed, the ledger's chain holds")
+    for hint in () if as_json else checked.hints:
+        click.echo(f"hint: {plain(hint)}")
     sys.exit(1 if checked.problems else 0)
 
 
@@ -45,6 +49,7 @@ class _Checked:
     rows: int | None = None
     calls: int | None = None
     problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
 
 def _check(folder: Path, url: str | None) -> _Checked:
@@ -56,6 +61,7 @@ def _check(folder: Path, url: str | None) -> _Checked:
     try:
         store = Store.open(folder)
         checked.rows = store.manifest.n
+        checked.hints = [f"{path} belongs to no store, and no command reads it" for path in unknown_files(store)]
     except StoreUnreadable as error:
         checked.problems.append(str(error))
     try:

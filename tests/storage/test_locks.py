@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ground.errors import StoreBusy
+from ground.errors import InvalidInput, StoreBusy
 from storage.locks import CellLocks, FileLock, exclusive_lock, is_held
 
 ROOT = Path(__file__).parents[2]
@@ -80,4 +81,30 @@ def test_a_cell_is_held_alone_and_its_neighbours_are_free(tmp_path):
         with locks.held([(0, 2), (5, 4)]):
             pass
     with CellLocks(path) as locks, locks.held([(2, 3)]):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused_at_once(tmp_path, kind):
+    path, victim = tmp_path / "build.lock", tmp_path / "victim"
+    path.symlink_to(victim) if kind == "link" else os.mkfifo(path)
+    for lock in (FileLock(path), CellLocks(path), exclusive_lock(path, "")):
+        with pytest.raises(InvalidInput, match=r"build\.lock is no file of its own, but a link"), lock:
+            pass
+    assert not is_held(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("number", [13, 30])
+def test_who_can_only_read_a_pipe_in_place_of_a_lock_does_not_wait_for_it(tmp_path, monkeypatch, number):
+    path, real = tmp_path / "build.lock", os.open
+    os.mkfifo(path)
+
+    def refuse(path, flags, *rest, **options):
+        if flags & os.O_RDWR:
+            raise OSError(number, "refused", str(path))
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InvalidInput, match="is no file of its own"), FileLock(path):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from ground.errors import StoreUnreadable
 from storage.store import Store
-from storage.verify import store_problems
+from storage.verify import store_problems, unknown_files
 from tests.storage.conftest import N, make_outputs
 
 
@@ -126,3 +127,33 @@ def test_a_damaged_digest_array_is_told_from_damaged_outputs(whole_store):
     whole_store.store.arrays.sync()
     (found,) = problems(whole_store)
     assert found.startswith("train/digest: row 7 view 1 is not the digest of what is there")
+
+
+def test_what_belongs_to_no_store_is_named_and_is_no_problem(whole_store, tmp_path):
+    store, folder = whole_store.store, whole_store.store.folder
+    for name in ("build.lock", "cells.lock", "ledger.sqlite-wal", "ledger.sqlite-shm", ".run.json.7-ab.partial"):
+        (folder / name).touch()
+    assert unknown_files(store) == []
+    (folder / "ledger.sqlite-mj0123").write_text("a super-journal")
+    (folder / "data-3.zarr").mkdir()
+    (folder / "notes").symlink_to(tmp_path)
+    assert [path.name for path in unknown_files(store)] == ["data-3.zarr", "ledger.sqlite-mj0123", "notes"]
+    assert problems(whole_store) == []
+
+
+@pytest.mark.parametrize("name", ["build.lock", "cells.lock", "extension.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_in_place_of_a_file_of_ours_is_a_problem(whole_store, tmp_path, name, kind):
+    place = whole_store.store.folder / name
+    place.symlink_to(tmp_path) if kind == "link" else os.mkfifo(place)
+    assert f"{name}: is no file of its own, but a link, a folder or a pipe; move it away" in problems(whole_store)
+
+
+@pytest.mark.parametrize("place", ["train/zarr.json", "train/notes", "elsewhere"])
+def test_a_link_among_the_arrays_is_a_problem(whole_store, tmp_path, place):
+    if whole_store.store.manifest.array_format != "zarr":
+        pytest.skip("an HDF5 file is one file")
+    link = whole_store.store.arrays.path / place
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path)
+    assert problems(whole_store) == [f"data.zarr/{place}: is no file of its own, but a link or a pipe; move it away"]

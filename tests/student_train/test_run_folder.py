@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 
 import pytest
 import torch
@@ -110,3 +111,25 @@ def test_only_one_training_writes_to_a_folder(tmp_path):
     finally:
         done.set()
         other.join()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_as_the_lock_is_refused_and_nobody_waits(tmp_path, kind):
+    lock, victim = tmp_path / "run.lock", tmp_path / "victim"
+    lock.symlink_to(victim) if kind == "link" else os.mkfifo(lock)
+    with pytest.raises(InvalidInput, match=r"run\.lock is no file of its own"), RunFolder(tmp_path).opened(resume=True):
+        pass
+    assert not victim.exists()
+
+
+def test_what_links_in_a_run_folder_point_to_is_left(tmp_path):
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("years of work")
+    for name in ("metrics.csv", "resume.pt", f".metrics.csv.{os.getpid()}.partial"):
+        (folder / name).symlink_to(victim)
+    RunFolder(folder).save_metrics([{"step": 1}])
+    RunFolder(folder).save_state(state_of(SETTINGS))
+    assert victim.read_text() == "years of work"
+    assert not (folder / "metrics.csv").is_symlink()
+    assert RunFolder(folder).load_state(SETTINGS)["step"] == 7

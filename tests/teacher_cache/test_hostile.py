@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks.stand_ins.planted_journal import plant_journal
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.store import Store
+from student_train.cli import main as ckd_train
 from teacher_cache.build import build
 from teacher_cache.cli import main
+from teacher_cache.config import ExtensionConfig
+from teacher_cache.convert import convert
+from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
 from tests.conftest import run_command
@@ -114,6 +119,86 @@ def test_a_file_of_somebody_else_beside_the_ledger_is_not_written_to(folder, tmp
     result = run("verify", "--store", folder)
     assert "is no file of its own" in result.stdout + result.stderr
     assert outside.read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["info", "verify", "repair --yes", "ledger summary", "ledger verify", "ledger list", "build", "ckd-train"],
+)
+def test_a_file_that_a_planted_journal_names_is_not_deleted(folder, tmp_path, weights, command):
+    victim = tmp_path / "thesis.tex"
+    victim.write_text("years of work")
+    plant_journal(folder / "ledger.sqlite", victim)
+    if command == "build":
+        with pytest.raises(StoreUnreadable, match="is a rollback journal"):
+            build(*prepare_build(config_of(folder, weights, n=30, features="pooled")))
+    elif command == "ckd-train":
+        words = ["--store", folder, "--out", tmp_path / "run", "--method", "kd", "--student", "resnet8"]
+        result = CliRunner().invoke(ckd_train, [str(word) for word in words])
+        assert result.exit_code == 2, result.output
+        assert "is a rollback journal" in result.output
+    else:
+        result = run(*command.split(), "--store", folder)
+        assert result.exit_code in (1, 2), result.output
+        assert "ledger.sqlite-journal is a rollback journal, which can name any file" in result.output
+    assert victim.read_text() == "years of work"
+
+
+def test_verify_names_what_belongs_to_no_store(folder):
+    (folder / "ledger.sqlite-mj7").write_text("?")
+    (folder / "data.zarr" / "train" / "run.sh").write_text("?")
+    result = run("verify", "--store", folder)
+    assert result.exit_code == 0
+    hints = [line for line in result.stdout.splitlines() if line.startswith("hint: ")]
+    places = ("ledger.sqlite-mj7", "data.zarr/train/run.sh")
+    assert hints == [f"hint: {folder / place} belongs to no store, and no command reads it" for place in places]
+    assert len(json.loads(run("verify", "--store", folder, "--json").stdout)["hints"]) == 2
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_nothing_is_built_or_extended_through_a_link(tmp_path, weights, forwards, array_format):
+    suffix = {"zarr": ".zarr", "hdf5": ".h5"}[array_format]
+    outside, new = tmp_path / "outside", tmp_path / "new"
+    outside.write_bytes(b"years of work")
+    new.mkdir()
+    (new / f"data{suffix}").symlink_to(outside)
+    with pytest.raises(InvalidInput, match="is no file of its own, but a link"):
+        build(*prepare_build(config_of(new, weights, array_format, n=20)))
+    assert forwards == []
+    folder = build_store(tmp_path / "store", weights, array_format, n=20, features="pooled")
+    (folder / f"data-1{suffix}").symlink_to(outside)
+    del forwards[:]
+    with pytest.raises(InvalidInput, match="is no file of its own, but a link"):
+        extend(
+            *prepare_extension(ExtensionConfig(store=folder, features="layer1,pooled", weights=weights, device="cpu"))
+        )
+    assert forwards == []
+    assert outside.read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize("to", ["outside", "nowhere"])
+def test_nothing_is_converted_through_a_link(folder, tmp_path, to):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / to)
+    with pytest.raises(InvalidInput, match="out is a link; give the folder that it leads to, or a new one, as --out"):
+        convert(folder, "hdf5", tmp_path / "out")
+    assert not (tmp_path / "nowhere").exists()
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["build.lock", "cells.lock"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_as_lock_is_a_sentence_and_nobody_waits(tmp_path, folder, weights, forwards, name, kind):
+    place = folder / name
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "outside") if kind == "link" else os.mkfifo(place)
+    del forwards[:]
+    with pytest.raises(InvalidInput, match=rf"{name} is no file of its own, but a link, a folder or a pipe; move it"):
+        build(*prepare_build(config_of(folder, weights, n=30, features="pooled")))
+    result = run("verify", "--store", folder)
+    assert f"{name}: is no file of its own" in result.stdout
+    assert forwards == []
+    assert not (tmp_path / "outside").exists()
 
 
 def test_where_an_own_ledger_says_other_stores_are_is_not_looked_at(folder, tmp_path, weights):
