@@ -571,7 +571,7 @@ def test_a_trace_says_whether_the_results_are_what_they_were(trained, original, 
 
 
 def test_a_run_without_a_proof_is_traced_and_said_to_have_none(change):
-    result = run("trace", change())
+    result = run("trace", change(seconds=0.5))
     assert result.exit_code == 0, result.stdout
     assert "its results are not proven" in result.stdout
 
