@@ -29,6 +29,7 @@ from analysis.views import (
     shown,
     view_of_frame,
 )
+from storage.run_proof import ProvenBy
 
 _SHOWN_DIGITS = 12
 
@@ -45,17 +46,26 @@ def runs_section(content: Content) -> Section:
         for name in alike
         if pd.notna(results[name].iloc[0])
     ]
+    unproven = int((results["proven"] == ProvenBy.NOTHING).sum())
     recipes = results[["label", "method", "recipe"]].drop_duplicates()
     recipe_fields = {"label": METHOD, "method": Field("spec"), "recipe": Field("recipe")}
     return Section(
         name="runs",
         title="Every run and its settings",
+        paragraphs=[_unproven(unproven, len(results))] if unproven else [],
         lists=[Terms("The same for every run", terms)] if terms else [],
         views=[
             view_of_frame("runs", "Finished runs", results, fields, pairs=content.pairs, searchable=True, note=_CHOSEN)
         ],
         folded=[view_of_frame("recipes", "What each method is made of", recipes, recipe_fields)],
         fold_title="The losses behind each method",
+    )
+
+
+def _unproven(number: int, of: int) -> str:
+    return (
+        f"{number:,} of {of:,} finished runs are not proven: nothing on record says that their results, metrics and "
+        "weights are what they were when the run ended. Ask about one with: ckd-train verify RUN --store STORE"
     )
 
 
@@ -178,6 +188,11 @@ def _pairs_of_json(value: str) -> str:
     return ", ".join(map(str, document)) if isinstance(document, list) else value
 
 
+_WITNESSES = {
+    ProvenBy.LEDGER: "the ledger",
+    ProvenBy.KEY: "proof.json, sealed with the key",
+    ProvenBy.DIGEST: "proof.json, not sealed",
+}
 _RESULTS = {
     "n": N,
     "seed": SEED,
@@ -185,6 +200,7 @@ _RESULTS = {
     "best_val_accuracy": Field("best val, %", hundredths, numeric=True),
     "teacher_calls": Field("teacher calls", grouped, numeric=True),
     "chosen": Field("chosen", lambda is_chosen: "yes" if is_chosen else "no"),
+    "proven": Field("proven", lambda by: "NOT PROVEN" if by == ProvenBy.NOTHING else f"by {_WITNESSES[by]}"),
 }
 _SETTINGS = {
     "teacher": Field("teacher"),

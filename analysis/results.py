@@ -17,8 +17,9 @@ from msgspec import structs
 from analysis.grid_plan import GridPlan, GridRun
 from ground.documents import Malformed, unreadable
 from ground.durable import replacing
-from ground.errors import Diverged, InvalidInput
+from ground.errors import CKDError, Diverged, InvalidInput
 from models import canonical_name
+from storage.run_proof import ProvenBy, RunProofs
 from storage.run_record import RUN_FILE, Failure, RunRecord, has_failed, is_finished
 
 # What two runs share that differ in nothing but in what is chosen by validation.
@@ -55,7 +56,15 @@ _FACTS = {
     "versions": "str",
 }
 _PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64"}
-COLUMNS: dict[str, str] = {"run": "str", "label": "str", **_FACTS, **_PROTOCOL, "store": "str", "chosen": "bool"}
+COLUMNS: dict[str, str] = {
+    "run": "str",
+    "label": "str",
+    **_FACTS,
+    **_PROTOCOL,
+    "store": "str",
+    "chosen": "bool",
+    "proven": "str",
+}
 STATES: dict[str, str] = {
     "run": "str",
     **{name: "int64" if name in ("n", "seed") else "str" for name in CELL},
@@ -70,12 +79,14 @@ def collect(folder: Path) -> pd.DataFrame:
     Accuracies are in [0, 1]; `store` is relative to the folder, so that a moved one reads the same; recipe
     and versions are JSON text. Of runs that differ in nothing but in what is chosen by validation, `chosen` marks the
     one with the best validation accuracy, the first among equals, once all of them are finished or have diverged: a
-    learning rate at which a loss is not finite has lost the choice.
+    learning rate at which a loss is not finite has lost the choice. `proven` says what vouches for the results, a
+    `storage.run_proof.ProvenBy`.
 
     Raises:
         InvalidInput: the plan or a run's `run.json` is damaged, or a run is not what was planned.
     """
     rows: list[dict[str, Any]] = []
+    proofs = RunProofs()
     best: dict[tuple[Any, ...], int] = {}
     unfinished = set()
     for planned in GridPlan.load(folder).runs:
@@ -84,7 +95,7 @@ def collect(folder: Path) -> pd.DataFrame:
             if not _has_diverged(folder / planned.run):
                 unfinished.add(cell)
             continue
-        row = _row(folder / planned.run, planned)
+        row = _row(folder / planned.run, planned) | {"proven": str(_proven(proofs, folder, planned))}
         kept = best.setdefault(cell, len(rows))
         rows.append(row)
         if row["best_val_accuracy"] > rows[kept]["best_val_accuracy"]:
@@ -147,6 +158,13 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         "store": planned.store,
         "chosen": False,
     }
+
+
+def _proven(proofs: RunProofs, folder: Path, planned: GridRun) -> ProvenBy:
+    try:
+        return proofs.of(folder / planned.run, folder / planned.store).by
+    except (CKDError, OSError):  # what cannot be read is not proven, and the others are to be seen all the same
+        return ProvenBy.NOTHING
 
 
 def _require_planned(record: RunRecord, planned: GridRun) -> None:

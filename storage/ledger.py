@@ -487,6 +487,24 @@ class Ledger:
                 newest,
             )
 
+    def head_of_calls(self) -> str:
+        """Hash of the newest entry that is not of a finished run: what a student can draw on is the same for all that
+        come after it.
+        """
+        query = sa.select(entries.c.hash).where(entries.c.kind != "run").order_by(entries.c.seq.desc()).limit(1)
+        return self._database.read(lambda connection: connection.execute(query).scalar()) or GENESIS
+
+    def record_run(self, content: Mapping[str, Any]) -> None:
+        """Chain the digests of a finished run (`storage.run_proof`), unless an entry says the same already."""
+        payload = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        same = sa.select(entries.c.seq).where(entries.c.kind == "run", entries.c.payload == payload)
+
+        def work(connection: sa.Connection) -> None:
+            if connection.execute(same).first() is None:
+                self._append(connection, "run", content)
+
+        self._record(work)
+
 
 def ledger_exists(url: str | Path) -> bool:
     """Whether there is a ledger at a URL; raises `StoreUnreadable` when a server does not answer."""

@@ -73,7 +73,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         student_rendering: how the student was shown images; runs of earlier releases say nothing, and mean the
             teacher's.
         store: absolute folder of the store when the run was made; it may hold any character that a path can.
-        ledger_head: hash of the ledger's newest entry when the store was read; None where there was no ledger.
+        ledger_head: hash of the ledger's newest entry, but for those of runs, when the store was read; None where
+            there was no ledger.
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].

@@ -58,6 +58,8 @@ def open_ledger_of(store: Store, url: str | None, *, create: bool = False, patie
 def newest_head(store: Store) -> str | None:
     """Newest hash of the store's own ledger, or the one noted when the last build ended.
 
+    Entries of finished runs do not count: the same training from the same answers says the same of itself again.
+
     Raises:
         StoreUnreadable: beside the ledger lies what SQLite would act on, or nothing is noted and it cannot be read.
     """
@@ -68,7 +70,7 @@ def newest_head(store: Store) -> str | None:
     require_own(store.folder / LEDGER_FILE)
     try:
         with closing(own_ledger(store.folder)) as ledger:
-            return ledger.head()
+            return ledger.head_of_calls()
     except StoreUnreadable:
         # Who only reads the answers does without the calls, for instance on a disk that cannot be written to.
         if noted is None:

@@ -16,6 +16,10 @@ _COMMANDS = {
         "List every loss with needs, defaults and source, or explain the one of this NAME.",
     ),
     "methods": CommandAt("student_train.commands.methods:methods", "List every method with the losses it adds up."),
+    "verify": CommandAt(
+        "student_train.commands.verify:verify",
+        "Check that a finished RUN's results, metrics and weights are what they were when it ended.",
+    ),
 }
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
@@ -32,6 +36,7 @@ def main(context: click.Context, /, store: Path | None, **settings: Any) -> None
     ckd-train --store DIR --loss ce --loss kd:temperature=2,weight=0.5
     ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2
     ckd-train losses
+    ckd-train verify RUN
 
     Exit status: 0 done, 2 bad usage or bad input, 130 interrupted.
     """

@@ -20,10 +20,15 @@ from ground.documents import Malformed, typed
 from ground.durable import write_bytes
 from ground.errors import InvalidInput
 from models import Network, save_weights
+from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.locks import exclusive_lock
-from storage.manifest import FILE_NAME
+from storage.manifest import FILE_NAME, Manifest
+from storage.run_proof import prove_run
 from storage.run_record import METRICS_FILE, RESUME_FILE, RUN_FILE, STUDENT_FILE, RunRecord, RunSettings, is_finished
+from student_train.student_state import state_digest
 
+# Where a saved state keeps its own digest.
+_DIGEST = "digest"
 METRICS = ("step", "epoch", "lr", "train_loss", "val_accuracy", "test_accuracy")
 
 
@@ -74,9 +79,11 @@ class RunFolder:
         return record.document()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Keep what resuming needs: tensors, numbers and text only."""
+        """Keep what resuming needs, tensors, numbers and text only, with a digest of it all."""
         content = io.BytesIO()
-        torch.save(dict(state), content)
+        seal = Seal.from_environment()
+        kept = {name: value for name, value in state.items() if name != _DIGEST}
+        torch.save({**kept, _DIGEST: f"{seal.name}:{state_digest(kept, seal)}"}, content)
         write_bytes(self.path / RESUME_FILE, content.getvalue())
 
     def load_state(self, settings: RunSettings, stores: Collection[str] = ()) -> dict[str, Any] | None:
@@ -86,17 +93,20 @@ class RunFolder:
             stores: as for `finished`.
 
         Raises:
-            InvalidInput: it was left by a run with other settings, or is damaged.
+            InvalidInput: it was left by a run with other settings, is damaged, or does not match its own digest.
         """
         path = self.path / RESUME_FILE
         if not path.is_file():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            problem = _seal_problem(state.pop(_DIGEST, None), state)
             found = typed(json.loads(state["config"]), RunSettings)
         except Exception as error:
             # A damaged or foreign file fails in too many ways to list; none of them runs code.
             raise InvalidInput(f"{path} cannot be resumed from; delete it to start again") from error
+        if problem is not None:
+            raise InvalidInput(f"{path} {problem}")
         self._require_same(found, settings, stores)
         return state
 
@@ -123,9 +133,30 @@ class RunFolder:
         writer.writerows(rows)
         write_bytes(self.path / METRICS_FILE, text.getvalue().encode())
 
-    def save_result(self, student: Network, record: RunRecord) -> None:
-        """Write the student and `run.json`; nothing is left to resume."""
+    def save_result(self, student: Network, record: RunRecord, store: Path, manifest: Manifest) -> None:
+        """Write the student, the proof of all results and `run.json`; nothing is left to resume.
+
+        Args:
+            store: folder that the run was trained from.
+            manifest: of the store, as it was read.
+        """
         described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")
         save_weights(student, self.path / STUDENT_FILE, {name: str(getattr(record, name)) for name in described})
+        prove_run(self.path, record, store, manifest)
         record.save(self.path)
         (self.path / RESUME_FILE).unlink(missing_ok=True)
+
+
+def _seal_problem(sealed: object, state: Mapping[str, Any]) -> str | None:
+    """Why a state is not the one that was saved, or None; those of earlier releases have no digest."""
+    seal = Seal.from_environment()
+    if sealed is None and seal.name == "sha256":
+        return None
+    name, _, digest = str(sealed).partition(":")
+    if name != seal.name:
+        if seal.name == "sha256":
+            return f"is sealed with a key; set it in {KEY_VARIABLE}, or delete the file to start again"
+        return f"was saved without the key in {KEY_VARIABLE}; unset that to go on, or delete the file to start again"
+    if digest != state_digest(state, seal):
+        return "was changed after it was saved: it does not match its own digest; delete it to start again"
+    return None

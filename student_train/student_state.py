@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor, nn
 
+from ground.documents import Amount, Count, Share, typed
 from models import Network
+from storage.ledger_chain import GENESIS, Seal
 from student_train.bound_method import Losses
 from student_train.protocol import Protocol
 from student_train.train_config import TrainConfig
@@ -96,20 +100,119 @@ class StudentState:
         }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from what was `saved`.
+        """Go on from what was `saved`, which may come from anybody.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError, RuntimeError: it is damaged.
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError: it is damaged, or of another student.
         """
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        totals = state["losses"].to(device)
-        # Earlier releases kept the sum alone.
-        unknown = totals.new_full((len(totals), len(self.learned)), math.nan)
-        terms = state.get("terms", unknown).to(device)
-        self.losses = [Losses(*both) for both in zip(totals, terms, strict=True)]
+        found = typed({name: state[name] for name in ("step", "seconds", "protocol")}, _Progress)
+        rows = typed(json.loads(state["rows"]), list[_Row])
+        _require(math.isfinite(found.seconds) and math.isfinite(found.protocol.best), "a number is not finite")
+        _require(len(rows) == found.protocol.evals, f"{len(rows)} rows of {found.protocol.evals} evaluations")
+        _require(not rows or rows[0].test_accuracy is not None, "the first evaluation has no test accuracy")
+        _require((found.protocol.best < 0) == (not rows), "the best accuracy is of no evaluation")
+        for name in ("best", "modules"):
+            _require_alike(state[name], self.modules.state_dict(), name)
+        self.step, self.seconds = found.step, found.seconds
+        self.losses = self._restored_losses(state, device)
         self.rows = json.loads(state["rows"])
         self.protocol.restore(state["protocol"])
         self.modules.load_state_dict(state["best"])
         self.remember()
         self.modules.load_state_dict(state["modules"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Groups are what the settings make them, and those are the same; the rest is checked, for nobody else does.
+        momenta = self._checked_momenta(state["optimizer"]["state"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momenta})
+
+    def _restored_losses(self, state: Mapping[str, Any], device: torch.device) -> list[Losses]:
+        totals, count = state["losses"], len(self.learned)
+        _require(
+            isinstance(totals, Tensor) and totals.ndim == 1 and totals.is_floating_point(), "losses are no numbers"
+        )
+        # Earlier releases kept the sum alone.
+        terms = state.get("terms", totals.new_full((len(totals), count), math.nan))
+        _require(isinstance(terms, Tensor) and terms.is_floating_point(), "single losses are no numbers")
+        _require(not len(totals) or terms.shape == (len(totals), count), "single losses are not one each a step")
+        return [Losses(*both) for both in zip(totals.to(device), terms.to(device), strict=True)]
+
+    def _checked_momenta(self, kept: Mapping[Any, Any]) -> dict[int, dict[str, Tensor | None]]:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        momenta: dict[int, dict[str, Tensor | None]] = {}
+        for place, values in kept.items():
+            _require(type(place) is int and 0 <= place < len(parameters), f"the optimizer has no parameter {place!r}")
+            momentum = values["momentum_buffer"]
+            if momentum is not None:
+                _require_alike({"momentum": momentum}, {"momentum": parameters[place].detach()}, f"parameter {place}")
+            momenta[place] = {"momentum_buffer": momentum}
+        return momenta
+
+
+class _Stage(Struct, frozen=True, kw_only=True):
+    """`Protocol.state`, as it is saved."""
+
+    evals: Count
+    since_best: Count
+    best: Annotated[float, Meta(ge=-1, le=1)]
+    reached: Count
+
+
+class _Progress(Struct, frozen=True, kw_only=True):
+    """How far a student is."""
+
+    step: Count
+    seconds: Amount
+    protocol: _Stage
+
+
+class _Row(Struct, frozen=True, kw_only=True):
+    """What every row of `metrics.csv` has; columns of single losses come after."""
+
+    step: Count
+    epoch: Count
+    lr: Amount
+    train_loss: float
+    val_accuracy: Share
+    test_accuracy: Share | None
+
+
+def _require(holds: bool, why_not: str) -> None:
+    if not holds:
+        raise ValueError(why_not)
+
+
+def _require_alike(found: Mapping[str, Any], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Raise `ValueError` unless both have tensors of the same names, shapes and types."""
+    _require(isinstance(found, Mapping) and found.keys() == wanted.keys(), f"{what}: the names are others")
+    for name, tensor in wanted.items():
+        other = found[name]
+        alike = isinstance(other, Tensor) and (other.shape, other.dtype, other.layout) == (
+            tensor.shape,
+            tensor.dtype,
+            tensor.layout,
+        )
+        _require(alike, f"{what}: {name} is of another shape or type")
+
+
+def state_digest(state: Mapping[str, Any], seal: Seal) -> str:
+    """Digest of a saved state under a seal, 64 hex digits: of the bytes of its tensors and all else in it."""
+    hasher = hashlib.sha256()
+    _add(hasher.update, state)
+    return seal.hash(0, "state", "", hasher.hexdigest(), GENESIS)
+
+
+def _add(update: Callable[[bytes | memoryview], None], value: object) -> None:
+    """Feed a value, with its type and length, so that no two values feed the same."""
+    if isinstance(value, Tensor):
+        update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        update(f"mapping {len(value)};".encode())
+        for name, part in value.items():
+            _add(update, name)
+            _add(update, part)
+    elif isinstance(value, list | tuple):
+        update(f"list {len(value)};".encode())
+        for part in value:
+            _add(update, part)
+    else:
+        update(f"{type(value).__name__} {value!a};".encode())

@@ -21,6 +21,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
+from ground.documents import shown
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.terminal import StopRequest, graceful_stop
@@ -256,7 +257,7 @@ class Trainer:
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
-        self.folder.save_result(self.state.student, record)
+        self.folder.save_result(self.state.student, record, self.data.folder, self.data.manifest)
         return record.document()
 
     def _teacher_calls(self) -> int:
@@ -300,11 +301,19 @@ class Trainer:
         """Go on from what was kept; raises `InvalidInput` if it is damaged."""
         try:
             self.state.restore(state, self.data.compute.device)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            self._require_interval()
+        except Exception as error:
+            # A state from anybody fails in too many ways to list; none of them runs code.
             raise InvalidInput(
-                f"the state in {self.folder.path} is damaged; delete {RESUME_FILE} to start again"
+                f"the state in {self.folder.path} is damaged ({shown(str(error))}); delete {RESUME_FILE} to start again"
             ) from error
         log.info("going on after step %d", self.state.step)
+
+    def _require_interval(self) -> None:
+        """Raise `ValueError` unless the losses kept are those of the steps since the last evaluation."""
+        since = self.state.step - self.state.protocol.evals * self.eval_every
+        if not 0 <= since <= self.eval_every or since != len(self.state.losses):
+            raise ValueError(f"{len(self.state.losses)} losses are kept of {since} steps since an evaluation")
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:

@@ -29,6 +29,7 @@ from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
 from storage.manifest import FILE_NAME
 from storage.rows import Rows
+from storage.run_proof import Proof, RunProofs
 from storage.run_record import RUN_FILE, RunRecord
 from storage.schema import DIGEST
 from storage.store import Store
@@ -130,11 +131,13 @@ class Trace:
 
     Args:
         store: None for a run without a teacher.
+        proof: whether the run's results are what they were when it ended.
         problems: why the ledger does not vouch for all rows; empty when it does.
     """
 
     run: Run
     store: Store | None
+    proof: Proof
     calls: list[RecordedCall] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -170,7 +173,13 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
         *_row_problems(store, inputs, answers),
         *_revoked_problems(ledger, teacher, head, inputs),
     ]
-    return Trace(run=run, store=store, calls=[calls[id_] for id_ in drawn_on], problems=problems)
+    return Trace(
+        run=run,
+        store=store,
+        proof=RunProofs().of(run.folder, store.folder),
+        calls=[calls[id_] for id_ in drawn_on],
+        problems=problems,
+    )
 
 
 def _answers(ledger: Ledger, teacher: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from analysis.report import write_report
+from ground.terminal import plain
 
 
 @click.command("report")
@@ -16,4 +17,4 @@ def report_command(folder: Path) -> None:
     summary = write_report(folder)
     click.echo(f"{summary.page}: {summary.finished} of {summary.planned} runs")
     for sentence in summary.missing:
-        click.echo(f"missing: {sentence}")
+        click.echo(plain(f"missing: {sentence}"))

@@ -15,7 +15,7 @@ from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from experiments.workers import default_jobs
 from ground.options import json_option
-from ground.terminal import print_json, print_table
+from ground.terminal import plain, print_json, print_table
 
 
 @click.command("run")
@@ -80,7 +80,7 @@ def _print_outcome(outcome: Outcome, out: Path) -> None:
         f"{len(outcome.failed)} failed; {outcome.new_calls} new teacher calls"
     )
     for run, reason in outcome.failed.items():
-        click.echo(f"failed: {run}: {reason}")
+        click.echo(plain(f"failed: {run}: {reason}"))
     if outcome.failed:
         click.echo("train them again with --retry")
     click.echo(f"{out / 'results.csv'} has a row a run; see also: ckd-pipeline report {out}")

@@ -67,6 +67,43 @@ def test_a_store_that_was_made_from_the_runs_own_is_as_good(tmp_path):
     assert folder.load_state(later, {"0" * 32}) is not None
 
 
+def tampered(folder: RunFolder, **values) -> None:
+    path = folder.path / "resume.pt"
+    torch.save(torch.load(path, weights_only=True) | values, path)
+
+
+@pytest.mark.parametrize("key", ["", "secret"])
+@pytest.mark.parametrize("values", [{"step": 8}, {"modules": {"w": torch.ones(3)}}, {"more": 1}])
+def test_a_state_that_was_changed_is_refused(tmp_path, monkeypatch, key, values):
+    monkeypatch.setenv("CKD_LEDGER_KEY", key)
+    folder = RunFolder(tmp_path)
+    folder.save_state(state_of(SETTINGS))
+    assert folder.load_state(SETTINGS)["step"] == 7
+    tampered(folder, **values)
+    with pytest.raises(InvalidInput, match="does not match its own digest; delete it to start again"):
+        folder.load_state(SETTINGS)
+
+
+def test_a_state_is_resumed_under_the_key_that_it_was_saved_with(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save_state(state_of(SETTINGS))
+    monkeypatch.setenv("CKD_LEDGER_KEY", "secret")
+    with pytest.raises(InvalidInput, match="was saved without the key in CKD_LEDGER_KEY"):
+        folder.load_state(SETTINGS)
+    folder.save_state(state_of(SETTINGS))
+    monkeypatch.setenv("CKD_LEDGER_KEY", "another")
+    with pytest.raises(InvalidInput, match="does not match its own digest"):
+        folder.load_state(SETTINGS)
+    monkeypatch.delenv("CKD_LEDGER_KEY")
+    with pytest.raises(InvalidInput, match="is sealed with a key; set it in CKD_LEDGER_KEY"):
+        folder.load_state(SETTINGS)
+
+
+def test_a_state_of_a_release_without_digests_goes_on(tmp_path):
+    torch.save(state_of(SETTINGS), tmp_path / "resume.pt")
+    assert RunFolder(tmp_path).load_state(SETTINGS)["step"] == 7
+
+
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04"])
 def test_a_damaged_state_is_a_sentence(tmp_path, content):
     (tmp_path / "resume.pt").write_bytes(content)

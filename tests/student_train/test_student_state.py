@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import math
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from torch import nn
 
 from models import create_model
+from storage.ledger_chain import Seal
 from student_train.bound_method import Losses
 from student_train.protocol import Protocol, ProtocolConfig
-from student_train.student_state import StudentState
+from student_train.student_state import StudentState, state_digest
 
 CPU = torch.device("cpu")
+ROW = {"step": 3, "epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_accuracy": 0.5, "test_accuracy": 0.5}
 
 
 def fresh(seed: int) -> StudentState:
@@ -55,7 +59,7 @@ def test_a_restored_state_goes_on_as_the_saved_one():
     one.remember()
     step(one)
     one.protocol.update(0.5)
-    one.rows.append({"step": 3, "test_accuracy": None})
+    one.rows.append(ROW)
     one.seconds = 1.5
     other.restore(written_and_read(one.saved()), CPU)
     assert (other.step, other.seconds, other.rows) == (3, 1.5, one.rows)
@@ -109,3 +113,87 @@ def test_a_weight_that_is_no_number_is_seen(value):
     with torch.no_grad():
         state.student.head.weight[0, 0] = value
     assert not state.is_finite()
+
+
+def saved_after_a_step() -> dict[str, Any]:
+    state = fresh(0)
+    step(state)
+    return written_and_read(state.saved())
+
+
+def put(*path: Any) -> Any:
+    """A change of a saved state: the last of `path` is put where the others lead."""
+    *way, last, value = path
+
+    def change(saved: dict[str, Any]) -> None:
+        for name in way:
+            saved = saved[name]
+        saved[last] = value
+
+    return change
+
+
+WEIGHT = "0.head.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("step", -1),
+        put("step", math.inf),
+        put("step", "7"),
+        put("seconds", math.nan),
+        put("rows", "[1]"),
+        put("rows", "{"),
+        put("rows", json.dumps([ROW])),
+        put("protocol", "reached", -2),
+        put("protocol", "best", math.nan),
+        put("protocol", "best", 0.9),
+        put("protocol", "evals", 1),
+        put("protocol", None),
+        put("losses", torch.zeros(1, dtype=torch.int64)),
+        put("losses", torch.zeros(1, 1)),
+        put("losses", [1.0]),
+        put("terms", torch.zeros(1, 3)),
+        put("terms", None),
+        put("modules", WEIGHT, torch.zeros(5, 63)),
+        put("modules", WEIGHT, torch.zeros(5, 64, dtype=torch.complex64)),
+        put("modules", WEIGHT, "weights"),
+        put("modules", []),
+        put("best", 3, torch.zeros(1)),
+        put("optimizer", "state", 0, "momentum_buffer", torch.zeros(2)),
+        put("optimizer", "state", 0, {}),
+        put("optimizer", "state", 10_000, {"momentum_buffer": None}),
+        put("optimizer", "state", "0", {"momentum_buffer": None}),
+        put("optimizer", []),
+    ],
+)
+def test_a_state_that_somebody_changed_is_refused_when_it_is_read_and_not_at_a_later_step(change):
+    saved = saved_after_a_step()
+    change(saved)
+    with pytest.raises((ValueError, KeyError, TypeError, AttributeError, RuntimeError)):
+        fresh(1).restore(saved, CPU)
+
+
+def test_an_optimizers_settings_are_those_of_the_run_whatever_a_state_says():
+    saved, state = saved_after_a_step(), fresh(1)
+    saved["optimizer"]["param_groups"] = [{"lr": "high", "params": []}]
+    state.restore(saved, CPU)
+    assert state.optimizer.param_groups[0]["momentum"] == 0.9
+    step(state)
+
+
+def test_a_states_digest_stands_for_all_that_is_in_it():
+    saved, digests = saved_after_a_step(), set()
+    for change in (put("step", 1), put("step", 1.0), put("rows", "[ ]"), put("modules", WEIGHT, torch.zeros(5, 64))):
+        other = copy.deepcopy(saved)
+        change(other)
+        digests.add(state_digest(other, Seal(None)))
+    assert len(digests) == 4
+    assert state_digest(saved, Seal(None)) in digests, "the first of them changes nothing"
+    assert state_digest(saved, Seal("key")) not in digests
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(0), torch.tensor(2.0), torch.ones(3, 2, dtype=torch.bfloat16).T])
+def test_a_digest_is_taken_of_any_tensor(tensor):
+    assert state_digest({"a": tensor}, Seal(None)) == state_digest({"a": tensor.clone()}, Seal(None))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import chain
 
 import numpy as np
@@ -24,7 +25,7 @@ from ground.views import apply_views, evaluation_batches
 from models import create_model, load_weights
 from models.compute import Compute
 from storage.store import Store
-from storage.store_ledger import newest_head
+from storage.store_ledger import newest_head, own_ledger
 from student_train import trainer as trainer_module
 from student_train.anchor import anchor
 from student_train.bound_method import BoundMethod
@@ -469,3 +470,46 @@ def test_a_hostile_resume_file_runs_no_code(built_store, tmp_path):
     with pytest.raises(InvalidInput, match="cannot be resumed from"):
         trainer.run(resume=True)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_finished_run_is_proven_until_somebody_changes_it(built_store, tmp_path):
+    store = shutil.copytree(built_store, tmp_path / "store")
+    head = newest_head(Store.open(store))
+    result = make_trainer(store, tmp_path / "run", max_evals=1).run()
+    assert result["ledger_head"] == head, "as when the store was read: the proof is a later entry"
+    with closing(own_ledger(store)) as ledger:
+        assert ledger.head() != head == newest_head(Store.open(store))
+    said = run_command("ckd-train", "verify", tmp_path / "run")
+    assert said.returncode == 0, said.stderr
+    assert "is proven by an entry in its store's ledger" in said.stdout
+    shutil.copy(tmp_path / "run" / "run.json", tmp_path / "run" / "student.safetensors")
+    said = run_command("ckd-train", "verify", tmp_path / "run", "--json")
+    assert said.returncode == 1
+    document = json.loads(said.stdout)
+    assert (document["proven"], document["by"]) == (False, "no")
+    assert "student.safetensors (weights) is not what" in document["problems"][0]
+    moved = store.rename(tmp_path / "moved")
+    assert run_command("ckd-train", "verify", tmp_path / "run").returncode == 1
+    said = run_command("ckd-train", "verify", tmp_path / "run", "--store", moved)
+    assert "is not what entry" in said.stdout
+
+
+def test_what_is_no_run_cannot_be_verified(tmp_path):
+    said = run_command("ckd-train", "verify", tmp_path)
+    assert said.returncode == 2
+    assert "holds no finished run (no run.json); give the folder of one" in said.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": 2}, {"step": 4}, {"step": 1 << 52}, {"losses": torch.ones(2), "terms": torch.ones(2, 2)}],
+)
+def test_a_state_that_does_not_add_up_is_refused_before_a_step(built_store, tmp_path, change):
+    settings = {"max_evals": 3, "batch_size": 32}
+    begun = make_trainer(built_store, tmp_path / "run", "kd", **settings)
+    begun.train_interval(StopRequest())
+    begun.evaluate()
+    (tmp_path / "run").mkdir()
+    begun.folder.save_state({"config": json.dumps(begun.settings().document()), **begun.state.saved()} | change)
+    with pytest.raises(InvalidInput, match=r"the state in .* is damaged .*delete resume\.pt to start again"):
+        make_trainer(built_store, tmp_path / "run", "kd", **settings).run(resume=True)

@@ -557,6 +557,25 @@ def test_a_run_is_traced_after_its_store_was_converted_and_extended(trained, sto
     assert [len(read(*asked, call)["runs"]) for call in (1, ROWS + 1)] == [1, 0]
 
 
+def test_a_trace_says_whether_the_results_are_what_they_were(trained, original, tmp_path):
+    found = read("trace", trained)
+    assert (found["proven"], found["not_proven"]) == ("ledger", [])
+    assert "its results are what they were when it ended: the ledger says so" in run("trace", trained).stdout
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    document = json.loads((copied / RUN_FILE).read_text())
+    (copied / RUN_FILE).write_text(json.dumps(document | {"test_accuracy": 1.0}))
+    result = run("trace", copied)
+    assert result.exit_code == 1
+    assert "run.json (results) is not what entry" in result.stdout
+    assert "the ledger vouches for all 20 rows" in result.stdout
+
+
+def test_a_run_without_a_proof_is_traced_and_said_to_have_none(change):
+    result = run("trace", change(seconds=0.5))
+    assert result.exit_code == 0, result.stdout
+    assert "its results are not proven" in result.stdout
+
+
 BAD_RUNS = {
     "no object": b"[]",
     "no JSON": b"{",

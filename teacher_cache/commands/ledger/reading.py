@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json, print_table
+from ground.terminal import plain, print_json, print_table
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import count_calls, teacher_seconds
@@ -96,5 +96,5 @@ def verify(store: Path | None, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"head": head, "problems": problems})
     else:
-        click.echo("\n".join(problems) if problems else f"the chain holds, head {head}")
+        click.echo("\n".join(map(plain, problems)) if problems else f"the chain holds, head {head}")
     sys.exit(1 if problems else 0)

@@ -14,6 +14,7 @@ from ground.options import json_option
 from ground.terminal import plain, print_json, print_table, stderr
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
+from storage.run_proof import ProvenBy, RunProofs
 from teacher_cache.commands.ledger.options import (
     cost_of,
     ledger_options,
@@ -25,6 +26,11 @@ from teacher_cache.commands.ledger.tables import print_calls
 from teacher_cache.trace import Run, Students, Trace, runs_of_call, store_of, trace_run
 
 _PROBLEMS_SHOWN = 20
+_PROVEN = {
+    ProvenBy.LEDGER: "the ledger says so",
+    ProvenBy.KEY: "proof.json says so, which is sealed with the key",
+    ProvenBy.DIGEST: "proof.json says so, which is not sealed",
+}
 
 
 @click.command()
@@ -52,7 +58,8 @@ def trace(
     ckd-cache ledger trace runs/resnet8-ckd-n1600-seed0
     ckd-cache ledger trace --call 17 --store stores/wrn40_2 runs
 
-    Exit status: 0 done, 1 the ledger does not vouch for every row, or with --call: of a run it is unclear.
+    Exit status: 0 done, 1 the ledger does not vouch for every row, or the run's results are not what was recorded when
+    it ended, or with --call: of a run it is unclear.
     """
     if call_id is not None:
         _print_students(call_id, folders, store, url, as_json)
@@ -61,7 +68,7 @@ def trace(
         raise InvalidInput(f"one run is traced at a time, and {len(folders)} were given; --call takes several folders")
     run = Run.load(folders[0])
     if not run.record.teacher_calls:
-        found = Trace(run=run, store=None)
+        found = Trace(run=run, store=None, proof=RunProofs().of(run.folder, store or run.store))
         document = _described(found, 0.0, price, [], offset)
     else:
         source = store_of(run, store)
@@ -71,7 +78,7 @@ def trace(
             page = list(calls_by_id(opened, ids[offset : offset + limit]))
             document = _described(found, seconds_of_calls(opened, ids), price, page, offset)
     print_json(document) if as_json else _print_trace(document)
-    sys.exit(0 if found.vouched else 1)
+    sys.exit(0 if found.vouched and not found.proof.problems else 1)
 
 
 def _described(
@@ -96,6 +103,8 @@ def _described(
         **({} if price is None else {"price_per_call": price, "cost": cost_of(calls, price)}),
         "vouched": found.vouched,
         "problems": found.problems,
+        "proven": found.proof.by,
+        "not_proven": found.proof.sentences,
         "offset": offset,
         "calls": page,
     }
@@ -105,6 +114,7 @@ def _print_trace(document: dict[str, Any]) -> None:
     total, problems, run = document["calls_total"], document["problems"], plain(document["run"])
     if not document["teacher_calls"]:
         click.echo(f"{run} was trained by {plain(document['method'])}, without a teacher: it drew on no calls")
+        _print_proof(document)
         return
     teacher = document["teacher"]
     cost = f", cost {document['cost']:g}" if "cost" in document else ""
@@ -117,7 +127,17 @@ def _print_trace(document: dict[str, Any]) -> None:
     if len(problems) > _PROBLEMS_SHOWN:
         click.echo(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
     click.echo(f"the ledger {'does not vouch' if problems else 'vouches'} for all {document['n']} rows")
+    _print_proof(document)
     print_calls(document["calls"], document["offset"], total)
+
+
+def _print_proof(document: dict[str, Any]) -> None:
+    for sentence in document["not_proven"]:
+        click.echo(plain(sentence))
+    if document["not_proven"]:
+        click.echo("its results are not proven")
+    else:
+        click.echo(f"its results are what they were when it ended: {_PROVEN[document['proven']]}")
 
 
 def _print_students(
