@@ -15,6 +15,7 @@ from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, Manifest
 from storage.schema import DIGEST, VALID, output_array
 from storage.store import Store
+from storage.store_ledger import witness_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,14 @@ def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     if recorded is None or not is_recorded(manifest, recorded):
         what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
         yield Problem(what, _finish(store), "manifest.json")
+
+
+def _witness_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """A ledger that is older than what was seen of it, or a fork."""
+    witness = witness_of(store, ledger)
+    found = witness.disagreement()
+    if found is not None:
+        yield Problem(witness.explain(found), "")
 
 
 def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -154,6 +163,7 @@ def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iter
 
 _CHECKS = (
     _manifest_problems,
+    _witness_problems,
     _file_problems,
     _sample_problems,
     _cell_problems,
