@@ -67,6 +67,7 @@ class NoLedger:
     def _nothing(self, *_: object) -> None:
         pass
 
+    shown_url = "none"
     record_store = commit = end_session = close = _nothing
 
 
@@ -75,6 +76,7 @@ def without_guarantees() -> Iterator[None]:
     with (
         mock.patch.object(build_module, "_open_ledger", return_value=NoLedger()),
         mock.patch.object(os, "fsync", return_value=None),
+        mock.patch.dict(os.environ, CKD_WITNESS="off"),
     ):
         yield
 

@@ -8,6 +8,7 @@
     ├── DatasetMissing          the images are not where they were looked for
     ├── IdentityMismatch        the store was made from something else
     ├── StoreUnreadable         missing, truncated or malformed: rebuild it
+    ├── RolledBack              the ledger is an older one, or a fork: bring back the newer one, or accept it
     ├── OlderFormat             the store can only be read as it is: upgrade it
     ├── StoreIncomplete         rows are missing: run the build again
     ├── StoreBusy               another builder holds the store: wait for it
@@ -75,6 +76,10 @@ class IdentityMismatch(CKDError):
 
 class StoreUnreadable(CKDError):
     """A store is missing, truncated or malformed."""
+
+
+class RolledBack(CKDError):
+    """A ledger is older than what was seen of it, or two copies of it both grew."""
 
 
 class OlderFormat(CKDError):

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -423,6 +424,10 @@ class Ledger:
 
         return self._record(work) if ids else 0
 
+    def record_rollback(self, content: Mapping[str, Any]) -> None:
+        """Chain that the user goes on with a ledger which its witness contradicts."""
+        self._record(lambda connection: self._append(connection, "rollback", content))
+
     # The journal
 
     def _record(self, work: Callable[[sa.Connection], _Result]) -> _Result:
@@ -444,7 +449,7 @@ class Ledger:
 
     def _begin(self, connection: sa.Connection) -> None:
         if _head(connection)[0] == 0:
-            self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name})
+            self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name, "id": uuid4().hex})
 
     def _check_genesis(self) -> str | None:
         """What is wrong with the key that is set, or with none being set, for this ledger."""

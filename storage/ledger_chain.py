@@ -36,6 +36,14 @@ class Seal:
             return hashlib.sha256(content).hexdigest()
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()
 
+    def manifest(self, digest: str) -> str | None:
+        """Seal of a manifest with this digest of its content, 64 hex digits; None without a key."""
+        if self._key is None:
+            return None
+        # A list of two, so that no entry's hash, which is over one of five, is ever a manifest's.
+        content = json.dumps(["manifest", digest]).encode()
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()
+
 
 def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, int, bytes]]) -> str:
     """Digest of (id, repeat, sample, row, view, input digest) of the calls that one entry reserved."""

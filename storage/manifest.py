@@ -8,6 +8,7 @@ made: a folder without one holds no calls.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from ground.durable import write_json
 from ground.errors import IdentityMismatch, StoreUnreadable, store_command
 from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
+from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.migrations import OlderManifest, brought_forward, require_readable
 from storage.schema import (
     HEAD_BIAS,
@@ -172,10 +174,13 @@ class Manifest:
         return digest_of(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
-        """Write it, atomically and durably, with a digest of its own."""
+        """Write it, atomically and durably, with a digest of its own, sealed with the key where there is one."""
         assert self.older is None, "a store of an older format is upgraded before it is written to"
         document = {"format_version": FORMAT_VERSION, **self._document()}
-        write_json(folder / file_name, {**document, "digest": digest_of(document)})
+        digest = digest_of(document)
+        seal = Seal.from_environment().manifest(digest)
+        sealed = {} if seal is None else {"seal": seal}
+        write_json(folder / file_name, {**document, "digest": digest, **sealed})
 
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
@@ -198,10 +203,12 @@ class Manifest:
             document = read_object(path, _MAX_MANIFEST_BYTES)
             if "format_version" not in document:
                 raise Malformed("it has no format_version")
-            digest, version = document.pop("digest", None), document["format_version"]
+            digest, seal = document.pop("digest", None), document.pop("seal", None)
+            version = document["format_version"]
             require_readable(path, version, FORMAT_VERSION)
             if digest != digest_of(document):
                 raise Malformed("it was changed: it does not match its own digest")
+            _require_seal(seal, digest)
             del document["format_version"]
             older = None
             if version != FORMAT_VERSION:
@@ -218,6 +225,23 @@ class Manifest:
                 "the store again in a new folder"
             ) from error
         return manifest
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the manifest of a store says that it was written with a key; raises `Malformed` if it cannot be read."""
+    return "seal" in read_object(folder / FILE_NAME, _MAX_MANIFEST_BYTES)
+
+
+def _require_seal(seal: object, digest: str) -> None:
+    """Refuse what somebody without the key made; who has no key, and manifests from before seals, do without."""
+    expected = Seal.from_environment().manifest(digest)
+    if seal is None or expected is None:
+        return
+    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(), expected.encode()):
+        raise Malformed(
+            f"it was changed, or sealed with another key than the one in {KEY_VARIABLE}: unset that to read what "
+            "others have sealed"
+        )
 
 
 def require_same(found: Identity, wanted: Identity, folder: Path) -> None:

@@ -20,6 +20,7 @@ from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST, VALID, output_array
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
+from storage.store_ledger import witness_of
 
 # Of a store's folder, beside its arrays.
 _FILES = {FILE_NAME, EXTENSION, BUILD_LOCK, CELL_LOCK, *(f"{LEDGER_FILE}{end}" for end in ("", *SIDE_FILES))}
@@ -84,6 +85,14 @@ def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     if recorded is None or not is_recorded(manifest, recorded):
         what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
         yield Problem(what, _finish(store), "manifest.json")
+
+
+def _witness_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """A ledger that is older than what was seen of it, or a fork."""
+    witness = witness_of(store, ledger)
+    found = witness.disagreement()
+    if found is not None:
+        yield Problem(witness.explain(found), "")
 
 
 def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -184,6 +193,7 @@ def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iter
 _CHECKS = (
     _manifest_problems,
     _link_problems,
+    _witness_problems,
     _file_problems,
     _sample_problems,
     _cell_problems,

@@ -73,11 +73,12 @@ class StudentData:
             rendering: how the student is shown images; None is as the teacher was.
 
         Raises:
+            RolledBack: the store's ledger is older than its witness, or a fork.
             InvalidInput: n is too small, memory is, or the rendering is of images of another size.
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
         shown = _require_size(store, rendering)
-        head = newest_head(store)
+        head = newest_head(store, witnessed=True)
         rows = Rows.first(store.manifest.n if n is None else max(n, 0))
         if len(rows) < 2:
             raise InvalidInput(f"--n {n} is too small to train on; give at least 2")

@@ -47,6 +47,6 @@ class SharedData:
             found = StudentData.load(store, n, wanted, compute, rendering)
         else:
             store.require_rows(Rows.first(rows))
-            found = replace(found, ledger_head=newest_head(store), manifest=store.manifest)
+            found = replace(found, ledger_head=newest_head(store, witnessed=True), manifest=store.manifest)
         self._kept[key] = found
         return found

@@ -15,8 +15,9 @@ from ground.errors import StoreBusy, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
-from storage.store_ledger import open_ledger_of, recorded_as
+from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.config import CallConfig
 from teacher_cache.lease import this_host
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store
@@ -44,6 +45,7 @@ def build(
             builders spent it meanwhile.
         Interrupted: the user asked to stop; everything called so far is kept.
         StoreBusy: a build of fewer rows, or a repair, is at work on the store; or our lease was taken away.
+        RolledBack: the ledger is older than its witness, or a fork.
         DiskFull, StoreUnreadable: nothing that was finished is lost.
     """
     folder = plan.config.store
@@ -55,6 +57,8 @@ def build(
         store = _matching(plan)
         assert store is not None, "a store is made before its lock is shared"
         ledger = stack.enter_context(closing(_open_ledger(plan, store)))
+        # However it ends, what it recorded is seen.
+        stack.callback(witness_of(store, ledger).advance)
         builder = Builder(plan, teacher, shown, store, ledger, locks, on_progress)
         builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
         report = builder.run()
@@ -71,6 +75,13 @@ def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
     """Chain what a store is into its ledger, and note in the store how far the ledger has come."""
     ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest, "made_by": made_by})
     store.record_ledger_head(ledger.head())
+
+
+def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
+    """Go on with a ledger that its witness contradicts, if that is what the user asked for."""
+    accepted = witness_of(store, ledger).accept() if config.accept_rollback else None
+    if accepted is not None:
+        log.warning("going on from %s, though %s was seen before; the ledger says so", accepted.found, accepted.seen)
 
 
 def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], lock: FileLock, locks: CellLocks) -> Leftovers:
@@ -106,7 +117,8 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
         samples=arrays(),
         ledger=recorded_as(plan.config.ledger),
     )
-    with closing(_open_ledger(plan, store)) as ledger:
+    with closing(_open_ledger(plan, store, accept_rollback=plan.config.accept_rollback)) as ledger:
+        accept_rollback(plan.config, store, ledger)
         require_only_place(store, ledger)
         found = settle_store(store, ledger, locks, this_host())
         _require_known(plan, store, ledger)
@@ -115,6 +127,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
         if plan.rows.end > store.manifest.n:
             store.grow(arrays())
         record_store(store, ledger, "build")
+        witness_of(store, ledger).advance()
     return found
 
 
@@ -135,5 +148,11 @@ def _matching(plan: BuildPlan) -> Store | None:
     return matching_store(plan.config.store, plan.identity, plan.array_format)
 
 
-def _open_ledger(plan: BuildPlan, store: Store) -> Ledger:
-    return open_ledger_of(store, plan.config.ledger, create=True, patience_seconds=PATIENCE_SECONDS)
+def _open_ledger(plan: BuildPlan, store: Store, *, accept_rollback: bool = False) -> Ledger:
+    return open_ledger_of(
+        store,
+        plan.config.ledger,
+        create=True,
+        patience_seconds=PATIENCE_SECONDS,
+        accept_rollback=accept_rollback,
+    )

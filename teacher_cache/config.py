@@ -23,6 +23,7 @@ class CallConfig:
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
         batch_size: teacher calls made together.
         lease_seconds: how long other builders wait for this one when it no longer shows that it lives.
+        accept_rollback: go on with a ledger that is older than its witness, or a fork.
     """
 
     store: Path
@@ -30,6 +31,7 @@ class CallConfig:
     budget: int | None = None
     batch_size: int = 64
     lease_seconds: float = 60.0
+    accept_rollback: bool = False
 
     def __post_init__(self) -> None:
         _require_between("batch_size", self.batch_size, 1 << 16)

@@ -19,7 +19,7 @@ from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
 from storage.store import LEDGER_FILE, Store, runs_of
-from storage.store_ledger import open_ledger_of, own_ledger
+from storage.store_ledger import open_ledger_of, own_ledger, witness_of
 
 _CELLS_AT_ONCE = 256
 
@@ -141,7 +141,9 @@ def _copy_history(source: Store, target: Store, ledger: Ledger) -> None:
         with closing(own_ledger(target.folder)) as copy:
             copy.record_store(target.manifest.store_id, content)
             head = copy.head()
+            witness_of(target, copy).advance()
     else:
         ledger.record_store(target.manifest.store_id, content)
         head = ledger.head()
+        witness_of(source, ledger).advance()
     target.manifest = replace(target.manifest, ledger_head=head)

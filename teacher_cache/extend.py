@@ -25,8 +25,8 @@ from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
 from storage.schema import OutputSpec
 from storage.store import CELL_LOCK, Store, sample_digests
-from storage.store_ledger import open_ledger_of
-from teacher_cache.build import PATIENCE_SECONDS, record_store, store_arrays
+from storage.store_ledger import open_ledger_of, witness_of
+from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.builder import Builder, BuildReport
 from teacher_cache.config import ExtensionConfig
 from teacher_cache.lease import this_host
@@ -123,6 +123,7 @@ def extend(
     Raises:
         BudgetRefused: before the first call.
         StoreBusy: a build is at work on the store.
+        RolledBack: the ledger is older than its witness, or a fork.
         Interrupted: the user asked to stop; everything called so far is kept.
     """
     folder = plan.config.store
@@ -131,10 +132,20 @@ def extend(
         locks = stack.enter_context(CellLocks(folder / CELL_LOCK))
         store = Store.open(folder)
         ledger = stack.enter_context(
-            closing(open_ledger_of(store, plan.config.ledger, patience_seconds=PATIENCE_SECONDS))
+            closing(
+                open_ledger_of(
+                    store,
+                    plan.config.ledger,
+                    patience_seconds=PATIENCE_SECONDS,
+                    accept_rollback=plan.config.accept_rollback,
+                )
+            )
         )
         if plan.n != store.manifest.n or {*store.outputs, *plan.called_outputs} != {*plan.identity.outputs}:
             raise StoreBusy(f"{folder} was grown or extended after this extension was planned; run it again")
+        accept_rollback(plan.config, store, ledger)
+        # However it ends, what it recorded is seen.
+        stack.callback(witness_of(store, ledger).advance)
         require_only_place(store, ledger)
         settle_store(store, ledger, locks, this_host())
         staged = _staged(folder, plan.identity) or _stage(plan, teacher.card, shown, store)

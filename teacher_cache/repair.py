@@ -26,7 +26,7 @@ from storage.locks import CellLocks
 from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST
 from storage.store import CELL_LOCK, Store
-from storage.store_ledger import open_ledger_of
+from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.lease import this_host
 from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
 
@@ -43,6 +43,7 @@ class RepairReport:
         restored: cells whose answers are there, or in a copy: flags, digests and outputs are put right.
         dropped: cells made invisible, because what they hold is not what the teacher said.
         revoked: committed calls whose answers are nowhere: the next build makes them again.
+        rollback: what the ledger's witness says against it, where that is to be accepted.
         left: what a repair cannot help.
     """
 
@@ -54,36 +55,52 @@ class RepairReport:
     restored: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     revoked: list[int] = field(default_factory=list)
+    rollback: str | None = None
     left: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do; what cannot be helped aside."""
         lists = (self.files, self.made_again, self.leases, self.restored, self.dropped, self.revoked)
-        return not (self.adopted or self.lost or any(lists))
+        return not (self.adopted or self.lost or self.rollback or any(lists))
 
 
-def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = None, act: bool) -> RepairReport:
+def repair(
+    folder: Path,
+    *,
+    ledger_url: str | None = None,
+    copy: Path | None = None,
+    accept_rollback: bool = False,
+    act: bool,
+) -> RepairReport:
     """Look for damage, and with `act` put it right.
 
     Args:
         copy: another folder with the same store, whole, to take answers from.
+        accept_rollback: go on with a ledger that is older than its witness, or a fork.
 
     Raises:
         StoreBusy: a build is at work.
+        RolledBack: the ledger is older than its witness, or a fork, and that is not accepted.
         StoreUnreadable: the ledger, or what ties rows to their calls, is damaged itself.
     """
     with Store.alone(folder, clean=False):
         store = Store.open(folder)
         source = None if copy is None else Store.open(copy)
-        with closing(open_ledger_of(store, ledger_url)) as ledger:
+        with closing(open_ledger_of(store, ledger_url, accept_rollback=accept_rollback)) as ledger:
             _require_sound_ledger(ledger)
+            witness = witness_of(store, ledger)
+            disagreement = witness.disagreement() if accept_rollback else None
             is_original = _is_original(store, ledger, copy)
             _require_inputs(store)
             report = RepairReport(files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
                 str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows)
             ]
+            if disagreement is not None:
+                report.rollback = witness.explain(disagreement)
+            if act and accept_rollback:
+                witness.accept()
             if is_original:
                 _look_at_leftovers(store, ledger, report)
             if act:
@@ -95,6 +112,7 @@ def repair(folder: Path, *, ledger_url: str | None = None, copy: Path | None = N
             if act:
                 _delete(folder, report.files)
                 store.record_ledger_head(ledger.head())
+                witness.advance()
     return report
 
 

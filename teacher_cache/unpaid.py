@@ -10,6 +10,7 @@ from storage.ledger_records import RecordedCall
 from storage.locks import is_held
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import open_ledger_of
+from storage.witness import Witness
 from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
@@ -24,6 +25,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
 
     Raises:
         BudgetRefused: the budget does not allow them.
+        RolledBack: the ledger is older than its witness, or a fork.
         InvalidInput: what was paid for in another store cannot be copied from it.
     """
     config, teacher = plan.config, plan.identity.teacher
@@ -35,8 +37,11 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     if is_new or (unbegun and not ledger_exists(place)):
         check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
         return wanted
-    opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger)
+    accept = config.accept_rollback
+    opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger, accept_rollback=accept)
     with closing(opened) as ledger:
+        if store is None and not accept:
+            Witness(ledger, own=False).require_newest()
         ledger.require_key()
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         summary = ledger.summary(teacher.fingerprint)

@@ -18,7 +18,7 @@ from ground.errors import InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import EXTENSION, FORMAT_VERSION
 from storage.store import Store
-from storage.store_ledger import open_ledger_of
+from storage.store_ledger import open_ledger_of, witness_of
 from storage.verify import is_recorded
 from teacher_cache.extend import teacher_of
 from teacher_cache.outputs import kept_parameters
@@ -54,6 +54,7 @@ def upgrade(
 
     Raises:
         StoreBusy: a build is at work.
+        RolledBack: the ledger is older than its witness, or a fork.
         IdentityMismatch: the weights are not those of its teacher, or the ledger is not its own.
         InvalidInput: its extension was not finished, and the weights are missing.
     """
@@ -79,6 +80,8 @@ def upgrade(
             if ledger is not None:
                 _require_recorded(each, ledger)
             each.upgrade(parameters, ledger)
+        if ledger is not None:
+            witness_of(store, ledger).advance()
         report.done = True
     return report
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
+from uuid import uuid4
 
 import pytest
 import torch
@@ -28,6 +30,21 @@ settings.load_profile("shared machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the demonstration, which takes longest: as the last one it would leave the other workers idle."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def witness_outside_home(tmp_path_factory) -> Iterator[None]:
+    """What tests make of ledgers is witnessed in a folder of theirs, by the processes that they start as well."""
+    with mock.patch.dict(os.environ, CKD_WITNESS=str(tmp_path_factory.mktemp("witness"))):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def witness_of_this_test(witness_outside_home, tmp_path_factory) -> Iterator[Path]:
+    """Tests copy what others have built, and grow the copies: each has a witness of its own, or all were forks."""
+    folder = tmp_path_factory.getbasetemp() / f"witness-{uuid4().hex}"
+    with mock.patch.dict(os.environ, CKD_WITNESS=str(folder)):
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,14 @@ from ground.terminal import print_json, progress
 from models import canonical_name
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
-from teacher_cache.commands.options import FEATURES_HELP, compute_options, dataset_options, ledger_option, ledger_url_of
+from teacher_cache.commands.options import (
+    FEATURES_HELP,
+    accept_rollback_option,
+    compute_options,
+    dataset_options,
+    ledger_option,
+    ledger_url_of,
+)
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import Prepared, prepare_build
 
@@ -38,6 +45,7 @@ from teacher_cache.prepare import Prepared, prepare_build
 )
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @ledger_option
+@accept_rollback_option
 @click.option(
     "--lease",
     "lease_seconds",

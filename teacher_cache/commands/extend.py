@@ -14,7 +14,13 @@ from ground.options import device_option, json_option
 from ground.terminal import print_json, progress
 from storage.store import Store
 from teacher_cache.commands.build import report_text
-from teacher_cache.commands.options import FEATURES_HELP, ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import (
+    FEATURES_HELP,
+    accept_rollback_option,
+    ledger_option,
+    ledger_url_of,
+    store_option,
+)
 from teacher_cache.config import ExtensionConfig
 from teacher_cache.extend import added_layers, prepare_extension
 from teacher_cache.extend import extend as run_extension
@@ -27,6 +33,7 @@ from teacher_cache.extend import extend as run_extension
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @ledger_option
+@accept_rollback_option
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
 @device_option
 @click.option("--yes", is_flag=True, help="Do not ask whether to make the calls.")

@@ -23,6 +23,11 @@ ledger_option = click.option(
     "url",
     help="URL of the shared ledger the store was built with.  [default: $CKD_LEDGER, or the store's own]",
 )
+accept_rollback_option = click.option(
+    "--accept-rollback",
+    is_flag=True,
+    help="Go on with a ledger that is older than its witness, or a fork of it; the ledger records that.",
+)
 _DATASET = click.option(
     "--dataset",
     default="cifar100",

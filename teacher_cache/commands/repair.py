@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
 
 from ground.options import json_option
 from ground.terminal import print_json
-from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
+from teacher_cache.commands.options import accept_rollback_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
 from teacher_cache.repair import repair as run_repair
 
@@ -26,9 +27,10 @@ _SHOWN = 10
     help="A copy of the store, to take answers from.",
 )
 @ledger_option
+@accept_rollback_option
 @click.option("--yes", is_flag=True, help="Do it; otherwise it is shown, and asked about on a terminal.")
 @json_option
-def repair(store: Path, copy: Path | None, url: str | None, yes: bool, as_json: bool) -> None:
+def repair(store: Path, copy: Path | None, url: str | None, accept_rollback: bool, yes: bool, as_json: bool) -> None:
     """Show what is damaged in a store and can be put right, then do it.
 
     Deletes what killed writers left, settles calls of builds that stopped, and restores answers that are still
@@ -38,13 +40,14 @@ def repair(store: Path, copy: Path | None, url: str | None, yes: bool, as_json: 
     Exit status: 0 nothing is left to do, 1 something is: it was not confirmed, or cannot be repaired.
     """
     url = ledger_url_of(store, url)
-    report = run_repair(store, ledger_url=url, copy=copy, act=False)
+    look = partial(run_repair, store, ledger_url=url, copy=copy, accept_rollback=accept_rollback)
+    report = look(act=False)
     done = False
     if not report.is_empty:
         if not as_json or not yes:
             click.echo(_text(report), err=as_json)
         if yes or (sys.stdin.isatty() and click.confirm("do that?", err=True)):
-            report, done = run_repair(store, ledger_url=url, copy=copy, act=True), True
+            report, done = look(act=True), True
     if as_json:
         print_json({"store": str(store), "done": done or report.is_empty, **asdict(report)})
     else:
@@ -77,6 +80,8 @@ def _text(report: RepairReport) -> str:
         "mark calls lost whose answers are nowhere": report.revoked,
     }
     text = [f"{what}: {_some(items)}" for what, items in lines.items() if items]
+    if report.rollback:
+        text.insert(0, f"accept, and record in the ledger: {report.rollback}")
     if report.adopted or report.lost:
         text.append(f"settle calls of a build that stopped: {report.adopted} whole, {report.lost} lost")
     return "\n".join(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
@@ -9,15 +11,19 @@ from pathlib import Path
 
 import click
 
+from ground.documents import Malformed
 from ground.errors import StoreUnreadable
 from ground.options import json_option
 from ground.terminal import plain, print_json
+from storage.ledger_chain import KEY_VARIABLE
 from storage.ledger_check import ledger_problems
-from storage.manifest import FILE_NAME, Manifest
+from storage.manifest import FILE_NAME, Manifest, is_sealed
 from storage.store import Store
 from storage.verify import store_problems, unknown_files
 from teacher_cache.commands.ledger.options import open_ledger
 from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -32,6 +38,7 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
     Exit status: 0 whole, 1 not: every problem is listed.
     """
     checked = _check(store, url)
+    _hint_at_seal(store)
     if as_json:
         print_json({"store": str(store), **asdict(checked)})
     elif checked.problems:
@@ -42,6 +49,19 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
     for hint in () if as_json else checked.hints:
         click.echo(f"hint: {plain(hint)}")
     sys.exit(1 if checked.problems else 0)
+
+
+def _hint_at_seal(folder: Path) -> None:
+    """Say that a manifest is not sealed, though a key is set; that alone is nothing wrong."""
+    with suppress(Malformed):  # which is among the problems
+        if os.environ.get(KEY_VARIABLE) and not is_sealed(folder):
+            log.warning(
+                "%s is not sealed with the key in %s: it is from before seals, was last written without the key, or "
+                "lost its seal; the next build of %s that records anything seals it",
+                folder / FILE_NAME,
+                KEY_VARIABLE,
+                folder,
+            )
 
 
 @dataclass(slots=True)

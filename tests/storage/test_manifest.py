@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import StoreUnreadable
-from storage.manifest import Manifest, digest_of
+from storage.manifest import Manifest, digest_of, is_sealed
 from storage.schema import parameter_array
 from tests.storage.conftest import make_identity
 
@@ -159,3 +159,34 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, path, value, said):
     write(tmp_path, changed(path, value))
     with pytest.raises(StoreUnreadable, match=said):
         Manifest.load(tmp_path)
+
+
+def test_with_a_key_a_manifest_is_sealed_and_one_that_was_changed_without_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CKD_LEDGER_KEY", "one")
+    MANIFEST.save(tmp_path)
+    assert Manifest.load(tmp_path) == MANIFEST
+    assert is_sealed(tmp_path)
+    document = json.loads((tmp_path / "manifest.json").read_text())
+    forged = {name: value for name, value in document.items() if name not in ("digest", "seal")}
+    forged["ledger_head"] = "34" * 32
+    resealed = {**forged, "digest": digest_of(forged), "seal": document["seal"]}
+    (tmp_path / "manifest.json").write_text(json.dumps(resealed))
+    with pytest.raises(StoreUnreadable, match="it was changed, or sealed with another key than the one in CKD_LED"):
+        Manifest.load(tmp_path)
+    for seal in (1, "é", "0" * 64):
+        (tmp_path / "manifest.json").write_text(json.dumps({**document, "seal": seal}))
+        with pytest.raises(StoreUnreadable, match="sealed with another key"):
+            Manifest.load(tmp_path)
+
+
+def test_without_a_key_or_a_seal_a_manifest_is_read_as_it_always_was(tmp_path, monkeypatch):
+    MANIFEST.save(tmp_path)
+    assert not is_sealed(tmp_path)
+    monkeypatch.setenv("CKD_LEDGER_KEY", "one")
+    assert Manifest.load(tmp_path) == MANIFEST
+    MANIFEST.save(tmp_path)
+    monkeypatch.setenv("CKD_LEDGER_KEY", "another")
+    with pytest.raises(StoreUnreadable, match="unset that to read what others have sealed"):
+        Manifest.load(tmp_path)
+    monkeypatch.delenv("CKD_LEDGER_KEY")
+    assert Manifest.load(tmp_path) == MANIFEST

@@ -103,7 +103,7 @@ def test_what_the_ledger_and_the_store_say_now_is_asked_each_time(built_store, t
     shutil.copytree(built_store, folder)
     store = Store.open(folder)
     first = shared.load(store, 32, LOGITS, CPU)
-    monkeypatch.setattr(shared_data, "newest_head", lambda store: "later")
+    monkeypatch.setattr(shared_data, "newest_head", lambda store, witnessed: "later")
     again = shared.load(store, 32, LOGITS, CPU)
     assert (first.ledger_head, again.ledger_head) == (Store.open(built_store).manifest.ledger_head, "later")
     store.retract(np.array([3]))
