@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
+from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew, reason
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -32,6 +33,9 @@ FAST_FILE_SECONDS = 0.5e-3
 _NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
 FILES_PER_TASK = 16
 _NUM_FILES_NAMED = 3
+
+# What the digest of a file whose pixels are read otherwise than by earlier releases covers besides its bytes.
+_READ_ANEW = b"read as viewers show it"
 
 _Result = TypeVar("_Result")
 
@@ -126,11 +130,9 @@ class FileSplit(Split):
 
         def decode_into(row: int) -> None:
             try:
-                image = _decode_rgb(self.root / chosen[row])
-            except _UndecodableError as error:
+                images[row] = np.asarray(self.fit(decode(self.root / chosen[row]), self.image_size))
+            except Undecodable as error:
                 problems[chosen[row]] = str(error)
-            else:
-                images[row] = np.asarray(self.fit(image, self.image_size))
 
         _map_files(decode_into, range(len(chosen)))
         if problems:
@@ -151,9 +153,10 @@ class FileSplit(Split):
 
     def _file_digest(self, row: int) -> bytes:
         try:
-            return hashlib.sha256((self.root / self.files[row]).read_bytes()).digest()
+            data = (self.root / self.files[row]).read_bytes()
         except OSError as error:
-            raise InvalidInput(f"cannot read {self.files[row]}: {_reason(error)}; {self.remedy} it") from error
+            raise InvalidInput(f"cannot read {self.files[row]}: {reason(error)}; {self.remedy} it") from error
+        return hashlib.sha256(data + _READ_ANEW if reads_anew(data) else data).digest()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -190,30 +193,6 @@ class ImageDataset:
     def digest(self) -> str:
         """SHA-256, in hex, of the content of both splits; reads every file once, at the first use."""
         return hashlib.sha256(self.train.content_digest() + self.test.content_digest()).hexdigest()
-
-
-class _UndecodableError(Exception):
-    """A file could not be turned into pixels; the text says why."""
-
-
-def _decode_rgb(path: Path) -> Image.Image:
-    """The image in `path` as RGB, as torchvision's own loader decodes it."""
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes make Pillow raise OSError, SyntaxError, struct.error, ...
-        raise _UndecodableError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """An error's text without the machine's path, which the message names in its own way."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
 
 
 def _sentence(problems: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from ground.errors import DatasetMissing, InvalidInput
 from ground.geometry import ViewGeometry
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
+from teacher_cache.datasets.decoding import require_pixels
 
 DEFAULT_IMAGE_SIZE = 32
 _LAYOUT = "an image folder has train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)"
@@ -75,6 +76,8 @@ def fit_to_square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if min(width, height) != size:
         longer = int(size * max(width, height) / min(width, height))
+        # A strip of one pixel grows by `size` both ways.
+        require_pixels(size, longer)
         new_size = (size, longer) if width <= height else (longer, size)
         # Pillow's bilinear filter widens when it shrinks an image, which is what "antialias" means.
         image = image.resize(new_size, Image.Resampling.BILINEAR)
