@@ -8,6 +8,7 @@ the machine's own path.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from ground.documents import shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew, reason
@@ -33,11 +35,14 @@ FAST_FILE_SECONDS = 0.5e-3
 _NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
 FILES_PER_TASK = 16
 _NUM_FILES_NAMED = 3
+_LONGEST_NAME = 4096
 
 # What the digest of a file whose pixels are read otherwise than by earlier releases covers besides its bytes.
 _READ_ANEW = b"read as viewers show it"
 
 _Result = TypeVar("_Result")
+
+log = logging.getLogger(__name__)
 
 
 class Split(ABC):
@@ -142,14 +147,22 @@ class FileSplit(Split):
 
     def content_digest(self) -> bytes:
         """See `Split.content_digest`; the order in which files were listed does not matter."""
-        order = sorted(range(len(self.files)), key=self.files.__getitem__)
-        file_digests = _map_files(self._file_digest, order)
         digest = hashlib.sha256()
-        for row, file_digest in zip(order, file_digests, strict=True):
+        for row in sorted(range(len(self.files)), key=self.files.__getitem__):
             # A path holds no NUL, so no two lists of files give the same bytes here.
             digest.update(os.fsencode(self.files[row]) + b"\0")
-            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + file_digest)
+            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + self.file_digests[row])
         return digest.digest()
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """SHA-256 of each file, in the order of `files`; reads every file once."""
+        return _map_files(self._file_digest, range(len(self.files)))
+
+    def files_also_in(self, other: FileSplit) -> list[str]:
+        """Files of `other` with the very bytes of one of this split."""
+        own = set(self.file_digests)
+        return [name for name, digest in zip(other.files, other.file_digests, strict=True) if digest in own]
 
     def _file_digest(self, row: int) -> bytes:
         try:
@@ -179,6 +192,12 @@ class ImageDataset:
     geometry: ViewGeometry
     normalisation: Normalisation
 
+    def __post_init__(self) -> None:
+        # The rule of `ground.documents.Line`, by which a store's readers hold these names.
+        for name in (self.name, *self.classes):
+            if not name.isprintable() or len(name) > _LONGEST_NAME:
+                raise InvalidInput(f"the name {shown(name)} is not a line of printable text; rename the folder")
+
     @property
     def rendering(self) -> Rendering:
         """How networks trained on it are shown its images."""
@@ -191,7 +210,16 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use."""
+        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use.
+
+        Images that are in both are said in the log.
+        """
+        train, test = self.train, self.test
+        # A store of test calls takes the test images as both.
+        if isinstance(train, FileSplit) and isinstance(test, FileSplit) and train is not test:
+            leaked = train.files_also_in(test)
+            if leaked:
+                log.info("%d test images are training images too, the first %s", len(leaked), leaked[0])
         return hashlib.sha256(self.train.content_digest() + self.test.content_digest()).hexdigest()
 
 
@@ -200,10 +228,10 @@ def _sentence(problems: dict[str, str]) -> str:
     names = sorted(problems)
     if len(names) == 1:
         return f"{names[0]}: {problems[names[0]]}"
-    shown = ", ".join(names[:_NUM_FILES_NAMED])
+    first = ", ".join(names[:_NUM_FILES_NAMED])
     if len(names) > _NUM_FILES_NAMED:
-        shown += " and others"
-    return f"{len(names)} files, {shown} (the first: {problems[names[0]]})"
+        first += " and others"
+    return f"{len(names)} files, {first} (the first: {problems[names[0]]})"
 
 
 def _map_files(work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:

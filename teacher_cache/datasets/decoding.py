@@ -12,7 +12,7 @@ import io
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -109,12 +109,12 @@ def _decode(file: BinaryIO) -> Image.Image:
             shown = image if turn is None else image.transpose(turn)
             if grey16:
                 return _from_grey16(shown, inverted)
-            return _from_float(shown) if image.mode == "F" else _as_rgb(shown, image.info)
+            return _from_float(shown) if image.mode == "F" else _as_rgb(shown, dict(image.info))
 
 
-def _as_rgb(image: Image.Image, info: dict[str, object]) -> Image.Image:
+def _as_rgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
     if image.mode in _WITH_ALPHA or "transparency" in info:
-        image.info = dict(info)
+        image.info = info
         # La has no way to RGBA but through LA.
         over = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
