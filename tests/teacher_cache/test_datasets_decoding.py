@@ -213,7 +213,10 @@ def test_orientation_of_a_photograph_is_applied(tmp_path):
     exif[0x0112] = 6
     image = Image.fromarray(COLOUR)
     flat = pixels(written(tmp_path / "flat.jpg", image))
-    np.testing.assert_array_equal(pixels(written(tmp_path / "x.jpg", image, exif=exif)), np.rot90(flat, -1))
+    turned = written(tmp_path / "x.jpg", image, exif=exif)
+    np.testing.assert_array_equal(pixels(turned), np.rot90(flat, -1))
+    assert reads_anew(turned.read_bytes())
+    assert not reads_anew((tmp_path / "flat.jpg").read_bytes())
 
 
 def test_damaged_orientation_is_none(tmp_path):
