@@ -25,6 +25,7 @@ from PIL import Image
 from ground.documents import shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
+from ground.terminal import plain
 from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew, reason
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -219,7 +220,7 @@ class ImageDataset:
         if isinstance(train, FileSplit) and isinstance(test, FileSplit) and train is not test:
             leaked = train.files_also_in(test)
             if leaked:
-                log.info("%d test images are training images too, the first %s", len(leaked), leaked[0])
+                log.info("%d test images are training images too, the first %s", len(leaked), plain(leaked[0]))
         return hashlib.sha256(self.train.content_digest() + self.test.content_digest()).hexdigest()
 
 

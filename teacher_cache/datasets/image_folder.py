@@ -18,6 +18,7 @@ from PIL import Image
 
 from ground.errors import InvalidInput
 from ground.geometry import ViewGeometry
+from ground.terminal import plain
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
 from teacher_cache.datasets.decoding import require_pixels
 from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
@@ -63,7 +64,7 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
         normalisation=IMAGENET_NORMALISATION,
     )
     for line in [_listing(dataset, layout, left_out), *_doubts(dataset)]:
-        log.info("%s", line)
+        log.info("%s", plain(line))
     return dataset
 
 

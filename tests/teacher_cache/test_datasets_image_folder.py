@@ -409,6 +409,13 @@ def test_files_left_out_for_their_suffix_are_counted(folder, said):
     assert "left out: 2 no image by their suffix (train/cat/a.gif, train/cat/noext)" in said()
 
 
+def test_names_that_terminals_obey_are_said_as_text(folder, said):
+    (folder / "train" / "cat" / "a\x1b[31m.gif").write_bytes(b"")
+    (folder / "train" / "cat" / "b\udce9.gif").write_bytes(b"")
+    opened(folder)
+    assert r"(train/cat/a\x1b[31m.gif, train/cat/b\udce9.gif)" in said()
+
+
 def test_links_inside_class_folders_are_left_out_and_named(folder, said):
     before = opened(folder).digest
     (folder / "train" / "cat" / "up").symlink_to("..")
