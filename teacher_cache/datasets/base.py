@@ -8,6 +8,7 @@ the machine's own path.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ground.documents import shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
+from ground.terminal import plain
+from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew, reason
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -32,8 +36,14 @@ FAST_FILE_SECONDS = 0.5e-3
 _NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
 FILES_PER_TASK = 16
 _NUM_FILES_NAMED = 3
+_LONGEST_NAME = 4096
+
+# What the digest of a file whose pixels are read otherwise than by earlier releases covers besides its bytes.
+_READ_ANEW = b"read as viewers show it"
 
 _Result = TypeVar("_Result")
+
+log = logging.getLogger(__name__)
 
 
 class Split(ABC):
@@ -126,11 +136,9 @@ class FileSplit(Split):
 
         def decode_into(row: int) -> None:
             try:
-                image = _decode_rgb(self.root / chosen[row])
-            except _UndecodableError as error:
+                images[row] = np.asarray(self.fit(decode(self.root / chosen[row]), self.image_size))
+            except Undecodable as error:
                 problems[chosen[row]] = str(error)
-            else:
-                images[row] = np.asarray(self.fit(image, self.image_size))
 
         _map_files(decode_into, range(len(chosen)))
         if problems:
@@ -140,20 +148,29 @@ class FileSplit(Split):
 
     def content_digest(self) -> bytes:
         """See `Split.content_digest`; the order in which files were listed does not matter."""
-        order = sorted(range(len(self.files)), key=self.files.__getitem__)
-        file_digests = _map_files(self._file_digest, order)
         digest = hashlib.sha256()
-        for row, file_digest in zip(order, file_digests, strict=True):
+        for row in sorted(range(len(self.files)), key=self.files.__getitem__):
             # A path holds no NUL, so no two lists of files give the same bytes here.
             digest.update(os.fsencode(self.files[row]) + b"\0")
-            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + file_digest)
+            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + self.file_digests[row])
         return digest.digest()
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """SHA-256 of each file, in the order of `files`; reads every file once."""
+        return _map_files(self._file_digest, range(len(self.files)))
+
+    def files_also_in(self, other: FileSplit) -> list[str]:
+        """Files of `other` with the very bytes of one of this split."""
+        own = set(self.file_digests)
+        return [name for name, digest in zip(other.files, other.file_digests, strict=True) if digest in own]
 
     def _file_digest(self, row: int) -> bytes:
         try:
-            return hashlib.sha256((self.root / self.files[row]).read_bytes()).digest()
+            data = (self.root / self.files[row]).read_bytes()
         except OSError as error:
-            raise InvalidInput(f"cannot read {self.files[row]}: {_reason(error)}; {self.remedy} it") from error
+            raise InvalidInput(f"cannot read {self.files[row]}: {reason(error)}; {self.remedy} it") from error
+        return hashlib.sha256(data + _READ_ANEW if reads_anew(data) else data).digest()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -176,6 +193,12 @@ class ImageDataset:
     geometry: ViewGeometry
     normalisation: Normalisation
 
+    def __post_init__(self) -> None:
+        # The rule of `ground.documents.Line`, by which a store's readers hold these names.
+        for name in (self.name, *self.classes):
+            if not name.isprintable() or len(name) > _LONGEST_NAME:
+                raise InvalidInput(f"the name {shown(name)} is not a line of printable text; rename the folder")
+
     @property
     def rendering(self) -> Rendering:
         """How networks trained on it are shown its images."""
@@ -188,32 +211,17 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use."""
+        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use.
+
+        Images that are in both are said in the log.
+        """
+        train, test = self.train, self.test
+        # A store of test calls takes the test images as both.
+        if isinstance(train, FileSplit) and isinstance(test, FileSplit) and train is not test:
+            leaked = train.files_also_in(test)
+            if leaked:
+                log.info("%d test images are training images too, the first %s", len(leaked), plain(leaked[0]))
         return hashlib.sha256(self.train.content_digest() + self.test.content_digest()).hexdigest()
-
-
-class _UndecodableError(Exception):
-    """A file could not be turned into pixels; the text says why."""
-
-
-def _decode_rgb(path: Path) -> Image.Image:
-    """The image in `path` as RGB, as torchvision's own loader decodes it."""
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes make Pillow raise OSError, SyntaxError, struct.error, ...
-        raise _UndecodableError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """An error's text without the machine's path, which the message names in its own way."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
 
 
 def _sentence(problems: dict[str, str]) -> str:
@@ -221,10 +229,10 @@ def _sentence(problems: dict[str, str]) -> str:
     names = sorted(problems)
     if len(names) == 1:
         return f"{names[0]}: {problems[names[0]]}"
-    shown = ", ".join(names[:_NUM_FILES_NAMED])
+    first = ", ".join(names[:_NUM_FILES_NAMED])
     if len(names) > _NUM_FILES_NAMED:
-        shown += " and others"
-    return f"{len(names)} files, {shown} (the first: {problems[names[0]]})"
+        first += " and others"
+    return f"{len(names)} files, {first} (the first: {problems[names[0]]})"
 
 
 def _map_files(work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:

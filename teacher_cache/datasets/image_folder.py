@@ -1,63 +1,61 @@
 """The user's own images: a folder with train/ and test/ (or val/), each with one folder per class.
 
 Files are listed by torchvision's `ImageFolder` rules: what has an image's extension counts, at any depth
-below a class folder; anything else is ignored. Classes are the folder names in train/, sorted.
+below a class folder, but for what `listing` leaves out. Classes are the folder names in train/, sorted.
+`layouts` says which other layouts are read.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ground.errors import DatasetMissing, InvalidInput
+from ground.errors import InvalidInput
 from ground.geometry import ViewGeometry
+from ground.terminal import plain
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
+from teacher_cache.datasets.decoding import require_pixels
+from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
+from teacher_cache.datasets.listing import LeftOut, class_folders, images_below
 
 DEFAULT_IMAGE_SIZE = 32
-_LAYOUT = "an image folder has train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)"
+log = logging.getLogger(__name__)
 
 
 def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
-    """Open the images below `path`.
+    """Open the images below `path`, and say in the log what was listed.
 
     Args:
         path: the folder; `~` stands for the user's home.
         image_size: side of the base images in pixels, by default 32.
+
+    Raises:
+        DatasetMissing: no splits are there.
+        InvalidInput: the classes of the two splits do not fit, are fewer than two, or a name is not a line of text.
     """
     size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
     if size < 1:
         raise InvalidInput(f"image size {size} is not positive; give the side of the images in pixels")
-    root = Path(os.path.abspath(os.path.expanduser(path)))
-    if not root.is_dir():
-        raise DatasetMissing(f"{root} is not a folder; {_LAYOUT}")
-    if not (root / "train").is_dir():
-        raise DatasetMissing(f"{root} has no train/; {_LAYOUT}")
-    test_name = next((name for name in ("test", "val") if (root / name).is_dir()), None)
-    if test_name is None:
-        raise DatasetMissing(f"{root} has neither test/ nor val/; {_LAYOUT}")
-
-    classes = _class_folders(root / "train")
-    if not classes:
-        raise InvalidInput(f"{root / 'train'} has no class folders; {_LAYOUT}")
-    unknown = sorted(set(_class_folders(root / test_name)) - set(classes))
-    if unknown:
-        raise InvalidInput(
-            f"{root / test_name} has {_listed(unknown)}, which train/ lacks; add the same folder to train/ or remove it"
-        )
-    train = _list_split(root, "train", classes, size)
-    empty = [name for label, name in enumerate(classes) if not (train.labels == label).any()]
+    layout = find_layout(Path(os.path.abspath(os.path.expanduser(path))))
+    root, left_out = layout.root, LeftOut()
+    classes = class_folders(root, layout.train, left_out)
+    _require_classes(root, layout.train, classes)
+    samples = _samples(root, layout.train, classes, classes, left_out)
+    filled = {label for _, label in samples}
+    empty = [f"{layout.train}/{name}" for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise InvalidInput(
-            f"no images in {_listed(f'train/{name}' for name in empty)} of {root}; add some or remove it"
-        )
-    test = _list_split(root, test_name, classes, size)
+        raise InvalidInput(f"no images in {_listed(empty)} of {root}; add some or remove it{_because(left_out)}")
+    train = _split(root, samples, size)
+    test = _split(root, _test_samples(layout, classes, left_out), size)
     if not len(test):
-        raise InvalidInput(f"no images in {root / test_name}; {_LAYOUT}")
-    return ImageDataset(
+        raise InvalidInput(f"no images in {root / layout.test}; {LAYOUT}{_because(left_out)}")
+    dataset = ImageDataset(
         name=f"imagefolder:{root.name}",
         classes=classes,
         train=train,
@@ -65,6 +63,9 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=size // 8),
         normalisation=IMAGENET_NORMALISATION,
     )
+    for line in [_listing(dataset, layout, left_out), *_doubts(dataset)]:
+        log.info("%s", plain(line))
+    return dataset
 
 
 def fit_to_square(image: Image.Image, size: int) -> Image.Image:
@@ -75,6 +76,8 @@ def fit_to_square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if min(width, height) != size:
         longer = int(size * max(width, height) / min(width, height))
+        # A strip of one pixel grows by `size` both ways.
+        require_pixels(size, longer)
         new_size = (size, longer) if width <= height else (longer, size)
         # Pillow's bilinear filter widens when it shrinks an image, which is what "antialias" means.
         image = image.resize(new_size, Image.Resampling.BILINEAR)
@@ -83,23 +86,97 @@ def fit_to_square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+def _require_classes(root: Path, train: str, classes: tuple[str, ...]) -> None:
+    if not classes:
+        raise InvalidInput(f"{root / train} has no class folders; {LAYOUT}")
+    if len(classes) < 2:
+        raise InvalidInput(
+            f"{root / train} has one class folder, {classes[0]}, and a data set has at least two classes; {LAYOUT}"
+        )
+    place_of: dict[Path, str] = {}
+    for name in classes:
+        place = (root / train / name).resolve()
+        if place in place_of:
+            raise InvalidInput(
+                f"{train}/{place_of[place]} and {train}/{name} of {root} are links to the same folder, "
+                "which would give its images two labels; remove one"
+            )
+        place_of[place] = name
 
 
-def _list_split(root: Path, split: str, classes: tuple[str, ...], image_size: int) -> FileSplit:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+def _samples(
+    root: Path, split: str, classes: tuple[str, ...], present: Container[str], left_out: LeftOut
+) -> list[tuple[str, int]]:
+    """(path, label) of each image of a split, in the order of the classes."""
+    return [
+        (file, label)
+        for label, name in enumerate(classes)
+        if name in present
+        for file in images_below(root, f"{split}/{name}", left_out)
+    ]
 
-    label_of = {name: label for label, name in enumerate(classes)}
-    samples = make_dataset(str(root / split), label_of, extensions=IMG_EXTENSIONS, allow_empty=True)
+
+def _test_samples(layout: Layout, classes: tuple[str, ...], left_out: LeftOut) -> list[tuple[str, int]]:
+    root, split = layout.root, layout.test
+    annotated = annotated_images(root, split) if layout.is_annotated else []
+    present = {name for _, name in annotated} if layout.is_annotated else class_folders(root, split, left_out)
+    if unknown := sorted(set(present) - set(classes)):
+        raise InvalidInput(
+            f"{root / split} has {_listed(unknown)}, which {layout.train}/ lacks; "
+            f"add the same folder to {layout.train}/ or remove it"
+        )
+    if layout.is_annotated:
+        label_of = {name: label for label, name in enumerate(classes)}
+        return [(file, label_of[name]) for file, name in annotated]
+    return _samples(root, split, classes, present, left_out)
+
+
+def _split(root: Path, samples: list[tuple[str, int]], image_size: int) -> FileSplit:
     return FileSplit(
         root=root,
-        files=[Path(file).relative_to(root).as_posix() for file, _ in samples],
+        files=[file for file, _ in samples],
         labels=np.array([label for _, label in samples], dtype=np.int64),
         image_size=image_size,
         fit=fit_to_square,
         remedy="replace or delete",
     )
+
+
+def _listing(dataset: ImageDataset, layout: Layout, left_out: LeftOut) -> str:
+    """What was listed, in one line."""
+    counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
+    where = f"{layout.train}/ and {layout.test}/" + (" with val_annotations.txt" if layout.is_annotated else "")
+    line = (
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images in {where}, "
+        f"{dataset.num_classes} classes of {counts.min()} to {counts.max()} training images"
+    )
+    return f"{line}; {left_out.said()}" if left_out.names else line
+
+
+def _doubts(dataset: ImageDataset) -> list[str]:
+    """What may not be meant, though it can be used as it is."""
+    doubts, classes = [], dataset.classes
+    if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
+        doubts.append(
+            f"class names are numbers and are taken as text: {', '.join(classes[:4])}, ...; a teacher that was trained "
+            "with them in the order of their values needs names of one width (01, 02, 10)"
+        )
+    absent = [name for label, name in enumerate(classes) if not (dataset.test.labels == label).any()]
+    if absent:
+        doubts.append(f"no test images of {_listed(absent)}: accuracy says nothing of them")
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    doubts += [
+        f"classes {', '.join(map(ascii, names))} differ only by case or by how letters are composed; are they one?"
+        for names in same.values()
+        if len(names) > 1
+    ]
+    return doubts
+
+
+def _because(left_out: LeftOut) -> str:
+    return f" ({left_out.said()})" if left_out.names else ""
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -24,6 +24,13 @@ def save(path, image):
     image.save(path)
 
 
+def with_second_class(root):
+    """`root` with a class b of one image besides what it has."""
+    for split in ("train", "val" if (root / "val").exists() else "test"):
+        save(root / split / "b" / "other.png", noise(50))
+    return root
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes; three training images each, one test image each."""
@@ -65,7 +72,7 @@ def test_image_of_the_right_size_is_the_decoded_pixels(tmp_path):
         save(tmp_path / split / "a" / "x.jpg", noise(1))
     with Image.open(tmp_path / "train" / "a" / "x.jpg") as image:
         expected = np.asarray(image.convert("RGB"))
-    images = opened(tmp_path).train.read(np.array([0]))
+    images = opened(with_second_class(tmp_path)).train.read(np.array([0]))
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, expected[None])
 
@@ -75,7 +82,9 @@ def test_every_colour_mode_is_read_as_rgb(tmp_path, mode):
     image = noise(2).convert(mode)
     for split in ("train", "test"):
         save(tmp_path / split / "a" / "x.tif", image)
-    np.testing.assert_array_equal(all_images(opened(tmp_path).train)[0], np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(
+        all_images(opened(with_second_class(tmp_path)).train)[0], np.asarray(image.convert("RGB"))
+    )
 
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 70))
@@ -90,8 +99,8 @@ def test_fit_matches_torchvision_resize_and_centre_crop(width, height, size):
 def test_image_size_sets_base_images_and_geometry(tmp_path):
     for split in ("train", "val"):
         save(tmp_path / split / "a" / "x.png", noise(3, 100, 70))
-    data = opened(tmp_path, image_size=48)
-    assert all_images(data.train).shape == (1, 48, 48, 3)
+    data = opened(with_second_class(tmp_path), image_size=48)
+    assert all_images(data.train).shape == (2, 48, 48, 3)
     assert (data.geometry.image_size, data.geometry.crop_size, data.geometry.padding) == (48, 48, 6)
     default = opened(tmp_path).geometry
     assert (default.image_size, default.crop_size, default.padding) == (32, 32, 4)
@@ -112,7 +121,7 @@ def test_threads_and_plain_reading_agree(tmp_path, monkeypatch, fast_file_second
         save(tmp_path / "train" / "a" / f"{number:02}.png", Image.fromarray(pixels))
     save(tmp_path / "test" / "a" / "x.png", noise(0))
     order = np.random.default_rng(0).permutation(50)
-    np.testing.assert_array_equal(opened(tmp_path).train.read(order), np.stack(expected)[order])
+    np.testing.assert_array_equal(opened(with_second_class(tmp_path)).train.read(order), np.stack(expected)[order])
 
 
 def test_reading_outside_the_split_is_an_index_error(folder):
@@ -236,7 +245,7 @@ def test_truncated_file_is_named(tmp_path, suffix, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InvalidInput, match=rf"cannot decode train/a/x\.{suffix}: .+; replace or delete it"):
-        all_images(opened(tmp_path).train)
+        all_images(opened(with_second_class(tmp_path)).train)
 
 
 def test_several_bad_files_are_reported_together(folder):
@@ -306,3 +315,170 @@ def test_test_folder_without_images_is_refused(folder):
 def test_image_size_below_one_is_refused(folder):
     with pytest.raises(InvalidInput, match=r"image size 0 is not positive"):
         opened(folder, image_size=0)
+
+
+# Layouts that people have
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "valid"), ("training", "validation"), ("TRAIN", "Test")])
+def test_other_spellings_of_the_splits_are_read(folder, train, test):
+    (folder / "train").rename(folder / train)
+    (folder / "test").rename(folder / test)
+    data = opened(folder)
+    assert (len(data.train), len(data.test)) == (6, 2)
+    assert data.train.files[0] == f"{train}/cat/0.png"
+
+
+def test_one_more_level_is_read_under_its_own_name(folder, tmp_path):
+    outer = tmp_path / "data"
+    (outer / "__MACOSX").mkdir(parents=True)
+    folder.rename(outer / "pets")
+    data = opened(outer)
+    assert data.name == "imagefolder:pets"
+    assert data.train.files[0] == "train/cat/0.png"
+
+
+def tiny_imagenet(root):
+    for number, name in enumerate(["n01", "n02"]):
+        save(root / "train" / name / "images" / f"{name}_0.JPEG", noise(number))
+        (root / "train" / name / f"{name}_boxes.txt").write_text("x")
+        save(root / "val" / "images" / f"val_{number}.JPEG", noise(9 + number))
+    save(root / "test" / "images" / "test_0.JPEG", noise(20))
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n")
+    return root
+
+
+def test_tiny_imagenet_is_read_as_it_unpacks(tmp_path):
+    data = opened(tiny_imagenet(tmp_path))
+    assert data.classes == ("n01", "n02")
+    assert list(data.train.files) == ["train/n01/images/n01_0.JPEG", "train/n02/images/n02_0.JPEG"]
+    assert list(data.test.files) == ["val/images/val_0.JPEG", "val/images/val_1.JPEG"]
+    assert data.test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("line", ["val_0.JPEG", "../../secret\tn01", "absent.JPEG\tn01"])
+def test_tiny_imagenets_list_must_name_its_images(tmp_path, line):
+    (tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").write_text(line)
+    with pytest.raises(InvalidInput, match=r"line 1 of .* names no image of its own"):
+        opened(tmp_path)
+
+
+def test_one_folder_too_many_is_refused(folder, tmp_path):
+    for split in ("train", "test"):
+        (folder / split).rename(folder / "images")
+        (folder / split).mkdir()
+        (folder / "images").rename(folder / split / "images")
+    with pytest.raises(InvalidInput, match=r"train has one class folder, images, and a data set has at least two"):
+        opened(folder)
+
+
+# What is left out, and said
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level("INFO", logger="teacher_cache.datasets")
+    return lambda: "\n".join(caplog.messages)
+
+
+def test_what_was_listed_is_one_line(folder, said):
+    (folder / "train" / "cat" / "2.png").unlink()
+    opened(folder)
+    assert said() == (
+        "imagefolder:pets: 5 training and 2 test images in train/ and test/, 2 classes of 2 to 3 training images"
+    )
+
+
+def test_hidden_and_system_files_are_left_out_and_named(folder, said):
+    before = opened(folder).digest
+    for name in (".ipynb_checkpoints", ".git", "@eaDir", "__MACOSX"):
+        for split in ("train", "test"):
+            save(folder / split / name / "x.png", noise(1))
+            save(folder / split / "cat" / name / "x.png", noise(1))
+    (folder / "train" / "cat" / "._0.jpg").write_bytes(b"resource fork")
+    data = opened(folder)
+    assert data.classes == ("cat", "dog")
+    assert data.digest == before
+    assert "17 hidden or a system's (test/.git, test/.ipynb_checkpoints, test/@eaDir, ...)" in said()
+
+
+def test_files_left_out_for_their_suffix_are_counted(folder, said):
+    (folder / "train" / "cat" / "a.gif").write_bytes(b"")
+    (folder / "train" / "cat" / "noext").write_bytes(b"")
+    opened(folder)
+    assert "left out: 2 no image by their suffix (train/cat/a.gif, train/cat/noext)" in said()
+
+
+def test_names_that_terminals_obey_are_said_as_text(folder, said):
+    (folder / "train" / "cat" / "a\x1b[31m.gif").write_bytes(b"")
+    (folder / "train" / "cat" / "b\udce9.gif").write_bytes(b"")
+    opened(folder)
+    assert r"(train/cat/a\x1b[31m.gif, train/cat/b\udce9.gif)" in said()
+
+
+def test_links_inside_class_folders_are_left_out_and_named(folder, said):
+    before = opened(folder).digest
+    (folder / "train" / "cat" / "up").symlink_to("..")
+    (folder / "train" / "cat" / "dogs").symlink_to("../dog")
+    (folder / "train" / "cat" / "9.png").symlink_to("../dog/0.png")
+    (folder / "train" / "pup").symlink_to("dog")
+    (folder / "train" / "all").symlink_to("..")
+    data = opened(folder)
+    assert data.digest == before
+    assert "left out: 5 links (train/all, train/cat/9.png, train/cat/dogs, ...)" in said()
+
+
+def test_class_folders_elsewhere_are_followed_once(folder, tmp_path):
+    before = opened(folder).digest
+    (folder / "train" / "dog").rename(tmp_path / "dogs")
+    (folder / "train" / "dog").symlink_to(tmp_path / "dogs")
+    assert opened(folder).digest == before
+    (folder / "train" / "pup").symlink_to(tmp_path / "dogs")
+    with pytest.raises(InvalidInput, match=r"train/dog and train/pup of .* are links to the same folder"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "two\nlines", "\u202egnp", "caf\udce9"])
+def test_class_name_that_no_store_could_be_read_with_is_refused(folder, name):
+    save(folder / "train" / name / "0.png", noise(1))
+    with pytest.raises(InvalidInput, match=r"the name '.*' is not a line of printable text; rename the folder"):
+        opened(folder)
+
+
+def test_data_set_name_that_no_store_could_be_read_with_is_refused(folder):
+    with pytest.raises(InvalidInput, match=r"the name 'imagefolder:pe\\x07ts' is not a line"):
+        opened(folder.rename(folder.with_name("pe\x07ts")))
+
+
+def test_numbers_as_class_names_are_said_where_text_order_differs(folder, said):
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "2")
+        (folder / split / "dog").rename(folder / split / "10")
+    assert opened(folder).classes == ("10", "2")
+    assert "class names are numbers and are taken as text: 10, 2" in said()
+
+
+def test_class_without_test_images_is_said(folder, said):
+    shutil.rmtree(folder / "test" / "cat")
+    opened(folder)
+    assert "no test images of cat" in said()
+
+
+@pytest.mark.parametrize("names", [("cat", "Cat"), ("caf\u00e9", "cafe\u0301")])
+def test_class_names_that_look_alike_are_said(folder, said, names):
+    for number, name in enumerate(names):
+        save(folder / "train" / name / "0.png", noise(number))
+    opened(folder)
+    assert "differ only by case or by how letters are composed" in said()
+
+
+def test_same_image_in_train_and_test_is_said(folder, said):
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "test" / "cat" / "leak.png")
+    _ = opened(folder).digest
+    assert "1 test images are training images too, the first test/cat/leak.png" in said()
+
+
+def test_strip_that_would_grow_without_bound_is_refused(folder):
+    save(folder / "train" / "cat" / "0.png", Image.new("L", (3_000_000, 1)))
+    with pytest.raises(InvalidInput, match=r"train/cat/0\.png: 32 x 96000000 pixels, above the most of"):
+        all_images(opened(folder).train)
