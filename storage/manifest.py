@@ -215,7 +215,8 @@ class Manifest:
                 recorded = {name: value for name, value in document.items() if name != "ledger_head"}
                 older = OlderManifest(version, digest_of(recorded))
                 document = brought_forward(document, version, FORMAT_VERSION)
-            # Not for a document to say.
+            if "older" in document:
+                raise Malformed("it has a key older, which is not for a document to say")
             manifest = replace(typed({**document, "older": None}, cls, exact=True), older=older)
             _check_content(manifest)
         # The last three: what steps from older formats make of a document that no release wrote.

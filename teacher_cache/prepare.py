@@ -49,6 +49,8 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
         CKDError: anything that would make the build fail later.
     """
     # Cheapest checks first: names, then files, then the images.
+    if teacher is None:
+        canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
     sample = draw_sample(len(dataset.train), config.n, config.seed)
     if teacher is None:
@@ -69,6 +71,8 @@ def prepare_test_build(
         CKDError: as `prepare_build`; InvalidInput if the test split is smaller than n.
     """
     config = replace(config, views=1, view_policy="plain")
+    if teacher is None:
+        canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
     if not 2 <= config.n <= len(dataset.test):
         raise InvalidInput(
@@ -85,7 +89,6 @@ def prepare_test_build(
 
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
     compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
-    canonical_name(config.teacher)
     if dataset is None:
         dataset = open_dataset(
             config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
@@ -96,7 +99,9 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
 def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
     store = matching_store(config.store, identity, config.array_format)
-    shown = show(dataset, sample, policy=config.view_policy, seed=config.seed, num_views=config.views)
+    shown = show(
+        dataset, sample, identity.geometry, policy=config.view_policy, seed=config.seed, num_views=config.views
+    )
     plan = draw_up(
         config,
         identity,

@@ -47,10 +47,12 @@ class Shown:
         return input_digests(self.images, self.views, self.geometry)
 
 
-def show(dataset: ImageDataset, sample: NestedSample, *, policy: str, seed: int, num_views: int) -> Shown:
+def show(
+    dataset: ImageDataset, sample: NestedSample, geometry: ViewGeometry, *, policy: str, seed: int, num_views: int
+) -> Shown:
     """The views that a policy gives of a sample of a data set; reads the images of the sample."""
     images = dataset.train.read(sample.train)
-    views = sample_views(dataset.geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
+    views = sample_views(geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
 
     def arrays() -> Arrays:
         pool, test = dataset.train, dataset.test
@@ -68,7 +70,7 @@ def show(dataset: ImageDataset, sample: NestedSample, *, policy: str, seed: int,
             "test/source_index": test_index,
         }
 
-    return Shown(images, views, sample.train, dataset.geometry, arrays)
+    return Shown(images, views, sample.train, geometry, arrays)
 
 
 def shown_in(store: Store) -> Shown:
