@@ -89,7 +89,9 @@ class LossSpec:
         """Everything that makes it what it is, in plain values."""
         loss = self.make()
         flags = {name: getattr(self, name) for name in TERM_SETTINGS}
-        return {"loss": self.name, **own_code(type(loss)), **loss.settings, **flags}
+        # Runs from before revisions were told said nothing, and stay what they were.
+        revision = {"revision": loss.revision} if loss.revision != 1 else {}
+        return {"loss": self.name, **revision, **own_code(type(loss)), **loss.settings, **flags}
 
 
 def _telling(kind: type[DistillationLoss], settings: Sequence[tuple[str, Value]]) -> tuple[tuple[str, Value], ...]:

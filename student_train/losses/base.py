@@ -47,6 +47,7 @@ class DistillationLoss(nn.Module, ABC):
         name: what `--loss` calls it; the class of a user needs none.
         source: paper and equation.
         recipe: what `--method` of the same name adds up.
+        revision: raised when the same settings come to mean another formula, so that a grid trains its runs again.
         dresses: whether it changes what the student is (`dress`).
         pulls_to_teacher: whether, uncompared, it pulls the student's logits to the teacher's.
         needs: what must be there; a property where it depends on settings.
@@ -58,6 +59,7 @@ class DistillationLoss(nn.Module, ABC):
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     recipe: ClassVar[Recipe] = Recipe()
+    revision: ClassVar[int] = 1
     dresses: ClassVar[bool] = False
     pulls_to_teacher: ClassVar[bool] = False
     requires: ClassVar[tuple[Requirement, ...]] = ()

@@ -63,6 +63,8 @@ class SRRL(DistillationLoss):
     name: ClassVar[str] = "srrl"
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    # In the first, the connector was applied to the pooled features.
+    revision: ClassVar[int] = 2
     needs = Needs(outputs="last:pooled", head=True)
 
     weight: Tensor

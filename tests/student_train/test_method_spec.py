@@ -56,7 +56,14 @@ def test_a_loss_is_made_as_it_was_specified(name):
     assert type(spec.make()) is LOSSES[name]
     assert spec.make() is not spec.make()
     flags = {"weight": 1.0, "compared": False, "standardised": False}
-    assert spec.describe() == {"loss": name, **LOSSES[name]().settings, **flags}
+    revision = {"revision": 2} if name == "srrl" else {}
+    assert spec.describe() == {"loss": name, **revision, **LOSSES[name]().settings, **flags}
+
+
+def test_a_loss_of_another_revision_is_another_recipe(monkeypatch):
+    before = parse_method("kd").describe()
+    monkeypatch.setattr(LOSSES["kd"], "revision", 2)
+    assert parse_method("kd").describe() != before
 
 
 def test_a_users_class_is_sent_by_its_name(tmp_path, monkeypatch):
