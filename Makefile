@@ -54,9 +54,10 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.grid
 	$(BIN)/python -m benchmarks.report
 
-torture: $(INSTALLED)  ## kill builds and damage stores at random, and see what is left
+torture: $(INSTALLED)  ## kill builds, damage and forge stores at random, and see what is left
 	$(BIN)/python -m benchmarks.torture
 	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.forgery
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

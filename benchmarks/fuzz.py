@@ -18,16 +18,12 @@ import hashlib
 import json
 import os
 import random
-import resource
-import signal
 import sqlite3
 import sys
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +35,7 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.in_child import Outcome, run_command
 from benchmarks.stand_ins.planted_journal import plant_journal
 from models import create_model, save_weights
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
@@ -46,25 +43,6 @@ from teacher_cache.build import build
 from teacher_cache.cli import main as ckd_cache
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
-
-_MAX_MEMORY = 8 << 30
-_MAX_SECONDS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What `verify` did: its exit status, None if a signal ended it, and what it printed."""
-
-    status: int | None
-    printed: str
-
-    @property
-    def is_reported(self) -> bool:
-        return self.status in (1, 2) and bool(self.printed.strip())
-
-    @property
-    def is_crash(self) -> bool:
-        return self.status not in (0, 1, 2) or "Traceback" in self.printed
 
 
 @click.command()
@@ -201,25 +179,7 @@ def overwrite(file: Path, content: bytes) -> None:
 
 def verify(store: Path, printed: Path) -> Outcome:
     """`ckd-cache verify` in a process of its own."""
-    child = os.fork()
-    if not child:
-        signal.alarm(_MAX_SECONDS)
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
-        descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        status = 70
-        try:
-            ckd_cache(["verify", "--store", str(store)])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    _, ended = os.waitpid(child, 0)
-    return Outcome(os.WEXITSTATUS(ended) if os.WIFEXITED(ended) else None, printed.read_text(errors="replace"))
+    return run_command(ckd_cache, ["verify", "--store", str(store)], printed)
 
 
 def values_of(store: Path, array_format: str) -> dict[str, Any]:
