@@ -42,7 +42,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
-    network = _load(run_folder, student, manifest.identity.teacher.num_classes)
+    network = _load(run_folder, student, manifest.identity.teacher.num_classes, rendering.size)
     compute = Compute.choose("cpu", "fp32")
     compute.place(network)
     network.eval()
@@ -83,12 +83,15 @@ def _rendering(record: RunRecord, store: Store) -> Rendering:
     return record.student_rendering
 
 
-def _load(run_folder: Path, student: str, num_classes: int) -> Network:
+def _load(run_folder: Path, student: str, num_classes: int, size: int) -> Network:
     path = run_folder / STUDENT_FILE
     try:
         state = read_weights(path).state_dict
         # A seed of its own, for the caller's random numbers; every initial value is overwritten.
-        network = rebuild(student, state) if _REUSED_HEAD in state else create_model(student, num_classes, seed=0)
+        if _REUSED_HEAD in state:
+            network: Network = rebuild(student, state, size)
+        else:
+            network = create_model(student, num_classes, seed=0, image_size=size)
         load_weights(network, path)
         if network.num_classes != num_classes:
             raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")

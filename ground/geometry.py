@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIEW_POLICIES = ("augmented", "plain")
+INTERPOLATIONS = ("bilinear", "bicubic")
+MAX_INPUT_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,22 @@ class Rendering:
     Args:
         geometry: how its views are cut.
         normalisation: what its pixels become.
+        input_size: height and width of its input, to which a view is resized; None takes it as it is.
+        interpolation: of that resizing, with antialiasing.
     """
 
     geometry: ViewGeometry
     normalisation: Normalisation
+    input_size: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.input_size is not None and not 1 <= self.input_size <= MAX_INPUT_SIZE:
+            raise ValueError(f"the input of a network is 1 to {MAX_INPUT_SIZE} pixels, got {self.input_size}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"the interpolation {self.interpolation!r} is not one of {INTERPOLATIONS}")
+
+    @property
+    def size(self) -> int:
+        """Height and width of the network's input."""
+        return self.geometry.crop_size if self.input_size is None else self.input_size

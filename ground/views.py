@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry
@@ -66,6 +67,28 @@ def apply_views(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor
     return (crops * inside[..., None]).permute(0, 3, 1, 2)
 
 
+def render(views: Tensor, rendering: Rendering) -> Tensor:
+    """Views as a network is given them: resized where it has a size of its own, and normalised.
+
+    Args:
+        views: (B, 3, h, w) uint8.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    return rendering.normalisation.apply(resize(views, rendering.size, rendering.interpolation))
+
+
+def resize(views: Tensor, size: int, interpolation: str) -> Tensor:
+    """Pixels (B, 3, h, w) uint8 at another size, antialiased and rounded as Pillow does it; the same size is left."""
+    if views.shape[-2:] == (size, size):
+        return views
+    # PyTorch has its own for bytes on the CPU alone; elsewhere the rounding is ours.
+    pixels = views if views.device.type == "cpu" else views.float()
+    resized = F.interpolate(pixels, size=(size, size), mode=interpolation, align_corners=False, antialias=True)
+    return resized if resized.dtype == torch.uint8 else resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def plain_views(geometry: ViewGeometry, count: int) -> Tensor:
     """The evaluation view of `count` images: (count, 3) int16."""
     return torch.tensor(geometry.plain_view, dtype=torch.int16).expand(count, 3)
@@ -82,4 +105,4 @@ def evaluation_batches(
     for first in range(0, len(images), batch_size):
         block = images[first : first + batch_size]
         views = apply_views(block, plain_views(rendering.geometry, len(block)), rendering.geometry)
-        yield rendering.normalisation.apply(views), labels[first : first + batch_size]
+        yield render(views, rendering), labels[first : first + batch_size]

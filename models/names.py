@@ -10,6 +10,8 @@ from typing import Any
 from ground.errors import UnknownName
 
 PRECISIONS = ("fp32", "bf16")
+# Libraries whose networks are called ORIGIN:NAME.
+ORIGINS = ("timm", "torchvision")
 
 _NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
@@ -38,9 +40,16 @@ def model_names() -> tuple[str, ...]:
 def canonical_name(name: str) -> str:
     """The benchmark's spelling: case, `_` and `-` do not matter, so wrn40_2 is wrn_40_2.
 
+    ORIGIN:NAME stays as it is; whether that library has such a network is asked when it is made.
+
     Raises:
-        UnknownName: there is no such network; the message lists the nearest.
+        UnknownName: there is no such network, or origin; the message lists the nearest.
     """
+    origin, colon, _ = name.partition(":")
+    if colon:
+        if origin not in ORIGINS:
+            raise UnknownName("origin of networks", origin, ORIGINS)
+        return name
     plain = {_plain(known): known for known in NETWORKS}
     if _plain(name) in plain:
         return plain[_plain(name)]

@@ -13,6 +13,7 @@ from ground.layers import LOGITS
 from models.mobilenet import MobileNetV2
 from models.names import NETWORKS, canonical_name
 from models.network import Network
+from models.origins import open_origin
 from models.resnet import ResNet, ResNet50
 from models.shufflenet import ShuffleV1, ShuffleV2
 from models.vgg import VGG
@@ -23,23 +24,35 @@ _CLASSES: dict[str, Callable[..., Network]] = {
 }
 
 
-def create_model(name: str, num_classes: int, seed: int | None = None) -> Network:
+def create_model(name: str, num_classes: int, seed: int | None = None, image_size: int = 32) -> Network:
     """A freshly initialised network.
 
     Args:
         name: in any spelling.
         num_classes: K, at least 1.
         seed: of the initialisation, which then leaves the global generator alone; None draws from that.
+        image_size: H and W of its input; the zoo's networks take any.
+
+    Raises:
+        UnknownName: there is no such network.
+        InvalidInput: its library is not installed, or it does not take images of this size.
     """
     if num_classes < 1:
         raise InvalidInput(f"a network needs at least 1 class, got {num_classes}")
-    kind, arguments = NETWORKS[canonical_name(name)]
+    name = canonical_name(name)
     if seed is None:
-        return _CLASSES[kind](*arguments, num_classes=num_classes)
+        return _make(name, num_classes, image_size)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the accelerators' generators too.
         torch.default_generator.manual_seed(seed)
-        return _CLASSES[kind](*arguments, num_classes=num_classes)
+        return _make(name, num_classes, image_size)
+
+
+def _make(name: str, num_classes: int, image_size: int) -> Network:
+    if name not in NETWORKS:
+        return open_origin(name, num_classes, image_size)
+    kind, arguments = NETWORKS[name]
+    return _CLASSES[kind](*arguments, num_classes=num_classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +75,16 @@ class NetworkShape:
 
 @cache
 def network_shape(name: str, num_classes: int = 2, image_size: int = 32) -> NetworkShape:
-    """Shapes of what a network says of images of a size; no memory is taken and no random number drawn.
+    """Shapes of what a network says of images of a size; no random number is drawn, and the zoo takes no memory.
 
     Raises:
         UnknownName: there is no such network.
+        InvalidInput: see `create_model`.
     """
-    with torch.device("meta"), torch.inference_mode():
-        network = create_model(name, num_classes).eval()
+    # What there is to read in a foreign module is found by passing noise through it.
+    is_known = canonical_name(name) in NETWORKS
+    with torch.device("meta" if is_known else "cpu"), torch.inference_mode():
+        network = create_model(name, num_classes, None if is_known else 0, image_size).eval()
         said = network.represent(torch.empty(1, 3, image_size, image_size), network.extra_names)
     shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
     return NetworkShape(

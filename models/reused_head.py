@@ -94,12 +94,13 @@ class ReusedHead(Network):
         return maps if size == (height, length) else F.adaptive_avg_pool2d(maps, size)
 
 
-def rebuild(student: str, state: Mapping[str, Tensor]) -> ReusedHead:
+def rebuild(student: str, state: Mapping[str, Tensor], image_size: int = 32) -> ReusedHead:
     """The network that a state dict is of, with its weights.
 
     Args:
         student: name of the body, in any spelling.
         state: as `ReusedHead.state_dict` gives it.
+        image_size: H and W of its input.
 
     Raises:
         CheckpointMismatch: it is of another kind of network, or the body is not this one.
@@ -114,7 +115,7 @@ def rebuild(student: str, state: Mapping[str, Tensor]) -> ReusedHead:
     weight, size, width = state[_HEAD], state[_GRID].shape, len(state[_NARROWED])
     # Every initial value is overwritten, so none may cost the caller random numbers.
     with torch.random.fork_rng(devices=[]):
-        body = create_model(student, num_classes=len(weight))
+        body = create_model(student, num_classes=len(weight), image_size=image_size)
         network = ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
     try:
         network.load_state_dict(dict(state))

@@ -40,6 +40,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         method: the spec, as it was given.
         recipe: what the method was made of.
         n: rows of the store that it learns from.
+        student_size: of the student's input, where it is not that of the teacher's views.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -59,6 +60,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     teacher: Line
     teacher_fingerprint: Line
     dataset: Line
+    student_size: Positive | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""

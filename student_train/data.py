@@ -17,7 +17,7 @@ from torch import Tensor
 from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
 from ground.geometry import Rendering
 from ground.seeding import generator_for
-from ground.views import apply_views, draw_views
+from ground.views import apply_views, draw_views, render
 from models import Representation
 from models.compute import Compute
 from storage.manifest import Manifest
@@ -154,7 +154,7 @@ class StudentData:
             geometry = self.rendering.geometry
             views = draw_views(geometry, len(rows), generator)
         pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, geometry)
-        return self.rendering.normalisation.apply(pixels), which
+        return render(pixels, self.rendering), which
 
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
         """What the teacher said of some rows, float32 on the device; None when nothing was loaded."""

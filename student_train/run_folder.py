@@ -115,11 +115,13 @@ class RunFolder:
         before, now = found.document(), asked.document()
         if before["store_id"] in stores:
             before["store_id"] = now["store_id"]
-        differing = [name for name, value in now.items() if before[name] != value]
+        # What only one of the two says is not the default of the other.
+        names = dict.fromkeys([*now, *RunSettings.__struct_fields__])
+        differing = [name for name in names if before.get(name) != now.get(name)]
         if differing:
             name = differing[0]
             raise InvalidInput(
-                f"{self.path} was started with {name} {before[name]}, not {now[name]}; "
+                f"{self.path} was started with {name} {before.get(name)}, not {now.get(name)}; "
                 "give the same settings, or another --out"
             )
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from ground.errors import InvalidInput, UnknownName
+from ground.geometry import MAX_INPUT_SIZE
 from student_train.protocol import ProtocolConfig
 
 STUDENT_VIEWS = ("auto", "fresh", "teacher")
@@ -16,11 +17,13 @@ class TrainConfig:
     """How a student is trained; the defaults are those of the paper's released code.
 
     Args:
+        student_size: height and width of the student's input, to which views are resized; None takes them as they are.
         student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
             where feature maps are learned from, and else "fresh".
     """
 
     student: str
+    student_size: int | None = None
     seed: int = 0
     lr: float = 0.05
     momentum: float = 0.9
@@ -32,6 +35,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.student_view not in STUDENT_VIEWS:
             raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
+        if self.student_size is not None and not 1 <= self.student_size <= MAX_INPUT_SIZE:
+            raise InvalidInput(f"--student-size must be 1 to {MAX_INPUT_SIZE} pixels, got {self.student_size}")
         if self.batch_size < 4:
             raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
         if not (math.isfinite(self.lr) and self.lr > 0):

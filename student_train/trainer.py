@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
+from msgspec import UNSET, structs
 from torch import Tensor
 
 from ground.documents import shown
@@ -75,7 +75,8 @@ class Trainer:
         sampling.check(data.n)
         if config.student_view == "teacher" or isinstance(sampling, AllViews):
             data.require_replay()
-        student = create_model(config.student, num_classes=data.num_classes, seed=config.seed)
+        size = data.rendering.size
+        student = create_model(config.student, num_classes=data.num_classes, seed=config.seed, image_size=size)
         self.wanted = wanted_by(method, student.layers, data.manifest)
         labels = data.train.labels.cpu()
         require_head(student, method)
@@ -115,7 +116,10 @@ class Trainer:
         """
         folder.check(resume=resume)
         opened = Store.open(store)
-        wanted = wanted_by(method, network_shape(config.student).layers, opened.manifest)
+        shown = rendering or replace(opened.manifest.identity.teacher_rendering, input_size=config.student_size)
+        layers = network_shape(config.student, image_size=shown.size).layers
+        wanted = wanted_by(method, layers, opened.manifest)
+        rendering = None if shown == opened.manifest.identity.teacher_rendering else shown
         return cls(config, load(opened, n, wanted, compute, rendering), method, folder)
 
     def run(
@@ -269,6 +273,7 @@ class Trainer:
         identity, config = self.data.manifest.identity, self.config
         return RunSettings(
             student=canonical_name(config.student),
+            student_size=UNSET if config.student_size is None else config.student_size,
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,
@@ -323,7 +328,7 @@ def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) ->
 
 def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
     identity = data.manifest.identity
-    size, names = data.rendering.geometry.crop_size, student.layers
+    size, names = data.rendering.size, student.layers
     student.eval()
     with torch.inference_mode():
         said = student.represent(torch.zeros(1, 3, size, size), student.extra_names).only(names)

@@ -25,6 +25,7 @@ def train(
     *,
     store: Path,
     student: str,
+    student_size: int | None,
     method: str | None,
     losses: tuple[str, ...],
     comparison: str | None,
@@ -45,6 +46,7 @@ def train(
     spec, written = _method(method, losses, comparison)
     config = TrainConfig(
         student=canonical_name(student),
+        student_size=student_size,
         seed=seed,
         lr=lr,
         batch_size=batch_size,

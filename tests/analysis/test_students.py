@@ -72,6 +72,17 @@ def test_a_student_is_shown_what_its_training_showed_it(tmp_path, built_store):
     assert accuracy_of(logits, built_store) == pytest.approx(result["test_accuracy"], abs=1e-9)
 
 
+def test_a_student_of_another_library_at_its_own_size_comes_back(tmp_path, built_store):
+    config = TrainConfig(
+        student="torchvision:resnet18", student_size=40, batch_size=32, lr=0.01, protocol=ProtocolConfig(max_evals=1)
+    )
+    compute, folder = Compute.choose("cpu", "fp32"), RunFolder(tmp_path / "run")
+    result = Trainer.open(config, built_store, 32, parse_method("kd"), compute, folder).run()
+    assert result["student_size"] == result["student_rendering"]["input_size"] == 40
+    logits = student_logits(tmp_path / "run", built_store, Store.open(built_store).manifest.num_test)
+    assert accuracy_of(logits, built_store) == pytest.approx(result["test_accuracy"], abs=1e-9)
+
+
 def test_a_run_of_an_earlier_release_saw_what_its_teacher_did(run, plain, built_store):
     document = json.loads((run / "run.json").read_text())
     del document["student_rendering"]

@@ -8,10 +8,11 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from ground.geometry import Normalisation, Rendering, ViewGeometry
+from ground.geometry import INTERPOLATIONS, Normalisation, Rendering, ViewGeometry
 from ground.seeding import generator_for
-from ground.views import apply_views, draw_views, evaluation_batches
+from ground.views import apply_views, draw_views, evaluation_batches, render, resize
 
 
 @given(st.integers(0, 2**31), st.integers(8, 20), st.integers(0, 5), st.data())
@@ -73,3 +74,63 @@ def test_generators_depend_on_purpose_and_position_alone():
 
     assert draw(0, "epoch", 3) == draw(0, "epoch", 3)
     assert len({tuple(draw(*p)) for p in [(0, "epoch", 3), (0, "epoch", 4), (1, "epoch", 3), (0, "views", 3)]}) == 4
+
+
+def photographs(count: int, side: int) -> torch.Tensor:
+    """Smooth pixels with some noise, as photographs have: (count, 3, side, side) uint8."""
+    generator = torch.Generator().manual_seed(count)
+    coarse = torch.rand(count, 3, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+    noise = 0.1 * torch.rand(count, 3, side, side, generator=generator)
+    return ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(("side", "size"), [(224, 96), (256, 224), (64, 32), (32, 96)])
+def test_a_view_is_resized_as_pillow_resizes_it(interpolation, side, size):
+    views = photographs(2, side)
+    found = resize(views, size, interpolation)
+    assert found.dtype == torch.uint8
+    method = Image.Resampling[interpolation.upper()]
+    for view, resized in zip(views, found, strict=True):
+        image = Image.fromarray(view.permute(1, 2, 0).numpy())
+        expected = torch.from_numpy(np.array(image.resize((size, size), method))).permute(2, 0, 1)
+        # Each pass is rounded to bytes, with weights of fewer bits than Pillow's.
+        apart = (resized.int() - expected.int()).abs()
+        assert apart.max() <= 2
+        assert (apart > 1).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_device_without_a_filter_for_bytes_resizes_to_nearly_the_same_pixels(interpolation):
+    views = photographs(2, 64)
+    floats = torch.nn.functional.interpolate(
+        views.float(), size=(24, 24), mode=interpolation, align_corners=False, antialias=True
+    )
+    apart = (floats.round().clamp(0, 255) - resize(views, 24, interpolation).float()).abs()
+    assert apart.max() <= 2
+    assert (apart > 1).float().mean() < 1e-3
+
+
+def test_a_view_of_the_networks_size_is_left_as_it_is():
+    views = photographs(2, 32)
+    assert resize(views, 32, "bicubic") is views
+
+
+def test_a_rendering_resizes_and_then_normalises():
+    geometry = ViewGeometry(image_size=32, crop_size=32, padding=4)
+    constants = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    views = photographs(2, 32)
+    own = Rendering(geometry=geometry, normalisation=constants)
+    larger = Rendering(geometry=geometry, normalisation=constants, input_size=48)
+    assert (own.size, larger.size) == (32, 48)
+    torch.testing.assert_close(render(views, own), constants.apply(views), rtol=0, atol=0)
+    torch.testing.assert_close(render(views, larger), constants.apply(resize(views, 48, "bilinear")), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"input_size": 0}, {"input_size": 5000}, {"interpolation": "nearest"}])
+def test_a_rendering_that_no_network_has_is_refused(wrong):
+    geometry = ViewGeometry(image_size=32, crop_size=32, padding=4)
+    constants = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    with pytest.raises(ValueError, match=r"pixels|interpolation"):
+        Rendering(geometry=geometry, normalisation=constants, **wrong)
