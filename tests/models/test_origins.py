@@ -1,0 +1,66 @@
+"""Networks of other libraries by ORIGIN:NAME, and the sentences where there is none."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from ground.errors import InvalidInput, UnknownName
+from models import canonical_name, create_model, network_shape
+
+NETWORKS = [
+    ("torchvision:resnet18", 32),
+    ("torchvision:mobilenet_v3_small", 64),
+    ("timm:mobilenetv3_small_050", 64),
+    ("timm:vit_tiny_patch16_224", 32),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_a_network_answers_for_the_classes_and_the_size_asked_for(name, size):
+    pytest.importorskip(name.partition(":")[0])
+    network = create_model(name, num_classes=6, seed=0, image_size=size).eval()
+    with torch.inference_mode():
+        said = network.represent(torch.zeros(2, 3, size, size), network.extra_names)
+    assert said.logits.shape == (2, 6)
+    found = {layer: tuple(tensor.shape[1:]) for layer, tensor in said.features.items()}
+    assert found == {layer: shape for layer, shape in network_shape(name, 6, size).outputs.items() if layer != "logits"}
+    assert len(found) >= 4
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_a_seed_makes_the_same_network_and_leaves_the_callers_numbers_alone(name, size):
+    pytest.importorskip(name.partition(":")[0])
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    ours, again = (create_model(name, 6, seed=1, image_size=size).state_dict() for _ in range(2))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+    for key, value in ours.items():
+        torch.testing.assert_close(again[key], value, rtol=0, atol=0)
+
+
+def test_a_name_of_another_library_is_kept_as_it_is():
+    assert canonical_name("timm:tf_efficientnet_lite0") == "timm:tf_efficientnet_lite0"
+
+
+def test_an_unknown_origin_or_network_is_refused_with_the_nearest():
+    with pytest.raises(UnknownName, match="no origin of networks is called 'tim'; did you mean timm"):
+        canonical_name("tim:resnet18")
+    with pytest.raises(UnknownName, match="no network of torchvision is called 'resnet81'; did you mean resnet18"):
+        create_model("torchvision:resnet81", 10)
+
+
+def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        InvalidInput, match=r"needs the package timm; install it with: pip install 'teacher-cache\[timm\]'"
+    ):
+        create_model("timm:resnet18", 10)
+
+
+def test_a_network_that_needs_larger_images_is_refused_by_name():
+    with pytest.raises(InvalidInput, match="torchvision:inception_v3: the network does not take 32-pixel images"):
+        create_model("torchvision:inception_v3", 10, image_size=32)
