@@ -15,7 +15,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from ground.errors import NobodyReads, OutputLost
 
@@ -59,7 +59,7 @@ def lasting_errors() -> Iterator[None]:
         sys.stdin = open(os.open(os.devnull, os.O_RDONLY))  # noqa: SIM115
     if stderr is None and _is_closed(2):
         os.open(os.devnull, os.O_WRONLY)
-    if stderr is not None and stderr is sys.__stderr__:
+    if isinstance(stderr, io.TextIOWrapper) and stderr is sys.__stderr__:
         sys.stderr = _like(stderr, _Errors(stderr.fileno(), "w", closefd=False))
     try:
         yield
@@ -83,6 +83,7 @@ def checked_output() -> Iterator[None]:
         output = _Output(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(output), encoding="utf-8")
     else:
+        assert isinstance(stdout, io.TextIOWrapper)
         stdout.flush()
         output = _Output(stdout.fileno(), "w", closefd=False)
         sys.stdout = _like(stdout, output)
@@ -98,8 +99,7 @@ def checked_output() -> Iterator[None]:
             raise output.lost
 
 
-def _like(stream: TextIO, raw: io.FileIO) -> TextIO:
-    assert isinstance(stream, io.TextIOWrapper)
+def _like(stream: io.TextIOWrapper, raw: io.FileIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
