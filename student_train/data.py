@@ -217,12 +217,14 @@ def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
 
 def _require_memory(store: Store, names: list[str], rows: int) -> None:
     """Refuse before loading what main memory cannot hold."""
-    needed = rows * sum(store.arrays.specs[output_array(name)].row_bytes for name in names)
+    specs = store.arrays.specs
+    needed = rows * sum(specs[name].row_bytes for name in [*map(output_array, names), "train/images", "train/views"])
+    needed += sum(store.manifest.rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
     free = free_main_memory()
     if needed > free:
         raise InvalidInput(
-            f"{', '.join(names)} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
-            "lower --n, or use losses that need fewer features"
+            f"{', '.join(['images', *names])} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
+            "memory are free; lower --n, or use losses that need fewer features"
         )
 
 
