@@ -14,6 +14,8 @@
     ├── StoreBusy               another builder holds the store: wait for it
     ├── Diverged                a loss is not finite: lower the learning rate
     ├── DiskFull                no room: free some, then run the same command again
+    ├── OutputLost              what was to be printed was not: print it somewhere else
+    │   └── NobodyReads         exit 141, as a shell says of a broken pipe
     ├── BudgetRefused           exit 3: raise the budget or ask for less
     └── Interrupted             exit 130: run the same command again to go on
 
@@ -100,6 +102,16 @@ class Diverged(CKDError):
 
 class DiskFull(CKDError):
     """The disk has no room for what has to be written."""
+
+
+class OutputLost(CKDError):
+    """Standard output is full or closed."""
+
+
+class NobodyReads(OutputLost):
+    """Standard output is a pipe that its reader has left."""
+
+    exit_code = 141
 
 
 class BudgetRefused(CKDError):

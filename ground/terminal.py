@@ -36,7 +36,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ground.errors import CKDError, Interrupted
+from ground.errors import CKDError, Interrupted, OutputLost
+from ground.streams import checked_output, lasting_errors
 
 stderr = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
@@ -97,6 +98,15 @@ class CommandGroup(LazyGroup):
             click.Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.", callback=_keep_debug)
         )
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, and end it with an error where not all of its output arrived."""
+        with lasting_errors():
+            try:
+                with checked_output():
+                    return super().main(*args, **extra)
+            except OutputLost as error:
+                _leave(str(error), error.exit_code)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the subcommand; see the class."""
         with reported_errors(debug=context.meta.get("debug", False)):
@@ -121,6 +131,8 @@ def reported_errors(*, debug: bool) -> Iterator[None]:
     """Print a user's error as one line on stderr and leave with its exit code."""
     try:
         yield
+    except OutputLost:
+        raise  # for `CommandGroup.main`, as help is printed outside of a command
     except CKDError as error:
         if debug:
             raise

@@ -16,6 +16,9 @@ def accuracy(network: Network, batches: Iterable[tuple[Tensor, Tensor]], compute
 
     Args:
         batches: pairs of inputs (B, 3, h, w) and labels (B,), on the compute's device.
+
+    Raises:
+        ValueError: there are none.
     """
     was_training = network.training
     network.eval()
@@ -29,4 +32,6 @@ def accuracy(network: Network, batches: Iterable[tuple[Tensor, Tensor]], compute
             correct += (logits.argmax(dim=1) == labels).sum()
             total += len(labels)
     network.train(was_training)
-    return correct.item() / total if total else 0.0
+    if not total:
+        raise ValueError("there are no images to measure an accuracy on")
+    return correct.item() / total

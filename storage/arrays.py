@@ -101,17 +101,17 @@ class ArrayFile(ABC):
         spec = self.specs[name]
         return self._read(spec, start * spec.cell_bytes, (max(0, stop - start), *spec.row_shape[1:]))
 
-    def read_what_is_there(self, name: str, rows: int) -> np.ndarray:
-        """The first rows of an array, with zeros in place of those that cannot be read."""
+    def read_what_is_there(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of an array, with zeros in place of those that cannot be read."""
         spec = self.specs[name]
         try:
-            values = np.zeros((rows, *spec.row_shape), dtype=spec.dtype)
+            values = np.zeros((stop - start, *spec.row_shape), dtype=spec.dtype)
         except MemoryError as error:
             raise self.unreadable(name, "it does not fit into memory") from error
-        for first in range(0, rows, spec.chunk_rows):
-            last = min(first + spec.chunk_rows, rows)
+        for first in range(start, stop, spec.chunk_rows):
+            last = min(first + spec.chunk_rows, stop)
             with suppress(StoreUnreadable):
-                values[first:last] = self.read(name, first, last)
+                values[first - start : last - start] = self.read(name, first, last)
         return values
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -106,6 +107,19 @@ class Hdf5Arrays(ArrayFile):
             raise StoreUnreadable(
                 f"{self.path} is not a whole HDF5 file ({error}); bring it back from a copy, or build a new store"
             ) from error
+        self._require_apart()
+
+    def _require_apart(self) -> None:
+        """Refuse chunks that share bytes, or lie beyond the file: it would hold more rows than it has room for."""
+        pieces = sorted(
+            (offset, offset + spec.chunk_rows * spec.row_bytes, name)
+            for name, spec in self.specs.items()
+            for offset in self._chunks[name]
+        )
+        size = self.path.stat().st_size
+        for (_, end, name), (after, _, _) in pairwise([*pieces, (size, size, "")]):
+            if end > after:
+                raise self.unreadable(name, "its chunks are not apart from others, or the file ends before them")
 
     def _dataset_layout(self, file: h5py.File, name: str, spec: ArraySpec) -> tuple[int, list[int]]:
         if _is_linked(file, name) or name not in file:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,15 +14,20 @@ import numpy as np
 from storage.digest import input_digests
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
+from storage.rows import Rows
 from storage.schema import DIGEST, DIGEST_BYTES, VALID
 from storage.store import Store
+
+MOST_ROWS = 1 << 12
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Per cell, and per output where the last axis but one is O: arrays of (n, V, ...).
+    """Per cell, and per output where the last axis but one is O: arrays of (n, V, ...) for n rows of the store.
 
     Args:
+        first: the row that these begin with.
         valid: the flag that makes a cell visible.
         readable: each output can be read at all.
         found: what each output digests to now.
@@ -31,6 +37,7 @@ class Inspection:
     """
 
     store: Store
+    first: int
     valid: np.ndarray
     readable: np.ndarray
     found: np.ndarray
@@ -54,23 +61,35 @@ class Inspection:
         return np.asarray(self.valid & (self.matches & self.is_answer).all(axis=2))
 
 
-def inspect(store: Store, ledger: Ledger) -> Inspection:
-    """Read and digest everything.
+def inspect_in_blocks(store: Store, ledger: Ledger) -> Iterator[Inspection]:
+    """Some rows after the other, so that memory does not grow with what a manifest says.
+
+    Raises:
+        StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
+    """
+    image_bytes = store.arrays.specs["train/images"].row_bytes
+    for first, last in Rows.first(store.manifest.n).blocks(max(1, min(MOST_ROWS, _MOST_BYTES // image_bytes))):
+        yield inspect(store, ledger, first, last)
+
+
+def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = None) -> Inspection:
+    """Read and digest rows first..last, or all.
 
     Raises:
         StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
     """
     manifest = store.manifest
-    valid = store.arrays.read_what_is_there(VALID, manifest.n).view(np.uint8) == 1
-    written = store.arrays.read_what_is_there(DIGEST, manifest.n)
-    images, views = store.read("train/images"), store.read("train/views")
+    last = manifest.n if last is None else last
+    valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
+    written = store.arrays.read_what_is_there(DIGEST, first, last)
+    images, views = (store.arrays.read(f"train/{name}", first, last) for name in ("images", "views"))
     try:
         inputs = [digest for row in input_digests(images, views, manifest.identity.geometry) for digest in row]
     except (RuntimeError, IndexError) as error:  # views that lie outside their images
         raise store.arrays.unreadable("train/views", "it is not what the build wrote") from error
     known = ledger.known_calls(manifest.identity.teacher.fingerprint, sorted(set(inputs)))
     calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]
-    read = [store.found_digests(output) for output in store.outputs]
+    read = [store.found_digests(output, first, last) for output in store.outputs]
     found = np.stack([digests for digests, _ in read], axis=2)
     answered = np.zeros((len(inputs), len(store.outputs), DIGEST_BYTES), dtype=np.uint8)
     flat = found.reshape(answered.shape)
@@ -81,4 +100,4 @@ def inspect(store: Store, ledger: Ledger) -> Inspection:
                 here = flat[cell, place].tobytes()
                 answered[cell, place] = np.frombuffer(here if here in digests else digests[-1], np.uint8)
     readable = np.stack([there for _, there in read], axis=2)
-    return Inspection(store, valid, readable, found, written, answered.reshape(found.shape), calls)
+    return Inspection(store, first, valid, readable, found, written, answered.reshape(found.shape), calls)

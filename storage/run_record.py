@@ -81,6 +81,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
+        threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;
+            runs of earlier releases do not say.
     """
 
     student_rendering: Rendering | UnsetType = UNSET
@@ -95,6 +97,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     steps: Count
     seconds: Amount
     device: Line
+    threads: tuple[Positive, ...] | UnsetType = UNSET
     versions: dict[str, Any]
 
     @classmethod

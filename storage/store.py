@@ -47,6 +47,7 @@ BUILD_LOCK = "build.lock"
 CELL_LOCK = "cells.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
 _BLOCK_ROWS = 64
+_BLOCK_BYTES = 4 << 20
 
 
 class Store:
@@ -229,10 +230,11 @@ class Store:
         split = self.arrays.specs[name].split
         return self.arrays.read(name, 0, self.manifest.rows[split] if rows is None else rows)
 
-    def valid(self) -> np.ndarray:
-        """Which (row, view) are whole: (n, V) bool."""
+    def valid(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Which (row, view) of rows start..stop, or of all, are whole: (rows, V) bool."""
+        flags = self.arrays.read(VALID, start, self.manifest.n if stop is None else stop)
         # Anything but 1 is no flag that we wrote.
-        return np.asarray(self.read(VALID).view(np.uint8) == 1)
+        return np.asarray(flags.view(np.uint8) == 1)
 
     def is_whole(self, cell: int) -> bool:
         """Whether one cell is."""
@@ -240,7 +242,8 @@ class Store:
 
     def missing_cells(self, rows: Rows | None = None) -> np.ndarray:
         """Cells of some rows, or of all, that are not whole: row * V + view; rows that the store lacks are missing."""
-        rows, known = Rows.first(self.manifest.n) if rows is None else rows, self.valid()
+        rows = Rows.first(self.manifest.n) if rows is None else rows
+        known = self.valid(stop=min(rows.end, self.manifest.n))
         cells = rows.cells(known.shape[1])
         there = cells[: len(rows.below(len(known))) * known.shape[1]]
         return np.concatenate([there[~known.reshape(-1)[there]], cells[len(there) :]])
@@ -251,13 +254,27 @@ class Store:
         Raises:
             StoreUnreadable: it is not what was written.
         """
-        values = self.read(name)
-        if _digest_of(values) != self.manifest.samples.get(name):
+        spec = self.arrays.specs[name]
+        total = self.manifest.rows[spec.split]
+        index = (Rows.first(total) if rows is None else rows.below(total)).index
+        try:
+            kept = np.empty((len(index), *spec.row_shape), spec.dtype)
+        except MemoryError as error:
+            raise self.arrays.unreadable(name, "it does not fit into memory") from error
+        hasher = hashlib.sha256()
+        chunk_bytes = max(1, spec.chunk_rows * spec.row_bytes)
+        for first, last in Rows.first(total).blocks(spec.chunk_rows * max(1, _BLOCK_BYTES // chunk_bytes)):
+            values = self.arrays.read(name, first, last)
+            hasher.update(values.data)
+            begin, end = np.searchsorted(index, (first, last))
+            kept[begin:end] = values[index[begin:end] - first]
+        if hasher.hexdigest() != self.manifest.samples.get(name):
             raise self.arrays.unreadable(name, "it is not what the build wrote")
-        if rows is None:
-            return values
-        parts = [values[first : first + count] for first, count in rows.runs]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return kept
+
+    def require_sample(self, name: str) -> None:
+        """Raise `StoreUnreadable` unless a sample array is what was written; nothing of it is kept."""
+        self.read_sample(name, Rows.first(0))
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
@@ -325,19 +342,21 @@ class Store:
             return None
         return found if np.array_equal(found, written) else None
 
-    def found_digests(self, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
-        """What one output of every cell digests to, (n, V, 16) uint8, and where it can be read at all, (n, V) bool."""
-        rows, views = self.manifest.n, self.manifest.identity.views
-        found = np.zeros((rows, views, DIGEST_BYTES), dtype=np.uint8)
-        readable = np.zeros((rows, views), dtype=np.bool_)
-        for first, last in Rows.first(rows).blocks(_BLOCK_ROWS):
+    def found_digests(self, output: OutputSpec, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """What one output of the cells of rows start..stop digests to, (rows, V, 16) uint8, and where it can be read
+        at all, (rows, V) bool.
+        """
+        views = self.manifest.identity.views
+        found = np.zeros((stop - start, views, DIGEST_BYTES), dtype=np.uint8)
+        readable = np.zeros((stop - start, views), dtype=np.bool_)
+        for first, last in Rows(((start, stop - start),)).blocks(_BLOCK_ROWS):
             try:
                 values = self.arrays.read(output_array(output.name), first, last)
             except StoreUnreadable:
                 continue
-            flat = values.reshape(-1, *values.shape[2:])
-            found[first:last] = output_digests((output,), {output.name: flat}).reshape(last - first, views, -1)
-            readable[first:last] = True
+            here, flat = slice(first - start, last - start), values.reshape(-1, *values.shape[2:])
+            found[here] = output_digests((output,), {output.name: flat}).reshape(last - first, views, -1)
+            readable[here] = True
         return found, readable
 
     def read_outputs(self, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ground.errors import CKDError, StoreUnreadable, store_command
-from storage.inspection import Inspection, inspect
+from storage.inspection import Inspection, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
@@ -24,6 +24,7 @@ from storage.store_ledger import witness_of
 
 # Of a store's folder, beside its arrays.
 _FILES = {FILE_NAME, EXTENSION, BUILD_LOCK, CELL_LOCK, *(f"{LEDGER_FILE}{end}" for end in ("", *SIDE_FILES))}
+MOST_LISTED = 1000
 _PARTIAL = re.compile(r"\..*\.partial")
 
 
@@ -116,50 +117,75 @@ def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Images, labels, views, indices and parameters of the teacher that are not what the build wrote."""
     for name in store.manifest.samples:
         try:
-            store.read_sample(name)
+            store.require_sample(name)
         except CKDError as error:
             yield Problem(str(error), "bring the file back from a copy", name)
 
 
 def _cell_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Cells that are missing, changed, or not as the ledger recorded them."""
-    state = inspect(store, ledger)
-    for row, view in np.argwhere(~state.whole).tolist():
-        if state.valid[row, view]:
-            yield from _wrong_outputs(state, row, view)
-        else:
-            yield _missing_cell(state, row, view)
+    views, gap = store.manifest.identity.views, _Gap(store)
+    for state in inspect_in_blocks(store, ledger):
+        for row, view in np.argwhere(~state.whole).tolist():
+            cell = (state.first + row) * views + view
+            lost = None if state.valid[row, view] else _lost_call(state, row, view)
+            if not state.valid[row, view] and lost is None:
+                yield from gap.add(cell)
+            elif lost is not None:
+                what = f"is not there, though call {lost} is committed"
+                yield Problem(what, _repair(store), VALID, *divmod(cell, views))
+            else:
+                yield from _wrong_outputs(state, row, view)
+    yield from gap.end()
+
+
+class _Gap:
+    """Cells that were never there: each is listed, or all at once where very many follow each other."""
+
+    def __init__(self, store: Store) -> None:
+        self._views, self._remedy = store.manifest.identity.views, _finish(store)
+        self._first = self._count = 0
+
+    def add(self, cell: int) -> Iterator[Problem]:
+        if cell != self._first + self._count:
+            yield from self.end()
+            self._first = cell
+        self._count += 1
+
+    def end(self) -> Iterator[Problem]:
+        listed, what = self._count, "is not there"
+        if self._count > MOST_LISTED:
+            listed, what = 1, f"is not there, nor are the {self._count - 1} cells after it"
+        for cell in range(self._first, self._first + listed):
+            yield Problem(what, self._remedy, VALID, *divmod(cell, self._views))
+        self._first, self._count = self._first + self._count, 0
 
 
 def _wrong_outputs(state: Inspection, row: int, view: int) -> Iterator[Problem]:
-    calls = state.calls[row * state.valid.shape[1] + view]
+    calls, place_of = state.calls[row * state.valid.shape[1] + view], (state.first + row, view)
     for place, output in enumerate(state.store.outputs):
         array = output_array(output.name)
         is_answer, matches = state.is_answer[row, view, place], state.matches[row, view, place]
         if is_answer and not matches:
-            yield Problem("is not the digest of what is there", _repair(state.store), DIGEST, row, view)
+            yield Problem("is not the digest of what is there", _repair(state.store), DIGEST, *place_of)
         elif not state.readable[row, view, place]:
-            yield Problem("cannot be read", _repair(state.store), array, row, view)
+            yield Problem("cannot be read", _repair(state.store), array, *place_of)
         elif not matches:
-            yield Problem("does not match its digest", _repair(state.store), array, row, view)
+            yield Problem("does not match its digest", _repair(state.store), array, *place_of)
         elif not state.answered[row, view, place].any():
             yield Problem(
-                "has outputs that the ledger knows no committed call for", _repair(state.store), array, row, view
+                "has outputs that the ledger knows no committed call for", _repair(state.store), array, *place_of
             )
         elif not is_answer:
             which = f"is not what call {calls[-1].id} of the ledger returned"
-            yield Problem(which, _repair(state.store), array, row, view)
+            yield Problem(which, _repair(state.store), array, *place_of)
 
 
-def _missing_cell(state: Inspection, row: int, view: int) -> Problem:
-    ours = [
-        call
-        for call in state.calls[row * state.valid.shape[1] + view]
-        if (call.store, call.row, call.view) == (state.store.manifest.store_id, row, view)
-    ]
-    if ours:
-        return Problem(f"is not there, though call {ours[0].id} is committed", _repair(state.store), VALID, row, view)
-    return Problem("is not there", _finish(state.store), VALID, row, view)
+def _lost_call(state: Inspection, row: int, view: int) -> int | None:
+    """A committed call for a cell itself; None if there is none, or only for its input elsewhere."""
+    cell = (state.store.manifest.store_id, state.first + row, view)
+    calls = state.calls[row * state.valid.shape[1] + view]
+    return next((call.id for call in calls if (call.store, call.row, call.view) == cell), None)
 
 
 def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:

@@ -270,7 +270,8 @@ def witness_folder() -> Path | None:
     """Where witnesses are kept; None if they are not, or if there is no home folder."""
     named = os.environ.get(VARIABLE)
     if named:
-        return None if named == OFF else Path(named).expanduser().absolute()
+        folder = os.path.expanduser(named)
+        return None if named == OFF or folder.startswith("~") else Path(folder).absolute()
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if state.is_absolute():
         return state / "ckd"

@@ -74,10 +74,12 @@ class StudentData:
 
         Raises:
             RolledBack: the store's ledger is older than its witness, or a fork.
-            InvalidInput: n is too small, memory is, or the rendering is of images of another size.
+            InvalidInput: n is too small, memory is, the rendering is of images of another size, or the store has
+                nothing to measure a student on.
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
         shown = _require_size(store, rendering)
+        _require_measurable(store)
         head = newest_head(store, witnessed=True)
         rows = Rows.first(store.manifest.n if n is None else max(n, 0))
         if len(rows) < 2:
@@ -180,6 +182,20 @@ def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
     return rendering
 
 
+def _require_measurable(store: Store) -> None:
+    """Refuse what gives accuracies that say nothing, which no build makes."""
+    manifest = store.manifest
+    for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
+        if not images:
+            raise InvalidInput(
+                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
+            )
+    if manifest.identity.teacher.num_classes < 2:
+        raise InvalidInput(
+            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
+        )
+
+
 def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     wanted = sorted(needs)
     if not wanted:
@@ -201,12 +217,14 @@ def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
 
 def _require_memory(store: Store, names: list[str], rows: int) -> None:
     """Refuse before loading what main memory cannot hold."""
-    needed = rows * sum(store.arrays.specs[output_array(name)].row_bytes for name in names)
+    specs = store.arrays.specs
+    needed = rows * sum(specs[name].row_bytes for name in [*map(output_array, names), "train/images", "train/views"])
+    needed += sum(store.manifest.rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
     free = free_main_memory()
     if needed > free:
         raise InvalidInput(
-            f"{', '.join(names)} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
-            "lower --n, or use losses that need fewer features"
+            f"{', '.join(['images', *names])} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
+            "memory are free; lower --n, or use losses that need fewer features"
         )
 
 

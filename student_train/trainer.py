@@ -21,7 +21,7 @@ import torch
 from msgspec import UNSET, structs
 from torch import Tensor
 
-from ground.documents import shown
+from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.terminal import StopRequest, graceful_stop
@@ -66,6 +66,7 @@ class Trainer:
     Attributes:
         state: the student, and all that changes with it.
         stepper: what changes it.
+        threads: how many CPU threads the steps so far had, a number each time that it changed.
     """
 
     def __init__(self, config: TrainConfig, data: StudentData, method: MethodSpec, folder: RunFolder) -> None:
@@ -88,6 +89,7 @@ class Trainer:
         self.eval_every = ceil(data.n / config.batch_size)
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
         self.stepper = Stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
+        self.threads: list[int] = []
 
     @classmethod
     def open(
@@ -147,6 +149,7 @@ class Trainer:
                     self.restore_state(state)
                 else:
                     self.prepare()
+                self._note_threads()
                 with graceful_stop() as stop:
                     self._train(stop, on_eval)
             return self._finish()
@@ -154,6 +157,19 @@ class Trainer:
     def prepare(self) -> None:
         """Train what losses learn from stored answers alone; comes before the first step."""
         self.stepper.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
+
+    def _note_threads(self) -> None:
+        """Sums are split among threads, so that another number of them rounds differently."""
+        now = torch.get_num_threads()
+        if self.threads and self.threads[-1] != now:
+            log.warning(
+                "this run had %d CPU threads before and goes on with %d: it may end in other numbers than one without "
+                "a stop; OMP_NUM_THREADS sets them",
+                self.threads[-1],
+                now,
+            )
+        if self.threads[-1:] != [now]:
+            self.threads.append(now)
 
     def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
@@ -258,6 +274,7 @@ class Trainer:
             steps=self.state.step,
             seconds=round(self.state.seconds, 2),
             device=self.data.compute.describe(),
+            threads=tuple(self.threads),
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
@@ -300,11 +317,14 @@ class Trainer:
     def save_state(self) -> None:
         """Keep what resuming needs."""
         self.folder.save_metrics(self.state.rows)
-        self.folder.save_state({"config": json.dumps(self.settings().document()), **self.state.saved()})
+        settings = json.dumps(self.settings().document())
+        self.folder.save_state({"config": settings, "threads": self.threads, **self.state.saved()})
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept; raises `InvalidInput` if it is damaged."""
         try:
+            # Earlier releases did not keep them.
+            self.threads = typed(state.get("threads", []), list[Positive])
             self.state.restore(state, self.data.compute.device)
             self._require_interval()
         except Exception as error:

@@ -137,7 +137,7 @@ def _require_inputs(store: Store) -> None:
     """Images and views tie rows to their calls: without them nothing can be told."""
     for name in ("train/images", "train/views"):
         try:
-            store.read_sample(name)
+            store.require_sample(name)
         except StoreUnreadable as error:
             raise StoreUnreadable(f"{error}; it cannot be repaired: bring {name} back from a copy") from error
 
@@ -145,7 +145,7 @@ def _require_inputs(store: Store) -> None:
 def _beyond_repair(store: Store) -> Iterator[str]:
     for name in store.manifest.samples:
         try:
-            store.read_sample(name)
+            store.require_sample(name)
         except CKDError as error:
             yield f"{error}; bring {name} back from a copy"
     if isinstance(_extension(store), Manifest):

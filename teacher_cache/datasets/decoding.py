@@ -3,23 +3,27 @@
 The first frame, turned as its orientation mark says, on white where it is transparent. 16-bit grey is scaled by 1/257
 and float values between 0 and 1 by 255; of 16-bit colour Pillow keeps the high byte. CMYK goes through its own colour
 profile where it has one; RGB and grey are taken as sRGB, as torchvision takes them. Modes without a rule are refused by
-name. What a header says is bounded before anything is allocated for it.
+name. What a header says is bounded before anything is allocated for it, and a large image is converted strip by strip:
+it takes a few times the room of its pixels, one at a time. JPEGs are not decoded at a smaller scale, which would make
+other pixels of them.
 """
 
 from __future__ import annotations
 
 import io
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
-# Decoded, such an image takes 200 MB; a camera's largest ordinary photographs have 50 million pixels.
+# Decoded, such an image takes 270 MB; a camera's largest ordinary photographs have 50 million pixels.
 MOST_PIXELS = 1 << 26
+STRIP_PIXELS = 1 << 20
 # Larger ones than these are decoded one at a time, whatever the number of threads.
 LARGE_PIXELS = 1 << 22
 _one_large = threading.Lock()
@@ -73,13 +77,27 @@ def reads_anew(data: bytes) -> bool:
         with Image.open(io.BytesIO(data)) as image:
             if _is_as_ever(image):
                 return False
-            before = np.asarray(image.convert("RGB"))
+            if _pixels(image) > MOST_PIXELS:
+                return True
+            with _alone_if_large(image):
+                return _differs(image)
     except Exception:  # as above: whatever Pillow raises, it was refused then
         return False
+
+
+def _differs(image: Image.Image) -> bool:
+    """Whether an image is shown as others than the pixels that `convert("RGB")` makes of it, or is refused."""
+    image.load()
+    # What has no conversion at all was refused then.
+    image.crop((0, 0, 1, 1)).convert("RGB")
     try:
-        return not np.array_equal(before, np.asarray(_decode(io.BytesIO(data))))
+        shown = _shown(image)
     except Exception:  # refused now
         return True
+    return shown.size != image.size or any(
+        not np.array_equal(np.asarray(image.crop(box).convert("RGB")), np.asarray(shown.crop(box)))
+        for box in _strips(image)
+    )
 
 
 def require_pixels(width: int, height: int) -> None:
@@ -101,33 +119,76 @@ def reason(error: Exception) -> str:
 
 def _decode(file: BinaryIO) -> Image.Image:
     with Image.open(file) as image:
-        width, height = image.size
-        require_pixels(width, height)
-        with _one_large if width * height > LARGE_PIXELS else nullcontext():
+        require_pixels(*image.size)
+        with _alone_if_large(image):
             # Asked before loading: what is refused by its header is not decoded.
-            grey16 = _is_grey16(image)
-            if not grey16 and image.mode != "F" and image.mode not in _PLAIN | _WITH_ALPHA:
-                raise Undecodable(f"mode {image.mode} of {image.format}, which has no defined look as 8-bit RGB")
-            inverted = grey16 and image.format == "TIFF" and _tag(image, _PHOTOMETRIC) == 0
+            _require_rule(image)
             image.load()
-            turn = _TURNS.get(_orientation(image))
-            shown = image if turn is None else image.transpose(turn)
-            if grey16:
-                return _from_grey16(shown, inverted)
-            return _from_float(shown) if image.mode == "F" else _as_rgb(shown, dict(image.info))
+            return _shown(image)
 
 
-def _as_rgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
-    if image.mode in _WITH_ALPHA or "transparency" in info:
-        image.info = info
-        # La has no way to RGBA but through LA.
-        over = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    profile = info.get("icc_profile")
+def _pixels(image: Image.Image) -> int:
+    return image.size[0] * image.size[1]
+
+
+def _alone_if_large(image: Image.Image) -> AbstractContextManager[object]:
+    return _one_large if _pixels(image) > LARGE_PIXELS else nullcontext()
+
+
+def _require_rule(image: Image.Image) -> None:
+    if image.mode not in {"F"} | _PLAIN | _WITH_ALPHA and not _is_grey16(image):
+        raise Undecodable(f"mode {image.mode} of {image.format}, which has no defined look as 8-bit RGB")
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB, turned."""
+    _require_rule(image)
+    convert = _conversion(image)
+    rgb = image if convert is None else _in_strips(image, convert)
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
+    """What makes RGB of any part of an image; None where it is that."""
+    if _is_grey16(image):
+        inverted = image.format == "TIFF" and _tag(image, _PHOTOMETRIC) == 0
+        return lambda part: _from_grey16(part, inverted)
+    if image.mode == "F":
+        _require_share(image)
+        return _from_float
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        return _over_white
+    profile = image.info.get("icc_profile")
     if image.mode == "CMYK" and isinstance(profile, bytes) and profile:
-        return _through_profile(image, profile)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return lambda part: _through_profile(part, profile)
+    return None if image.mode == "RGB" else lambda part: part.convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The whole of an image, converted; steps in between take the room of a strip."""
+    strips = list(_strips(image))
+    if len(strips) == 1:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for box in strips:
+        whole.paste(convert(image.crop(box)), box)
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that make up an image."""
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    # La has no way to RGBA but through LA.
+    over = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white = Image.new("RGBA", over.size, "white")
+    return Image.alpha_composite(white, over).convert("RGB")
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
@@ -155,20 +216,23 @@ def _from_grey16(image: Image.Image, inverted: bool) -> Image.Image:
     return Image.fromarray(255 - scaled if inverted else scaled).convert("RGB")
 
 
-def _from_float(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
+def _require_share(image: Image.Image) -> None:
+    ends = [(float(values.min()), float(values.max())) for values in map(np.asarray, map(image.crop, _strips(image)))]
+    # numpy's, as these do not lose what is no number.
+    low, high = (float(choose(end)) for choose, end in zip((np.min, np.max), zip(*ends, strict=True), strict=True))
     if not (low >= 0 and high <= 1):
         raise Undecodable(f"float values from {low:g} to {high:g}, which show as grey only between 0 and 1")
-    return Image.fromarray(np.rint(values * np.float32(255)).astype(np.uint8)).convert("RGB")
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.rint(np.asarray(image) * np.float32(255)).astype(np.uint8)).convert("RGB")
 
 
 def _is_as_ever(image: Image.Image) -> bool:
     """Whether the header alone says that these rules change nothing."""
-    width, height = image.size
     return (
         image.mode in _PLAIN
-        and width * height <= MOST_PIXELS
+        and _pixels(image) <= MOST_PIXELS
         and "transparency" not in image.info
         and not (image.mode == "CMYK" and image.info.get("icc_profile"))
         and (image.format == "TIFF" or _orientation(image) not in _TURNS)

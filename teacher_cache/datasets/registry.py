@@ -77,4 +77,6 @@ def open_dataset(
     if image_size is not None and not opener.is_folder:
         raise InvalidInput(f"{name} has images of a fixed size, got image size {image_size}; leave it out")
     root = Path(os.environ.get("CKD_DATA") or "data") if data_root is None else data_root
-    return opener.open(Request(path=path, data_root=root.expanduser(), image_size=image_size, download=download))
+    # Unlike `Path.expanduser` this leaves a home that is not known as it is written.
+    root = Path(os.path.expanduser(root))
+    return opener.open(Request(path=path, data_root=root, image_size=image_size, download=download))

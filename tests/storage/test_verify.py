@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ground.errors import StoreUnreadable
+from storage import inspection, verify
 from storage.store import Store
 from storage.verify import store_problems, unknown_files
 from tests.storage.conftest import N, make_outputs
@@ -27,6 +28,27 @@ def test_an_unfinished_store_lists_what_is_missing(empty_store):
     found = problems(empty_store)
     assert len(found) == 4, "two rows of two views"
     assert all("is not there; finish it with: ckd-cache build" in problem for problem in found)
+
+
+def test_very_many_missing_cells_are_one_problem(empty_store, monkeypatch):
+    monkeypatch.setattr(verify, "MOST_LISTED", 3)
+    empty_store.pay(0, N - 2)
+    (found,) = problems(empty_store)
+    assert found.startswith(
+        f"train/valid: row {N - 2} view 0 is not there, nor are the 3 cells after it; finish it with"
+    )
+
+
+def test_rows_in_blocks_have_the_problems_that_they_have_at_once(whole_store, monkeypatch):
+    arrays = whole_store.store.arrays
+    arrays.write("train/valid", 3, np.zeros((5, 2), dtype=bool))
+    for row in (2, 9):
+        arrays.write("train/logits", row, arrays.read("train/logits", row, row + 1) + 1)
+    arrays.sync()
+    at_once = problems(whole_store)
+    assert len(at_once) == 5 * 2 + 2 * 2
+    monkeypatch.setattr(inspection, "MOST_ROWS", 4)
+    assert problems(whole_store) == at_once
 
 
 def test_a_changed_feature_names_row_and_view(whole_store):

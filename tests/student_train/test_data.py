@@ -89,3 +89,8 @@ def test_a_rendering_of_other_images_is_refused(built_store):
     other = Rendering(geometry=ViewGeometry(image_size=64, crop_size=32, padding=0), normalisation=OWN)
     with pytest.raises(InvalidInput, match="cut from 64 pixels, and .* has images of 32"):
         load(built_store, other)
+
+
+def test_what_cannot_be_measured_is_no_accuracy_of_zero():
+    with pytest.raises(ValueError, match="no images to measure"):
+        accuracy(torch.nn.Linear(1, 1), [], CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -124,6 +125,62 @@ def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
         stopped.run()
     make_trainer(built_store, tmp_path / "stopped", "kd", max_evals=3, batch_size=16).run(resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_threads_are_recorded_and_a_resumption_with_another_number_says_so(built_store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
+
+    def die(row):
+        raise MemoryError("as if the process had died")
+
+    for name in ("same", "other"):
+        with pytest.raises(MemoryError):
+            make_trainer(built_store, tmp_path / name, max_evals=2).run(
+                on_eval=lambda row: row["epoch"] == 2 and die(row)
+            )
+    assert make_trainer(built_store, tmp_path / "same", max_evals=2).run(resume=True)["threads"] == [1]
+    assert "threads" not in caplog.text
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert make_trainer(built_store, tmp_path / "other", max_evals=2).run(resume=True)["threads"] == [1, 2]
+    assert caplog.text.count("this run had 1 CPU threads before and goes on with 2") == 1
+
+
+@pytest.mark.parametrize("threads", [[0], ["1"], 1, [2**70]])
+def test_a_state_with_impossible_threads_is_damaged(built_store, tmp_path, threads):
+    trainer = make_trainer(built_store, tmp_path / "run", max_evals=2)
+    with trainer.folder.opened(resume=True):
+        trainer.threads = threads
+        trainer.save_state()
+    with pytest.raises(InvalidInput, match="cannot be resumed from|is damaged"):
+        make_trainer(built_store, tmp_path / "run", max_evals=2).run(resume=True)
+
+
+def emptied(store: Store, split: str) -> None:
+    """Give a store a manifest that says that a split has no images; its own digests hold."""
+    manifest, nothing = store.manifest, hashlib.sha256(b"").hexdigest()
+    samples = {name: nothing if name.startswith(f"{split}/") else digest for name, digest in manifest.samples.items()}
+    store.save(dataclasses.replace(manifest, samples=samples, **{f"num_{split}": 0}))
+
+
+@pytest.mark.parametrize(("split", "words"), [("val", "no validation images"), ("test", "no test images")])
+def test_a_store_that_measures_nothing_is_not_trained_from(built_store, tmp_path, split, words):
+    shutil.copytree(built_store, tmp_path / "store")
+    emptied(Store.open(tmp_path / "store"), split)
+    result = run_command("ckd-train", "--store", tmp_path / "store", "--method", "kd", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_one_class_is_not_trained_from(built_store, tmp_path):
+    store = Store.open(built_store)
+    teacher = dataclasses.replace(store.manifest.identity.teacher, num_classes=1)
+    store.manifest = dataclasses.replace(
+        store.manifest, identity=dataclasses.replace(store.manifest.identity, teacher=teacher)
+    )
+    with pytest.raises(InvalidInput, match="has a single class"):
+        StudentData.load(store, None, Wanted(student=(), teacher=("logits",), parameters=False), CPU)
 
 
 @pytest.mark.slow

@@ -18,6 +18,12 @@ ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 GREY16 = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
 
 
+@pytest.fixture(autouse=True, params=["whole", "in strips"])
+def strips(request, monkeypatch):
+    """An image of 5 rows is converted in one piece, or two rows at a time: the pixels are the same."""
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", {"whole": 1 << 20, "in strips": 14}[request.param])
+
+
 def grey_rgb(values):
     return np.repeat(np.asarray(values, dtype=np.uint8)[:, :, None], 3, axis=2)
 
@@ -263,6 +269,8 @@ def test_header_that_promises_too_much_is_refused_before_decoding(tmp_path, monk
     monkeypatch.setattr(Image.Image, "load", loaded)
     with pytest.raises(Undecodable, match=r"the most of 67108864$"):
         decode(path)
+    # Pillow itself refuses the larger one, and so it was never read.
+    assert reads_anew(path.read_bytes()) is (side == 9000)
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):

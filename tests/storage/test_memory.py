@@ -1,0 +1,82 @@
+"""Stores whose manifest says more than their files hold: memory goes by what is asked for, not by what is claimed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ground.errors import StoreUnreadable
+from storage import zarr_arrays
+from storage.rows import Rows
+from storage.store import Store
+
+ROWS = 6000
+IMAGES_BYTES = ROWS * 32 * 32 * 3
+
+
+@pytest.fixture
+def sparse(built_store, tmp_path, monkeypatch) -> Store:
+    """A store of 96 rows whose manifest and arrays say 6000, the rest holes in its files."""
+
+    def promise(path: Path, size: int) -> None:
+        path.touch()
+        os.truncate(path, size)
+
+    shutil.copytree(built_store, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    monkeypatch.setattr(zarr_arrays, "allocate", promise)
+    grown = store.manifest.grown(ROWS, store.manifest.num_val)
+    store.arrays.grow(grown.rows)
+    of_holes = hashlib.sha256(store.arrays.read("train/images", 0, ROWS).data).hexdigest()
+    store.save(dataclasses.replace(grown, samples={**grown.samples, "train/images": of_holes}))
+    return Store.open(store.folder)
+
+
+def test_a_sample_is_checked_in_pieces_and_only_what_is_asked_for_is_kept(sparse):
+    tracemalloc.start()
+    try:
+        sparse.require_sample("train/images")
+        kept = sparse.read_sample("train/images", Rows.first(96))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept.tobytes() == sparse.arrays.read("train/images", 0, 96).tobytes()
+    assert peak < 0.7 * IMAGES_BYTES
+
+
+def test_a_change_in_any_piece_of_a_sample_is_found(sparse):
+    sparse.arrays.write("train/images", ROWS - 1, sparse.arrays.read("train/images", 0, 1))
+    sparse.arrays.sync()
+    with pytest.raises(StoreUnreadable, match="train/images .*not what the build wrote"):
+        sparse.read_sample("train/images", Rows.first(8))
+
+
+def test_chunks_of_an_hdf5_file_that_share_bytes_are_refused(stores, tmp_path):
+    shutil.copytree(stores["hdf5"], tmp_path / "store")
+    path, store = tmp_path / "store" / "data.h5", Store.open(tmp_path / "store")
+    path.unlink()
+    # The older layout has no checksum over where chunks are: anybody can say the same place twice.
+    with h5py.File(path, "w", libver="earliest") as file:
+        for name, spec in store.arrays.specs.items():
+            rows = store.manifest.rows[spec.split]
+            chunks = (spec.chunk_rows, *spec.row_shape)
+            shape = (rows, *spec.row_shape)
+            ones = np.ones(shape, spec.dtype)
+            file.create_dataset(name, data=ones, chunks=chunks, maxshape=(None, *spec.row_shape))
+        places: list[int] = []
+        file["train/images"].id.chunk_iter(lambda chunk: places.append(chunk.byte_offset))
+    assert Store.open(store.folder).manifest.n == 96, "as long as each has a place of its own"
+    first, second = (place.to_bytes(8, "little") for place in places)
+    content = path.read_bytes()
+    assert content.count(second) == 1
+    path.write_bytes(content.replace(second, first))
+    with pytest.raises(StoreUnreadable, match="train/images .*not apart from others"):
+        Store.open(store.folder)
