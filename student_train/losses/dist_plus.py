@@ -90,9 +90,10 @@ class DISTPlus(LayerwiseLoss):
 
     Note:
         the authors published no formula: ours is a reading of the abstract, without the adaptation of the teacher,
-        which needs a live one. torchdistill ships a form of its own, whose channel term adds the correlation where one
-        less it would draw the channels together (a sign error, it seems): with the sign turned it is the first term
-        here. It was not run against ours.
+        which needs a live one. torchdistill (1.1.5) ships a form of its own, which was run against ours: its channel
+        term is the correlation itself, so that descent drives it to -1 and equal features cost 1 (a sign error, it
+        seems); one less it is the first term here, to 1e-10. Its second correlates sums over channels, for each
+        position across samples; ours correlates each channel, across samples and positions.
 
     Recipe:
         no weights of DIST+ are public; these are the ones of DIST's released code, beta and gamma included.
