@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ground.documents import is_line
 from ground.errors import InvalidInput
 from models import canonical_name
 from models.compute import Compute
@@ -22,6 +23,7 @@ from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, requi
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, Teacher, open_teacher
+from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -111,10 +113,21 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
         num_rows=split_rows(len(sample.train), len(sample.val), len(dataset.test)),
         called_outputs=identity.outputs,
         purpose="build",
+        sources=_sources(config, dataset),
     )
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)
+
+
+def _sources(config: BuildConfig, dataset: ImageDataset) -> dict[str, str]:
+    """Where images and weights lie, and what was listed, as far as a manifest can say it."""
+    weights = default_weights(config.teacher, dataset) if config.weights is None else config.weights
+    said = {**dataset.options, "weights": str(weights.absolute()), "listing": dataset.listing}
+    # A teacher may come from elsewhere, and a path need not be text.
+    if not weights.is_file():
+        del said["weights"]
+    return {name: value for name, value in said.items() if value is not None and is_line(value)}
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:

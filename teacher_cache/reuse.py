@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
+from ground.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
@@ -58,7 +58,7 @@ class PaidAnswers:
             if self._own.manifest.ledger is None:
                 raise InvalidInput(
                     f"call {call.id} of the ledger belongs to another store than {self._own.folder}; check it with: "
-                    f"{store_command('verify', self._own.folder)}"
+                    f"{self._own.command('verify')}"
                 )
             self._stores[call.store] = open_keeper(call)
         return self._stores[call.store]
@@ -70,7 +70,7 @@ class PaidAnswers:
         if digests[0].tobytes() != call.digest_of(output.name):
             raise StoreUnreadable(
                 f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
-                f"see what can be done with: {store_command('repair', store.folder)}"
+                f"see what can be done with: {store.command('repair')}"
             )
         return values
 

@@ -11,6 +11,7 @@ import logging
 import os
 import unicodedata
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,11 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
         test=test,
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=size // 8),
         normalisation=IMAGENET_NORMALISATION,
+        options={"dataset": f"imagefolder:{root}"} | ({} if image_size is None else {"image_size": str(image_size)}),
     )
-    for line in [_listing(dataset, layout, left_out), *_doubts(dataset)]:
-        log.info("%s", plain(line))
+    dataset = replace(dataset, listing=plain(_listing(dataset, layout, left_out)))
+    for line in [dataset.listing, *map(plain, _doubts(dataset))]:
+        log.info("%s", line)
     return dataset
 
 
