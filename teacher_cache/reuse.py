@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.errors import CKDError, InvalidInput, StoreUnreadable
+from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
@@ -83,9 +83,14 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
             return call
     if not found:
         raise StoreUnreadable(f"the ledger knows no call that {output.name} could be copied from")
+    keeper = Path(found[0].location)
+    try:
+        how = Store.open(keeper).command("extend", features=output.name)
+    except (CKDError, OSError):
+        how = store_command("extend", keeper, features=output.name)
     raise InvalidInput(
-        f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, add it to the "
-        f"store at {found[0].location} with ckd-cache extend, or use another --ledger"
+        f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, use another "
+        f"--ledger, or add it to the store that keeps the call, with: {how}"
     )
 
 

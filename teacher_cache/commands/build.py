@@ -107,7 +107,7 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     dataset = manifest.identity.dataset.name
     if is_folder(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
         raise InvalidInput(
-            f"{folder} was built from {dataset}, and only you can say where that lies; say it as in: "
+            f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
             f"{Store.open(folder).build_command(given['n'])}"
         )
     if not is_folder(given["dataset"]):
