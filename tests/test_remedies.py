@@ -90,6 +90,27 @@ def test_a_store_is_grown_without_saying_again_what_it_says_itself(photo_store, 
     assert (identity.geometry.image_size, identity.seed, identity.view_policy) == (24, 3, "plain")
 
 
+def test_info_says_what_was_listed(photo_store):
+    listed = "imagefolder:my photos: 24 training and 24 test images in train/ and test/, 2 classes of 12 to 12 training"
+    assert f"listed    {listed}" in succeeded(run("ckd-cache", "info", "--store", photo_store))
+    described = json.loads(succeeded(run("ckd-cache", "info", "--store", photo_store, "--json")))
+    assert described["listing"].startswith(listed)
+
+
+def test_a_place_that_is_no_text_is_left_out_of_the_manifest(place, photos, two_classes):
+
+    parent = place / "line\nbreak"
+    parent.mkdir()
+    odd = photos.rename(parent / "photos")
+    succeeded(
+        run(
+            "ckd-cache", "build", "--teacher", "resnet8", "--dataset", f"imagefolder:{odd}", "--n", 8, "--weights",
+            two_classes, "--store", "s", "--device", "cpu",
+        )
+    )  # fmt: skip
+    assert Manifest.load(Path("s")).sources.keys() == {"weights", "listing"}
+
+
 def test_where_an_image_folder_lies_has_to_be_said_and_the_sentence_says_how(photo_store, tmp_path):
     asked = run("ckd-cache", "build", "--store", photo_store, "--n", 16)
     assert asked.returncode == 2
