@@ -15,7 +15,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from analysis.grid_plan import GridPlan
-from ground.errors import CKDError
+from ground.errors import CKDError, store_command
 from storage.ledger import Ledger
 from storage.ledger_records import Summary
 from storage.ledger_report import teacher_seconds
@@ -83,7 +83,8 @@ def _read(folder: Path, store: str, teacher: str, heads: Iterable[str]) -> Store
                 store=store,
                 teacher=teacher,
                 problem=f"the calls of {store} are recorded in a shared ledger, {manifest.ledger}, which a report does "
-                f"not open; see them with: ckd-cache ledger summary --store {store} --ledger URL",
+                f"not open; see them with: "
+                f"{store_command('ledger summary', Path(store), ledger=manifest.ledger)}",
             )
         with closing(own_ledger(folder / store)) as ledger:
             return StoreLedger(

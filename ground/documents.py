@@ -28,15 +28,21 @@ T = TypeVar("T")
 _MOST_BYTES = 64 << 20
 # float64 holds every whole number up to here, so a table of either type has the same.
 _MOST = 1 << 53
+_LONGEST_LINE = 4096
 
 # The description is what messages say that a value is not.
-Line = Annotated[str, Meta(max_length=4096, description="a line of text", extra={"printable": True})]
+Line = Annotated[str, Meta(max_length=_LONGEST_LINE, description="a line of text", extra={"printable": True})]
 Count = Annotated[int, Meta(ge=0, le=_MOST, description="a whole number of at least 0")]
 Positive = Annotated[int, Meta(ge=1, le=_MOST, description="a whole number of at least 1")]
 Amount = Annotated[float, Meta(ge=0, le=sys.float_info.max, description="a number of at least 0")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a number between 0 and 1")]
 Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", description="32 hexadecimal digits")]
 Hex64 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
+
+
+def is_line(text: str) -> bool:
+    """Whether a text can be a `Line`."""
+    return text.isprintable() and len(text) <= _LONGEST_LINE
 
 
 class Malformed(ValueError):

@@ -27,8 +27,10 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+_MOST_NAMES = 24
 
 
 class CKDError(Exception):
@@ -42,21 +44,28 @@ class InvalidInput(CKDError):
 
 
 class UnknownName(InvalidInput):
-    """A name is not among the known ones; the message lists the nearest.
+    """A name is not among the known ones; the message lists the nearest, or all that are known, nearest first.
 
     Args:
         kind: what the name stands for, for instance "student".
         name: what the user gave.
         known: every name that would have been accepted.
         plain: what of a spelling counts when the nearest are looked for.
+        listed_by: the command that lists them, where they are many.
     """
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], plain: Callable[[str], str] = lambda name: name
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        plain: Callable[[str], str] = lambda name: name,
+        *,
+        listed_by: str | None = None,
     ) -> None:
         names = {plain(found): found for found in sorted(known)}
         nearest = [names[match] for match in difflib.get_close_matches(plain(name), names, n=3, cutoff=0.5)]
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names.values())}"
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {_listed(plain(name), names, listed_by)}"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
 
 
@@ -127,6 +136,40 @@ class Interrupted(CKDError):
 
 
 def store_command(name: str, folder: Path, **options: object) -> str:
-    """A command to suggest, for a store in a folder; a shell takes it as it is."""
-    words = (f"--{option} {shlex.quote(str(value))}" for option, value in {"store": folder, **options}.items())
-    return f"ckd-cache {name} {' '.join(words)}"
+    """`suggested` of `ckd-cache`, for a store in a folder."""
+    return suggested(f"ckd-cache {name}", store=folder, **options)
+
+
+def suggested(command: str, *arguments: object, **options: object) -> str:
+    """A command to suggest; a shell takes it as it is.
+
+    Args:
+        command: program and subcommand, for instance "ckd-cache build".
+        arguments: what is not an option; one that begins like an option is taken as a path.
+        options: name with underscores for dashes -> value; None leaves it out, True makes a flag of it.
+    """
+    words = [_as_argument(str(argument)) for argument in arguments]
+    for option, value in options.items():
+        if value is not None:
+            words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return f"{command} {shlex.join(words)}"
+
+
+def _as_argument(text: str) -> str:
+    return f"./{text}" if text.startswith("-") else text
+
+
+def _listed(name: str, names: Mapping[str, str], listed_by: str | None) -> str:
+    """The names most like one first; what is equally like it keeps its order."""
+    matcher = difflib.SequenceMatcher(b=name)
+
+    def likeness(other: str) -> float:
+        matcher.set_seq1(other)
+        return matcher.ratio()
+
+    nearest = [names[other] for other in sorted(names, key=likeness, reverse=True)]
+    more = len(nearest) - _MOST_NAMES
+    if more <= 0:
+        return ", ".join(nearest)
+    see = "" if listed_by is None else f"; see all with: {listed_by}"
+    return f"{', '.join(nearest[:_MOST_NAMES])} and {more} more{see}"

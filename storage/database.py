@@ -48,7 +48,10 @@ class Database:
         self.shown_url = self.url.render_as_string(hide_password=True)
         self.file = sqlite_path(self.url)
         if self.file is not None and not create and not self.file.is_file():
-            raise StoreUnreadable(f"there is no ledger at {self.file}; build a store first with: ckd-cache build")
+            raise StoreUnreadable(
+                f"there is no ledger at {self.file}; build a store first with: "
+                "ckd-cache build --teacher NAME --dataset DATASET --n N"
+            )
         self._engine = make_engine(self.url, create=create)
         self._patience = patience_seconds
         self._file_id: tuple[int, int] | None = None

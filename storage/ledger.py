@@ -75,7 +75,8 @@ class Ledger:
                 self._database.create_tables(metadata, self._begin)
             elif not self._database.has_table(entries):
                 raise StoreUnreadable(
-                    f"there is no ledger at {self.shown_url}; build a store first with: ckd-cache build"
+                    f"there is no ledger at {self.shown_url}; build a store first with: "
+                    "ckd-cache build --teacher NAME --dataset DATASET --n N"
                 )
             strange = self._database.foreign_objects(metadata)
             if strange:
@@ -558,7 +559,7 @@ def check_budget(name: str, *, spent: int, budget: int | None, wanted: int) -> N
     if budget is not None and spent + wanted > budget:
         raise BudgetRefused(
             f"asked for {wanted} calls of {name}, {spent} are already paid and {budget - spent} of the budget of "
-            f"{budget} remain; ask for fewer, or raise the budget to {spent + wanted}"
+            f"{budget} remain; ask for fewer, with a smaller --n, or raise it, with: --budget {spent + wanted}"
         )
 
 

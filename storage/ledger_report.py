@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ground.errors import InvalidInput, StoreUnreadable, UnknownName
+from ground.errors import InvalidInput, StoreUnreadable, UnknownName, suggested
 from storage.ledger import Ledger
 from storage.ledger_records import lookups
 from storage.ledger_tables import accounts, calls, entries, sessions
@@ -114,7 +114,7 @@ def teacher_seconds(ledger: Ledger) -> Counter[str]:
         accounts, sessions.c.account == accounts.c.id
     )
     seconds: Counter[str] = Counter()
-    with ledger.reading() as connection, _written_by_a_release():
+    with ledger.reading() as connection, _written_by_a_release(ledger):
         teachers: dict[int, str] = dict(connection.execute(who).all())
         for payload in connection.execute(sa.select(entries.c.payload).where(entries.c.kind == "commit")).scalars():
             content = json.loads(payload)
@@ -125,7 +125,7 @@ def teacher_seconds(ledger: Ledger) -> Counter[str]:
 def seconds_of_calls(ledger: Ledger, ids: Sequence[int]) -> float:
     """Seconds the teacher took for some committed calls: each has an equal part of its batch's."""
     seconds = 0.0
-    with ledger.reading() as connection, _written_by_a_release():
+    with ledger.reading() as connection, _written_by_a_release(ledger):
         settled: Counter[int] = Counter()
         for part in lookups(ids):
             settled.update(connection.execute(sa.select(calls.c.settled_in).where(calls.c.id.in_(part))).scalars())
@@ -188,7 +188,7 @@ def calls_revoked_after(ledger: Ledger, teacher: str, seq: int) -> list[CallHist
 def budget_history(ledger: Ledger, teacher: str) -> list[dict[str, Any]]:
     """Every change of a teacher's budget, oldest first: at, from, to."""
     query: sa.Select[Any] = sa.select(entries.c.at, entries.c.payload).where(entries.c.kind == "budget")
-    with ledger.reading() as connection, _written_by_a_release():
+    with ledger.reading() as connection, _written_by_a_release(ledger):
         changes = [
             {"at": at, **json.loads(payload)} for at, payload in connection.execute(query.order_by(entries.c.seq))
         ]
@@ -204,7 +204,10 @@ def find_teacher(ledger: Ledger, text: str | None) -> str:
     """
     teachers = ledger.teachers()
     if not teachers:
-        raise InvalidInput("the ledger knows no teacher yet; build a store first with: ckd-cache build")
+        raise InvalidInput(
+            "the ledger knows no teacher yet; build a store first with: "
+            "ckd-cache build --teacher NAME --dataset DATASET --n N"
+        )
     found = [
         teacher
         for teacher, name in teachers.items()
@@ -220,12 +223,13 @@ def find_teacher(ledger: Ledger, text: str | None) -> str:
 
 
 @contextmanager
-def _written_by_a_release() -> Iterator[None]:
+def _written_by_a_release(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise StoreUnreadable(
-            "the ledger's entries are not what any release writes; see what is wrong with: ckd-cache ledger verify"
+            "the ledger's entries are not what any release writes; see what is wrong with: "
+            f"{suggested('ckd-cache ledger verify', ledger=ledger.shown_url)}"
         ) from error
 
 

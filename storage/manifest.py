@@ -128,6 +128,8 @@ class Manifest:
         ledger_head: hash of the ledger's newest entry when the last build ended.
         history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade).
         versions: package versions that made the store.
+        sources: what it was last built from, as far as it is known and only for who reads it: options of a command with
+            full paths (dataset, data_root, weights), and listing, what was listed of an image folder.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -143,6 +145,7 @@ class Manifest:
     ledger_head: Line | None = None
     history: tuple[Mapping[str, Line], ...] = ()
     versions: Mapping[str, Line] = field(default_factory=dict)
+    sources: Mapping[str, Line] = field(default_factory=dict)
     older: OlderManifest | None = None
 
     @property
@@ -185,6 +188,9 @@ class Manifest:
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
         del document["older"]
+        # Stores from before it was recorded keep their digest.
+        if not self.sources:
+            del document["sources"]
         return document
 
     @classmethod
@@ -198,7 +204,8 @@ class Manifest:
         try:
             if not path.exists():
                 raise StoreUnreadable(
-                    f"there is no store at {folder} (no {file_name}); build one with: {store_command('build', folder)}"
+                    f"there is no store at {folder} (no {file_name}); build one with: "
+                    f"{store_command('build', folder, teacher='NAME', dataset='DATASET', n='N')}"
                 )
             document = read_object(path, _MAX_MANIFEST_BYTES)
             if "format_version" not in document:
@@ -217,7 +224,7 @@ class Manifest:
                 document = brought_forward(document, version, FORMAT_VERSION)
             if "older" in document:
                 raise Malformed("it has a key older, which is not for a document to say")
-            manifest = replace(typed({**document, "older": None}, cls, exact=True), older=older)
+            manifest = replace(typed({"sources": {}, **document, "older": None}, cls, exact=True), older=older)
             _check_content(manifest)
         # The last three: what steps from older formats make of a document that no release wrote.
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -245,8 +252,11 @@ def _require_seal(seal: object, digest: str) -> None:
         )
 
 
-def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
+def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | None = None) -> None:
     """Refuse to add to a store that was made from something else.
+
+    Args:
+        ledger: the one that the store shares, for the command that is suggested.
 
     Raises:
         IdentityMismatch: names every field that differs, with both values.
@@ -255,12 +265,12 @@ def require_same(found: Identity, wanted: Identity, folder: Path) -> None:
     if not found.parameters and found == replace(wanted, parameters=()) and differing:
         raise IdentityMismatch(
             f"the store at {folder} keeps no last layer of its teacher, as it was upgraded without the teacher's "
-            f"weights; add it with: {store_command('upgrade', folder, weights='FILE')}"
+            f"weights; add it with: {store_command('upgrade', folder, ledger=ledger, weights='FILE')}"
         )
     if differing:
         raise IdentityMismatch(
             f"the store at {folder} was built with another {'; '.join(differing)}; "
-            "give the same settings, or another folder"
+            "leave out what the store says itself, or give another --store"
         )
 
 

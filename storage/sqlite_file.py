@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ground.durable import create
-from ground.errors import StoreUnreadable
+from ground.errors import StoreUnreadable, suggested
 
 SIDE_FILES = ("-wal", "-shm")
 JOURNAL = "-journal"
@@ -41,7 +41,8 @@ def require_own(path: Path) -> None:
         if suffix == JOURNAL:
             raise StoreUnreadable(
                 f"{file} is a rollback journal, which can name any file for SQLite to delete, and no ledger of ours "
-                "has one; move it away, then look at the ledger with: ckd-cache verify"
+                "has one; move it away, then look at the ledger with: "
+                f"{suggested('ckd-cache ledger verify', ledger=f'sqlite:///{path.absolute()}')}"
             )
 
 

@@ -95,6 +95,7 @@ class Store:
         samples: Mapping[str, np.ndarray],
         ledger: str | None = None,
         history: Sequence[Mapping[str, str]] = (),
+        sources: Mapping[str, str] | None = None,
     ) -> Store:
         """Make a store whose outputs are still to be paid for.
 
@@ -106,6 +107,7 @@ class Store:
                 teacher; row counts come from here.
             ledger: URL without password of a shared ledger, for the record.
             history: the stores it is made from.
+            sources: what it is built from, for the record.
         """
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
@@ -124,6 +126,7 @@ class Store:
                 ledger=ledger,
                 history=tuple(history),
                 versions={package: version(package) for package in _PACKAGES},
+                sources=sources or {},
             ),
             samples,
         )
@@ -387,7 +390,7 @@ class Store:
                 if len(wrong):
                     raise StoreUnreadable(
                         f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
-                        f"all damage with: {store_command('verify', self.folder)}"
+                        f"all damage with: {self.command('verify')}"
                     )
                 done += last - first
             kept[name] = values
@@ -407,26 +410,22 @@ class Store:
                 f"{self.build_command(n)}"
             )
 
+    def record_sources(self, sources: Mapping[str, str]) -> None:
+        """Note what the store is built from now, if anything is known of it."""
+        if sources and sources != self.manifest.sources:
+            self.save(replace(self.manifest, sources=sources))
+
+    def command(self, name: str, **options: object) -> str:
+        """A command of `ckd-cache` to suggest for this store, with the ledger that it shares."""
+        return store_command(name, self.folder, ledger=self.manifest.ledger, **options)
+
     def build_command(self, n: int) -> str:
-        """The command that makes this store hold n whole rows."""
-        identity = self.manifest.identity
-        # Of an image folder the store knows the name, not where this machine keeps it.
-        dataset = identity.dataset.name.replace("imagefolder:", "imagefolder:.../")
-        features = [output for output in self.outputs if output.name != "logits"]
-        settings = {
-            "teacher": identity.teacher.name,
-            "dataset": dataset,
-            "n": n,
-            "format": self.manifest.array_format,
-            "features": ",".join(output.name for output in features) or "none",
-            "feature-dtype": features[0].dtype if features else "float16",
-            "views": identity.views,
-            "view-policy": identity.view_policy,
-            "seed": identity.seed,
-        }
-        if self.manifest.ledger is not None:
-            settings["ledger"] = self.manifest.ledger
-        return store_command("build", self.folder, **settings)
+        """The command that makes this store hold n whole rows; its own settings need not be said."""
+        places = {name: self.manifest.sources.get(name) for name in ("dataset", "data_root", "weights")}
+        if places["dataset"] is None and ":" in self.manifest.identity.dataset.name:
+            # Of a store from before it was noted the name is known, not where this machine keeps the images.
+            places["dataset"] = f"{self.manifest.identity.dataset.name.partition(':')[0]}:PATH"
+        return self.command("build", n=n, **places)
 
     def size_bytes(self) -> int:
         """Bytes on the disk, ledger included."""
@@ -448,7 +447,7 @@ class Store:
         if not specs:
             raise StoreIncomplete(
                 f"{self.folder} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
-                f"{store_command('upgrade', self.folder, weights='FILE')}"
+                f"{self.command('upgrade', weights=self.manifest.sources.get('weights', 'FILE'))}"
             )
         return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}
 
@@ -465,7 +464,7 @@ def require_current(manifest: Manifest, folder: Path) -> None:
     if manifest.older is not None:
         raise OlderFormat(
             f"{folder} is of format {manifest.older.version}, which this release reads and does not write; bring it up "
-            f"to format {FORMAT_VERSION} with: {store_command('upgrade', folder)}"
+            f"to format {FORMAT_VERSION} with: {store_command('upgrade', folder, ledger=manifest.ledger)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def open_ledger_of(
     """
     recorded, asked = store.manifest.ledger, recorded_as(url)
     if asked != recorded:
+        remedy = f"give --ledger {shlex.quote(recorded)}" if recorded else "leave --ledger out"
         raise IdentityMismatch(
             f"the calls of {store.folder} are recorded in {recorded or 'its own ledger'}, not in "
-            f"{asked or 'its own'}; {'name that ledger' if recorded else 'name no other ledger'}, or use another store"
+            f"{asked or 'its own'}; {remedy}, or another --store"
         )
     is_new = store.manifest.ledger_head is None
     if url is None:

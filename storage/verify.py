@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ground.errors import CKDError, StoreUnreadable, store_command
+from ground.errors import CKDError, StoreUnreadable
 from storage.inspection import Inspection, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
@@ -233,4 +233,4 @@ def _finish(store: Store) -> str:
 
 
 def _repair(store: Store) -> str:
-    return f"see what can be done with: {store_command('repair', store.folder)}"
+    return f"see what can be done with: {store.command('repair')}"

@@ -152,8 +152,10 @@ class Witness:
         """A disagreement with both heads, and what to do."""
         ledger, path = self._ledger.shown_url, self._path()
         seen = f"the ledger at {ledger} ends with {found.found}, and the witness at {path} has seen {found.seen} of it"
-        command = "" if self._store is None else f": {store_command('repair', self._store)}"
-        go_on = f"go on from this one with{command} --accept-rollback"
+        shared = None if self._own else ledger
+        options = {"ledger": shared, "accept_rollback": True}
+        command = "" if self._store is None else f": {store_command('repair', self._store, **options)}"
+        go_on = f"go on from this one with{command or ' --accept-rollback'}"
         if not found.is_fork:
             return f"{seen}: it was rolled back to an older state; bring back the newer one, or {go_on}"
         after = "two heads follow the same beginning" if found.common is None else f"two heads follow {found.common}"

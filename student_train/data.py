@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable, store_command
+from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable
 from ground.geometry import Rendering
 from ground.seeding import generator_for
 from ground.views import apply_views, draw_views, render
@@ -84,7 +84,7 @@ class StudentData:
         rows = Rows.first(store.manifest.n if n is None else max(n, 0))
         if len(rows) < 2:
             raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
-        store.require_rows(rows)
+        _require_whole(store, rows)
         names = _require_outputs(store, wanted.teacher)
         _require_memory(store, names, len(rows))
         # With no teacher involved, what the teacher said does not have to be read.
@@ -196,6 +196,17 @@ def _require_measurable(store: Store) -> None:
         )
 
 
+def _require_whole(store: Store, rows: Rows) -> None:
+    """Refuse rows that are not whole, and say which could be trained on instead."""
+    try:
+        store.require_rows(rows)
+    except StoreIncomplete as error:
+        prefix = store.valid_prefix()
+        if prefix < 2:
+            raise
+        raise StoreIncomplete(f"{error}; or train on what is whole, with: --n {prefix}") from error
+
+
 def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     wanted = sorted(needs)
     if not wanted:
@@ -206,7 +217,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     if missing:
         raise StoreIncomplete(
             f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
-            f"{store_command('extend', store.folder, features=','.join(missing))}"
+            f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
     return sorted({"logits", *wanted})
 

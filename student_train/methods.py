@@ -30,7 +30,7 @@ def parse_method(text: str) -> MethodSpec:
     elif name in loss_names():
         make = published(name, find_loss(name))
     else:
-        raise UnknownName("method", name, method_names())
+        raise UnknownName("method", name, method_names(), listed_by="ckd-train methods")
     method = make(settings)
     settings.finish()
     return method

@@ -43,7 +43,7 @@ def find_loss(name: str) -> type[DistillationLoss]:
         return _checked(name, _registered()[name].value)
     if ":" in name:
         return _checked(name, name)
-    raise UnknownName("loss", name, loss_names())
+    raise UnknownName("loss", name, loss_names(), listed_by="ckd-train losses")
 
 
 def loss_name(loss: DistillationLoss | type[DistillationLoss]) -> str:

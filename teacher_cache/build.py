@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from ground.durable import remove_partials
-from ground.errors import StoreBusy, StoreUnreadable, store_command
+from ground.errors import StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
@@ -116,6 +116,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
         array_format=plan.array_format,
         samples=arrays(),
         ledger=recorded_as(plan.config.ledger),
+        sources=plan.sources,
     )
     with closing(_open_ledger(plan, store, accept_rollback=plan.config.accept_rollback)) as ledger:
         accept_rollback(plan.config, store, ledger)
@@ -126,6 +127,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))
         if plan.rows.end > store.manifest.n:
             store.grow(arrays())
+        store.record_sources(plan.sources)
         record_store(store, ledger, "build")
         witness_of(store, ledger).advance()
     return found
@@ -140,7 +142,7 @@ def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     if unknown:
         raise StoreUnreadable(
             f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "
-            f"back; bring back the right one, and see with: {store_command('verify', store.folder)}"
+            f"back; bring back the right one, and see with: {store.command('verify')}"
         )
 
 

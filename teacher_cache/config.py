@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
+from ground.layers import LOGITS
 from storage.formats import FORMATS
-from storage.manifest import MAX_VIEWS
+from storage.manifest import MAX_VIEWS, Manifest
+from teacher_cache.datasets.registry import is_folder
 
 FEATURE_DTYPES = ("float16", "float32")
 
@@ -95,6 +98,37 @@ class ExtensionConfig(CallConfig):
     weights: Path | None = None
     feature_dtype: str = "float16"
     device: str = "auto"
+
+
+def settings_of(manifest: Manifest) -> dict[str, Any]:
+    """What of a `BuildConfig` a store says of itself, so that nobody has to say it again.
+
+    An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
+    user names it too.
+    """
+    identity = manifest.identity
+    kept = [output for output in identity.outputs if output.name != LOGITS]
+    settings = {
+        "teacher": identity.teacher.name,
+        "array_format": manifest.array_format,
+        "features": ",".join(output.name for output in kept) or "none",
+        "views": identity.views,
+        "view_policy": identity.view_policy,
+        "seed": identity.seed,
+        "precision": identity.teacher.precision,
+    }
+    if kept:
+        settings["feature_dtype"] = kept[0].dtype
+    if is_folder(identity.dataset.name):
+        settings["image_size"] = identity.geometry.image_size
+    else:
+        settings["dataset"] = identity.dataset.name
+    return settings
+
+
+def dataset_options_of(manifest: Manifest) -> dict[str, str]:
+    """The options that opened a store's images when it was last built, as far as they are known."""
+    return {name: manifest.sources[name] for name in ("dataset", "data_root") if name in manifest.sources}
 
 
 def _require_between(name: str, value: int, most: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ground.durable import fsync_path
-from ground.errors import InvalidInput, StoreIncomplete, UnknownName, store_command
+from ground.errors import InvalidInput, StoreIncomplete, UnknownName
 from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.schema import DIGEST, output_array
@@ -95,7 +95,7 @@ def _require_settled(store: Store, ledger: Ledger) -> None:
     if left:
         raise StoreIncomplete(
             f"{len(left)} calls of {store.folder} are not settled, a build was interrupted; settle them with: "
-            f"{store_command('repair', store.folder)}"
+            f"{store.command('repair')}"
         )
 
 

@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ground.durable import fsync_path
-from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, store_command
+from ground.errors import IdentityMismatch, InvalidInput, StoreBusy
 from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
@@ -28,7 +28,7 @@ from storage.store import CELL_LOCK, Store, sample_digests
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.builder import Builder, BuildReport
-from teacher_cache.config import ExtensionConfig
+from teacher_cache.config import ExtensionConfig, dataset_options_of
 from teacher_cache.lease import this_host
 from teacher_cache.outputs import choose_layers, choose_outputs, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
@@ -46,6 +46,7 @@ class _StoredFacts:
     name: str
     classes: tuple[str, ...]
     rendering: Rendering
+    options: Mapping[str, str]
 
 
 def prepare_extension(config: ExtensionConfig) -> Prepared:
@@ -93,10 +94,12 @@ def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
         IdentityMismatch: the weights are not those of its teacher.
     """
     identity = store.manifest.identity
-    facts = _StoredFacts(identity.dataset.name, identity.dataset.classes, identity.teacher_rendering)
+    facts = _StoredFacts(
+        identity.dataset.name, identity.dataset.classes, identity.teacher_rendering, dataset_options_of(store.manifest)
+    )
     compute = Compute.choose(device, identity.teacher.precision)
     teacher = open_teacher(identity.teacher.name, weights, facts, compute)
-    require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder)
+    require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder, store.manifest.ledger)
     return teacher
 
 
@@ -167,12 +170,28 @@ def _staged(folder: Path, identity: Identity) -> Store | None:
         return None
     staged = Store.open(folder, EXTENSION)
     if staged.manifest.identity != identity:
-        names = ",".join(output.name for output in staged.outputs if output.name != LOGITS)
+        names = ", ".join(output.name for output in _added(staged))
         raise IdentityMismatch(
             f"an extension of {folder} to {names} was interrupted; finish that one first, with: "
-            f"{store_command('extend', folder, features=names)}"
+            f"{finish_command(staged)}"
         )
     return staged
+
+
+def finish_command(staged: Store) -> str:
+    """The command that finishes an extension that was interrupted."""
+    added = _added(staged)
+    return staged.command(
+        "extend",
+        features=",".join(output.name for output in added),
+        feature_dtype=added[0].dtype if added else None,
+        weights=staged.manifest.sources.get("weights"),
+    )
+
+
+def _added(staged: Store) -> list[OutputSpec]:
+    kept = {output.name for output in Manifest.load(staged.folder).identity.outputs}
+    return [output for output in staged.outputs if output.name not in kept]
 
 
 def _stage(plan: BuildPlan, card: Card, shown: Shown, store: Store) -> Store:

@@ -42,6 +42,7 @@ class BuildPlan:
         called_outputs: what is kept of each call; the other outputs are copied from calls that were made before.
         required: what a call that was made before must have kept to answer for an input; a new one is made otherwise.
         purpose: what the ledger says that the calls were for.
+        sources: what the store's manifest is to say of where images and teacher lie.
     """
 
     config: CallConfig
@@ -57,6 +58,7 @@ class BuildPlan:
     called_outputs: tuple[OutputSpec, ...]
     required: frozenset[str]
     purpose: str
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -99,6 +101,7 @@ def draw_up(
     called_outputs: tuple[OutputSpec, ...],
     required: frozenset[str] = frozenset(),
     purpose: str,
+    sources: Mapping[str, str] | None = None,
 ) -> BuildPlan:
     """A plan, before anybody has looked at the ledger.
 
@@ -120,6 +123,7 @@ def draw_up(
         called_outputs=called_outputs,
         required=required,
         purpose=purpose,
+        sources=sources or {},
     )
 
 
@@ -134,7 +138,7 @@ def matching_store(folder: Path, identity: Identity, array_format: str) -> Store
         return None
     store = Store.open(folder)
     store.require_current()
-    require_same(store.manifest.identity, identity, folder)
+    require_same(store.manifest.identity, identity, folder, store.manifest.ledger)
     if store.manifest.array_format != array_format:
         raise InvalidInput(
             f"{folder} is a {store.manifest.array_format} store, not {array_format}; "

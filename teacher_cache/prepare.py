@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ground.documents import is_line
 from ground.errors import InvalidInput
 from models import canonical_name
 from models.compute import Compute
@@ -21,7 +22,8 @@ from teacher_cache.outputs import choose_outputs, kept_parameters, parameter_spe
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.shown import Shown, show
-from teacher_cache.teachers import Card, Teacher, open_teacher
+from teacher_cache.teachers import Card, Teacher, ZooTeacher, open_teacher
+from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -111,10 +113,23 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
         num_rows=split_rows(len(sample.train), len(sample.val), len(dataset.test)),
         called_outputs=identity.outputs,
         purpose="build",
+        sources=_sources(config, dataset, teacher),
     )
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)
+
+
+def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> dict[str, str]:
+    """Where images and weights lie, and what was listed, as far as a manifest can say it."""
+    weights = config.weights
+    if weights is None and isinstance(teacher, ZooTeacher):
+        weights = default_weights(teacher.card.identity.name, dataset)
+    # A teacher may come from elsewhere.
+    place = None if weights is None or not weights.is_file() else str(weights.absolute())
+    said = {**dataset.options, "weights": place, "listing": dataset.listing}
+    # A path need not be text.
+    return {name: value for name, value in said.items() if value is not None and is_line(value)}
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:

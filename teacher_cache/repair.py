@@ -27,6 +27,7 @@ from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST
 from storage.store import CELL_LOCK, Store
 from storage.store_ledger import open_ledger_of, witness_of
+from teacher_cache.extend import finish_command
 from teacher_cache.lease import this_host
 from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
 
@@ -149,7 +150,8 @@ def _beyond_repair(store: Store) -> Iterator[str]:
         except CKDError as error:
             yield f"{error}; bring {name} back from a copy"
     if isinstance(_extension(store), Manifest):
-        yield f"an extension of {store.folder} is unfinished; run the same ckd-cache extend again to finish it"
+        staged = Store.open(store.folder, EXTENSION)
+        yield f"an extension of {store.folder} is unfinished; finish it with: {finish_command(staged)}"
 
 
 def _extension(store: Store) -> Manifest | CKDError | None:

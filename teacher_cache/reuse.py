@@ -58,7 +58,7 @@ class PaidAnswers:
             if self._own.manifest.ledger is None:
                 raise InvalidInput(
                     f"call {call.id} of the ledger belongs to another store than {self._own.folder}; check it with: "
-                    f"{store_command('verify', self._own.folder)}"
+                    f"{self._own.command('verify')}"
                 )
             self._stores[call.store] = open_keeper(call)
         return self._stores[call.store]
@@ -70,7 +70,7 @@ class PaidAnswers:
         if digests[0].tobytes() != call.digest_of(output.name):
             raise StoreUnreadable(
                 f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
-                f"see what can be done with: {store_command('repair', store.folder)}"
+                f"see what can be done with: {store.command('repair')}"
             )
         return values
 
@@ -83,9 +83,14 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
             return call
     if not found:
         raise StoreUnreadable(f"the ledger knows no call that {output.name} could be copied from")
+    keeper = Path(found[0].location)
+    try:
+        how = Store.open(keeper).command("extend", features=output.name)
+    except (CKDError, OSError):
+        how = store_command("extend", keeper, features=output.name)
     raise InvalidInput(
-        f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, add it to the "
-        f"store at {found[0].location} with ckd-cache extend, or use another --ledger"
+        f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, use another "
+        f"--ledger, or add it to the store that keeps the call, with: {how}"
     )
 
 

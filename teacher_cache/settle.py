@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ground.errors import CKDError, InvalidInput, store_command
+from ground.errors import CKDError, InvalidInput
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks
@@ -133,7 +133,7 @@ def require_only_place(store: Store, ledger: Ledger) -> None:
         if same:
             raise InvalidInput(
                 f"{store.folder} is a copy of the store at {folder}, and both are in the same ledger; go on with that "
-                f"one, or repair this one from it with: {store_command('repair', store.folder, **{'from': folder})}"
+                f"one, or repair this one from it with: {store.command('repair', **{'from': folder})}"
             )
 
 

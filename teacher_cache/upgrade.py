@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.errors import InvalidInput, StoreUnreadable, store_command
+from ground.errors import InvalidInput, StoreUnreadable
 from storage.ledger import Ledger
 from storage.manifest import EXTENSION, FORMAT_VERSION
 from storage.store import Store
@@ -64,7 +64,7 @@ def upgrade(
         if extension is not None and extension.manifest.older is not None and weights is None:
             raise InvalidInput(
                 f"an extension of {folder} was interrupted, and to finish it the teacher's last layer has to be kept "
-                f"too; give the teacher's weights, with: {store_command('upgrade', folder)} --weights FILE"
+                f"too; give the teacher's weights, with: {store.command('upgrade', weights='FILE')}"
             )
         report = UpgradeReport(folder, store.manifest.format_version)
         steps = list(_steps(store, extension, weights))

@@ -413,7 +413,7 @@ def test_a_shared_ledger_is_named_without_its_password(build, tmp_path):
     assert build("--n", 10, "--ledger", url).returncode == 0
     asked = run_command("ckd-cache", "ledger", "summary", "--store", tmp_path / "store")
     assert asked.returncode == 2
-    assert "give it as --ledger" in asked.stderr
+    assert "name it too, with its password if it has one, with: --ledger " in asked.stderr
     ledger = Ledger(url)
     assert ledger.summary().committed == 10
     ledger.close()

@@ -14,6 +14,7 @@ from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from experiments.workers import default_jobs
+from ground.errors import suggested
 from ground.options import json_option
 from ground.terminal import plain, print_json, print_table
 
@@ -83,4 +84,4 @@ def _print_outcome(outcome: Outcome, out: Path) -> None:
         click.echo(plain(f"failed: {run}: {reason}"))
     if outcome.failed:
         click.echo("train them again with --retry")
-    click.echo(f"{out / 'results.csv'} has a row a run; see also: ckd-pipeline report {out}")
+    click.echo(f"{out / 'results.csv'} has a row a run; see also: {suggested('ckd-pipeline report', out)}")

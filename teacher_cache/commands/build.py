@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ground.errors import InvalidInput
 from ground.options import json_option
 from ground.terminal import print_json, progress
 from models import canonical_name
+from storage.manifest import FILE_NAME, Manifest
+from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
 from teacher_cache.commands.options import (
@@ -21,12 +26,13 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
 )
-from teacher_cache.config import BuildConfig
+from teacher_cache.config import BuildConfig, settings_of
+from teacher_cache.datasets.registry import is_folder
 from teacher_cache.prepare import Prepared, prepare_build
 
 
 @click.command()
-@click.option("--teacher", required=True, help="Network, for instance wrn40_2.")
+@click.option("--teacher", help="Network, for instance wrn40_2; needed for a new store.")
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @click.option(
     "--store",
@@ -61,12 +67,18 @@ from teacher_cache.prepare import Prepared, prepare_build
 def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Run the teacher once over a sample of images and keep what it says.
 
-    The same command again finishes an interrupted build, or does nothing; a larger --n grows the store.
+    The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
+    that exists says of itself (teacher, data set, features, format, views, seed, precision, image size) need not be
+    said again; only where its image folder lies.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
+    ckd-cache build --store stores/wrn_40_2-photos --dataset imagefolder:photos --n 4800 --budget 4800
     """
+    if store is None and settings["teacher"] is None:
+        raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    settings |= _own_settings(folder, settings)
     prepared = prepare_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
     plan = prepared.plan
     if dry_run:
@@ -78,6 +90,29 @@ def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **s
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
         report = run_build(*prepared, advance)
     print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))
+
+
+def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a store says of itself, for options that were not given."""
+    if not (folder / FILE_NAME).exists():
+        if given["teacher"] is None:
+            raise click.UsageError(f"Missing option '--teacher': there is no store at {folder} that names one.")
+        return {}
+    context, manifest = click.get_current_context(), Manifest.load(folder)
+    own = {
+        name: value
+        for name, value in settings_of(manifest).items()
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT
+    }
+    dataset = manifest.identity.dataset.name
+    if is_folder(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
+        raise InvalidInput(
+            f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
+            f"{Store.open(folder).build_command(given['n'])}"
+        )
+    if not is_folder(given["dataset"]):
+        own.pop("image_size", None)
+    return own
 
 
 def _default_store(teacher: str, dataset: str) -> Path:

@@ -21,7 +21,7 @@ from teacher_cache.commands.options import (
     ledger_url_of,
     store_option,
 )
-from teacher_cache.config import ExtensionConfig
+from teacher_cache.config import ExtensionConfig, settings_of
 from teacher_cache.extend import added_layers, prepare_extension
 from teacher_cache.extend import extend as run_extension
 
@@ -29,7 +29,7 @@ from teacher_cache.extend import extend as run_extension
 @click.command()
 @store_option
 @click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}.")
-@click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
+@click.option("--feature-dtype", help="float16 or float32.  [default: that of the store's features, or float16]")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @ledger_option
@@ -47,7 +47,10 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     \b
     ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
     """
-    if not added_layers(Store.open(store), settings["features"]):
+    found = Store.open(store)
+    if settings["feature_dtype"] is None:
+        settings["feature_dtype"] = settings_of(found.manifest).get("feature_dtype", "float16")
+    if not added_layers(found, settings["features"]):
         click.echo(f"{store} keeps these features already", err=as_json)
         if as_json:
             print_json({"store": str(store), "adds": [], "needed_calls": 0})
@@ -61,7 +64,7 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
         return
     if plan.needed_calls and not yes:
         if not sys.stdin.isatty():
-            raise InvalidInput(f"{cost}; give --yes to make them")
+            raise InvalidInput(f"{cost}; give the same command with --yes to make them")
         click.confirm(f"{cost}; make them?", abort=True, err=True)
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:

@@ -36,13 +36,15 @@ def info(store: Path, as_json: bool) -> None:
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "accuracy": "no rows yet" if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
         "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
+        "listed": description["listing"],
         "held out": f"{description['num_val']} validation and {description['num_test']} test images",
         "features": features,
         "weights": ", ".join(f"{name} {tuple(shape)}" for name, shape in description["parameters"].items()) or "none",
         "format": f"{description['format']} {description['format_version']}, {description['bytes'] / 1e6:.1f} MB",
         "ledger": f"{description['ledger']}, head {str(description['ledger_head'])[:12]}",
     }.items():
-        click.echo(f"{name:<9} {value}")
+        if value is not None:
+            click.echo(f"{name:<9} {value}")
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def describe(store: Store) -> dict[str, Any]:
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
+        "listing": manifest.sources.get("listing"),
         "num_classes": len(identity.dataset.classes),
         "teacher": {
             "name": identity.teacher.name,

@@ -11,6 +11,7 @@ import click
 
 from ground.options import json_option
 from ground.terminal import print_json
+from storage.store import Store
 from teacher_cache.commands.options import accept_rollback_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
 from teacher_cache.repair import repair as run_repair
@@ -61,10 +62,12 @@ def _conclude(store: Path, report: RepairReport, *, done: bool) -> None:
     if report.is_empty:
         click.echo(f"{store}: nothing to repair")
     elif not done:
-        click.echo("nothing was changed; give --yes to do it")
+        click.echo("nothing was changed; give the same command with --yes to do it")
     elif report.dropped or report.revoked:
+        found = Store.open(store)
         click.echo(
-            f"repaired; run the build again to call the teacher on what was given up ({len(report.revoked)} calls)"
+            f"repaired; call the teacher again on what was given up ({len(report.revoked)} calls), with: "
+            f"{found.build_command(found.manifest.n)}"
         )
     else:
         click.echo("repaired")

@@ -12,9 +12,9 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from ground.documents import shown
+from ground.documents import is_line, shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
@@ -36,7 +36,6 @@ FAST_FILE_SECONDS = 0.5e-3
 _NUM_THREADS = min(16, (os.cpu_count() or 1) + 4)
 FILES_PER_TASK = 16
 _NUM_FILES_NAMED = 3
-_LONGEST_NAME = 4096
 
 # What the digest of a file whose pixels are read otherwise than by earlier releases covers besides its bytes.
 _READ_ANEW = b"read as viewers show it"
@@ -184,6 +183,8 @@ class ImageDataset:
         test: the split that accuracy is reported on.
         geometry: how views are cut from its base images.
         normalisation: what networks trained on it expect.
+        options: of a command, that open it again from anywhere on this machine: name -> value.
+        listing: what was listed of a folder and what was left out, in one line; None for other data sets.
     """
 
     name: str
@@ -192,11 +193,13 @@ class ImageDataset:
     test: Split
     geometry: ViewGeometry
     normalisation: Normalisation
+    options: Mapping[str, str] = field(default_factory=dict)
+    listing: str | None = None
 
     def __post_init__(self) -> None:
-        # The rule of `ground.documents.Line`, by which a store's readers hold these names.
+        # By this rule a store's readers hold these names.
         for name in (self.name, *self.classes):
-            if not name.isprintable() or len(name) > _LONGEST_NAME:
+            if not is_line(name):
                 raise InvalidInput(f"the name {shown(name)} is not a line of printable text; rename the folder")
 
     @property

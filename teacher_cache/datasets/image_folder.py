@@ -11,6 +11,7 @@ import logging
 import os
 import unicodedata
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from ground.terminal import plain
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
 from teacher_cache.datasets.decoding import require_pixels
 from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
-from teacher_cache.datasets.listing import LeftOut, class_folders, images_below
+from teacher_cache.datasets.listing import NOT_LISTED, LeftOut, class_folders, images_below
 
 DEFAULT_IMAGE_SIZE = 32
 log = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
         test=test,
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=size // 8),
         normalisation=IMAGENET_NORMALISATION,
+        options={"dataset": f"imagefolder:{root}"} | ({} if image_size is None else {"image_size": str(image_size)}),
     )
-    for line in [_listing(dataset, layout, left_out), *_doubts(dataset)]:
-        log.info("%s", plain(line))
+    dataset = replace(dataset, listing=plain(_listing(dataset, layout, left_out)))
+    for line in [dataset.listing, *map(plain, _doubts(dataset))]:
+        log.info("%s", line)
     return dataset
 
 
@@ -118,17 +121,30 @@ def _samples(
 
 def _test_samples(layout: Layout, classes: tuple[str, ...], left_out: LeftOut) -> list[tuple[str, int]]:
     root, split = layout.root, layout.test
-    annotated = annotated_images(root, split) if layout.is_annotated else []
-    present = {name for _, name in annotated} if layout.is_annotated else class_folders(root, split, left_out)
+    if layout.is_annotated:
+        return _annotated_samples(layout, classes, left_out)
+    present = class_folders(root, split, left_out)
+    _require_known(layout, present, classes)
+    return _samples(root, split, classes, present, left_out)
+
+
+def _annotated_samples(layout: Layout, classes: tuple[str, ...], left_out: LeftOut) -> list[tuple[str, int]]:
+    """What Tiny ImageNet's list names; images that it does not name are left out."""
+    class_of = dict(annotated_images(layout.root, layout.test))
+    for file in images_below(layout.root, f"{layout.test}/images", left_out):
+        if file not in class_of:
+            left_out.add(NOT_LISTED, file)
+    _require_known(layout, class_of.values(), classes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    return [(file, label_of[name]) for file, name in class_of.items()]
+
+
+def _require_known(layout: Layout, present: Iterable[str], classes: tuple[str, ...]) -> None:
     if unknown := sorted(set(present) - set(classes)):
         raise InvalidInput(
-            f"{root / split} has {_listed(unknown)}, which {layout.train}/ lacks; "
+            f"{layout.root / layout.test} has {_listed(unknown)}, which {layout.train}/ lacks; "
             f"add the same folder to {layout.train}/ or remove it"
         )
-    if layout.is_annotated:
-        label_of = {name: label for label, name in enumerate(classes)}
-        return [(file, label_of[name]) for file, name in annotated]
-    return _samples(root, split, classes, present, left_out)
 
 
 def _split(root: Path, samples: list[tuple[str, int]], image_size: int) -> FileSplit:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _HIDDEN, _LINKS, _SUFFIX = "hidden or a system's", "links", "no image by their suffix"
+_LOOSE, NOT_LISTED = "in no class folder", "not in val_annotations.txt"
 _OF_SYSTEMS = frozenset(
     {"@eadir", "#recycle", "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini"}
@@ -47,10 +48,10 @@ def class_folders(root: Path, split: str, left_out: LeftOut) -> tuple[str, ...]:
     classes = []
     for entry in sorted((root / split).iterdir()):
         name = f"{split}/{entry.name}"
-        if not entry.is_dir():
-            continue
         if is_hidden(entry.name):
             left_out.add(_HIDDEN, name)
+        elif not entry.is_dir():
+            left_out.add(_LOOSE, name)
         elif entry.is_symlink() and _is_within_each_other(entry.resolve(), root.resolve()):
             left_out.add(_LINKS, name)
         else:

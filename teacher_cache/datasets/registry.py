@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ground.errors import InvalidInput, UnknownName
@@ -39,13 +39,28 @@ class Opener:
     is_folder: bool = False
 
 
+def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
+    """For a data set that is found below the root of all."""
+
+    def opened(request: Request) -> ImageDataset:
+        return replace(open_it(request), options={"dataset": name, "data_root": os.path.abspath(request.data_root)})
+
+    return Opener(opened)
+
+
 DATASETS: dict[str, Opener] = {
-    "cifar10": Opener(lambda request: open_cifar10(request.data_root, download=request.download)),
-    "cifar100": Opener(lambda request: open_cifar100(request.data_root, download=request.download)),
-    "stanford_cars": Opener(lambda request: open_stanford_cars(request.data_root)),
+    "cifar10": _in_root("cifar10", lambda request: open_cifar10(request.data_root, download=request.download)),
+    "cifar100": _in_root("cifar100", lambda request: open_cifar100(request.data_root, download=request.download)),
+    "stanford_cars": _in_root("stanford_cars", lambda request: open_stanford_cars(request.data_root)),
     "digits": Opener(lambda request: open_digits()),
     "imagefolder": Opener(lambda request: open_image_folder(request.path, request.image_size), is_folder=True),
 }
+
+
+def is_folder(spec: str) -> bool:
+    """Whether a data set, or its name, is a folder of the user's, which a path leads to."""
+    opener = DATASETS.get(spec.partition(":")[0])
+    return opener is not None and opener.is_folder
 
 
 def open_dataset(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ground.errors import InvalidInput
+from ground.errors import InvalidInput, suggested
 from ground.geometry import Normalisation, Rendering
 from models import canonical_name
+
+_DIGITS = 8
 
 
 class DatasetFacts(Protocol):
@@ -28,21 +32,47 @@ class DatasetFacts(Protocol):
     def rendering(self) -> Rendering:
         """How networks trained on it are shown its images."""
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Of a command, that open it, as far as they are known."""
+
 
 def default_weights(name: str, dataset: DatasetFacts) -> Path:
-    """Where `train-teacher` puts a teacher, and `build` looks for one: under `CKD_TEACHERS` or ./teachers."""
-    folder = Path(os.environ.get("CKD_TEACHERS", "teachers"))
-    return folder / dataset.name.replace(":", "-") / f"{canonical_name(name)}.safetensors"
+    """Where `train-teacher` puts a teacher, and `build` looks for one: under `CKD_TEACHERS` or ./teachers.
+
+    Folders of one name are told apart by where they lie.
+    """
+    _, _, path = dataset.options.get("dataset", "").partition(":")
+    place = dataset.name.replace(":", "-")
+    if path:
+        place += f"-{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_DIGITS]}"
+    return _teachers() / place / _file_name(name)
 
 
 def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path:
     """The weights to use; raises `InvalidInput` that says how to get some."""
     path = default_weights(name, dataset) if weights is None else weights
-    if not path.is_file():
-        how = f"ckd-cache train-teacher --teacher {name} --dataset {dataset.name}"
-        reason = "there are no weights at" if weights is not None else "no --weights given and no teacher at"
-        raise InvalidInput(f"{reason} {path}; give --weights FILE, or train a teacher with: {how}")
-    return path
+    if path.is_file():
+        return path
+    where = {"dataset": dataset.name, **dataset.options}
+    # Weights that were asked for by name are looked for there the next time too.
+    out = weights if weights is not None and weights.suffix == ".safetensors" else None
+    train = suggested("ckd-cache train-teacher", teacher=name, **where, out=out)
+    reason = "there are no weights at" if weights is not None else "no --weights given and no teacher at"
+    # Until folders were told apart, it was put here: perhaps the teacher of another folder of this name.
+    older = _teachers() / dataset.name.replace(":", "-") / _file_name(name)
+    perhaps = ""
+    if weights is None and older.is_file():
+        perhaps = f" (if the one at {older} was trained on this data set, --weights {shlex.quote(str(older))})"
+    raise InvalidInput(f"{reason} {path}; give --weights FILE{perhaps}, or train a teacher with: {train}")
+
+
+def _teachers() -> Path:
+    return Path(os.environ.get("CKD_TEACHERS") or "teachers")
+
+
+def _file_name(network: str) -> str:
+    return f"{canonical_name(network)}.safetensors"
 
 
 def require_classes(metadata: Mapping[str, str], dataset: DatasetFacts, weights: Path) -> None:

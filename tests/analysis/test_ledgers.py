@@ -125,7 +125,7 @@ def test_a_shared_ledger_is_named_and_not_opened(grid):
     replace(manifest, ledger="postgresql://somebody@192.0.2.1/calls").save(grid / STORE)
     [ledger] = read(grid)
     assert "postgresql://somebody@192.0.2.1/calls, which a report does not open" in ledger.problem
-    assert f"ckd-cache ledger summary --store {STORE} --ledger URL" in ledger.problem
+    assert f"ckd-cache ledger summary --store {STORE} --ledger postgresql://" in ledger.problem
 
 
 def test_every_store_of_the_plan_is_told(grid):

@@ -18,6 +18,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_with_all(name, hint):
     assert str(UnknownName("format", name, ("zarr", "hdf5"))) == f"no format is called {name!r}; {hint}"
 
 
+def test_names_that_are_far_are_listed_nearest_first_and_many_are_cut():
+    said = str(UnknownName("loss", "zz-b", [f"x{number:02}" for number in range(30)] + ["abc"], listed_by="list them"))
+    assert "; known: abc, x00, x01, " in said
+    assert said.endswith("x22 and 7 more; see all with: list them")
+
+
 def test_what_counts_in_a_spelling_is_said_by_who_knows():
     said = str(UnknownName("network", "WRN-40-3", ["wrn_40_2", "vgg8"], lambda text: text.lower().replace("-", "_")))
     assert said == "no network is called 'WRN-40-3'; did you mean wrn_40_2?"

@@ -99,12 +99,16 @@ def test_a_manifest_without_a_key_is_refused(tmp_path, path):
     write(tmp_path, document)
     if path == ("versions", "numpy"):
         assert Manifest.load(tmp_path).versions == {}
+    elif path == ("sources",):
+        assert Manifest.load(tmp_path).sources == {}
     else:
         with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
             Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("path", [(), *(path for path in places(CONTENT) if path[0] not in ("samples", "versions"))])
+@pytest.mark.parametrize(
+    "path", [(), *(path for path in places(CONTENT) if path[0] not in ("samples", "versions", "sources"))]
+)
 def test_a_manifest_with_a_key_more_is_refused(tmp_path, path):
     document = copy.deepcopy(CONTENT)
     place = document
@@ -177,6 +181,15 @@ def test_with_a_key_a_manifest_is_sealed_and_one_that_was_changed_without_it_is_
         (tmp_path / "manifest.json").write_text(json.dumps({**document, "seal": seal}))
         with pytest.raises(StoreUnreadable, match="sealed with another key"):
             Manifest.load(tmp_path)
+
+
+def test_a_manifest_from_before_sources_were_noted_keeps_its_digest_and_one_that_notes_them_is_read(tmp_path):
+    MANIFEST.save(tmp_path)
+    assert "sources" not in json.loads((tmp_path / "manifest.json").read_text())
+    noted = replace(MANIFEST, sources={"dataset": "imagefolder:/data/photos", "listing": "12 images"})
+    noted.save(tmp_path)
+    assert Manifest.load(tmp_path) == noted
+    assert noted.digest != MANIFEST.digest
 
 
 def test_without_a_key_or_a_seal_a_manifest_is_read_as_it_always_was(tmp_path, monkeypatch):

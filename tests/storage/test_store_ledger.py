@@ -50,10 +50,10 @@ def test_a_ledger_is_begun_once_and_noted(empty_store):
 def test_another_ledger_than_the_recorded_one_is_refused(empty_store, tmp_path):
     store, url = empty_store.store, f"sqlite:///{tmp_path / 'shared.sqlite'}"
     Ledger(url, create=True).close()
-    with pytest.raises(IdentityMismatch, match="are recorded in its own ledger, not in sqlite.*name no other ledger"):
+    with pytest.raises(IdentityMismatch, match="are recorded in its own ledger, not in sqlite.*leave --ledger out"):
         open_ledger_of(store, url)
     store.save(replace(store.manifest, ledger=recorded_as(url), ledger_head=None))
-    with pytest.raises(IdentityMismatch, match="are recorded in sqlite.*, not in its own; name that ledger"):
+    with pytest.raises(IdentityMismatch, match="are recorded in sqlite.*, not in its own; give --ledger sqlite"):
         open_ledger_of(store, None)
     open_ledger_of(store, url).close()
 

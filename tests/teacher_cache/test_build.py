@@ -191,7 +191,7 @@ def test_the_ledger_cannot_be_changed_or_dropped_behind_a_store(tmp_path, weight
     base = {"teacher": "resnet8", "weights": weights, "dataset": "digits", "device": "cpu"}
     build(*prepare_build(BuildConfig(n=20, store=tmp_path / "one", ledger=shared, budget=30, **base)))
     with pytest.raises(
-        IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in its own; name that ledger"
+        IdentityMismatch, match="are recorded in sqlite:///.*shared.sqlite, not in its own; give --ledger sqlite"
     ):
         prepare_build(BuildConfig(n=40, store=tmp_path / "one", **base))
     with pytest.raises(BudgetRefused, match="30"):

@@ -409,6 +409,28 @@ def test_files_left_out_for_their_suffix_are_counted(folder, said):
     assert "left out: 2 no image by their suffix (train/cat/a.gif, train/cat/noext)" in said()
 
 
+def test_files_in_no_class_folder_are_counted(folder, said):
+    before = opened(folder).digest
+    save(folder / "train" / "stray.png", noise(1))
+    (folder / "test" / ".DS_Store").write_bytes(b"")
+    assert opened(folder).digest == before
+    assert "left out: 1 hidden or a system's (test/.DS_Store); 1 in no class folder (train/stray.png)" in said()
+
+
+def test_images_that_tiny_imagenets_list_does_not_name_are_counted(tmp_path, said):
+    root = tiny_imagenet(tmp_path)
+    save(root / "val" / "images" / "val_9.JPEG", noise(9))
+    assert len(opened(root).test) == 2
+    assert "; 1 not in val_annotations.txt (val/images/val_9.JPEG)" in said()
+
+
+def test_what_opens_it_again_has_the_full_path_and_the_listing_is_kept(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    data = open_dataset("imagefolder:pets", image_size=24)
+    assert data.options == {"dataset": f"imagefolder:{folder}", "image_size": "24"}
+    assert data.listing.startswith("imagefolder:pets: 6 training and 2 test images")
+
+
 def test_names_that_terminals_obey_are_said_as_text(folder, said):
     (folder / "train" / "cat" / "a\x1b[31m.gif").write_bytes(b"")
     (folder / "train" / "cat" / "b\udce9.gif").write_bytes(b"")

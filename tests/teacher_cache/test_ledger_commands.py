@@ -201,7 +201,7 @@ def test_the_environment_does_not_win_over_a_stores_own_ledger(original, shared,
 def test_a_store_with_a_shared_ledger_needs_to_be_told_which(weights, tmp_path, shared, monkeypatch):
     url, store = f"sqlite:///{tmp_path / 'all.sqlite'}", tmp_path / "store"
     build_store(store, weights, n=8, ledger=url)
-    assert "give it as --ledger" in refused("summary", "--store", store)
+    assert "name it too, with its password if it has one, with: --ledger " in refused("summary", "--store", store)
     assert read("summary", "--store", store, "--ledger", url)["committed"] == 8
     monkeypatch.setenv("CKD_LEDGER", url)
     assert read("summary", "--store", store)["committed"] == 8

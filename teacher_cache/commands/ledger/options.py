@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -47,7 +48,8 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
         return own_ledger(store)
     if url is None:
         raise InvalidInput(
-            f"the calls of {store} are recorded in {manifest.ledger}; give it as --ledger, with its password"
+            f"the calls of {store} are recorded in a shared ledger; name it too, with its password if it has one, "
+            f"with: --ledger {shlex.quote(manifest.ledger)}"
         )
     ledger = Ledger(url)
     # A shared ledger may have moved since: what counts is that it holds what the store was built with.
