@@ -107,15 +107,9 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks) -> Leftovers:
 
 def dead_leases(store: Store, ledger: Ledger) -> list[Lease]:
     """Leases of builders that share this folder's build lock; for who has that alone, they are dead."""
-    here, is_own = Place.of(store.folder), store.manifest.ledger is None
-    found = []
-    for lease in ledger.leases().values():
-        there = Place.parse(lease.host)
-        # A store's own ledger lies behind the same lock, in a copy as well.
-        is_dead = here.boot == there.boot if is_own else here.shares_locks(there)
-        if is_dead and lease.store == store.manifest.store_id:
-            found.append(lease)
-    return found
+    here, leases = Place.of(store.folder), ledger.leases().values()
+    ours = [lease for lease in leases if lease.store == store.manifest.store_id]
+    return [lease for lease in ours if here.shares_locks(Place.parse(lease.host))]
 
 
 def require_only_place(store: Store, ledger: Ledger) -> None:

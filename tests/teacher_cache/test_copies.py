@@ -14,7 +14,7 @@ import pytest
 
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
-from storage.locks import CellLocks
+from storage.locks import CellLocks, FileLock
 from storage.store import Store
 from teacher_cache import place
 from teacher_cache.convert import convert
@@ -161,6 +161,19 @@ def test_a_plan_in_a_private_copy_counts_on_what_a_living_builder_has_in_hand(st
         with elsewhere(store):
             assert prepare_build(grown).plan.needed_calls == 0
         assert prepare_build(grown).plan.needed_calls == 1, "here nobody has the lock, so its builder is no more"
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_living_builders_lease_outlasts_its_lock_file(tmp_path, weights, url, is_shared):
+    """Somebody takes the lock for a stale one and deletes it: who makes a new one is alone with that one."""
+    ledger = url if is_shared else None
+    store = build_store(tmp_path / "store", weights, ledger=ledger, **_SETTINGS)
+    place = url if ledger else f"sqlite:///{store / 'ledger.sqlite'}"
+    session = start_builder(store, place)
+    (store / "build.lock").unlink()
+    with FileLock(store / "build.lock") as lock:
+        assert lock.try_exclusive()
+        assert settle(store, place) == ({session}, 1)
 
 
 @pytest.mark.parametrize("is_moved", [False, True])
