@@ -81,7 +81,7 @@ def _make_timm(name: str, num_classes: int, image_size: int) -> nn.Module:
 
     config = timm.get_pretrained_cfg(name)
     # A network with learned positions is made for one size.
-    size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     module: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
     return module
 

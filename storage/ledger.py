@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
@@ -45,6 +46,7 @@ from storage.ledger_tables import accounts, calls, entries, leases, metadata, se
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
+_HASH = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("committed", "reserved", "lost")
 _SESSION_COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
 
@@ -111,6 +113,24 @@ class Ledger:
     def head(self) -> str:
         """Hash of the newest entry: it stands for everything recorded so far."""
         return self._database.read(lambda connection: _head(connection)[1])
+
+    def genesis(self) -> str:
+        """Hash of entry 1, 64 hex digits: what the ledger is known by, wherever it is.
+
+        Raises:
+            StoreUnreadable: it is none, so no release wrote it.
+        """
+        query = sa.select(entries.c.hash).where(entries.c.seq == 1)
+        return self.checked_hash(self._database.read(lambda connection: connection.execute(query).scalar()))
+
+    def checked_hash(self, hash_: str | None) -> str:
+        """A hash from the ledger, which may come from anybody; raises `StoreUnreadable` for what is none."""
+        if hash_ is None or not _HASH.fullmatch(hash_):
+            raise StoreUnreadable(
+                f"the ledger at {self.shown_url} has an entry without a hash that any release wrote; bring it back "
+                "from a copy"
+            )
+        return hash_
 
     def entry_number(self, hash_: str) -> int | None:
         """Number of the entry with this hash, or None."""
@@ -184,6 +204,17 @@ class Ledger:
     def store_record(self, store: str) -> dict[str, Any] | None:
         """What was last recorded of a store by `record_store`."""
         return self._database.read(lambda connection: _store_record(connection, store))
+
+    def session_hosts(self, stores: Set[str]) -> dict[int, str]:
+        """Session -> its host (`storage.ledger_records.Session`), of every session of stores with these ids."""
+        query = sa.select(entries.c.payload).where(entries.c.kind == "session")
+        found: dict[int, str] = {}
+        for payload in self._database.read(lambda connection: connection.execute(query).scalars().all()):
+            with suppress(ValueError, RecursionError, KeyError, TypeError):  # a damaged entry is found by its hash
+                content = json.loads(payload)
+                if content["store"] in stores:
+                    found[int(content["id"])] = str(content["host"])
+        return found
 
     # Sessions and their leases
 

@@ -29,7 +29,8 @@ class Session:
         purpose: what the calls are for, for people.
         device, precision: where and in which number format the teacher runs.
         outputs: names of what is kept of each call.
-        host: the machine, as its lease names it.
+        host: the machine, and the file that builders of the store lock there: text of a `teacher_cache.place.Place`, or
+            of another shape in sessions of earlier releases.
     """
 
     teacher: str

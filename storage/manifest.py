@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +126,8 @@ class Manifest:
         n: training images; val and test likewise.
         samples: sample array, or parameter of the teacher -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
+        ledger_genesis: hash of the ledger's entry 1, which it is known by wherever it is; None in stores from before
+            it was noted.
         ledger_head: hash of the ledger's newest entry when the last build ended.
         history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade).
         versions: package versions that made the store.
@@ -142,6 +145,7 @@ class Manifest:
     num_test: _Rows
     samples: Mapping[str, Hex64]
     ledger: Line | None = None
+    ledger_genesis: Hex64 | None = None
     ledger_head: Line | None = None
     history: tuple[Mapping[str, Line], ...] = ()
     versions: Mapping[str, Line] = field(default_factory=dict)
@@ -163,6 +167,12 @@ class Manifest:
         """Ids of the store and of those it was made from: calls of any of these may be kept in it."""
         return {self.store_id, *(step["store_id"] for step in self.history)}
 
+    @property
+    def ids_in_place(self) -> set[str]:
+        """Ids that the store had in its own folder: those since it was last made as a copy, in a new one."""
+        since = takewhile(lambda step: step["made_by"] != "convert", reversed(self.history))
+        return {self.store_id, *(step["store_id"] for step in since)}
+
     def grown(self, n: int, num_val: int) -> Manifest:
         """The same store with more rows."""
         return replace(self, n=max(n, self.n), num_val=max(num_val, self.num_val))
@@ -174,6 +184,8 @@ class Manifest:
             return self.older.digest
         document = self._document()
         del document["ledger_head"]
+        # An entry is of the ledger that it is in: it need not say which.
+        document.pop("ledger_genesis", None)
         return digest_of(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
@@ -191,6 +203,8 @@ class Manifest:
         # Stores from before it was recorded keep their digest.
         if not self.sources:
             del document["sources"]
+        if self.ledger_genesis is None:
+            del document["ledger_genesis"]
         return document
 
     @classmethod
@@ -224,7 +238,9 @@ class Manifest:
                 document = brought_forward(document, version, FORMAT_VERSION)
             if "older" in document:
                 raise Malformed("it has a key older, which is not for a document to say")
-            manifest = replace(typed({"sources": {}, **document, "older": None}, cls, exact=True), older=older)
+            # Manifests from before they were noted lack these two.
+            document = {"ledger_genesis": None, "sources": {}, **document, "older": None}
+            manifest = replace(typed(document, cls, exact=True), older=older)
             _check_content(manifest)
         # The last three: what steps from older formats make of a document that no release wrote.
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

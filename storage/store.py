@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -24,7 +24,7 @@ from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnrea
 from storage.digest import output_digests
 from storage.formats import FORMATS
 from storage.locks import exclusive_lock
-from storage.manifest import FILE_NAME, FORMAT_VERSION, Identity, Manifest
+from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
@@ -187,7 +187,7 @@ class Store:
         if ledger is not None:
             content = {"manifest": after.digest, "made_by": "upgrade", "replaces": before.digest}
             ledger.record_store(before.store_id, content)
-            after = replace(after, ledger_head=ledger.head())
+            after = replace(after, ledger_head=ledger.head(), ledger_genesis=ledger.genesis())
         self.save(after)
 
     @staticmethod
@@ -216,10 +216,17 @@ class Store:
         """Raise `OlderFormat` for a store that can be read and not written to."""
         require_current(self.manifest, self.folder)
 
-    def record_ledger_head(self, head: str) -> None:
-        """Note the ledger's state in the manifest: an older copy of the ledger is then found out."""
-        if head != self.manifest.ledger_head:
-            self.save(replace(self.manifest, ledger_head=head))
+    def record_ledger_head(self, head: str, genesis: str | None = None) -> None:
+        """Note the ledger's state in the manifest: an older copy of the ledger, or another one, is then found out.
+
+        Args:
+            genesis: hash of the ledger's entry 1; None leaves what is noted of it.
+        """
+        noted = replace(
+            self.manifest, ledger_head=head, ledger_genesis=self.manifest.ledger_genesis if genesis is None else genesis
+        )
+        if noted != self.manifest:
+            self.save(noted)
 
     # Rows and cells
 
@@ -466,6 +473,13 @@ def require_current(manifest: Manifest, folder: Path) -> None:
             f"{folder} is of format {manifest.older.version}, which this release reads and does not write; bring it up "
             f"to format {FORMAT_VERSION} with: {store_command('upgrade', folder, ledger=manifest.ledger)}"
         )
+
+
+def open_extension(folder: Path) -> Store | None:
+    """An extension of a store that was begun and can be finished; one that cannot is for `repair`."""
+    with suppress(StoreUnreadable):
+        return Store.open(folder, EXTENSION) if (folder / EXTENSION).exists() else None
+    return None
 
 
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:

@@ -77,6 +77,20 @@ def is_recorded(manifest: Manifest, record: Mapping[str, Any]) -> bool:
     return manifest.digest in (record.get("manifest"), record.get("replaces"))
 
 
+def require_recorded(store: Store, ledger: Ledger) -> None:
+    """Refuse to chain a change of a manifest that is not the one the ledger knows: nobody could tell afterwards.
+
+    Raises:
+        StoreUnreadable: it is another one.
+    """
+    record = ledger.store_record(store.manifest.store_id)
+    if record is not None and not is_recorded(store.manifest, record):
+        raise StoreUnreadable(
+            f"{store.folder / store.file_name} is not what its ledger recorded: it was replaced, or a build stopped "
+            "while it grew; bring it back from a copy, or finish the build with the release that began it"
+        )
+
+
 def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """A manifest that the ledger does not know, and a ledger that was replaced or rolled back."""
     manifest = store.manifest

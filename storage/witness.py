@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +38,6 @@ _MOST_EARLIER = 64
 _MOST_BYTES = 1 << 20
 _LOCK_SECONDS = 10.0
 _POLL_SECONDS = 0.02
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 _told: set[str] = set()
 
@@ -193,7 +191,7 @@ class Witness:
             row = connection.execute(query).first()
         if row is None:
             raise StoreUnreadable(f"the ledger at {self._ledger.shown_url} has no entries; bring it back from a copy")
-        return Head(entry=row.seq, hash=self._checked(row.hash))
+        return Head(entry=row.seq, hash=self._ledger.checked_hash(row.hash))
 
     def _genesis(self) -> str:
         """Hash of the entry that the ledger is known by."""
@@ -203,21 +201,12 @@ class Witness:
         for payload, hash_ in stores:
             with suppress(ValueError, RecursionError, AttributeError):  # a damaged entry is found by its hash
                 if json.loads(payload).get("made_by") == "convert":
-                    return self._checked(hash_)
-        return self._checked(self._one(sa.select(entries.c.hash).where(entries.c.seq == 1)))
+                    return self._ledger.checked_hash(hash_)
+        return self._ledger.genesis()
 
     def _one(self, query: sa.Select[Any]) -> Any:
         with self._ledger.reading() as connection:
             return connection.execute(query).scalar()
-
-    def _checked(self, hash_: str | None) -> str:
-        """Names files, and may come from anybody."""
-        if hash_ is None or not _HASH.fullmatch(hash_):
-            raise StoreUnreadable(
-                f"the ledger at {self._ledger.shown_url} has an entry without a hash that any release wrote; bring it "
-                "back from a copy"
-            )
-        return hash_
 
     def _shown(self) -> str:
         return self._ledger.shown_url if self._ledger.shown_url.isprintable() else ascii(self._ledger.shown_url)

@@ -18,7 +18,6 @@ from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.builder import Builder, BuildReport
 from teacher_cache.config import CallConfig
-from teacher_cache.lease import this_host
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store
 from teacher_cache.settle import Leftovers, require_only_place, settle_store
@@ -62,7 +61,7 @@ def build(
         builder = Builder(plan, teacher, shown, store, ledger, locks, on_progress)
         builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
         report = builder.run()
-        store.record_ledger_head(ledger.head())
+        store.record_ledger_head(ledger.head(), ledger.genesis())
     return report
 
 
@@ -74,7 +73,7 @@ def store_arrays(plan: BuildPlan, card: Card, shown: Shown) -> dict[str, np.ndar
 def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
     """Chain what a store is into its ledger, and note in the store how far the ledger has come."""
     ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest, "made_by": made_by})
-    store.record_ledger_head(ledger.head())
+    store.record_ledger_head(ledger.head(), ledger.genesis())
 
 
 def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
@@ -121,7 +120,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
     with closing(_open_ledger(plan, store, accept_rollback=plan.config.accept_rollback)) as ledger:
         accept_rollback(plan.config, store, ledger)
         require_only_place(store, ledger)
-        found = settle_store(store, ledger, locks, this_host())
+        found = settle_store(store, ledger, locks)
         _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))

@@ -25,8 +25,9 @@ from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
 from storage.locks import CellLocks
 from storage.store import Store, runs_of
-from teacher_cache.lease import Heartbeat, Watch, this_host
+from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.outputs import to_arrays
+from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers
 from teacher_cache.settle import settle_session
@@ -134,7 +135,7 @@ class Builder:
                 device=self._teacher.card.device,
                 precision=teacher.precision,
                 outputs=self.plan.called_names,
-                host=this_host(),
+                host=Place.of(self.store.folder).text,
             )
         )
 

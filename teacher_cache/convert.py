@@ -140,10 +140,10 @@ def _copy_history(source: Store, target: Store, ledger: Ledger) -> None:
         ledger.copy_to(target.folder / LEDGER_FILE)
         with closing(own_ledger(target.folder)) as copy:
             copy.record_store(target.manifest.store_id, content)
-            head = copy.head()
+            head, genesis = copy.head(), copy.genesis()
             witness_of(target, copy).advance()
     else:
         ledger.record_store(target.manifest.store_id, content)
-        head = ledger.head()
+        head, genesis = ledger.head(), ledger.genesis()
         witness_of(source, ledger).advance()
-    target.manifest = replace(target.manifest, ledger_head=head)
+    target.manifest = replace(target.manifest, ledger_head=head, ledger_genesis=genesis)

@@ -29,7 +29,6 @@ from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.builder import Builder, BuildReport
 from teacher_cache.config import ExtensionConfig, dataset_options_of
-from teacher_cache.lease import this_host
 from teacher_cache.outputs import choose_layers, choose_outputs, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
 from teacher_cache.prepare import Prepared
@@ -150,16 +149,16 @@ def extend(
         # However it ends, what it recorded is seen.
         stack.callback(witness_of(store, ledger).advance)
         require_only_place(store, ledger)
-        settle_store(store, ledger, locks, this_host())
+        settle_store(store, ledger, locks)
         staged = _staged(folder, plan.identity) or _stage(plan, teacher.card, shown, store)
         if staged.manifest.n < store.manifest.n:
             staged.grow(store_arrays(plan, teacher.card, shown))
         record_store(staged, ledger, "extend")
-        found = settle_store(staged, ledger, locks, this_host())
+        found = settle_store(staged, ledger, locks)
         builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress)
         builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
         report = builder.run()
-        staged.record_ledger_head(ledger.head())
+        staged.record_ledger_head(ledger.head(), ledger.genesis())
         _take_place(folder, store, staged)
     return report
 

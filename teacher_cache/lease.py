@@ -7,11 +7,9 @@ lease, by its own monotonic clock, may take the lease away. A clock that jumps, 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 
 from ground.errors import CKDError
@@ -21,14 +19,6 @@ from storage.ledger_records import Lease
 log = logging.getLogger(__name__)
 
 _BEATS_PER_LEASE = 4
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def this_host() -> str:
-    """A name of this machine until it is started again: processes with the same one share its file locks."""
-    if _BOOT_ID.is_file():
-        return _BOOT_ID.read_text().strip()
-    return socket.gethostname()
 
 
 class Heartbeat:

@@ -28,7 +28,7 @@ from storage.schema import DIGEST
 from storage.store import CELL_LOCK, Store
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.extend import finish_command
-from teacher_cache.lease import this_host
+from teacher_cache.place import Place
 from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
 
 
@@ -43,7 +43,7 @@ class RepairReport:
         leases: sessions of builders on this machine that are no more.
         restored: cells whose answers are there, or in a copy: flags, digests and outputs are put right.
         dropped: cells made invisible, because what they hold is not what the teacher said.
-        revoked: committed calls whose answers are nowhere: the next build makes them again.
+        revoked: committed calls of this very folder whose answers are nowhere: the next build makes them again.
         rollback: what the ledger's witness says against it, where that is to be accepted.
         left: what a repair cannot help.
     """
@@ -72,6 +72,7 @@ def repair(
     ledger_url: str | None = None,
     copy: Path | None = None,
     accept_rollback: bool = False,
+    only_copy: bool = False,
     act: bool,
 ) -> RepairReport:
     """Look for damage, and with `act` put it right.
@@ -79,6 +80,8 @@ def repair(
     Args:
         copy: another folder with the same store, whole, to take answers from.
         accept_rollback: go on with a ledger that is older than its witness, or a fork.
+        only_copy: the user says that no other folder holds the store: calls that it made from another one, or from an
+            unknown one, are given up like its own.
 
     Raises:
         StoreBusy: a build is at work.
@@ -108,11 +111,12 @@ def repair(
                 store.arrays.make_missing(store.manifest.rows)
             if act and is_original:
                 with CellLocks(folder / CELL_LOCK) as locks:
-                    settle_store(store, ledger, locks, this_host())
-            _repair_cells(inspect(store, ledger), ledger, source, report, act=act)
+                    settle_store(store, ledger, locks)
+            made_here = MadeHere(store, ledger, only_copy=only_copy)
+            _repair_cells(inspect(store, ledger), ledger, source, made_here, report, act=act)
             if act:
                 _delete(folder, report.files)
-                store.record_ledger_head(ledger.head())
+                store.record_ledger_head(ledger.head(), ledger.genesis())
                 witness.advance()
     return report
 
@@ -184,13 +188,15 @@ def _is_stale(item: Path) -> bool:
 
 def _look_at_leftovers(store: Store, ledger: Ledger, report: RepairReport) -> None:
     leases = ledger.leases()
-    dead = {lease.session for lease in dead_leases(store, ledger, this_host())}
+    dead = {lease.session for lease in dead_leases(store, ledger)}
     calls = ledger.calls_of_store(store.manifest.store_id, "reserved")
     found = sort_out(store, [call for call in calls if call.session in dead or call.session not in leases])
     report.leases, report.adopted, report.lost = sorted(dead), len(found.adopted), len(found.lost)
 
 
-def _repair_cells(state: Inspection, ledger: Ledger, source: Store | None, report: RepairReport, *, act: bool) -> None:
+def _repair_cells(
+    state: Inspection, ledger: Ledger, source: Store | None, made_here: MadeHere, report: RepairReport, *, act: bool
+) -> None:
     """Restore each cell that is not whole, from wherever its answer is; give up the others."""
     store, views = state.store, state.store.manifest.identity.views
     elsewhere = Elsewhere(state, ledger, source)
@@ -205,12 +211,44 @@ def _repair_cells(state: Inspection, ledger: Ledger, source: Store | None, repor
         elif state.valid[row, view] or state.calls[cell]:
             given_up.append(cell)
     report.dropped = [cell for cell in given_up if state.valid.reshape(-1)[cell]]
-    kept_here = [call for cell in given_up for call in state.calls[cell] if _is_kept_here(store, call, cell)]
-    report.revoked = sorted({call.id for call in kept_here})
+    kept = [call for cell in given_up for call in state.calls[cell] if _belongs_in(store, call, cell)]
+    report.revoked = sorted({call.id for call in kept if call in made_here})
+    report.left += made_here.explain([call for call in kept if call not in made_here])
     if act:
         # First the flag: a cell whose call is given up must not be taken for whole.
         store.retract(given_up)
         ledger.revoke(report.revoked)
+
+
+class MadeHere:
+    """Which calls of a store were made from this very folder; others may be whole in the one they were made from.
+
+    Sessions of earlier releases recorded no place, so nobody knows where theirs were made.
+
+    Args:
+        only_copy: take all for made here.
+    """
+
+    def __init__(self, store: Store, ledger: Ledger, *, only_copy: bool) -> None:
+        self._folder, self._here = store.folder, Place.of(store.folder)
+        self._are_all = only_copy or store.manifest.ledger is None
+        self._hosts = {} if self._are_all else ledger.session_hosts(store.manifest.ids_in_place)
+
+    def __contains__(self, call: RecordedCall) -> bool:
+        there = Place.parse(self._hosts.get(call.session, ""))
+        return self._are_all or self._here.is_same_folder(there)
+
+    def explain(self, others: Sequence[RecordedCall]) -> list[str]:
+        """What can be done about calls that were not made here, and whose answers are not here."""
+        if not others:
+            return []
+        calls, places = len({call.id for call in others}), ", ".join(sorted({call.location for call in others}))
+        text = (
+            f"the answers of {calls} calls are not in {self._folder}, and may be in the folder that they were made "
+            f"from ({places}), which is another one or unknown: take them from there with --from DIR, or if the store "
+            "is nowhere else give them up with --only-copy"
+        )
+        return [text]
 
 
 class Elsewhere:
@@ -300,12 +338,12 @@ def _restore(store: Store, cell: int, values: dict[str, np.ndarray]) -> None:
     store.publish([cell])
 
 
-def _is_kept_here(store: Store, call: RecordedCall, cell: int) -> bool:
-    """Whether a call's answer belongs in this very cell of this very folder: of any other this is only a copy."""
-    if call.row * store.manifest.identity.views + call.view != cell:
-        return False
-    is_here = store.manifest.ledger is None or Path(call.location) == store.folder.absolute()
-    return call.store in store.manifest.ids and is_here
+def _belongs_in(store: Store, call: RecordedCall, cell: int) -> bool:
+    """Whether a call's answer belongs in this very cell of this store: in any other it is only a copy."""
+    manifest = store.manifest
+    # A store's own ledger went along when it was converted.
+    ids = manifest.ids if manifest.ledger is None else manifest.ids_in_place
+    return call.row * manifest.identity.views + call.view == cell and call.store in ids
 
 
 def _delete(folder: Path, files: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import CELL_LOCK, Store
+from teacher_cache.place import Place
 from teacher_cache.reuse import find_store
 
 
@@ -87,13 +88,13 @@ def _reach(
         return None, None
 
 
-def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> Leftovers:
+def settle_store(store: Store, ledger: Ledger, locks: CellLocks) -> Leftovers:
     """Settle what earlier builds of a store left; needs the store's build lock, alone.
 
-    With that lock, no builder on this machine is at work; those of other machines have leases of their own.
+    With that lock, no builder that shares it is at work; those of other places have leases of their own.
     """
     found = Leftovers()
-    for lease in dead_leases(store, ledger, host):
+    for lease in dead_leases(store, ledger):
         ledger.take_lease(lease)
     gone = {
         call.session for call in ledger.calls_of_store(store.manifest.store_id, "reserved")
@@ -104,15 +105,11 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks, host: str) -> L
     return found
 
 
-def dead_leases(store: Store, ledger: Ledger, host: str) -> list[Lease]:
-    """Leases of builders of this very folder, on this machine; for who has its build lock alone, they are dead."""
-    here = str(store.folder.absolute())
-    return [
-        lease
-        for lease in ledger.leases().values()
-        if (lease.store, lease.host) == (store.manifest.store_id, host)
-        and (lease.location == here or store.manifest.ledger is None)
-    ]
+def dead_leases(store: Store, ledger: Ledger) -> list[Lease]:
+    """Leases of builders that share this folder's build lock; for who has that alone, they are dead."""
+    here, leases = Place.of(store.folder), ledger.leases().values()
+    ours = [lease for lease in leases if lease.store == store.manifest.store_id]
+    return [lease for lease in ours if here.shares_locks(Place.parse(lease.host))]
 
 
 def require_only_place(store: Store, ledger: Ledger) -> None:

@@ -11,10 +11,9 @@ from storage.locks import is_held
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import open_ledger_of
 from storage.witness import Witness
-from teacher_cache.lease import this_host
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
-from teacher_cache.settle import sort_out
+from teacher_cache.settle import dead_leases, sort_out
 
 
 def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
@@ -69,9 +68,10 @@ def _without_lost(
 
 
 def _living_sessions(store: Store, ledger: Ledger) -> set[int]:
-    """Sessions with a lease, without those of this machine when no build is at work on the store here."""
-    alone, host = not is_held(store.folder / BUILD_LOCK), this_host()
-    return {session for session, lease in ledger.leases().items() if not (alone and lease.host == host)}
+    """Sessions with a lease, without those that share the store's build lock when nobody has that."""
+    leases = ledger.leases().keys()
+    is_held_here = is_held(store.folder / BUILD_LOCK)
+    return set(leases) - {lease.session for lease in ([] if is_held_here else dead_leases(store, ledger))}
 
 
 def _require_copies(

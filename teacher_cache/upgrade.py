@@ -8,18 +8,17 @@ its store.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ground.errors import InvalidInput, StoreUnreadable
-from storage.ledger import Ledger
-from storage.manifest import EXTENSION, FORMAT_VERSION
-from storage.store import Store
+from ground.errors import InvalidInput
+from storage.manifest import FORMAT_VERSION
+from storage.store import Store, open_extension
 from storage.store_ledger import open_ledger_of, witness_of
-from storage.verify import is_recorded
+from storage.verify import require_recorded
 from teacher_cache.extend import teacher_of
 from teacher_cache.outputs import kept_parameters
 
@@ -60,7 +59,7 @@ def upgrade(
     """
     with Store.alone(folder, clean=act, older=True), ExitStack() as stack:
         store = Store.open(folder)
-        extension = _extension(folder)
+        extension = open_extension(folder)
         if extension is not None and extension.manifest.older is not None and weights is None:
             raise InvalidInput(
                 f"an extension of {folder} was interrupted, and to finish it the teacher's last layer has to be kept "
@@ -78,19 +77,12 @@ def upgrade(
             ledger = stack.enter_context(closing(open_ledger_of(store, ledger_url)))
         for each, parameters in steps:
             if ledger is not None:
-                _require_recorded(each, ledger)
+                require_recorded(each, ledger)
             each.upgrade(parameters, ledger)
         if ledger is not None:
             witness_of(store, ledger).advance()
         report.done = True
     return report
-
-
-def _extension(folder: Path) -> Store | None:
-    """An extension that can be finished; one that cannot is for `repair`."""
-    with suppress(StoreUnreadable):
-        return Store.open(folder, EXTENSION) if (folder / EXTENSION).exists() else None
-    return None
 
 
 def _steps(
@@ -104,13 +96,3 @@ def _steps(
         added = {name: values for name, values in found.items() if name not in kept}
         if each.manifest.older is not None or added:
             yield each, added
-
-
-def _require_recorded(store: Store, ledger: Ledger) -> None:
-    """Refuse to chain an upgrade of a manifest that is not the one the ledger knows: nobody could tell afterwards."""
-    record = ledger.store_record(store.manifest.store_id)
-    if record is not None and not is_recorded(store.manifest, record):
-        raise StoreUnreadable(
-            f"{store.folder / store.file_name} is not what its ledger recorded: it was replaced, or a build stopped "
-            "while it grew; bring it back from a copy, or finish the build with the release that began it"
-        )

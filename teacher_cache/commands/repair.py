@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json
+from ground.terminal import plain, print_json
 from storage.store import Store
 from teacher_cache.commands.options import accept_rollback_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
@@ -29,19 +29,32 @@ _SHOWN = 10
 )
 @ledger_option
 @accept_rollback_option
+@click.option(
+    "--only-copy",
+    is_flag=True,
+    help="No other folder holds this store: give up, too, what it asked for from another place.",
+)
 @click.option("--yes", is_flag=True, help="Do it; otherwise it is shown, and asked about on a terminal.")
 @json_option
-def repair(store: Path, copy: Path | None, url: str | None, accept_rollback: bool, yes: bool, as_json: bool) -> None:
+def repair(
+    store: Path,
+    copy: Path | None,
+    url: str | None,
+    accept_rollback: bool,
+    only_copy: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Show what is damaged in a store and can be put right, then do it.
 
     Deletes what killed writers left, settles calls of builds that stopped, and restores answers that are still
     somewhere. An answer that is nowhere is dropped and its call marked lost: the next build makes it again. What is
-    whole is never touched.
+    whole is never touched, and a call that was made from another folder is not given up without --only-copy.
 
     Exit status: 0 nothing is left to do, 1 something is: it was not confirmed, or cannot be repaired.
     """
     url = ledger_url_of(store, url)
-    look = partial(run_repair, store, ledger_url=url, copy=copy, accept_rollback=accept_rollback)
+    look = partial(run_repair, store, ledger_url=url, copy=copy, accept_rollback=accept_rollback, only_copy=only_copy)
     report = look(act=False)
     done = False
     if not report.is_empty:
@@ -58,7 +71,7 @@ def repair(store: Path, copy: Path | None, url: str | None, accept_rollback: boo
 
 def _conclude(store: Path, report: RepairReport, *, done: bool) -> None:
     for line in report.left:
-        click.echo(f"left: {line}")
+        click.echo(plain(f"left: {line}"))
     if report.is_empty:
         click.echo(f"{store}: nothing to repair")
     elif not done:

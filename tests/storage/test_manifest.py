@@ -37,7 +37,8 @@ MANIFEST = Manifest(
 
 def content_of(manifest: Manifest) -> dict[str, Any]:
     """What is written of a manifest, without its digest."""
-    fields = {name: value for name, value in asdict(manifest).items() if name != "older"}
+    left_out = {"older"} if manifest.ledger_genesis else {"older", "ledger_genesis"}
+    fields = {name: value for name, value in asdict(manifest).items() if name not in left_out}
     return json.loads(json.dumps({"format_version": 3, **fields}))
 
 
@@ -87,6 +88,23 @@ def test_a_manifest_survives_a_round_trip(tmp_path_factory, n, seed, views, clas
     found = Manifest.load(folder)
     assert found == manifest
     assert found.digest == manifest.digest
+
+
+def test_what_a_ledger_records_of_a_store_does_not_depend_on_whether_its_genesis_is_noted(tmp_path):
+    noted = replace(MANIFEST, ledger_genesis="34" * 32)
+    assert noted.digest == MANIFEST.digest
+    noted.save(tmp_path)
+    assert Manifest.load(tmp_path) == noted
+    write(tmp_path, content_of(noted) | {"ledger_genesis": "no hash"})
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)
+
+
+def test_ids_in_place_are_those_since_the_last_conversion():
+    steps = [("02", "extend"), ("03", "convert"), ("04", "upgrade"), ("05", "extend")]
+    manifest = replace(MANIFEST, history=tuple({"store_id": id_ * 16, "made_by": by} for id_, by in steps))
+    assert manifest.ids_in_place == {"01" * 16, "04" * 16, "05" * 16}
+    assert manifest.ids == manifest.ids_in_place | {"02" * 16, "03" * 16}
 
 
 @pytest.mark.parametrize("path", [path for path in places(CONTENT) if isinstance(path[-1], str)])

@@ -205,7 +205,7 @@ def test_a_store_with_a_shared_ledger_needs_to_be_told_which(weights, tmp_path, 
     assert read("summary", "--store", store, "--ledger", url)["committed"] == 8
     monkeypatch.setenv("CKD_LEDGER", url)
     assert read("summary", "--store", store)["committed"] == 8
-    assert f"lacks entry {Store.open(store).manifest.ledger_head[:12]}" in refused(
+    assert f"not {Store.open(store).manifest.ledger_genesis[:12]}; give the right --ledger" in refused(
         "summary", "--store", store, "--ledger", shared
     )
     moved = shutil.copy(tmp_path / "all.sqlite", tmp_path / "moved.sqlite")

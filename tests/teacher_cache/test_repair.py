@@ -183,7 +183,7 @@ def test_cells_whose_calls_others_gave_up_are_made_again(tmp_path, weights):
             ledger.take_lease(lease)
         visible = int(store.valid().sum())
         with CellLocks(folder / "cells.lock") as locks:
-            settle_store(store, ledger, locks, "another host")
+            settle_store(store, ledger, locks)
     assert visible > int(Store.open(folder).valid().sum()), "what no committed call vouches for is not shown"
     report = build(*prepare_build(crash_config(folder, weights, "zarr")))
     assert report.new_calls == 96 - committed

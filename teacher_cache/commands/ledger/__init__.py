@@ -23,6 +23,9 @@ _COMMANDS = {
     "budget": CommandAt(
         "teacher_cache.commands.ledger.budget:budget", "Show a teacher's budget and how it came about, or set it."
     ),
+    "move": CommandAt(
+        "teacher_cache.commands.ledger.move:move", "Record in a store where the ledger that it shares is now."
+    ),
     "trace": CommandAt(
         "teacher_cache.commands.ledger.trace:trace",
         "List the calls that a student drew on, or with --call the students that drew on a call; nothing is changed.",

@@ -14,11 +14,10 @@ import click
 
 from ground.errors import InvalidInput
 from models import canonical_name
-from storage.database import shown_url
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
 from storage.manifest import Manifest
-from storage.store_ledger import own_ledger
+from storage.store_ledger import own_ledger, require_named
 from teacher_cache.commands.options import ledger_url_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -34,7 +33,8 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
         url: as the user gave it; what a manifest names is not opened unless the user names it as well.
 
     Raises:
-        InvalidInput: neither was given, or the two do not belong together.
+        InvalidInput: neither was given, or a store's own ledger was not meant.
+        IdentityMismatch: it is another ledger than the store's.
         StoreUnreadable: there is no store, or no ledger.
     """
     if store is None:
@@ -52,14 +52,11 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
             f"with: --ledger {shlex.quote(manifest.ledger)}"
         )
     ledger = Ledger(url)
-    # A shared ledger may have moved since: what counts is that it holds what the store was built with.
-    head = manifest.ledger_head
-    if shown_url(url) != manifest.ledger and head is not None and ledger.entry_number(head) is None:
+    try:
+        require_named(store, manifest, ledger)
+    except BaseException:
         ledger.close()
-        raise InvalidInput(
-            f"the calls of {store} are recorded in {manifest.ledger}, and {ledger.shown_url} lacks entry {head[:12]} "
-            "that it was built with; give the right --ledger"
-        )
+        raise
     return ledger
 
 
