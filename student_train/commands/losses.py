@@ -6,20 +6,22 @@ from typing import Any
 
 import click
 
-from ground.options import json_option
+from ground.options import allow_code_option, json_option
 from ground.terminal import print_json, print_table
+from ground.user_code import UserCode
 from student_train import catalogue
 
 
 @click.command("losses")
 @click.argument("name", required=False)
+@allow_code_option
 @json_option
-def losses(name: str | None, as_json: bool) -> None:
+def losses(name: str | None, allow_code: bool, as_json: bool) -> None:
     """List every loss with needs, defaults and source, or explain the one of this NAME."""
     if name is None:
         _print_losses(catalogue.describe_losses(), as_json=as_json)
     else:
-        _print_loss(catalogue.describe_loss(name), as_json=as_json)
+        _print_loss(catalogue.describe_loss(name, UserCode.of(allowed=allow_code)), as_json=as_json)
 
 
 def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:

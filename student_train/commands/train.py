@@ -10,6 +10,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.terminal import print_json, progress
+from ground.user_code import UserCode
 from models import canonical_name
 from models.compute import Compute
 from storage.store import Store
@@ -28,6 +29,7 @@ def train(
     method: str | None,
     losses: tuple[str, ...],
     comparison: str | None,
+    allow_code: bool,
     n: int | None,
     seed: int,
     lr: float,
@@ -42,7 +44,7 @@ def train(
     as_json: bool,
 ) -> None:
     """Check everything, train, print."""
-    spec, written = _method(method, losses, comparison)
+    spec, written = _method(method, losses, comparison, UserCode.of(allowed=allow_code))
     config = TrainConfig(
         student=canonical_name(student),
         seed=seed,
@@ -66,12 +68,14 @@ def train(
     )
 
 
-def _method(method: str | None, losses: tuple[str, ...], comparison: str | None) -> tuple[MethodSpec, str]:
+def _method(
+    method: str | None, losses: tuple[str, ...], comparison: str | None, code: UserCode
+) -> tuple[MethodSpec, str]:
     """The method that is asked for, and how it was written."""
     if method is not None and losses:
         raise InvalidInput("--method and --loss exclude each other: a method is a list of losses; give one of them")
     if losses:
-        return parse_losses(losses, comparison), "+".join(losses)
+        return parse_losses(losses, comparison, code), "+".join(losses)
     if comparison is not None:
         raise InvalidInput("--comparison goes with --loss; a method has its own, as --method ckd:pairs=all")
     name = "ckd" if method is None else method
