@@ -15,7 +15,7 @@ from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from experiments.workers import default_jobs
 from ground.options import allow_code_option, json_option
-from ground.terminal import plain, print_json, print_table
+from ground.terminal import plain, print_json, print_table, say
 from ground.user_code import UserCode
 
 
@@ -69,7 +69,7 @@ def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
         f"{least}{expected.evaluations} evaluations, at least {_span(expected.student_seconds)} with {config.jobs} at "
         "a time (bare student steps; losses add to it)"
     )
-    click.echo(
+    say(
         f"{config.out}: {expected.runs} runs, {expected.finished} of them finished\n"
         f"teacher calls: {expected.calls} in all, {expected.new_calls} of them still to be paid\n"
         f"  a sample of its own for each n would take {expected.calls_without_nesting}, and each run calling the "
@@ -78,11 +78,11 @@ def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
         f"disk: {expected.bytes / 1e6:.0f} MB"
     )
     for name in expected.unchecked:
-        click.echo(
+        say(
             f"{name} is not checked: a dry run imports no code of yours; it is taken to need the logits of both "
             "networks, and its runs count as not finished"
         )
-    click.echo("nothing was called, trained or written")
+    say("nothing was called, trained or written")
 
 
 def _span(seconds: float) -> str:
@@ -90,12 +90,12 @@ def _span(seconds: float) -> str:
 
 
 def _print_outcome(outcome: Outcome, out: Path) -> None:
-    click.echo(
+    say(
         f"{out}: {outcome.runs} runs, {outcome.found} found finished, {outcome.trained} trained, "
         f"{len(outcome.failed)} failed; {outcome.new_calls} new teacher calls"
     )
     for run, reason in outcome.failed.items():
-        click.echo(plain(f"failed: {run}: {reason}"))
+        say(plain(f"failed: {run}: {reason}"))
     if outcome.failed:
-        click.echo("train them again with --retry")
-    click.echo(f"{out / 'results.csv'} has a row a run; see also: ckd-pipeline report {out}")
+        say("train them again with --retry")
+    say(f"{out / 'results.csv'} has a row a run; see also: ckd-pipeline report {out}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ground.options import allow_code_option, json_option
-from ground.terminal import print_json, print_table
+from ground.terminal import print_json, print_table, say
 from ground.user_code import UserCode
 from student_train import catalogue
 
@@ -45,9 +45,9 @@ def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
         print_json(loss)
         return
     recipe = loss["recipe"]
-    click.echo(f"{loss['name']}: {loss['formula']}\n")
+    say(f"{loss['name']}: {loss['formula']}\n")
     if loss["details"]:
-        click.echo(f"{loss['details']}\n")
+        say(f"{loss['details']}\n")
     facts = {
         "needs": loss["needs"] or "(no teacher)",
         "defaults": catalogue.shown_settings(loss["settings"]) or "(no settings)",
@@ -56,4 +56,4 @@ def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
         "source": loss["source"],
     }
     for name, text in facts.items():
-        click.echo(f"{name + ':':<13}{text}")
+        say(f"{name + ':':<13}{text}")

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ground.errors import InvalidInput
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models import canonical_name
 from models.compute import Compute
@@ -61,7 +59,7 @@ def train(
     if as_json:
         print_json(result)
         return
-    click.echo(
+    say(
         f"{folder.path}: {result['student']} by {written} on {result['n']} rows "
         f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
         f"at best validation accuracy {result['best_val_accuracy']:.4f}"

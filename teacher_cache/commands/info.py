@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ground.options import json_option
-from ground.terminal import print_json
+from ground.terminal import print_json, say
 from storage.schema import LOGITS
 from storage.store import Store
 from storage.store_ledger import newest_head
@@ -40,7 +40,7 @@ def info(store: Path, as_json: bool) -> None:
         "format": f"{description['format']} {description['format_version']}, {description['bytes'] / 1e6:.1f} MB",
         "ledger": f"{description['ledger']}, head {str(description['ledger_head'])[:12]}",
     }.items():
-        click.echo(f"{name:<9} {value}")
+        say(f"{name:<9} {value}")
 
 
 def describe(store: Store) -> dict[str, Any]:

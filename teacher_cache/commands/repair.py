@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json
+from ground.terminal import print_json, say
 from teacher_cache.commands.options import accept_rollback_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
 from teacher_cache.repair import repair as run_repair
@@ -45,7 +45,7 @@ def repair(store: Path, copy: Path | None, url: str | None, accept_rollback: boo
     done = False
     if not report.is_empty:
         if not as_json or not yes:
-            click.echo(_text(report), err=as_json)
+            say(_text(report), err=as_json)
         if yes or (sys.stdin.isatty() and click.confirm("do that?", err=True)):
             report, done = look(act=True), True
     if as_json:
@@ -57,17 +57,15 @@ def repair(store: Path, copy: Path | None, url: str | None, accept_rollback: boo
 
 def _conclude(store: Path, report: RepairReport, *, done: bool) -> None:
     for line in report.left:
-        click.echo(f"left: {line}")
+        say(f"left: {line}")
     if report.is_empty:
-        click.echo(f"{store}: nothing to repair")
+        say(f"{store}: nothing to repair")
     elif not done:
-        click.echo("nothing was changed; give --yes to do it")
+        say("nothing was changed; give --yes to do it")
     elif report.dropped or report.revoked:
-        click.echo(
-            f"repaired; run the build again to call the teacher on what was given up ({len(report.revoked)} calls)"
-        )
+        say(f"repaired; run the build again to call the teacher on what was given up ({len(report.revoked)} calls)")
     else:
-        click.echo("repaired")
+        say("repaired")
 
 
 def _text(report: RepairReport) -> str:
