@@ -1,7 +1,8 @@
 """The report as one HTML file that asks nothing of the network.
 
-What comes from run files is text: it is escaped in the markup, and in the figures' JSON no character is left that could
-end a script. The page's policy lets only our two scripts run, by their digests, and nothing be fetched.
+What comes from run files is text: it is escaped in the markup, and spelled out where it cannot be printed; in the
+figures' JSON no character is left that could end a script. The page's policy lets only our two scripts run, by their
+digests, and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from analysis.answer import Statement, percent
 from analysis.figures import Pair, browser_code
 from analysis.palette import DARK, LIGHT, SHAPES, Look
 from analysis.views import ShownFigure, View
+from ground.terminal import plain_lines
 
 _FOLDER = files("analysis") / "report_page"
 _FORMATS = {"csv": "CSV", "md": "Markdown", "tex": "LaTeX", "svg": "SVG", "png": "PNG"}
@@ -74,7 +76,7 @@ class Page:
 def render(page: Page) -> str:
     """The whole file."""
     script, library = _script(_read("page.js")), _script(browser_code())
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_printable)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"percent": percent, "number": lambda value: f"{value:.12g}"}
     environment.globals |= {"shapes": SHAPES, "dash": _swatch_dash, "formats": _FORMATS}
@@ -87,6 +89,11 @@ def render(page: Page) -> str:
         library=library,
         script_hashes=Markup(" ".join(map(_hash_source, (library, script)))),
     )
+
+
+def _printable(value: object) -> object:
+    """A text of others as every reader sees it: no mark turns what follows around, and all of it can be encoded."""
+    return plain_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _read(name: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from msgspec import structs
 
 from analysis.grid_plan import GridPlan, GridRun
+from ground.cells import neutral
 from ground.documents import Malformed, unreadable
 from ground.durable import replacing
 from ground.errors import CKDError, Diverged, InvalidInput
@@ -126,12 +127,14 @@ def states(folder: Path) -> pd.DataFrame:
 def save_results(folder: Path) -> pd.DataFrame:
     """Write `collect`'s table to `results.csv`, and to `results.parquet` where pyarrow is installed.
 
+    In the CSV no text begins a formula (`ground.cells`); Parquet has them as they are.
+
     Both are replaced atomically; where it is not installed, a `results.parquet` of earlier is deleted, for it would say
     something else.
     """
     results = collect(folder)
     with replacing(folder / "results.csv", binary=False) as file:
-        results.to_csv(file, index=False, lineterminator="\n")
+        results.map(neutral).to_csv(file, index=False, lineterminator="\n")
     parquet = folder / "results.parquet"
     if importlib.util.find_spec("pyarrow") is None:
         parquet.unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ground.cells import neutral
+
 _LEADING = re.compile(r"[+-]?\d")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&#]|(?<![^\W_])_|_(?![^\W_])")
 _LATEX: Mapping[str, str] = {
@@ -55,8 +57,9 @@ class Table:
         return [bool(cells) and all(_LEADING.match(cell) for cell in cells) for cells in columns]
 
     def to_csv(self) -> str:
-        """The cells as they are, under their headings."""
-        return str(self.frame.to_csv(index=False, lineterminator="\n"))
+        """The cells under their headings; none begins a formula."""
+        frame = self.frame.map(neutral).rename(columns=neutral)
+        return str(frame.to_csv(index=False, lineterminator="\n"))
 
     def to_markdown(self) -> str:
         """Title, table and note; numbers to the right."""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from experiments.plan import PlannedRun
 from experiments.workers import Evaluated, Event, Failed, Finished
-from ground.terminal import plain, stderr
+from ground.terminal import note, plain, stderr
 
 _SECONDS_BETWEEN_SAVES = 20.0
 
@@ -74,7 +74,7 @@ class Board:
         note = f"validation {row['val_accuracy']:.3f}, loss {row['train_loss']:.3f}, lr {row['lr']:g}"
         if run.folder not in self._tasks:
             total = run.config.protocol.max_evals
-            self._tasks[run.folder] = self._bars.add_task(_name(run), total=total, note="")
+            self._tasks[run.folder] = self._bars.add_task(plain(_name(run)), total=total, note="")
         self._bars.update(self._tasks[run.folder], completed=row["epoch"], note=note)
 
     def _left(self) -> str:
@@ -82,7 +82,7 @@ class Board:
         return f", about {timedelta(seconds=round(seconds))} left" if self._ended < self._total else ""
 
     def _print(self, sentence: str) -> None:
-        stderr.print(f"[{self._ended}/{self._total}{self._left()}] {plain(sentence)}", soft_wrap=True, markup=False)
+        note(f"[{self._ended}/{self._total}{self._left()}] {plain(sentence)}")
 
 
 def _name(run: PlannedRun) -> str:

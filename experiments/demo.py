@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ground.errors import store_command
 from ground.options import device_option, json_option
-from ground.terminal import print_json, progress, stderr
+from ground.terminal import note, print_json, progress, say
 from models.compute import Compute
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
@@ -65,7 +65,7 @@ def demo_command(out: Path, device: str, as_json: bool) -> None:
     started = time.monotonic()
     results = demo(out, DemoConfig(), Compute.choose(device))
     print_json(results) if as_json else _show_results(out, results)
-    stderr.print(f"{time.monotonic() - started:.0f} s")
+    note(f"{time.monotonic() - started:.0f} s")
 
 
 def demo(out: Path, config: DemoConfig, compute: Compute) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def train_demo_teacher(weights: Path, config: DemoConfig, compute: Compute) -> N
     weights.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"teacher {config.teacher}: epochs", training.epochs) as advance:
         report = train_teacher(training, open_dataset(config.dataset), weights, compute, advance)
-    stderr.print(f"teacher {config.teacher}: test accuracy {report['test_accuracy']:.4f}")
+    note(f"teacher {config.teacher}: test accuracy {report['test_accuracy']:.4f}")
 
 
 def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: Compute) -> None:
@@ -115,7 +115,7 @@ def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: C
     ledger = Ledger(folder / LEDGER_FILE)
     spent = ledger.summary()
     ledger.close()
-    stderr.print(
+    note(
         f"ledger: {report.new_calls} new calls, {spent.spent} spent of a budget of {spent.budget}, "
         f"{spent.remaining} left, head {spent.head[:12]}"
     )
@@ -146,5 +146,5 @@ def _show_results(out: Path, results: list[dict[str, Any]]) -> None:
         "ledger": out / "store" / LEDGER_FILE,
         "runs": out / "runs",
     }.items():
-        click.echo(f"{name:<8} {path}")
-    click.echo(f"check it with: {store_command('verify', out / 'store')}")
+        say(f"{name:<8} {path}")
+    say(f"check it with: {store_command('verify', out / 'store')}")

@@ -32,6 +32,7 @@ class Estimate:
         bounded: whether every run has such a bound.
         finished: runs that are done already, of `runs`.
         bytes: of stores and students that are still to be written.
+        unchecked: losses that are classes of the user's, which a dry run does not import.
     """
 
     runs: int
@@ -46,6 +47,7 @@ class Estimate:
     bounded: bool
     bytes: int
     by_method: dict[str, int]
+    unchecked: list[str]
 
     def document(self) -> dict[str, Any]:
         """For --json."""
@@ -82,6 +84,7 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
         bounded=all(run.config.protocol.max_evals is not None for run in left),
         bytes=sum(plan.bytes for plan in plans if plan.new_calls) + sum(sizes[run.student] for run in left),
         by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
+        unchecked=list(dict.fromkeys(name for entry in grid.methods for name in entry.spec.unseen)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
+from ground.user_code import UserCode
 from models import canonical_name, network_shape
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
@@ -155,8 +156,11 @@ _KEYS = (
 )
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
     """A grid from its file.
+
+    Args:
+        code: what becomes of losses that are classes of the user's; a grid cannot allow its own.
 
     Raises:
         InvalidInput: it cannot be read, or asks for what does not exist; the message names the line.
@@ -171,7 +175,7 @@ def read_grid(path: Path) -> Grid:
         data_root=Path(top["data_root"].text()) if "data_root" in top else None,
         image_size=top["image_size"].integer(8, 1024) if "image_size" in top else None,
         pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
-        methods=_methods(top["methods"], training, choose),
+        methods=_methods(top["methods"], training, choose, code),
         sizes=_sizes(top["n"]),
         seeds=_seeds(top["seeds"]),
         store=_store(top["store"]) if "store" in top else StoreSettings(),
@@ -265,8 +269,10 @@ def _check_pairs(grid: Grid, entry: Entry) -> None:
             entry.refuse(f"two pairs name {pair.teacher} with different weights or epochs; make a grid for each")
 
 
-def _methods(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> tuple[MethodEntry, ...]:
-    found = [_method(item, training, choose) for item in entry.items()]
+def _methods(
+    entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
+) -> tuple[MethodEntry, ...]:
+    found = [_method(item, training, choose, code) for item in entry.items()]
     labels = [method.label for method in found]
     for method in found:
         if labels.count(method.label) > 1:
@@ -274,7 +280,9 @@ def _methods(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Seq
     return tuple(found)
 
 
-def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> MethodEntry:
+def _method(
+    entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
+) -> MethodEntry:
     label = None
     if entry.is_mapping:
         found = entry.fields(("label", "method", "losses", "comparison", "training", "choose"))
@@ -282,12 +290,12 @@ def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequ
             entry.refuse("a method is given as method: NAME, or as losses: [SPEC, ...]; give one of them")
         if "comparison" in found and "method" in found:
             found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
-        text, parse = _written(found)
+        text, parse = _written(found, code)
         label = found["label"].text() if "label" in found else None
         training = {**training, **_training(found.get("training"))}
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
-        text, parse = _written({"method": entry})
+        text, parse = _written({"method": entry}, code)
     if math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
         entry.refuse(f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values")
     candidates = tuple(_candidates(training, choose))
@@ -300,14 +308,14 @@ def _method(entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequ
     return MethodEntry(label=label or text, text=text, spec=spec, candidates=candidates, line=entry.line)
 
 
-def _written(found: Mapping[str, Entry]) -> tuple[str, Callable[[], MethodSpec]]:
+def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[], MethodSpec]]:
     """A method as the grid writes it, and what reads that."""
     if "method" in found:
         text = found["method"].text()
         return text, partial(parse_method, text)
     losses = [item.text() for item in found["losses"].items()]
     comparison = found["comparison"].text() if "comparison" in found else None
-    return "+".join(losses), partial(parse_losses, losses, comparison)
+    return "+".join(losses), partial(parse_losses, losses, comparison, code)
 
 
 def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from experiments.plan import PlannedRun, StoreNeed
 from experiments.stores import folder_of_test_calls
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
-from ground.terminal import plain, progress, stderr
+from ground.terminal import note, plain, progress
 from storage.rows import Rows
 from storage.run_record import is_finished
 from storage.store import Store
@@ -35,7 +35,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Plan
                 said = student_logits(out / run.folder, out / run.store, images)
                 write_json(out / run.folder / LOGITS_FILE, describe_logits(said, teachers[run.store]))
             except CKDError as error:
-                stderr.print(plain(f"{run.folder} is not described: {error}"), markup=False)
+                note(plain(f"{run.folder} is not described: {error}"))
             advance(1, run.folder)
 
 

@@ -8,6 +8,9 @@ of a file that people write the line is half of the message.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,11 @@ from ground.errors import InvalidInput, UnknownName
 
 _MAX_BYTES = 1 << 20
 _MAX_NUMBER = 1e300
+# What reads the same to everybody; a leading zero makes a number octal to some readers of YAML.
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
+_NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+_NEWER_OCTAL = re.compile(r"[-+]?0o[0-7]{1,30}")
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +93,23 @@ class Entry:
         return str(self.node.value)
 
     def integer(self, least: int, most: int = 2**63 - 1) -> int:
-        """A whole number within limits."""
-        value = self._scalar()
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        """A whole number within limits, in plain digits."""
+        written = self._plain_scalar()
+        value = int(written) if _INTEGER.fullmatch(written) else None
+        if value is None or not least <= value <= most:
+            self._refuse_spelling(written)
             bounds = f"of at least {least}" if most == 2**63 - 1 else f"from {least} to {most}"
             self.refuse(f"{self.name} must be a whole number {bounds}, got {self._shown()}")
         return value
 
     def number(self) -> float:
-        """A finite number."""
-        value = self._scalar()
-        if isinstance(value, str):  # YAML reads 5e-4 as text
-            try:
-                value = float(value)
-            except ValueError:
-                value = None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MAX_NUMBER:
+        """A finite number, in plain digits; 5e-4 is one, which YAML reads as text."""
+        written = self.node.value if isinstance(self.node, yaml.ScalarNode) else ""
+        value = float(written) if _NUMBER.fullmatch(written) else None
+        if value is None or not abs(value) < _MAX_NUMBER:
+            self._refuse_spelling(self._plain_scalar())
             self.refuse(f"{self.name} must be a number, got {self._shown()}")
-        return float(value)
+        return value
 
     def fraction(self) -> float:
         """An accuracy, above 0 and below 1."""
@@ -116,14 +123,22 @@ class Entry:
         """Whether it is `none`, `null`, or left empty."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.value.lower() in ("", "none", "null", "~")
 
-    def _scalar(self) -> object:
-        if not isinstance(self.node, yaml.ScalarNode):
-            return None
-        try:
-            # A scalar alone: nothing is built but text, numbers, booleans, None and dates.
-            return yaml.safe_load(self.node.value) if self.node.style is None else self.node.value
-        except (yaml.YAMLError, ValueError):
-            return None
+    def _plain_scalar(self) -> str:
+        """As it is written, without quotes; empty where it is something else."""
+        return self.node.value if isinstance(self.node, yaml.ScalarNode) and self.node.style is None else ""
+
+    def _refuse_spelling(self, written: str) -> None:
+        """Refuse what is a number to YAML, but not the one that most people read: 040 is 32, and 1:30 is 90."""
+        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, written, (True, False))
+        is_other = tag in _NUMBER_TAGS and not (_INTEGER.fullmatch(written) or _NUMBER.fullmatch(written))
+        if not is_other and not _NEWER_OCTAL.fullmatch(written):
+            return
+        with contextlib.suppress(ValueError, OverflowError):  # of .inf no digits can be given, nor of an endless one
+            value = int(written, 8) if _NEWER_OCTAL.fullmatch(written) else yaml.safe_load(written)
+            plain, meant = f"{value:.15g}", written.lstrip("+-0")
+            zeros = f"{meant}, or {plain} if that is meant" if _INTEGER.fullmatch(meant) else plain
+            if math.isfinite(value):
+                self.refuse(f"{self.name} is {self._shown()}, which YAML reads as {plain}; write {zeros}")
 
     def _shown(self) -> str:
         return repr(self.node.value[:60]) if isinstance(self.node, yaml.ScalarNode) else "several values"

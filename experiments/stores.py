@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
 from ground.errors import CKDError, InvalidInput
-from ground.terminal import progress, stderr
+from ground.terminal import note, progress
 from models.compute import Compute
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
@@ -96,7 +96,7 @@ class Stores:
             training = TrainingConfig(teacher=need.teacher, epochs=need.teacher_epochs)
             with progress(f"teacher {need.teacher}: epochs", need.teacher_epochs) as advance:
                 report = train_teacher(training, self.dataset, path, Compute.choose(self.device), advance)
-            stderr.print(f"teacher {need.teacher}: test accuracy {report['test_accuracy']:.4f}")
+            note(f"teacher {need.teacher}: test accuracy {report['test_accuracy']:.4f}")
         return replace(need, weights=path)
 
     def own_weights(self, need: StoreNeed) -> Path:

@@ -37,6 +37,7 @@ from student_train.trainer import Trainer
 LOG = "train.log"
 _POLL_SECONDS = 0.2
 _JOBS_ON_A_GPU = 4
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def default_jobs(device: str) -> int:
@@ -172,7 +173,7 @@ class WorkerPool:
         ours, theirs = context.Pipe()
         watched, lifeline = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(theirs, watched, self.settings), daemon=True)
-        with _ignoring_interrupts():
+        with _ignoring_interrupts(), _not_importing_from_here():
             process.start()
         theirs.close()
         watched.close()
@@ -222,6 +223,21 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _not_importing_from_here() -> Iterator[None]:
+    """A process that is started here does not look for modules in the working directory, as `python -c` does: there a
+    stranger's signal.py would be imported in the place of Python's.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_SAFE_PATH]
+        if before is not None:
+            os.environ[_SAFE_PATH] = before
 
 
 # In the worker

@@ -89,6 +89,8 @@ def typed(document: object, kind: type[T], *, exact: bool = False) -> T:
     for path, expected, value in _parts_of(kind, document):
         if isinstance(value, str) and _must_be_printable(expected) and not value.isprintable():
             raise Malformed(_is_not(path, value, expected))
+        if isinstance(value, dict):
+            _require_printable_keys(path, expected, value)
         if exact and isinstance(value, dict):
             _require_keys(path, expected, value)
     return record
@@ -234,6 +236,28 @@ def _plain(expected: inspect.Type) -> inspect.Type:
 
 def _must_be_printable(expected: inspect.Type) -> bool:
     return isinstance(expected, inspect.Metadata) and bool((expected.extra or {}).get("printable"))
+
+
+def _require_printable_keys(path: str, expected: inspect.Type, value: dict[str, Any]) -> None:
+    """Refuse a mapping whose keys are not lines of text, at any depth of one that may hold anything."""
+    plain = _plain(expected)
+    if not isinstance(plain, inspect.DictType):
+        return
+    is_open = isinstance(plain.value_type, inspect.AnyType)
+    for key in _all_keys(value) if is_open else value:
+        if not key.isprintable():
+            raise Malformed(f"{path or 'it'} has the key {shown(key)}, which is not a line of text")
+
+
+def _all_keys(value: object) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            yield from current
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
 
 
 def _require_keys(path: str, expected: inspect.Type, value: dict[str, Any]) -> None:

@@ -11,6 +11,9 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+allow_code_option = click.option(
+    "--allow-code", is_flag=True, help="Import classes that are named as package.module:Class, here or in a grid."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 
 

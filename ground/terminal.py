@@ -107,23 +107,40 @@ class CommandGroup(LazyGroup):
             except OutputLost as error:
                 _leave(str(error), error.exit_code)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments before the subcommand."""
+        with _plain_usage_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the subcommand; see the class."""
-        with reported_errors(debug=context.meta.get("debug", False)):
+        with _plain_usage_errors(), reported_errors(debug=context.meta.get("debug", False)):
             return super().invoke(context)
+
+
+@contextmanager
+def _plain_usage_errors() -> Iterator[None]:
+    """What click says of an argument quotes it, and arguments may be pasted."""
+    try:
+        yield
+    except click.ClickException as error:
+        # Final by click's word, and read again when it is shown.
+        error.message = plain_lines(error.message)  # type: ignore[misc]
+        raise
 
 
 def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None:
     context.meta["debug"] = debug
     # A server that goes away is said once, by us.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
-    logging.basicConfig(
-        level="INFO",
-        format="%(message)s",
-        datefmt="%X",
-        force=True,
-        handlers=[RichHandler(console=stderr, show_path=False, show_level=False)],
-    )
+    handler = RichHandler(console=stderr, show_path=False, show_level=False)
+    handler.setFormatter(_PlainFormatter("%(message)s", "%X"))
+    logging.basicConfig(level="INFO", force=True, handlers=[handler])
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain_lines(super().format(record))
 
 
 @contextmanager
@@ -145,14 +162,13 @@ def reported_errors(*, debug: bool) -> Iterator[None]:
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
-        stderr.print("Interrupted; run the same command again to go on (ckd-train with --resume).")
+        note("Interrupted; run the same command again to go on (ckd-train with --resume).")
         sys.exit(Interrupted.exit_code)
 
 
 def _leave(sentence: str, exit_code: int) -> NoReturn:
-    # Lines are ours: a table follows the sentence where layers do not fit.
-    shown = "\n".join(map(plain, sentence.split("\n")))
-    stderr.print(Text(f"Error: {shown}"), soft_wrap=True)
+    # Of several lines where a table follows the sentence, because layers do not fit.
+    note(f"Error: {sentence}")
     sys.exit(exit_code)
 
 
@@ -161,9 +177,30 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def plain_lines(text: str) -> str:
+    """`plain` of each line, where lines are ours."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A result on stdout, or with `err` on stderr, in one line or several."""
+    click.echo(plain_lines(text), err=err)
+
+
+def note(text: str) -> None:
+    """Progress or an error on stderr, in one line or several; brackets are no markup."""
+    stderr.print(Text(plain_lines(text)), soft_wrap=True)
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """JSON of which terminals obey nothing."""
+    # In ASCII but for the one control character that JSON leaves, and that stands in texts alone.
+    return json.dumps(document, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    click.echo(json_text(document, indent=2))
 
 
 def print_table(headers: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -191,6 +228,7 @@ def progress(label: str, total: int | None, completed: int = 0) -> Iterator[Call
     Yields:
         `advance(steps, note)`.
     """
+    label = plain(label)
     if not stderr.is_terminal:
         yield _Lines(label, total, completed).advance
         return
@@ -208,7 +246,7 @@ def progress(label: str, total: int | None, completed: int = 0) -> Iterator[Call
         task = bar.add_task(label, total=total, completed=completed, note="")
 
         def advance(steps: int, note: str = "") -> None:
-            bar.update(task, advance=steps, note=note)
+            bar.update(task, advance=steps, note=plain(note))
 
         yield advance
 
@@ -226,7 +264,7 @@ class _Lines:
         if finished or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             of = "" if self._total is None else f" of {self._total}"
-            stderr.print(f"{self._label}: {self._completed}{of} {note}", soft_wrap=True, markup=False)
+            stderr.print(f"{self._label}: {self._completed}{of} {plain(note)}", soft_wrap=True, markup=False)
 
 
 class StopRequest:
@@ -244,7 +282,7 @@ def graceful_stop() -> Iterator[StopRequest]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        stderr.print("Stopping after the step in hand; once more to stop at once.")
+        note("Stopping after the step in hand; once more to stop at once.")
 
     try:
         previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
-from ground.errors import IdentityMismatch, StoreUnreadable, store_command
+from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -308,11 +308,32 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:16]}..."
 
 
+def require_storable(identity: Identity) -> None:
+    """Refuse before any call what no reader of the store would accept, by the rules of `Manifest.load`.
+
+    Raises:
+        InvalidInput: names the value.
+    """
+    try:
+        _check_identity(typed(json.loads(json.dumps(asdict(identity))), Identity, exact=True))
+    except (ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"a store of this teacher and data set could not be read again ({error}); give them other names"
+        ) from error
+
+
 def _check_content(manifest: Manifest) -> None:
     """Refuse what no build writes though its types are right; the arrays are checked against the manifest when they
     are opened.
     """
-    identity = manifest.identity
+    _check_identity(manifest.identity)
+    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(manifest.identity.parameters))}
+    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
+    for step in manifest.history:
+        _require(step.keys() == {"store_id", "made_by"}, "history", step)
+
+
+def _check_identity(identity: Identity) -> None:
     teacher, dataset, geometry = identity.teacher, identity.dataset, identity.geometry
     sizes = (geometry.image_size, geometry.crop_size, geometry.padding)
     _require(max(sizes) <= _MAX_SIZE, "geometry", geometry)
@@ -325,10 +346,6 @@ def _check_content(manifest: Manifest) -> None:
     _check_parameters(identity)
     classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
     _require(classes == {len(dataset.classes)}, "the number of classes", classes)
-    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(identity.parameters))}
-    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
-    for step in manifest.history:
-        _require(step.keys() == {"store_id", "made_by"}, "history", step)
 
 
 def _check_spec(spec: OutputSpec, has_good_name: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.user_code import UserCode
 from student_train.methods import method_names, parse_method
 from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_names
@@ -27,9 +28,9 @@ def describe_losses() -> list[dict[str, Any]]:
     return [_or_problem(describe_loss, name, "formula", broken) for name in loss_names()]
 
 
-def describe_loss(name: str) -> dict[str, Any]:
-    """One loss: name, formula, needs, settings with their defaults, recipe, source; raises `UnknownName`."""
-    loss_class = find_loss(name)
+def describe_loss(name: str, code: UserCode = UserCode.REFUSED) -> dict[str, Any]:
+    """One loss: name, formula, needs, settings with their defaults, recipe, source; raises as `find_loss` does."""
+    loss_class = find_loss(name, code)
     # Most needs follow from settings, so they are those of the defaults.
     loss = Settings("loss", name, {}).build(loss_class)
     formula, _, details = inspect.cleandoc(loss_class.__doc__ or "").partition("\n")

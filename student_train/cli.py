@@ -34,7 +34,7 @@ def main(context: click.Context, /, store: Path | None, **settings: Any) -> None
     \b
     ckd-train --store stores/wrn40_2-cifar100 --method ckd --n 1600
     ckd-train --store DIR --loss ce --loss kd:temperature=2,weight=0.5
-    ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2
+    ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2 --allow-code
     ckd-train losses
     ckd-train verify RUN
 

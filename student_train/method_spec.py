@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.user_code import UserCode
 from student_train.comparison import Comparison
 from student_train.losses import DistillationLoss
 from student_train.mixing import Mixing
 from student_train.needs import Needs, Wanted
-from student_train.registry import find_loss, loss_name, own_code
+from student_train.registry import UnseenLoss, find_loss, loss_name, own_code
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, Sampling
 from student_train.spec import Settings
 
@@ -36,9 +37,11 @@ class LossSpec:
         settings: (argument, value); what is said that is the default anyway is left out, so equal losses are equal.
         compared: apply the loss to differences between samples.
         standardised: give it logits of mean 0 and deviation 1 in each row (LSKD), before any comparison.
+        code: whether a class of the user's is imported; it goes with the spec to other processes.
 
     Raises:
-        UnknownName, InvalidInput: there is no such loss, it cannot be compared, or its settings cannot be recorded.
+        UnknownName, InvalidInput: there is no such loss, it is not allowed, it cannot be compared, or its settings
+            cannot be recorded.
     """
 
     name: str
@@ -46,12 +49,14 @@ class LossSpec:
     weight: float = 1.0
     compared: bool = False
     standardised: bool = False
+    code: UserCode = field(default=UserCode.REFUSED, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InvalidInput(f"the weight of a loss must be a finite number of at least 0, got {self.weight}")
-        kind = find_loss(self.name)
-        object.__setattr__(self, "name", loss_name(kind))
+        kind = self._kind
+        if not self.is_unseen:
+            object.__setattr__(self, "name", loss_name(kind))
         object.__setattr__(self, "settings", _telling(kind, self.settings))
         if self.compared and not self.needs.comparable:
             raise InvalidInput(
@@ -61,19 +66,31 @@ class LossSpec:
         self.describe()  # refuses a loss whose settings cannot be recorded
 
     @classmethod
-    def from_settings(cls, kind: type[DistillationLoss], settings: Settings, weight: float, **flags: bool) -> LossSpec:
+    def from_settings(cls, kind: type[DistillationLoss], settings: Settings, weight: float, **more: Any) -> LossSpec:
         """A loss with those of some settings that are its arguments.
+
+        Args:
+            more: the fields beside.
 
         Raises:
             InvalidInput: see `Settings.build`.
         """
         arguments = settings.arguments(kind)
         settings.call(kind, arguments)  # what the loss itself refuses is told with the name that was typed
-        return cls(loss_name(kind), tuple(arguments.items()), weight, **flags)
+        return cls(loss_name(kind), tuple(arguments.items()), weight, **more)
 
     def make(self) -> DistillationLoss:
         """The loss itself, new and not bound to anything."""
-        return find_loss(self.name)(**dict(self.settings))
+        return self._kind(**dict(self.settings))
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it is a class of the user's that was not imported, so that nothing is known of it."""
+        return self._kind is UnseenLoss
+
+    @property
+    def _kind(self) -> type[DistillationLoss]:
+        return find_loss(self.name, self.code)
 
     @property
     def needs(self) -> Needs:
@@ -136,6 +153,11 @@ class MethodSpec:
     def needs(self) -> tuple[Needs, ...]:
         """What every loss needs."""
         return tuple(loss.needs for loss in self.losses)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Losses of which nothing is known, because they were not imported."""
+        return [loss.name for loss in self.losses if loss.is_unseen]
 
     @property
     def asks_teacher(self) -> bool:

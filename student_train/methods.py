@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ground.errors import InvalidInput, UnknownName
+from ground.user_code import UserCode
 from student_train.method_spec import TERM_SETTINGS, LossSpec, MethodSpec
 from student_train.pairing import PAIRINGS
 from student_train.recipes import METHODS, published
-from student_train.registry import find_loss, loss_names
+from student_train.registry import UnseenLoss, find_loss, loss_names
 from student_train.spec import Settings, argument_names, split_spec
 
 
@@ -36,15 +37,16 @@ def parse_method(text: str) -> MethodSpec:
     return method
 
 
-def parse_losses(specs: Sequence[str], pairing: str | None = None) -> MethodSpec:
+def parse_losses(specs: Sequence[str], pairing: str | None = None, code: UserCode = UserCode.REFUSED) -> MethodSpec:
     """The user's own sum of losses.
 
     Args:
         specs: as "kd:temperature=4,weight=0.9"; `weight`, `compared` and `standardised` are understood for every loss,
             and "package.module:Class:key=value" is a loss of the user's own.
         pairing: how compared losses pair samples, as "sampled:positives=2" or "all"; None is "sampled".
+        code: whether classes of the user's are imported.
     """
-    losses = tuple(_parse_loss(spec) for spec in specs)
+    losses = tuple(_parse_loss(spec, code) for spec in specs)
     name = "+".join(specs)
     if not any(loss.compared for loss in losses):
         if pairing is not None:
@@ -59,17 +61,19 @@ def parse_losses(specs: Sequence[str], pairing: str | None = None) -> MethodSpec
     return MethodSpec(name, losses, chosen.sampling, chosen.comparison, anchor=chosen.anchor)
 
 
-def _parse_loss(spec: str) -> LossSpec:
+def _parse_loss(spec: str, code: UserCode) -> LossSpec:
     name, values = split_spec(spec)
     settings = Settings("loss", name, values)
     weight = settings.take("weight", 1.0)
     flags = {flag: settings.take(flag, False) for flag in ("compared", "standardised")}
-    kind = find_loss(name)
+    kind = find_loss(name, code)
+    if kind is UnseenLoss:
+        return LossSpec(name, settings.rest(), weight, **flags, code=code)
     taken = set(TERM_SETTINGS).intersection(argument_names(kind))
     if taken:
         raise InvalidInput(
             f"the loss {name} has an argument {taken.pop()}, which every loss takes with another meaning; rename it"
         )
-    loss = LossSpec.from_settings(kind, settings, weight, **flags)
+    loss = LossSpec.from_settings(kind, settings, weight, **flags, code=code)
     settings.finish()
     return loss

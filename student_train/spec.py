@@ -91,6 +91,12 @@ class Settings:
             raise UnknownName(kind, text, known)
         return default if text is None else text
 
+    def rest(self) -> tuple[tuple[str, str], ...]:
+        """All that is left, as text, where nobody can say what it means."""
+        rest = tuple(sorted(self._left.items()))
+        self._left.clear()
+        return rest
+
     def refuse(self, keys: Iterable[str], reason: str) -> None:
         """Raise `InvalidInput` if one of these is given."""
         for key in keys:

@@ -14,7 +14,7 @@ from ground.documents import is_line
 from ground.errors import InvalidInput
 from models import canonical_name
 from models.compute import Compute
-from storage.manifest import DatasetIdentity, Identity
+from storage.manifest import DatasetIdentity, Identity, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -100,6 +100,7 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
 
 def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
+    require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
     shown = show(
         dataset, sample, identity.geometry, policy=config.view_policy, seed=config.seed, num_views=config.views

@@ -56,6 +56,14 @@ def test_nothing_outside_the_tests_is_called_as_a_test():
         assert not collected, (name, collected)
 
 
+def test_commands_print_through_what_terminals_obey_nothing_of():
+    for name, module in modules_outside_tests():
+        if name.startswith("benchmarks/") or name == "ground/terminal.py":
+            continue
+        called = {ast.unparse(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
+        assert not called & {"print", "click.echo", "click.secho", "stderr.print"}, name
+
+
 def test_no_machine_path_or_registry_is_named():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     needles = ["/ro" + "ot/", "pythonho" + "sted.org", "py" + "pi.org"]

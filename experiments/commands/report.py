@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from analysis.report import write_report
-from ground.terminal import plain
+from ground.terminal import plain, say
 
 
 @click.command("report")
@@ -15,6 +15,6 @@ from ground.terminal import plain
 def report_command(folder: Path) -> None:
     """Write FOLDER/report.html, one page that needs no network, with its tables and figures beside it in report/."""
     summary = write_report(folder)
-    click.echo(f"{summary.page}: {summary.finished} of {summary.planned} runs")
+    say(f"{summary.page}: {summary.finished} of {summary.planned} runs")
     for sentence in summary.missing:
-        click.echo(plain(f"missing: {sentence}"))
+        say(plain(f"missing: {sentence}"))

@@ -15,17 +15,27 @@ from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from experiments.workers import default_jobs
 from ground.errors import suggested
-from ground.options import json_option
-from ground.terminal import plain, print_json, print_table
+from ground.options import allow_code_option, json_option
+from ground.terminal import plain, print_json, print_table, say
+from ground.user_code import UserCode
 
 
 @click.command("run")
 @click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Its folder.  [default: results/NAME]")
 @worker_options
-@click.option("--dry-run", is_flag=True, help="Say what it would cost; call, train and write nothing.")
+@allow_code_option
+@click.option("--dry-run", is_flag=True, help="Say what it would cost; call, train, write and import nothing.")
 @json_option
-def run_command(grid: Path, out: Path | None, jobs: int | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
+def run_command(
+    grid: Path,
+    out: Path | None,
+    jobs: int | None,
+    allow_code: bool,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Run a grid of experiments: GRID is a YAML file that docs/pipeline.md describes.
 
     The same command again goes on with what is left, or does nothing; a grid with more methods, seeds or values of n
@@ -37,7 +47,7 @@ def run_command(grid: Path, out: Path | None, jobs: int | None, dry_run: bool, a
 
     Exit status: 0 done, 1 a run failed, 2 bad usage or bad input, 3 refused by budget, 130 interrupted.
     """
-    read = read_grid(grid)
+    read = read_grid(grid, UserCode.UNSEEN if dry_run else UserCode.of(allowed=allow_code))
     config = ExecutionConfig(
         out=Path("results") / read.name if out is None else out,
         jobs=jobs or default_jobs(settings["device"]),
@@ -60,15 +70,20 @@ def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
         f"{least}{expected.evaluations} evaluations, at least {_span(expected.student_seconds)} with {config.jobs} at "
         "a time (bare student steps; losses add to it)"
     )
-    click.echo(
+    say(
         f"{config.out}: {expected.runs} runs, {expected.finished} of them finished\n"
         f"teacher calls: {expected.calls} in all, {expected.new_calls} of them still to be paid\n"
         f"  a sample of its own for each n would take {expected.calls_without_nesting}, and each run calling the "
         f"teacher for itself at least {expected.calls_without_store}\n"
         f"time: {_span(expected.teacher_seconds)} of teacher calls; students: {ending}\n"
-        f"disk: {expected.bytes / 1e6:.0f} MB\n"
-        "nothing was called, trained or written"
+        f"disk: {expected.bytes / 1e6:.0f} MB"
     )
+    for name in expected.unchecked:
+        say(
+            f"{name} is not checked: a dry run imports no code of yours; it is taken to need the logits of both "
+            "networks, and its runs count as not finished"
+        )
+    say("nothing was called, trained or written")
 
 
 def _span(seconds: float) -> str:
@@ -76,12 +91,12 @@ def _span(seconds: float) -> str:
 
 
 def _print_outcome(outcome: Outcome, out: Path) -> None:
-    click.echo(
+    say(
         f"{out}: {outcome.runs} runs, {outcome.found} found finished, {outcome.trained} trained, "
         f"{len(outcome.failed)} failed; {outcome.new_calls} new teacher calls"
     )
     for run, reason in outcome.failed.items():
-        click.echo(plain(f"failed: {run}: {reason}"))
+        say(plain(f"failed: {run}: {reason}"))
     if outcome.failed:
-        click.echo("train them again with --retry")
-    click.echo(f"{out / 'results.csv'} has a row a run; see also: {suggested('ckd-pipeline report', out)}")
+        say("train them again with --retry")
+    say(f"{out / 'results.csv'} has a row a run; see also: {suggested('ckd-pipeline report', out)}")

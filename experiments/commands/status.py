@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.curves import accuracy_by_n
 from analysis.results import collect, states
 from ground.options import json_option
-from ground.terminal import plain, print_json, print_table
+from ground.terminal import plain, print_json, print_table, say
 
 
 @click.command("status")
@@ -27,9 +27,9 @@ def status_command(folder: Path, as_json: bool) -> None:
         failures = dict(zip(failed["run"], failed["error"], strict=True))
         print_json({"runs": len(runs), **counts, "failures": failures, "accuracy": _records(means)})
         return
-    click.echo(f"{folder}: {len(runs)} runs, " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    say(f"{folder}: {len(runs)} runs, " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     for run, error in zip(failed["run"], failed["error"], strict=True):
-        click.echo(plain(f"failed: {run}: {error}"))
+        say(plain(f"failed: {run}: {error}"))
     if len(means):
         print_table(
             ("teacher", "student", "method", "n", "test accuracy", "deviation", "seeds"),

@@ -13,7 +13,7 @@ from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
 from experiments.workers import default_jobs
 from ground.options import json_option, setting_option
-from ground.terminal import print_json, stderr
+from ground.terminal import note, print_json, say
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import TrainConfig
 
@@ -64,9 +64,7 @@ def until_command(
     config = ExecutionConfig(
         out=out, jobs=jobs or default_jobs(device), retry=retry, device=device, precision=precision
     )
-    answer = until(
-        grid, config, target=target, step=step, budget=budget, on_step=lambda step: stderr.print(shown(step))
-    )
+    answer = until(grid, config, target=target, step=step, budget=budget, on_step=lambda step: note(shown(step)))
     if as_json:
         print_json(answer.document())
     else:
@@ -86,15 +84,13 @@ def shown(step: Step) -> str:
 
 def _print_answer(answer: Purchase, out: Path) -> None:
     for step in answer.steps:
-        click.echo(shown(step))
+        say(shown(step))
     last = answer.steps[-1]
     if answer.reached:
-        click.echo(
-            f"{answer.target:g} is reached with {answer.calls} teacher calls: validation {last.val_accuracy:.4f}"
-        )
+        say(f"{answer.target:g} is reached with {answer.calls} teacher calls: validation {last.val_accuracy:.4f}")
     else:
-        click.echo(
+        say(
             f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}); "
             f"another step does not fit the budget of {answer.budget}, or there are no more images"
         )
-    click.echo(f"every run is in {out / 'results.csv'}")
+    say(f"every run is in {out / 'results.csv'}")

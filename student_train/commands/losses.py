@@ -6,20 +6,22 @@ from typing import Any
 
 import click
 
-from ground.options import json_option
-from ground.terminal import print_json, print_table
+from ground.options import allow_code_option, json_option
+from ground.terminal import print_json, print_table, say
+from ground.user_code import UserCode
 from student_train import catalogue
 
 
 @click.command("losses")
 @click.argument("name", required=False)
+@allow_code_option
 @json_option
-def losses(name: str | None, as_json: bool) -> None:
+def losses(name: str | None, allow_code: bool, as_json: bool) -> None:
     """List every loss with needs, defaults and source, or explain the one of this NAME."""
     if name is None:
         _print_losses(catalogue.describe_losses(), as_json=as_json)
     else:
-        _print_loss(catalogue.describe_loss(name), as_json=as_json)
+        _print_loss(catalogue.describe_loss(name, UserCode.of(allowed=allow_code)), as_json=as_json)
 
 
 def _print_losses(losses: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -43,9 +45,9 @@ def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
         print_json(loss)
         return
     recipe = loss["recipe"]
-    click.echo(f"{loss['name']}: {loss['formula']}\n")
+    say(f"{loss['name']}: {loss['formula']}\n")
     if loss["details"]:
-        click.echo(f"{loss['details']}\n")
+        say(f"{loss['details']}\n")
     facts = {
         "needs": loss["needs"] or "(no teacher)",
         "defaults": catalogue.shown_settings(loss["settings"]) or "(no settings)",
@@ -54,4 +56,4 @@ def _print_loss(loss: dict[str, Any], *, as_json: bool) -> None:
         "source": loss["source"],
     }
     for name, text in facts.items():
-        click.echo(f"{name + ':':<13}{text}")
+        say(f"{name + ':':<13}{text}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ground.options import device_option, precision_option, setting_option
+from ground.options import allow_code_option, device_option, precision_option, setting_option
 from models.names import PRECISIONS
 from student_train.names import PAPER_METHODS
 from student_train.protocol import ProtocolConfig
@@ -32,6 +32,7 @@ _OPTIONS = (
         "--comparison",
         help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.  [default: sampled]",
     ),
+    allow_code_option,
     click.option("--n", type=int, help="Train on the first n rows.  [default: all]"),
     click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
     setting_option(TrainConfig, "lr"),

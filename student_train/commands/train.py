@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ground.errors import InvalidInput
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
+from ground.user_code import UserCode
 from models import canonical_name
 from models.compute import Compute
 from storage.store import Store
@@ -29,6 +28,7 @@ def train(
     method: str | None,
     losses: tuple[str, ...],
     comparison: str | None,
+    allow_code: bool,
     n: int | None,
     seed: int,
     lr: float,
@@ -43,7 +43,7 @@ def train(
     as_json: bool,
 ) -> None:
     """Check everything, train, print."""
-    spec, written = _method(method, losses, comparison)
+    spec, written = _method(method, losses, comparison, UserCode.of(allowed=allow_code))
     config = TrainConfig(
         student=canonical_name(student),
         student_size=student_size,
@@ -61,19 +61,21 @@ def train(
     if as_json:
         print_json(result)
         return
-    click.echo(
+    say(
         f"{folder.path}: {result['student']} by {written} on {result['n']} rows "
         f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
         f"at best validation accuracy {result['best_val_accuracy']:.4f}"
     )
 
 
-def _method(method: str | None, losses: tuple[str, ...], comparison: str | None) -> tuple[MethodSpec, str]:
+def _method(
+    method: str | None, losses: tuple[str, ...], comparison: str | None, code: UserCode
+) -> tuple[MethodSpec, str]:
     """The method that is asked for, and how it was written."""
     if method is not None and losses:
         raise InvalidInput("--method and --loss exclude each other: a method is a list of losses; give one of them")
     if losses:
-        return parse_losses(losses, comparison), "+".join(losses)
+        return parse_losses(losses, comparison, code), "+".join(losses)
     if comparison is not None:
         raise InvalidInput("--comparison goes with --loss; a method has its own, as --method ckd:pairs=all")
     name = "ckd" if method is None else method

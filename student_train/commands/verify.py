@@ -9,7 +9,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import json_option
-from ground.terminal import plain, print_json
+from ground.terminal import plain, print_json, say
 from storage.run_proof import ProvenBy, RunProofs
 from storage.run_record import RUN_FILE, RunRecord
 
@@ -39,10 +39,10 @@ def verify(run: Path, store: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(run), "proven": proof.is_proven, "by": proof.by, "problems": proof.sentences})
     elif proof.is_proven:
-        click.echo(plain(f"{run} is proven by {_WORDS[proof.by]}"))
+        say(plain(f"{run} is proven by {_WORDS[proof.by]}"))
     else:
-        click.echo("\n".join(plain(sentence) for sentence in proof.sentences))
-        click.echo(plain(f"{run} is not proven"))
+        say("\n".join(plain(sentence) for sentence in proof.sentences))
+        say(plain(f"{run} is not proven"))
     sys.exit(0 if proof.is_proven else 1)
 
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from ground.errors import InvalidInput
 from ground.options import json_option
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
 from models import canonical_name
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
@@ -83,13 +83,13 @@ def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **s
     plan = prepared.plan
     if dry_run:
         estimate = _estimate(prepared)
-        print_json(estimate) if as_json else click.echo(_estimate_text(prepared, estimate))
+        print_json(estimate) if as_json else say(_estimate_text(prepared, estimate))
         return
     # The rows that are there already count as done, so that a resumed bar starts where it stopped.
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
         report = run_build(*prepared, advance)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
 
 
 def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

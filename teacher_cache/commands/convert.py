@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
 from storage.store import Store
 from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 from teacher_cache.convert import convert as run_conversion
@@ -31,4 +31,4 @@ def convert(store: Path, array_format: str, out: Path, url: str | None, as_json:
     if as_json:
         print_json({**asdict(report), "store": str(store), "out": str(out)})
     else:
-        click.echo(f"{report.out} holds the {report.cells} answers of {report.store}, as {report.array_format}")
+        say(f"{report.out} holds the {report.cells} answers of {report.store}, as {report.array_format}")

@@ -11,7 +11,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import device_option, json_option
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
 from storage.store import Store
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
@@ -51,7 +51,7 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     if settings["feature_dtype"] is None:
         settings["feature_dtype"] = settings_of(found.manifest).get("feature_dtype", "float16")
     if not added_layers(found, settings["features"]):
-        click.echo(f"{store} keeps these features already", err=as_json)
+        say(f"{store} keeps these features already", err=as_json)
         if as_json:
             print_json({"store": str(store), "adds": [], "needed_calls": 0})
         return
@@ -60,7 +60,7 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"
     if dry_run:
         estimate = {"store": str(store), "adds": list(plan.called_names), "needed_calls": plan.needed_calls}
-        print_json(estimate) if as_json else click.echo(f"{cost}; nothing was called or written")
+        print_json(estimate) if as_json else say(f"{cost}; nothing was called or written")
         return
     if plan.needed_calls and not yes:
         if not sys.stdin.isatty():
@@ -69,4 +69,4 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
         report = run_extension(*prepared, advance)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else click.echo(report_text(report))
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json
+from ground.terminal import print_json, say
 from storage.rows import Rows
 from storage.schema import LOGITS
 from storage.store import Store
@@ -44,7 +44,7 @@ def info(store: Path, as_json: bool) -> None:
         "ledger": f"{description['ledger']}, head {str(description['ledger_head'])[:12]}",
     }.items():
         if value is not None:
-            click.echo(f"{name:<9} {value}")
+            say(f"{name:<9} {value}")
 
 
 def describe(store: Store) -> dict[str, Any]:

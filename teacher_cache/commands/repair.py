@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ground.options import json_option
-from ground.terminal import plain, print_json
+from ground.terminal import print_json, say
 from storage.store import Store
 from teacher_cache.commands.options import accept_rollback_option, ledger_option, ledger_url_of, store_option
 from teacher_cache.repair import RepairReport
@@ -59,7 +59,7 @@ def repair(
     done = False
     if not report.is_empty:
         if not as_json or not yes:
-            click.echo(_text(report), err=as_json)
+            say(_text(report), err=as_json)
         if yes or (sys.stdin.isatty() and click.confirm("do that?", err=True)):
             report, done = look(act=True), True
     if as_json:
@@ -71,19 +71,19 @@ def repair(
 
 def _conclude(store: Path, report: RepairReport, *, done: bool) -> None:
     for line in report.left:
-        click.echo(plain(f"left: {line}"))
+        say(f"left: {line}")
     if report.is_empty:
-        click.echo(f"{store}: nothing to repair")
+        say(f"{store}: nothing to repair")
     elif not done:
-        click.echo("nothing was changed; give the same command with --yes to do it")
+        say("nothing was changed; give the same command with --yes to do it")
     elif report.dropped or report.revoked:
         found = Store.open(store)
-        click.echo(
+        say(
             f"repaired; call the teacher again on what was given up ({len(report.revoked)} calls), with: "
             f"{found.build_command(found.manifest.n)}"
         )
     else:
-        click.echo("repaired")
+        say("repaired")
 
 
 def _text(report: RepairReport) -> str:

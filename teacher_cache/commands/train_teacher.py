@@ -8,7 +8,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import json_option, setting_option
-from ground.terminal import print_json, progress
+from ground.terminal import print_json, progress, say
 from models import canonical_name
 from models.compute import Compute
 from teacher_cache.commands.options import compute_options, dataset_options
@@ -78,7 +78,7 @@ def train_teacher(
     with progress(f"{teacher}: epochs", epochs) as advance:
         report = run_training(config, images, path, compute, advance)
     accuracy = report["test_accuracy"]
-    print_json({**report, "out": str(path)}) if as_json else click.echo(f"{path}: test accuracy {accuracy:.4f}")
+    print_json({**report, "out": str(path)}) if as_json else say(f"{path}: test accuracy {accuracy:.4f}")
 
 
 def _epoch_list(text: str | None) -> tuple[int, ...] | None:

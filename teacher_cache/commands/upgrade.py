@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ground.options import json_option
-from ground.terminal import print_json
+from ground.terminal import print_json, say
 from teacher_cache.commands.options import ledger_option, ledger_url_of, store_option
 from teacher_cache.upgrade import UpgradeReport
 from teacher_cache.upgrade import upgrade as run_upgrade
@@ -37,7 +37,7 @@ def upgrade(store: Path, weights: Path | None, url: str | None, dry_run: bool, a
     if as_json:
         print_json({**asdict(report), "store": str(store)})
     else:
-        click.echo(f"{store}: {_text(report)}")
+        say(f"{store}: {_text(report)}")
 
 
 def _text(report: UpgradeReport) -> str:

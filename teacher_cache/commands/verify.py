@@ -14,7 +14,7 @@ import click
 from ground.documents import Malformed
 from ground.errors import StoreUnreadable
 from ground.options import json_option
-from ground.terminal import plain, print_json
+from ground.terminal import plain, print_json, say
 from storage.ledger_chain import KEY_VARIABLE
 from storage.ledger_check import ledger_problems
 from storage.manifest import FILE_NAME, Manifest, is_sealed
@@ -42,12 +42,12 @@ def verify(store: Path, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"store": str(store), **asdict(checked)})
     elif checked.problems:
-        click.echo("\n".join(plain(problem) for problem in checked.problems))
-        click.echo(f"{store}: {len(checked.problems)} problem{'s' if len(checked.problems) > 1 else ''}")
+        say("\n".join(plain(problem) for problem in checked.problems))
+        say(f"{store}: {len(checked.problems)} problem{'s' if len(checked.problems) > 1 else ''}")
     else:
-        click.echo(f"{store}: {checked.rows} rows whole, {checked.calls} calls committed, the ledger's chain holds")
+        say(f"{store}: {checked.rows} rows whole, {checked.calls} calls committed, the ledger's chain holds")
     for hint in () if as_json else checked.hints:
-        click.echo(f"hint: {plain(hint)}")
+        say(f"hint: {plain(hint)}")
     sys.exit(1 if checked.problems else 0)
 
 

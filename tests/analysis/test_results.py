@@ -199,3 +199,14 @@ def test_a_thousand_runs_are_all_collected(tmp_path):
     results = results_of(tmp_path, runs)
     assert len(results) == 1000
     assert results["chosen"].all()
+
+
+def test_no_text_of_results_csv_begins_a_formula_and_numbers_stay_numbers(tmp_path):
+    formula = "=cmd|'/c calc'!A0"
+    write_grid(tmp_path, [PlannedRun(label="kd", accuracy=0.5, more={"device": formula})])
+    results = save_results(tmp_path)
+    written = pd.read_csv(tmp_path / "results.csv")
+    assert list(written["device"]) == [f"'{formula}"]
+    assert list(results["device"]) == [formula]
+    assert list(written["test_accuracy"]) == [0.5]
+    assert written["n"].dtype == "int64"

@@ -234,3 +234,8 @@ def test_no_cell_breaks_out_of_its_row(cell):
     inside = re.sub(r"\\text\w+\{\}|\\[&%$#_{}]", "", table.to_latex().splitlines()[8])
     assert not re.search(r"[%#_~^]", inside)
     assert inside.count("&") == 1
+
+
+def test_the_csv_of_a_table_holds_no_formula_and_its_numbers_as_they_are():
+    frame = pd.DataFrame({"=method": ["=1+1", "kd"], "advantage": ["-0.50 ± 0.10", "+0.12 to -0.30"]})
+    assert Table("t", "T", frame, "").to_csv() == "'=method,advantage\n'=1+1,-0.50 ± 0.10\nkd,+0.12 to -0.30\n"

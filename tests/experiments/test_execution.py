@@ -81,6 +81,77 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(finished, tmp_path
     assert (rest["finished"], rest["new_calls"], rest["student_seconds"]) == (6, 0, 0)
 
 
+STRANGERS_CODE = """
+from pathlib import Path
+
+Path('it-ran').touch()
+from student_train.losses import DistillationLoss
+
+
+class Mean(DistillationLoss):
+    \"\"\"Mean of the student's logits.\"\"\"
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, signals):
+        return self.scale * self.logits(signals)[0].mean()
+"""
+
+
+@pytest.fixture
+def strangers(tmp_path, weights) -> Path:
+    """A folder with a grid that names a class in a file beside it."""
+    losses = ["kd", "helper:Mean:scale=2"]
+    write(tmp_path / "grid.yaml", small(weights, methods=[{"losses": losses}], n=[24], training={"max_evals": 1}))
+    (tmp_path / "helper.py").write_text(STRANGERS_CODE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("flags", [[], ["--allow-code"]])
+def test_a_dry_run_imports_nothing_that_a_grid_names(strangers, flags):
+    planned = run_command(
+        "ckd-pipeline", "run", "grid.yaml", "--dry-run", "--device", "cpu", "--jobs", 1, *flags, cwd=strangers
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "helper:Mean is not checked: a dry run imports no code of yours" in planned.stdout
+    assert "1 runs, 0 of them finished\nteacher calls: 24 in all" in planned.stdout
+    assert not (strangers / "it-ran").exists()
+
+
+def test_a_grid_that_names_a_class_is_refused_before_anything_unless_the_user_allows_it(strangers):
+    refused = run_command("ckd-pipeline", "run", "grid.yaml", "--out", "out", cwd=strangers)
+    assert refused.returncode == 2
+    assert "line " in refused.stderr
+    assert "the loss helper:Mean is code from outside this program" in refused.stderr
+    assert "give --allow-code" in refused.stderr
+    assert not (strangers / "it-ran").exists()
+    assert not (strangers / "out").exists()
+
+
+def test_a_grid_cannot_allow_its_own_code(strangers):
+    text = (strangers / "grid.yaml").read_text()
+    (strangers / "grid.yaml").write_text(f"{text}allow_code: true\n")
+    refused = run_command("ckd-pipeline", "run", "grid.yaml", "--dry-run", cwd=strangers)
+    assert refused.returncode == 2
+    assert "no setting of the grid is called 'allow_code'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_an_allowed_class_trains_and_workers_import_nothing_else_from_where_they_start(strangers):
+    for name in ("multiprocessing", "signal", "yaml"):
+        (strangers / f"{name}.py").write_text(
+            f"open('{strangers}/{name}-ran', 'w')\nraise ImportError('not Python own')\n"
+        )
+    arguments = ["run", "grid.yaml", "--out", "out", "--device", "cpu", "--jobs", 1, "--allow-code"]
+    done = run_command("ckd-pipeline", *arguments, cwd=strangers)
+    assert done.returncode == 0, done.stderr
+    assert "1 trained, 0 failed" in done.stdout
+    assert (strangers / "it-ran").exists()
+    assert [path.name for path in strangers.glob("*-ran")] == ["it-ran"]
+
+
 def test_status_and_results_say_the_same(finished):
     _, out = finished
     said = json.loads(run_command("ckd-pipeline", "status", out, "--json").stdout)

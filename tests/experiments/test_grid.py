@@ -88,6 +88,25 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("{from: 100, to: 300, step: 100}", "[100, many]", 9, "whole number"),
         ("{from: 100, to: 300, step: 100}", "[100, 100]", 9, "100 twice"),
         ("{from: 100, to: 300, step: 100}", "[]", 9, "at least one item"),
+        ("{from: 100, to: 300, step: 100}", "[040]", 9, "n is '040', which YAML reads as 32; write 40, or 32"),
+        ("{from: 100, to: 300, step: 100}", "[0o40]", 9, "n is '0o40', which YAML reads as 32; write 32"),
+        ("{from: 100, to: 300, step: 100}", "[0x20]", 9, "n is '0x20', which YAML reads as 32; write 32"),
+        ("{from: 100, to: 300, step: 100}", "[0b100]", 9, "n is '0b100', which YAML reads as 4; write 4"),
+        ("{from: 100, to: 300, step: 100}", "[1_000]", 9, "n is '1_000', which YAML reads as 1000; write 1000"),
+        ("{from: 100, to: 300, step: 100}", "[089]", 9, "whole number of at least 2, got '089'"),
+        ("{from: 100, to: 300, step: 100}", "[4e2]", 9, "whole number of at least 2, got '4e2'"),
+        ("{from: 100, to: 300, step: 100}", "[2024-01-01]", 9, "whole number of at least 2"),
+        ("{from: 100, to: 300, step: 100}", "['400']", 9, "whole number of at least 2"),
+        ("{from: 100, to: 300, step: 100}", f"[{'9' * 5000}]", 9, "whole number of at least 2"),
+        ("{from: 100, to: 300, step: 100}", f"[0{'7' * 5000}]", 9, "whole number of at least 2"),
+        ("budget: 700", "budget: 1:30", 13, "budget is '1:30', which YAML reads as 90; write 90"),
+        ("budget: 700", "budget: yes", 13, "whole number of at least 1, got 'yes'"),
+        ("lr: [0.1, 5e-2]", "lr: [1:30.5]", 11, "lr is '1:30.5', which YAML reads as 90.5; write 90.5"),
+        ("lr: [0.1, 5e-2]", "lr: [1_0.5]", 11, "lr is '1_0.5', which YAML reads as 10.5; write 10.5"),
+        ("lr: [0.1, 5e-2]", "lr: [010]", 11, "lr is '010', which YAML reads as 8; write 10, or 8 if that is meant"),
+        ("lr: [0.1, 5e-2]", "lr: [.inf]", 11, "lr must be a number, got '.inf'"),
+        ("lr: [0.1, 5e-2]", "lr: [.nan]", 11, "lr must be a number, got '.nan'"),
+        ("lr: [0.1, 5e-2]", "lr: [on]", 11, "lr must be a number, got 'on'"),
         ("seeds: 2", "seeds: 0", 10, "from 1 to"),
         ("seeds: 2", "sedes: 2", 10, "did you mean seeds"),
         ("seeds: 2", "seeds: true", 10, "whole number"),
@@ -119,6 +138,29 @@ def test_what_is_wrong_is_named_with_its_line(read, tmp_path, found, written, li
         read(LINES.replace(found, written, 1))
     assert str(refused.value).startswith(f"{tmp_path / 'grid.yaml'}, line {line}: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("1e-3", 1e-3),
+        ("1E-3", 1e-3),
+        ("5.0e-4", 5e-4),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("+2", 2.0),
+        ("0", 0.0),
+        ("'0.25'", 0.25),
+    ],
+)
+def test_numbers_that_everybody_reads_alike_are_taken(read, written, number):
+    grid = read(LINES.replace("weight_decay: 1e-4", f"weight_decay: {written}"))
+    assert grid.methods[0].configs("resnet8", 0)[0].weight_decay == number
+
+
+@pytest.mark.parametrize("written", ["yes", "no", "040", "1_000", "2024-01-01"])
+def test_a_text_is_what_is_written_though_yaml_may_read_something_else(read, written):
+    assert read(LINES.replace("name: good", f"name: {written}")).name == written
 
 
 def test_an_empty_or_absent_or_foreign_file_is_refused(read, tmp_path):

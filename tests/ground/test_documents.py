@@ -79,7 +79,7 @@ RECORDS = st.fixed_dictionaries(
             st.fixed_dictionaries({"first": st.integers(0, 9), "last": st.integers(9, 99)}), max_size=3
         ),
         "colour": st.lists(st.floats(allow_nan=False), min_size=3, max_size=3),
-        "free": st.dictionaries(st.text(max_size=5), st.integers() | st.none() | st.text(max_size=5), max_size=3),
+        "free": st.dictionaries(LINES, st.integers() | st.none() | st.text(max_size=5), max_size=3),
         "anything": st.text(max_size=9),
         "flag": st.booleans(),
     },
@@ -241,3 +241,16 @@ def test_a_path_below_the_folder_is_not_and_a_link_out_of_it_is(tmp_path):
         require_path_below(tmp_path / "inside", "link", "place")
     with pytest.raises(Malformed, match="place is"):
         require_path_below(tmp_path / "inside", "nul\0", "place")
+
+
+@pytest.mark.parametrize("key", ["a\x1b[31m", "a\nb", "a\u202eb", "a\ud800", "a\0"])
+@pytest.mark.parametrize("where", ["digests", "free", "deep"])
+def test_a_key_that_a_terminal_would_obey_is_refused(where, key):
+    document = {
+        "digests": {"name": "a", "digests": {key: "0" * 64}},
+        "free": {"name": "a", "free": {key: 1}},
+        "deep": {"name": "a", "free": {"list": [{"inner": {key: 1}}]}},
+    }[where]
+    with pytest.raises(Malformed, match=r"has the key '.*', which is not a line of text") as refused:
+        typed(document, Record)
+    assert str(refused.value).isprintable()

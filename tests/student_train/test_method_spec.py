@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ground.errors import InvalidInput
+from ground.user_code import UserCode
 from student_train.losses import LOSSES
 from student_train.method_spec import LossSpec, MethodSpec
 from student_train.methods import method_names, parse_losses, parse_method
@@ -69,7 +70,7 @@ def test_a_loss_of_another_revision_is_another_recipe(monkeypatch):
 def test_a_users_class_is_sent_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "sent_losses.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    sent = pickle.dumps(parse_losses(["sent_losses:Halved:share=0.25,weight=2"]))
+    sent = pickle.dumps(parse_losses(["sent_losses:Halved:share=0.25,weight=2"], code=UserCode.ALLOWED))
     # As in a process that has not imported it.
     sys.modules.pop("sent_losses")
     (loss,) = pickle.loads(sent).losses  # noqa: S301

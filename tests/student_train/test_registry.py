@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from ground.errors import InvalidInput, UnknownName
+from ground.user_code import UserCode
 from student_train import catalogue
 from student_train.bound_method import BoundMethod
 from student_train.losses import LOSSES
@@ -46,7 +47,7 @@ def write_own(folder, name="my_losses", text=OWN):
 @pytest.mark.slow
 def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_store, tmp_path):
     write_own(tmp_path)
-    losses = ["--loss", "ce", "--loss", "my_losses:Huber:delta=2,weight=0.5,compared=true"]
+    losses = ["--loss", "ce", "--loss", "my_losses:Huber:delta=2,weight=0.5,compared=true", "--allow-code"]
     result = run_command("ckd-train", "--store", built_store, "--out", "run", *losses, *TRAINING, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     recipe = json.loads(result.stdout)["recipe"]["losses"]
@@ -58,7 +59,7 @@ def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_sto
         "compared": True,
         "standardised": False,
     }
-    explained = run_command("ckd-train", "losses", "my_losses:Huber", cwd=tmp_path)
+    explained = run_command("ckd-train", "losses", "my_losses:Huber", "--allow-code", cwd=tmp_path)
     assert explained.returncode == 0, explained.stderr
     assert "Huber loss of the logits" in explained.stdout
     assert "delta=1" in explained.stdout
@@ -66,13 +67,15 @@ def test_a_users_loss_outside_the_project_trains_from_the_command_line(built_sto
 
 @pytest.mark.slow
 def test_a_package_registers_losses_by_its_entry_points(built_store, tmp_path):
-    write_own(tmp_path, "their_losses")
+    write_own(tmp_path, "their_losses", f"{OWN}\n    import pathlib\n    pathlib.Path('{tmp_path}/it-ran').touch()\n")
     info = tmp_path / "their_losses-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-losses\nVersion: 1.0\n")
     points = "[ckd.losses]\nhuber = their_losses:Huber\nkd = their_losses:Huber\nbroken = their_losses:Missing\n"
     (info / "entry_points.txt").write_text(points)
     environment = {"PYTHONPATH": str(tmp_path)}
+    assert run_command("ckd-train", "losses", "kd", env=environment).returncode == 0
+    assert not (tmp_path / "it-ran").exists(), "imported, though nobody asked for its loss"
     listed = run_command("ckd-train", "losses", "--json", env=environment)
     assert listed.returncode == 0, listed.stderr
     losses = {loss["name"]: loss for loss in json.loads(listed.stdout)}
@@ -137,7 +140,45 @@ def test_options_of_a_training_are_refused_before_a_subcommand():
 )
 def test_a_class_that_is_no_loss_is_a_sentence(spec, error, message):
     with pytest.raises(error, match=message):
-        parse_losses([spec])
+        parse_losses([spec], code=UserCode.ALLOWED)
+
+
+LEAVES_A_MARK = "from pathlib import Path\nPath('it-ran').touch()\n"
+
+
+def ask_for_a_loss_in_this_folder(command, folder):
+    losses = {
+        "ckd-train": ["--store", folder / "absent", "--loss", "helper:Huber"],
+        "losses": ["losses", "helper:Huber"],
+    }
+    return losses[command]
+
+
+@pytest.mark.parametrize("command", ["ckd-train", "losses"])
+def test_a_module_in_the_working_directory_is_not_run_unless_the_user_says_so(command, tmp_path):
+    write_own(tmp_path, "helper", LEAVES_A_MARK)
+    arguments = ask_for_a_loss_in_this_folder(command, tmp_path)
+    refused = run_command("ckd-train", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "the loss helper:Huber is code from outside this program" in refused.stderr
+    assert "give --allow-code" in refused.stderr
+    assert not (tmp_path / "it-ran").exists()
+    allowed = run_command("ckd-train", *arguments, "--allow-code", cwd=tmp_path)
+    assert allowed.returncode == 2
+    assert "the loss helper:Huber cannot be imported (AttributeError" in allowed.stderr
+    assert (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("name", ["colorsys", "colorama"])
+def test_a_file_in_the_working_directory_stands_in_for_no_installed_module(name, tmp_path, monkeypatch):
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    (installed / "colorama.py").touch()
+    monkeypatch.syspath_prepend(installed)
+    write_own(tmp_path, name, LEAVES_A_MARK)
+    result = run_command("ckd-train", "losses", f"{name}:Huber", "--allow-code", cwd=tmp_path)
+    assert "cannot be imported (AttributeError" in result.stderr
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_a_class_of_ours_by_its_address_is_the_same_loss():
@@ -203,7 +244,7 @@ def clumsy(tmp_path, monkeypatch):
 
 
 def test_a_setting_without_annotation_has_the_type_of_its_default(clumsy):
-    (loss,) = parse_losses(["clumsy_losses:Plain:delta=2"]).losses
+    (loss,) = parse_losses(["clumsy_losses:Plain:delta=2"], code=UserCode.ALLOWED).losses
     assert loss.make().delta == 2.0
 
 
@@ -220,12 +261,12 @@ def test_a_setting_without_annotation_has_the_type_of_its_default(clumsy):
 )
 def test_a_clumsy_loss_is_refused_in_a_sentence(clumsy, spec, message):
     with pytest.raises(InvalidInput, match=message):
-        parse_losses([f"clumsy_losses:{spec}"])
+        parse_losses([f"clumsy_losses:{spec}"], code=UserCode.ALLOWED)
 
 
 def test_a_loss_that_is_no_scalar_is_refused(clumsy):
     signals = signals_for(binding_for({}, {}))
-    spec = parse_losses(["clumsy_losses:Vector"])
+    spec = parse_losses(["clumsy_losses:Vector"], code=UserCode.ALLOWED)
     method = BoundMethod(spec, [loss.make() for loss in spec.losses])
     with pytest.raises(InvalidInput, match=r"clumsy_losses:Vector gave \(6,\) where a scalar tensor is needed"):
         method.losses(signals)
@@ -233,11 +274,11 @@ def test_a_loss_that_is_no_scalar_is_refused(clumsy):
 
 def test_other_code_under_the_same_name_is_another_recipe(clumsy, tmp_path):
     spec = ["clumsy_losses:Plain"]
-    before = parse_losses(spec).describe()
-    assert parse_losses(spec).describe() == before
+    before = parse_losses(spec, code=UserCode.ALLOWED).describe()
+    assert parse_losses(spec, code=UserCode.ALLOWED).describe() == before
     path = tmp_path / "clumsy_losses.py"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert parse_losses(spec).describe() != before
+    assert parse_losses(spec, code=UserCode.ALLOWED).describe() != before
 
 
 def test_the_help_lists_the_methods_of_the_paper_as_they_are():

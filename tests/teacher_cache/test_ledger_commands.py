@@ -322,6 +322,19 @@ def test_an_interrupted_export_leaves_the_earlier_one(shared, tmp_path, monkeypa
     assert out.read_text() == "the earlier one"
 
 
+def test_formulas_of_others_are_no_formulas_in_an_export_unless_it_is_raw(shared, tmp_path):
+    formula = '=HYPERLINK("http://example.org")\x1b[2J'
+    with closing(sqlite3.connect(shared)) as database, database:
+        database.execute("UPDATE sessions SET purpose = ?, device = '-1'", (formula,))
+
+    def cells(*options: str) -> set[tuple[str, str]]:
+        assert run("export", "--ledger", shared, "--out", tmp_path / "calls.csv", *options).exit_code == 0
+        return {(call["purpose"], call["device"]) for call in exported(tmp_path / "calls.csv", "csv")}
+
+    assert cells() == {('\'=HYPERLINK("http://example.org")\\x1b[2J', "-1")}
+    assert cells("--raw") == {(formula, "-1")}
+
+
 def test_an_export_goes_nowhere_it_would_do_harm(shared, tmp_path):
     before = shared.read_bytes()
     assert "is a database, perhaps a ledger" in refused("export", "--ledger", shared, "--out", shared)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ground.options import json_option
-from ground.terminal import plain, print_json, print_table
+from ground.terminal import plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_report import budget_history
 from teacher_cache.commands.ledger.options import ledger_options, opened_ledger, teacher_called
@@ -38,7 +38,7 @@ def budget(store: Path | None, url: str | None, teacher: str | None, wanted: int
         return
     limit, left = document["budget"], document["remaining"]
     of = "no budget" if limit is None else f"{left} of {limit} calls remain"
-    click.echo(plain(f"{document['teacher']['name']} {fingerprint[:12]}: {document['spent']} calls spent, {of}"))
+    say(plain(f"{document['teacher']['name']} {fingerprint[:12]}: {document['spent']} calls spent, {of}"))
     if document["history"]:
         print_table(("at", "from", "to"), (change.values() for change in document["history"]))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -13,9 +12,10 @@ from typing import IO, Any
 
 import click
 
+from ground.cells import neutral
 from ground.durable import replacing
 from ground.errors import Interrupted, InvalidInput
-from ground.terminal import StopRequest, graceful_stop
+from ground.terminal import StopRequest, graceful_stop, json_text
 from storage.ledger_report import COLUMN_TYPES, list_calls
 from teacher_cache.commands.ledger.options import call_filter, filter_options, ledger_options, opened_ledger
 
@@ -34,13 +34,17 @@ _Rows = Iterable[dict[str, Any]]
     default="-",
     help="File to write; one that exists is replaced.  [default: stdout]",
 )
-def export(store: Path | None, url: str | None, kind: str, out: Path, **filters: Any) -> None:
+@click.option("--raw", is_flag=True, help="CSV with its texts as they are, formulas too.")
+def export(store: Path | None, url: str | None, kind: str, out: Path, raw: bool, **filters: Any) -> None:
     """Write calls, with digests and times, as CSV, JSON lines or Parquet; any number of them.
+
+    A text of the CSV that a spreadsheet would take for a formula gets an apostrophe before it, and what cannot be
+    printed is spelled out.
 
     \b
     ckd-cache ledger export --store stores/wrn40_2 --format parquet --out calls.parquet
     """
-    write = _WRITERS[kind]
+    write = _write_raw_csv if raw and kind == "csv" else _WRITERS[kind]
     to_stdout = str(out) == "-"
     if kind == "parquet":
         _pyarrow()
@@ -76,6 +80,10 @@ def _require_replaceable(path: Path) -> None:
 
 
 def _write_csv(rows: _Rows, out: IO[str]) -> None:
+    _write_raw_csv(({name: neutral(value) for name, value in row.items()} for row in rows), out)
+
+
+def _write_raw_csv(rows: _Rows, out: IO[str]) -> None:
     # Lines end as RFC 4180 has it: with "\n" alone, a "\r" in the name of a folder would not be quoted.
     writer = csv.DictWriter(out, fieldnames=list(COLUMN_TYPES), lineterminator="\r\n")
     writer.writeheader()
@@ -84,7 +92,7 @@ def _write_csv(rows: _Rows, out: IO[str]) -> None:
 
 def _write_json_lines(rows: _Rows, out: IO[str]) -> None:
     for row in rows:
-        out.write(json.dumps(row) + "\n")
+        out.write(json_text(row) + "\n")
 
 
 def _write_parquet(rows: _Rows, out: IO[bytes]) -> None:

@@ -9,7 +9,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import json_option
-from ground.terminal import plain, print_json
+from ground.terminal import print_json, say
 from teacher_cache.commands.options import ledger_url_of, store_option
 from teacher_cache.ledger_move import move_ledger
 
@@ -37,11 +37,9 @@ def move(store: Path, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"store": str(store), **asdict(report)})
     elif report.before == report.after:
-        click.echo(plain(f"{store}: its calls are recorded in {report.after} already; nothing to do"))
+        say(f"{store}: its calls are recorded in {report.after} already; nothing to do")
     else:
-        click.echo(
-            plain(
-                f"{store}: its calls are recorded in {report.after} now, and were in {report.before}; it is the same "
-                f"ledger, which begins with entry {report.genesis[:12]}"
-            )
+        say(
+            f"{store}: its calls are recorded in {report.after} now, and were in {report.before}; it is the same "
+            f"ledger, which begins with entry {report.genesis[:12]}"
         )

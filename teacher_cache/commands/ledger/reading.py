@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ground.options import json_option
-from ground.terminal import plain, print_json, print_table
+from ground.terminal import plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import count_calls, teacher_seconds
@@ -51,7 +51,7 @@ def summary(store: Path | None, url: str | None, price: float | None, as_json: b
     columns = (*_SUMMARY, "teacher_seconds", *(() if price is None else ("cost",)))
     headers = ("teacher", *_SUMMARY, "seconds", *columns[len(_SUMMARY) + 1 :])
     print_table(headers, ([name, *(row[column] for column in columns)] for name, row in rows.items()))
-    click.echo(f"head {document['head']}")
+    say(f"head {document['head']}")
 
 
 def _summarised(ledger: Ledger, price: float | None) -> dict[str, Any]:
@@ -96,5 +96,5 @@ def verify(store: Path | None, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"head": head, "problems": problems})
     else:
-        click.echo("\n".join(map(plain, problems)) if problems else f"the chain holds, head {head}")
+        say("\n".join(map(plain, problems)) if problems else f"the chain holds, head {head}")
     sys.exit(1 if problems else 0)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
-from ground.terminal import print_table
+from ground.terminal import print_table, say
 
 _LISTED = ("id", "status", "teacher", "purpose", "run", "sample", "row", "view", "reserved_at", "settled_at")
 
@@ -16,7 +14,7 @@ def print_calls(rows: Sequence[dict[str, Any]], offset: int, total: int) -> None
     """Some of a number of calls as a table, and where to find the others."""
     if rows:
         print_table(_LISTED, ([row[name] for name in _LISTED] for row in rows))
-    click.echo(_page_text(len(rows), offset, total))
+    say(_page_text(len(rows), offset, total))
 
 
 def _page_text(shown: int, offset: int, total: int) -> str:

@@ -11,7 +11,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import json_option
-from ground.terminal import plain, print_json, print_table, stderr
+from ground.terminal import note, plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
 from storage.run_proof import ProvenBy, RunProofs
@@ -113,31 +113,31 @@ def _described(
 def _print_trace(document: dict[str, Any]) -> None:
     total, problems, run = document["calls_total"], document["problems"], plain(document["run"])
     if not document["teacher_calls"]:
-        click.echo(f"{run} was trained by {plain(document['method'])}, without a teacher: it drew on no calls")
+        say(f"{run} was trained by {plain(document['method'])}, without a teacher: it drew on no calls")
         _print_proof(document)
         return
     teacher = document["teacher"]
     cost = f", cost {document['cost']:g}" if "cost" in document else ""
-    click.echo(
+    say(
         f"{run} drew on {total} calls of {plain(str(teacher['name']))} {teacher['fingerprint'][:12]}, made by "
         f"{len(document['builder_runs'])} builder run(s) in {document['teacher_seconds']:.1f} s{cost}"
     )
     for problem in problems[:_PROBLEMS_SHOWN]:
-        click.echo(plain(problem))
+        say(plain(problem))
     if len(problems) > _PROBLEMS_SHOWN:
-        click.echo(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
-    click.echo(f"the ledger {'does not vouch' if problems else 'vouches'} for all {document['n']} rows")
+        say(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
+    say(f"the ledger {'does not vouch' if problems else 'vouches'} for all {document['n']} rows")
     _print_proof(document)
     print_calls(document["calls"], document["offset"], total)
 
 
 def _print_proof(document: dict[str, Any]) -> None:
     for sentence in document["not_proven"]:
-        click.echo(plain(sentence))
+        say(plain(sentence))
     if document["not_proven"]:
-        click.echo("its results are not proven")
+        say("its results are not proven")
     else:
-        click.echo(f"its results are what they were when it ended: {_PROVEN[document['proven']]}")
+        say(f"its results are what they were when it ended: {_PROVEN[document['proven']]}")
 
 
 def _print_students(
@@ -168,12 +168,12 @@ def _call(ledger: Ledger, call_id: int) -> CallHistory:
 
 
 def _print_runs(call: CallHistory, found: Students) -> None:
-    click.echo(f"call {call.id} ({call.status}): {len(found.runs)} run(s) drew on it")
+    say(f"call {call.id} ({call.status}): {len(found.runs)} run(s) drew on it")
     if found.runs:
         rows = [_run_row(run) for run in found.runs]
         print_table(rows[0], (row.values() for row in rows))
     for folder, why in found.unclear.items():
-        stderr.print(plain(f"{folder} is left out: {why}"), soft_wrap=True, markup=False)
+        note(plain(f"{folder} is left out: {why}"))
 
 
 def _run_row(run: Run) -> dict[str, Any]:
