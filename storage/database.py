@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import sqlalchemy as sa
 
@@ -101,29 +102,6 @@ class Database:
                 time.sleep(min(wait, left))
                 wait = min(2 * wait, _MAX_WAIT_SECONDS)
 
-    def has_table(self, table: sa.Table) -> bool:
-        """Whether a table was made."""
-        return self.read(lambda connection: sa.inspect(connection).has_table(table.name))
-
-    def foreign_objects(self, metadata: sa.MetaData) -> list[str]:
-        """What an SQLite file holds or lacks beside our tables, or holds in another form: views, triggers, ..."""
-        if self.file is None:
-            return []
-        tables = metadata.sorted_tables
-        query = "SELECT type, name, upper(sql) FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_'"
-        found = self.read(lambda connection: list(connection.exec_driver_sql(query)))
-        wanted = {("table", table.name) for table in tables}
-        wanted |= {("index", str(index.name)) for table in tables for index in table.indexes}
-        strange = [f"a {type_} {name}" for type_, name, _ in found if (type_, name) not in wanted]
-        strange += [f"no {name}" for type_, name in sorted(wanted - {(type_, name) for type_, name, _ in found})]
-        for type_, name, sql in found:
-            # Strict tables hold values of no other type, and generated columns would be computed by the file.
-            loose = type_ == "table" and (
-                not (sql or "").rstrip().endswith("STRICT") or "GENERATED" in sql or " AS (" in sql
-            )
-            strange += [f"a table {name} of another kind"] if loose else []
-        return strange
-
     def copy_to(self, path: Path) -> None:
         """Copy an SQLite database into a new file, as it is at one moment."""
         with self.reading() as connection, closing(sqlite3.connect(path)) as copy:
@@ -131,14 +109,13 @@ class Database:
             assert isinstance(source, sqlite3.Connection), "a server's database is not copied"
             source.backup(copy)
 
-    def create_tables(self, metadata: sa.MetaData, begin: Callable[[sa.Connection], None]) -> None:
-        """Make the tables that are not there, while nobody else does, and begin them in the same transaction."""
+    def create_tables(self, work: Callable[[sa.Connection], None]) -> None:
+        """Do what makes tables that are not there, in one transaction, while nobody else does."""
 
         def create(connection: sa.Connection) -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
-            metadata.create_all(connection)
-            begin(connection)
+            work(connection)
 
         self.write(create)
 
@@ -204,21 +181,33 @@ def parse_url(url: str | Path) -> sa.URL:
     if isinstance(url, Path) or not _LIKE_A_URL.search(url):
         if not str(url):
             raise InvalidInput("an empty ledger URL names no ledger; give sqlite:///FILE or postgresql://...")
+        if not isinstance(url, Path) and "?" in url:
+            raise InvalidInput(
+                f"the ledger {url} has a ? in its name, where options of a URL begin, and SQLite takes none; use "
+                "another name"
+            )
         return sa.URL.create("sqlite", database=str(Path(url).absolute()))
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:
         raise InvalidInput(_URL_ADVICE) from error
     if parsed.drivername == "sqlite" and "://" in url:
-        if not parsed.database or parsed.database == ":memory:" or parsed.query:
-            raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE, without options")
+        if "?" in url or parsed.host or parsed.username or (parsed.database or "").startswith("file:"):
+            # Not repeated: what stands where a server's user and host do may hold a password.
+            raise InvalidInput(
+                "a ledger in SQLite takes no host, user or options; give sqlite:///FILE, where FILE has no ? in its "
+                "name and is no URI"
+            )
+        if not parsed.database or parsed.database == ":memory:":
+            raise InvalidInput("a ledger in memory would be lost; give sqlite:///FILE")
         return parsed.set(database=str(Path(parsed.database).absolute()))
     if parsed.drivername not in ("postgresql", "postgresql+psycopg") or "://" not in url:
         raise InvalidInput(_URL_ADVICE)
-    if "@" in (parsed.host or "") or "=" in (parsed.database or "") or parsed.query.keys() - _QUERY_OPTIONS:
+    if "@" in (parsed.host or "") or "=" in (parsed.database or "") or not _can_be_obeyed(url, parsed):
         raise InvalidInput(
             "the ledger URL cannot be used; give postgresql://USER:PASSWORD@HOST/DATABASE, where @ in a password is "
-            f"%40, with no options but {', '.join(sorted(_QUERY_OPTIONS))}; or the password in PGPASSWORD"
+            f"%40, with no options but {', '.join(sorted(_QUERY_OPTIONS))}, each with a value; or the password in "
+            "PGPASSWORD"
         )
     parsed = parsed.set(drivername="postgresql+psycopg")
     try:
@@ -228,6 +217,17 @@ def parse_url(url: str | Path) -> sa.URL:
             f"this ledger needs the package {error.name}; install it with: pip install 'teacher-cache[postgresql]'"
         ) from error
     return parsed
+
+
+def _can_be_obeyed(url: str, parsed: sa.URL) -> bool:
+    """Whether all options of a server's URL are known, and have a value: without one they would be left out."""
+    place = url.partition("://")[2]
+    if parsed.username is not None:
+        place = place.partition("@")[2]
+    options = parse_qsl(place.partition("?")[2], keep_blank_values=True, separator="&")
+    asked = [name for name, value in options if value]
+    many = {name for name in asked if asked.count(name) > 1} - {"host", "port"}
+    return len(asked) == len(options) and not many and not set(asked) - _QUERY_OPTIONS
 
 
 def shown_url(url: str) -> str:

@@ -41,6 +41,7 @@ from storage.ledger_records import (
     read_calls,
     select_calls,
 )
+from storage.ledger_schema import Schema, look_at_schema
 from storage.ledger_tables import accounts, calls, entries, leases, metadata, sessions
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Ledger:
         patience_seconds: how long to wait for a server that went away.
 
     Raises:
-        StoreUnreadable: there is no ledger at `url`, or it cannot be read.
+        StoreUnreadable: there is no ledger at `url`, it cannot be read, or something else is there: nothing is then
+            made in it.
     """
 
     def __init__(self, url: str | Path, *, create: bool = False, patience_seconds: float = 0.0) -> None:
@@ -73,19 +75,7 @@ class Ledger:
         self.shown_url = self._database.shown_url
         self.seal = Seal.from_environment()
         try:
-            if create:
-                self._database.create_tables(metadata, self._begin)
-            elif not self._database.has_table(entries):
-                raise StoreUnreadable(
-                    f"there is no ledger at {self.shown_url}; build a store first with: "
-                    "ckd-cache build --teacher NAME --dataset DATASET --n N"
-                )
-            strange = self._database.foreign_objects(metadata)
-            if strange:
-                raise StoreUnreadable(
-                    f"the ledger at {self.shown_url} was not made by any release: it has {strange[0]}; bring it back "
-                    "from a copy"
-                )
+            self._differences = self._open(create).differences()
             self._key_problem = self._check_genesis()
         except BaseException:
             self.close()
@@ -99,6 +89,22 @@ class Ledger:
         """Raise `InvalidInput` when the ledger is not sealed with the key that is set, or with one that is not."""
         if self._key_problem is not None:
             raise InvalidInput(self._key_problem)
+
+    def require_recordable(self) -> None:
+        """Raise `StoreUnreadable` unless its schema is what this release makes, and `require_key`."""
+        if self._differences:
+            raise StoreUnreadable(
+                f"nothing is recorded in the ledger at {self.shown_url}, which is not as any release makes it: "
+                f"{self._differences[0]}; undo that, or bring it back from a copy"
+            )
+        self.require_key()
+
+    def schema_problems(self) -> list[str]:
+        """How its tables differ from what this release makes; reading goes on, recording does not."""
+        return [
+            f"the ledger is not as any release makes it: {difference}; undo that, or bring it back from a copy"
+            for difference in self._differences
+        ]
 
     def copy_to(self, path: Path) -> None:
         """Copy a ledger that is an SQLite file into a new one."""
@@ -238,7 +244,7 @@ class Ledger:
         """Show that a session lives; False when its lease was taken away."""
         query = sa.update(leases).where(leases.c.session == session).values(beat=leases.c.beat + 1)
         # The next beat comes soon enough to be a second attempt.
-        return self._database.write(lambda connection: connection.execute(query).rowcount, patient=False) == 1
+        return self._write(lambda connection: connection.execute(query).rowcount, patient=False) == 1
 
     def holds_lease(self, session: int) -> bool:
         """Whether a session's lease is still its own."""
@@ -248,12 +254,12 @@ class Ledger:
     def take_lease(self, lease: Lease) -> bool:
         """End a session that stands still at this beat; False when it moved, or somebody else was faster."""
         query = sa.delete(leases).where(leases.c.session == lease.session, leases.c.beat == lease.beat)
-        return self._database.write(lambda connection: connection.execute(query).rowcount) == 1
+        return self._write(lambda connection: connection.execute(query).rowcount) == 1
 
     def end_session(self, session: int) -> None:
         """Give the lease back: what the session left unsettled is then anybody's to settle."""
         query = sa.delete(leases).where(leases.c.session == session)
-        self._database.write(lambda connection: connection.execute(query).rowcount)
+        self._write(lambda connection: connection.execute(query).rowcount)
 
     # Recording
 
@@ -464,7 +470,14 @@ class Ledger:
 
     def _record(self, work: Callable[[sa.Connection], _Result]) -> _Result:
         """One transaction at a time, from any process: the chain has one newest entry."""
-        return self._database.write(work, lock=entries)
+        return self._write(work, lock=entries)
+
+    def _write(
+        self, work: Callable[[sa.Connection], _Result], *, lock: sa.Table | None = None, patient: bool = True
+    ) -> _Result:
+        if self._differences:
+            self.require_recordable()
+        return self._database.write(work, lock=lock, patient=patient)
 
     def _append(self, connection: sa.Connection, kind: str, content: Mapping[str, Any]) -> int:
         seq, previous = _head(connection)
@@ -479,8 +492,21 @@ class Ledger:
         )
         return seq
 
+    def _open(self, create: bool) -> Schema:
+        schema = _look_at(self._database)
+        if schema.is_empty and create:
+            self._database.create_tables(self._begin)
+            schema = _look_at(self._database)
+        if schema.is_empty:
+            raise StoreUnreadable(
+                f"there is no ledger at {self.shown_url}; build a store first with: "
+                "ckd-cache build --teacher NAME --dataset DATASET --n N"
+            )
+        return schema
+
     def _begin(self, connection: sa.Connection) -> None:
-        if _head(connection)[0] == 0:
+        if look_at_schema(connection).is_empty:
+            metadata.create_all(connection)
             self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name, "id": uuid4().hex})
 
     def _check_genesis(self) -> str | None:
@@ -544,15 +570,30 @@ class Ledger:
 
 
 def ledger_exists(url: str | Path) -> bool:
-    """Whether there is a ledger at a URL; raises `StoreUnreadable` when a server does not answer."""
+    """Whether there is a ledger at a URL.
+
+    Raises:
+        StoreUnreadable: a server does not answer, or what is there is something else's.
+    """
     file = sqlite_path(parse_url(url))
     if file is not None and not file.is_file():
         return False
     database = Database(url, create=False, patience_seconds=0.0)
     try:
-        return database.has_table(entries)
+        return not _look_at(database).is_empty
     finally:
         database.close()
+
+
+def _look_at(database: Database) -> Schema:
+    """What is in a database; raises `StoreUnreadable` unless that is nothing, or tables that can be read as ours."""
+    schema = database.read(look_at_schema)
+    if not schema.is_empty and (obstacles := schema.obstacles()):
+        raise StoreUnreadable(
+            f"what is at {database.shown_url} is damaged, or another program's, and no ledger that any release made: "
+            f"{obstacles[0]}; nothing was changed in it; name another place, or bring the ledger back from a copy"
+        )
+    return schema
 
 
 def _leaseholder(connection: sa.Connection, session: int) -> Any:

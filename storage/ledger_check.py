@@ -29,12 +29,14 @@ def ledger_problems(ledger: Ledger) -> list[str]:
     try:
         with ledger.reading() as connection:
             # What SQLite itself calls damaged is not looked at any further.
-            return _file_problems(connection) or _content_problems(connection, ledger.seal.hash)
+            found = _file_problems(connection) or _content_problems(connection, ledger.seal.hash)
+            return [*ledger.schema_problems(), *found]
     except StoreUnreadable as error:
         return [str(error)]
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         # The chain holds, and what it holds was not written by us.
-        return [f"the ledger's entries are not what any release writes ({error!r}); {_REMEDY}"]
+        wrong = f"the ledger's entries are not what any release writes ({error!r}); {_REMEDY}"
+        return [*ledger.schema_problems(), wrong]
 
 
 def _content_problems(connection: sa.Connection, entry_hash: Callable[..., str]) -> list[str]:
@@ -44,6 +46,7 @@ def _content_problems(connection: sa.Connection, entry_hash: Callable[..., str])
         # Nothing can be compared with a journal that does not hold.
         return broken
     return [
+        *_duplicate_problems(connection),
         *_reserved_problems(connection, journal),
         *_settled_problems(connection, journal),
         *_revoked_problems(connection, journal),
@@ -90,6 +93,26 @@ def _reserved_problems(connection: sa.Connection, journal: list[Any]) -> Iterato
             yield f"calls {_span(rows)} are not of the session that ledger entry {seq} names; {_REMEDY}"
     for seq, payload in expected.items():
         yield f"the {payload['count']} calls that ledger entry {seq} reserved are missing; {_REMEDY}"
+
+
+def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
+    """Inputs that were paid for more than once; the database's own index should have refused them."""
+    # Written so that no index can answer: which one there is, and what is in it, is the question.
+    not_lost = calls.c.status.concat("") != "lost"
+    key = (calls.c.account, calls.c.input_digest, calls.c.repeat)
+    query = sa.select(sa.func.count().label("calls"), sa.func.min(calls.c.id).label("first")).where(not_lost)
+    twice = query.group_by(*key).having(sa.func.count() > 1).subquery()
+    paid = sa.select(sa.func.count(), sa.func.sum(twice.c.calls), sa.func.min(twice.c.first))
+    inputs, paid_calls, first = connection.execute(paid).one()
+    if inputs:
+        yield (
+            f"{inputs} input(s) were paid for more than once, by {paid_calls} calls that are not lost, the first of "
+            f"them call {first}: whatever refuses that was missing when they were charged; {_REMEDY}"
+        )
+    numbered = sa.select(sa.func.count(), sa.func.count(sa.distinct(calls.c.id + 0))).select_from(calls)
+    rows, numbers = connection.execute(numbered).one()
+    if rows != numbers:
+        yield f"the ledger has {rows} calls under {numbers} numbers; {_REMEDY}"
 
 
 def _settled_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
@@ -166,6 +189,10 @@ def _account_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
         yield f"account {account} is missing; {_REMEDY}"
     for teacher in names.keys() - {account.teacher for account in rows_of}:
         yield f"the account of teacher {teacher[:12]} is missing; {_REMEDY}"
+    for column in ("id", "teacher"):
+        for value, count in Counter(getattr(account, column) for account in rows_of).items():
+            if count > 1:
+                yield f"the ledger has {count} accounts with the {column} {str(value)[:12]}; {_REMEDY}"
     for account in rows_of:
         if account.name != names.get(account.teacher):
             yield f"the account of {account.name} ({account.teacher[:12]}) has another name in the journal; {_REMEDY}"

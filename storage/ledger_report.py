@@ -1,6 +1,6 @@
 """The ledger read for people: calls by teacher, store, status, run and time; seconds; the history of budgets.
 
-Rows come one at a time, so a ledger of any size can be listed. A ledger may come from anybody: entries that no
+Calls come a page at a time, so a ledger of any size can be listed. A ledger may come from anybody: entries that no
 release writes are an error with a sentence, and what is only shown is not checked; `storage/ledger_check.py` does that.
 """
 
@@ -42,22 +42,25 @@ class CallFilter:
     until: str | None = None
     ids: Sequence[int] | None = None
 
-    def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """What a call must satisfy, over the tables that `list_calls` joins."""
+    def conditions(self, head: int) -> list[sa.ColumnElement[bool]]:
+        """What a call must satisfy, over the tables that `list_calls` joins, in the state at an entry."""
         reserved = _RESERVED.c.at
         made = {
             "teacher": accounts.c.teacher == self.teacher,
             "store": sessions.c.store.startswith(self.store or "", autoescape=True),
-            "status": calls.c.status == self.status,
+            "status": _status_at(head) == self.status,
             "run": calls.c.session == self.run,
             "since": reserved >= (self.since or ""),
             "until": reserved < (self.until or ""),
             "ids": calls.c.id.in_(self.ids or ()),
         }
-        return [condition for name, condition in made.items() if getattr(self, name) is not None]
+        asked = [condition for name, condition in made.items() if getattr(self, name) is not None]
+        return [calls.c.reserved_in <= head, *asked]
 
 
 _RESERVED, _SETTLED = entries.alias("reserved"), entries.alias("settled")
+# Of a page of calls that is read at once: some 10 MB.
+PAGE_ROWS = 8192
 COLUMNS = (
     calls.c.id,
     calls.c.status,
@@ -87,19 +90,53 @@ COLUMN_TYPES: dict[str, type] = {column.name: int if isinstance(column.type, sa.
 def list_calls(
     ledger: Ledger, where: CallFilter | None = None, *, limit: int | None = None, offset: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Calls in the order they were charged, one flat dict each, for printing and export; digests are in hex."""
-    query = _joined(*COLUMNS).where(*(where or CallFilter()).conditions()).order_by(calls.c.id).offset(offset)
-    with ledger.reading() as connection:
-        rows = connection.execution_options(stream_results=True).execute(query.limit(limit))
-        for row in rows.mappings():
+    """Calls in the order they were charged, one flat dict each, for printing and export; digests are in hex.
+
+    All of them as they were at one entry, the newest when the first is asked for; however long the caller takes for
+    them, and whatever is recorded meanwhile. Between pages no transaction is open, which a server would end.
+    """
+    head, last = _newest(ledger), 0
+    while limit is None or limit > 0:
+        size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
+        query = _joined(*_columns_at(head)).where(*(where or CallFilter()).conditions(head), calls.c.id > last)
+        with ledger.reading() as connection:
+            page = connection.execute(query.order_by(calls.c.id).limit(size).offset(offset)).mappings().all()
+        for row in page:
             yield {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
+        if len(page) < size:
+            return
+        last, offset = page[-1]["id"], 0
+        limit = None if limit is None else limit - size
 
 
 def count_calls(ledger: Ledger, where: CallFilter | None = None) -> int:
     """How many calls a filter lets through."""
-    query = _joined(sa.func.count()).where(*(where or CallFilter()).conditions())
+    query = _joined(sa.func.count()).where(*(where or CallFilter()).conditions(_newest(ledger)))
     with ledger.reading() as connection:
         return int(connection.execute(query).scalar_one())
+
+
+def _newest(ledger: Ledger) -> int:
+    with ledger.reading() as connection:
+        return int(connection.execute(sa.select(sa.func.max(entries.c.seq))).scalar() or 0)
+
+
+def _status_at(head: int) -> sa.ColumnElement[str]:
+    """A call's status after an entry: what later entries changed is known, since a call is settled and revoked once."""
+    return sa.case(
+        (calls.c.settled_in > head, "reserved"), (calls.c.revoked_in > head, "committed"), else_=calls.c.status
+    )
+
+
+def _columns_at(head: int) -> list[sa.ColumnElement[Any]]:
+    """`COLUMNS` in the state after an entry."""
+    later = calls.c.settled_in > head
+    changed = {
+        "status": _status_at(head),
+        "settled_at": sa.case((later, None), else_=_SETTLED.c.at),
+        "output_digest": sa.case((later, None), else_=calls.c.output_digest),
+    }
+    return [changed[column.name].label(column.name) if column.name in changed else column for column in COLUMNS]
 
 
 def calls_by_id(ledger: Ledger, ids: Sequence[int]) -> Iterator[dict[str, Any]]:

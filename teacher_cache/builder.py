@@ -150,7 +150,7 @@ class Builder:
                 pending.result()
             pending = writer.submit(self._keep, answers) if answers is not None and answers.cells else None
             if answers is None:
-                self._wait_for_others(watch)
+                self._wait_for_others(watch, heartbeat)
         if pending is not None:
             pending.result()
 
@@ -235,7 +235,7 @@ class Builder:
         place_of = dict(zip(answers.inputs, range(len(answers.inputs)), strict=True))
         return {id_: digests[place_of[digest], kept].tobytes() for digest, id_ in answers.ids.items()}
 
-    def _wait_for_others(self, watch: Watch) -> None:
+    def _wait_for_others(self, watch: Watch, heartbeat: Heartbeat) -> None:
         """Go on with what others had in hand, once it is answered; settle what those left that died."""
         sessions, finished = self._work.take_back()
         self._advance(finished)
@@ -243,7 +243,8 @@ class Builder:
         if not sessions:
             return
         leases = self.ledger.leases()
-        for lease in watch.silent({session: lease for session, lease in leases.items() if session in sessions}):
+        watched = {session: lease for session, lease in leases.items() if session in sessions}
+        for lease in watch.silent(watched, heartbeat.landed):
             if self.ledger.take_lease(lease):
                 log.info("a builder stopped answering; what it left is settled")
                 del leases[lease.session]

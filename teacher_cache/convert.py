@@ -80,7 +80,7 @@ def _write_copy(
     with Store.alone(folder, clean=False):
         source = Store.open(folder)
         with closing(open_ledger_of(source, ledger_url)) as ledger:
-            ledger.require_key()
+            ledger.require_recordable()
             _require_settled(source, ledger)
             partial.mkdir()
             target = _lay_out(source, array_format, partial)

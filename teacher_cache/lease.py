@@ -22,12 +22,16 @@ _BEATS_PER_LEASE = 4
 
 
 class Heartbeat:
-    """Keeps a session's lease alive, in a thread, until the `with` block ends; then gives it back."""
+    """Keeps a session's lease alive, in a thread, until the `with` block ends; then gives it back.
+
+    `landed` is when the newest beat was recorded, by `time.monotonic`; `lost`, that the lease was taken away.
+    """
 
     def __init__(self, ledger: Ledger, session: int, lease_seconds: float) -> None:
         self._ledger, self._session = ledger, session
         self._seconds = lease_seconds / _BEATS_PER_LEASE
         self._stop = threading.Event()
+        self.landed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.lost = False
 
@@ -52,6 +56,7 @@ class Heartbeat:
                 if not self._ledger.beat(self._session):
                     self.lost = True
                     return
+                self.landed = time.monotonic()
             except CKDError as failure:
                 log.warning("%s; the lease may end", failure)
 
@@ -64,11 +69,16 @@ class Watch:
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked = clock()
 
-    def silent(self, leases: Mapping[int, Lease]) -> list[Lease]:
-        """Those whose beat has not moved for as long as a lease lasts, while we watched without a break."""
+    def silent(self, leases: Mapping[int, Lease], landed: float) -> list[Lease]:
+        """Those whose beat has not moved for as long as a lease lasts, while we watched without a break.
+
+        Args:
+            landed: when our own beat last got through, by the same clock.
+        """
         now = self._clock()
-        if now - self._looked >= self._seconds:
-            # While the ledger was away, or this machine slept, nobody could show that it lives.
+        # While the ledger was away, or this machine slept, nobody could show that it lives. Nor while the database was
+        # too busy to take beats: it makes writers wait for longer than a short lease, and ours waits like theirs.
+        if now - self._looked >= self._seconds or now - landed >= self._seconds / 2:
             self._seen = {}
         self._looked = now
         self._seen = {

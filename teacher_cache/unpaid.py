@@ -8,6 +8,7 @@ from contextlib import closing
 from storage.ledger import Ledger, check_budget, ledger_exists
 from storage.ledger_records import RecordedCall
 from storage.locks import is_held
+from storage.shared_ledger import require_shared
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import open_ledger_of
 from storage.witness import Witness
@@ -25,7 +26,8 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     Raises:
         BudgetRefused: the budget does not allow them.
         RolledBack: the ledger is older than its witness, or a fork.
-        InvalidInput: what was paid for in another store cannot be copied from it.
+        StoreUnreadable: what is there is no ledger, or one with tables in which nothing is recorded.
+        InvalidInput: it is another store's own; or what was paid for in another store cannot be copied from it.
     """
     config, teacher = plan.config, plan.identity.teacher
     wanted = {plan.input_of(cell) for cell in plan.missing_cells.tolist()}
@@ -39,9 +41,11 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     accept = config.accept_rollback
     opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger, accept_rollback=accept)
     with closing(opened) as ledger:
+        if unbegun and config.ledger is not None:
+            require_shared(ledger, config.ledger)
         if store is None and not accept:
             Witness(ledger, own=False).require_newest()
-        ledger.require_key()
+        ledger.require_recordable()
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         summary = ledger.summary(teacher.fingerprint)
         known = ledger.known_calls(teacher.fingerprint, sorted(wanted))

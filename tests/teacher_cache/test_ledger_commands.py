@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ground.errors import InvalidInput, StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.run_record import RUN_FILE
@@ -210,6 +211,24 @@ def test_a_store_with_a_shared_ledger_needs_to_be_told_which(weights, tmp_path, 
     )
     moved = shutil.copy(tmp_path / "all.sqlite", tmp_path / "moved.sqlite")
     assert read("summary", "--store", store, "--ledger", moved)["committed"] == 8
+
+
+def test_a_store_is_not_built_in_the_own_ledger_of_another(original, weights, tmp_path):
+    before = read("summary", "--store", original)
+    with pytest.raises(InvalidInput, match=f"is the own ledger of the store at {original}, and no other store's calls"):
+        build_store(tmp_path / "new", weights, n=8, ledger=str(original / "ledger.sqlite"))
+    assert not (tmp_path / "new").exists()
+    assert read("summary", "--store", original) == before
+
+
+def test_a_store_is_not_built_in_a_ledger_whose_tables_were_changed(weights, tmp_path, shared):
+    with closing(sqlite3.connect(shared)) as database, database:
+        database.execute("DROP INDEX one_call_per_input")
+    with pytest.raises(StoreUnreadable, match="nothing is recorded in the ledger at .* it has no index one_call_per"):
+        build_store(tmp_path / "new", weights, n=8, ledger=str(shared))
+    assert not (tmp_path / "new").exists()
+    assert read("summary", "--ledger", shared)["committed"] == 12
+    assert "it has no index one_call_per_input" in run("verify", "--ledger", shared).stdout
 
 
 def test_without_a_store_or_a_url_there_is_no_ledger():

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,12 +24,12 @@ import sqlalchemy as sa
 from ground.errors import StoreUnreadable
 from storage.digest import input_digests
 from storage.ledger import Ledger
-from storage.ledger_records import Lease, Summary
+from storage.ledger_records import Lease, Session, Summary
 from storage.ledger_tables import calls
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
-from teacher_cache.lease import Watch
+from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
@@ -441,14 +442,62 @@ def test_a_build_outlasts_a_server_that_is_started_again(builders, tmp_path, pos
 def test_a_lease_ends_only_while_it_is_watched():
     now = [0.0]
     watch, lease = Watch(LEASE_SECONDS, clock=lambda: now[0]), Lease(1, "s", "/s", "h", beat=7)
-    assert watch.silent({1: lease}) == []
+    assert watch.silent({1: lease}, now[0]) == []
     now[0] += 10 * LEASE_SECONDS  # the server was away, or this machine asleep: nobody could show that it lives
-    assert watch.silent({1: lease}) == []
+    assert watch.silent({1: lease}, now[0]) == []
     for _ in range(9):
         now[0] += LEASE_SECONDS / 10
-        assert watch.silent({1: lease}) == []
+        assert watch.silent({1: lease}, now[0]) == []
     now[0] += LEASE_SECONDS / 10 + 0.001
-    assert watch.silent({1: lease}) == [lease]
+    assert watch.silent({1: lease}, now[0]) == [lease]
+
+
+def test_a_lease_ends_only_while_our_own_beats_get_through():
+    now = [0.0]
+    watch, lease = Watch(LEASE_SECONDS, clock=lambda: now[0]), Lease(1, "s", "/s", "h", beat=7)
+    for _ in range(50):  # the database is busy for five leases
+        now[0] += LEASE_SECONDS / 10
+        assert watch.silent({1: lease}, 0.0) == []
+    silent = []
+    for _ in range(11):
+        assert silent == []
+        now[0] += LEASE_SECONDS / 10
+        silent = watch.silent({1: lease}, now[0])
+    assert silent == [lease], "a whole lease, from when beats got through"
+
+
+def test_a_database_that_is_busy_for_longer_than_a_lease_ends_no_living_builders(tmp_path):
+    seconds, path = 0.6, tmp_path / "ledger.sqlite"
+    session = Session(
+        teacher="ab" * 32,
+        teacher_name="resnet8",
+        store="5" * 32,
+        location="/nowhere",
+        purpose="build",
+        device="cpu",
+        precision="fp32",
+        outputs=("logits",),
+        host="here",
+    )
+    with closing(Ledger(path, create=True)) as ledger, closing(Ledger(path)) as other:
+        ours, theirs = ledger.start_session(session), ledger.start_session(session)
+        dead = ledger.start_session(session)
+        watch, ended = Watch(seconds), set()
+
+        def look_for(leases: float) -> None:
+            until = time.monotonic() + leases * seconds
+            while time.monotonic() < until:
+                ended.update(lease.session for lease in watch.silent(ledger.leases(), heartbeat.landed))
+                time.sleep(seconds / 20)
+
+        with Heartbeat(ledger, ours, seconds) as heartbeat, Heartbeat(other, theirs, seconds) as living:
+            with closing(sqlite3.connect(path, isolation_level=None)) as busy:
+                busy.execute("BEGIN IMMEDIATE")
+                look_for(2.5)
+                assert ended == set(), "nobody could write"
+            look_for(2.5)
+        assert ended == {dead}
+        assert not living.lost
 
 
 @pytest.mark.slow
