@@ -80,7 +80,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     needs, runs = plan_stores(grid), plan_runs(grid, precision)
     config.out.mkdir(parents=True, exist_ok=True)
     _require_own_folder(config.out)
-    with exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}; wait until it ends"):
+    with exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"):
         stores = Stores(grid, config.out, config.device, dataset)
         stores.check_sizes()
         needs = [stores.with_weights(need) for need in needs]

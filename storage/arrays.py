@@ -28,6 +28,8 @@ from ground.errors import StoreUnreadable, store_command
 from storage.schema import ArraySpec
 
 _NUM_THREADS = 8
+# Files that were written to and not synced yet stay open: a process may have few, and a store has many.
+_MOST_OPEN = 64
 
 
 class ArrayFile(ABC):
@@ -91,6 +93,20 @@ class ArrayFile(ABC):
     def size_bytes(self) -> int:
         """Bytes on the disk."""
 
+    @classmethod
+    def is_left_open(cls, path: Path) -> bool:
+        """Whether the file is marked as open by a program that did not close it, and does not open for that.
+
+        Raises:
+            StoreBusy: somebody has it open.
+        """
+        return False
+
+    @classmethod
+    def close_left_open(cls, path: Path) -> None:
+        """Take that mark away; raises `StoreBusy` if somebody has the file open."""
+        raise AssertionError(f"{cls.__name__} marks no files")
+
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of one array; raises `StoreUnreadable` if they are not there."""
         spec = self.specs[name]
@@ -142,6 +158,17 @@ class ArrayFile(ABC):
             f"{store_command('verify', self.path.parent)}"
         )
 
+    def foreign(self, names: str) -> StoreUnreadable:
+        """The error for a file or folder of the right format that holds none of our arrays.
+
+        Args:
+            names: what it holds.
+        """
+        return StoreUnreadable(
+            f"{self.path} is of another program: it holds {names or 'nothing'}, and none of the store's arrays; move "
+            "it away, and bring the store's own back from a copy"
+        )
+
     def _read(self, spec: ArraySpec, position: int, shape: tuple[int, ...]) -> np.ndarray:
         available = self.num_rows(spec.name)
         size = prod(shape) * spec.dtype.itemsize
@@ -169,6 +196,8 @@ class ArrayFile(ABC):
         with reporting_full_disk(self.path):
             for path, offset, first, count in self._pieces(spec, position, len(content)):
                 if path not in self._unsynced:
+                    if len(self._unsynced) >= _MOST_OPEN:
+                        self.sync()
                     self._unsynced[path] = open_own(path, os.O_WRONLY)
                 _write_at(self._unsynced[path], content[first : first + count], offset)
 

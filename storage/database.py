@@ -15,8 +15,9 @@ from urllib.parse import parse_qsl
 
 import sqlalchemy as sa
 
-from ground.errors import DiskFull, InvalidInput, StoreUnreadable
+from ground.errors import DiskFull, InvalidInput, StoreBusy, StoreUnreadable
 from storage import sqlite_file
+from storage.foreign import what_it_is
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ _CREATION_LOCK = 0x636B64
 # Our transactions take milliseconds: one that stands still is of a process that is stopped or a machine that is gone,
 # and the server rolls it back, since everybody else waits for it.
 IDLE_SECONDS = 30.0
+# How long SQLite itself waits for whoever writes.
+BUSY_SECONDS = 60.0
 # A network that falls silent is noticed on our side too.
 _POSTGRESQL_ARGUMENTS = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
 
@@ -97,7 +100,8 @@ class Database:
             except _ServerGone as gone:
                 left = patience - (time.monotonic() - started)
                 if left <= 0:
-                    raise StoreUnreadable(f"{gone}; nothing was charged by this step") from gone
+                    kind = StoreBusy if isinstance(gone, _Locked) else StoreUnreadable
+                    raise kind(f"{gone}; nothing was charged by this step") from gone
                 log.warning("%s; trying again for %.0f s", gone, left)
                 time.sleep(min(wait, left))
                 wait = min(2 * wait, _MAX_WAIT_SECONDS)
@@ -151,14 +155,19 @@ class Database:
             raise  # what our own indexes refuse is our own affair
         except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
             reason = " ".join(str(error.orig).split())
+            if self.file is not None and "file is not a database" in reason:
+                reason += f", but {what_it_is(self.file)}"
             sentence = f"the ledger at {self.shown_url} cannot be used ({reason})"
             if self.file is not None and ("disk is full" in reason or "disk I/O error" in reason):
                 raise DiskFull(
                     f"no room left to write {self.shown_url}, or its disk fails ({reason}); free some space, then run "
                     "the same command again: what is finished is kept"
                 ) from error
-            is_gone = self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-            if is_gone or "database is locked" in reason:
+            if self.file is not None and "database is locked" in reason:
+                raise _Locked(
+                    f"the ledger at {self.shown_url} is locked by {sqlite_file.writers(self.file)}"
+                ) from error
+            if self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
                 raise _ServerGone(sentence) from error
             raise StoreUnreadable(f"{sentence}; nothing was charged by this step") from error
         except (UnicodeDecodeError, OverflowError) as error:
@@ -167,7 +176,11 @@ class Database:
 
 
 class _ServerGone(StoreUnreadable):
-    """A server does not answer, or stopped doing so; or somebody holds an SQLite file for longer than we wait."""
+    """A server does not answer, or stopped doing so."""
+
+
+class _Locked(_ServerGone):
+    """Somebody holds an SQLite file for longer than SQLite waits."""
 
 
 def parse_url(url: str | Path) -> sa.URL:
@@ -288,7 +301,12 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     # The driver must not open transactions on its own: `_begin_sqlite` decides which kind.
     connection.isolation_level = None
     # A file from a stranger runs none of its own functions.
-    for pragma in ("busy_timeout = 60000", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+    for pragma in (
+        f"busy_timeout = {1000 * BUSY_SECONDS:.0f}",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import h5py
 
 from ground.durable import allocate, fsync_path, partial_of, remove_own, reporting_full_disk
-from ground.errors import StoreUnreadable
+from ground.errors import CKDError, StoreUnreadable, store_command
+from storage import hdf5_mark
 from storage.arrays import ArrayFile
+from storage.foreign import some, what_it_is
 from storage.schema import ArraySpec
 
 
@@ -74,6 +76,19 @@ class Hdf5Arrays(ArrayFile):
             with h5py.File(partial, "r+", libver="v110") as file:
                 yield file
 
+    @classmethod
+    def is_left_open(cls, path: Path) -> bool:
+        """See `ArrayFile.is_left_open`."""
+        if path.is_symlink() or not path.is_file() or not hdf5_mark.is_marked(path):
+            return False
+        hdf5_mark.require_unused(path)
+        return True
+
+    @classmethod
+    def close_left_open(cls, path: Path) -> None:
+        """See `ArrayFile.close_left_open`."""
+        hdf5_mark.clear_mark(path)
+
     def num_rows(self, name: str) -> int:
         """See `ArrayFile.num_rows`."""
         return self._rows[name]
@@ -101,12 +116,12 @@ class Hdf5Arrays(ArrayFile):
             raise StoreUnreadable(f"{self.path} is no file of its own; bring it back from a copy, or build a new store")
         try:
             with h5py.File(self.path, "r") as file:
+                if self.specs and not any(name in file for name in self.specs):
+                    raise self.foreign(some(file))
                 for name, spec in self.specs.items():
                     self._rows[name], self._chunks[name] = self._dataset_layout(file, name, spec)
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise StoreUnreadable(
-                f"{self.path} is not a whole HDF5 file ({error}); bring it back from a copy, or build a new store"
-            ) from error
+            raise self._not_opened(error) from error
         self._require_apart()
 
     def _require_apart(self) -> None:
@@ -120,6 +135,26 @@ class Hdf5Arrays(ArrayFile):
         for (_, end, name), (after, _, _) in pairwise([*pieces, (size, size, "")]):
             if end > after:
                 raise self.unreadable(name, "its chunks are not apart from others, or the file ends before them")
+
+    def _not_opened(self, error: Exception) -> CKDError:
+        """Why the library does not open or understand the file."""
+        if isinstance(error, BlockingIOError):
+            return hdf5_mark.locked(self.path)
+        if not hdf5_mark.is_hdf5(self.path):
+            return StoreUnreadable(
+                f"{self.path} is no HDF5 file, but {what_it_is(self.path)}; bring the store's own back from a copy, or "
+                "build a new store"
+            )
+        if hdf5_mark.is_marked(self.path):
+            hdf5_mark.require_unused(self.path)
+            return StoreUnreadable(
+                f"{self.path} is marked as open for writing by a program that ended without closing it, and nobody on "
+                "this machine has it open; take the mark away, which costs no call, with: "
+                f"{store_command('repair', self.path.parent)}"
+            )
+        return StoreUnreadable(
+            f"{self.path} is not a whole HDF5 file ({error}); bring it back from a copy, or build a new store"
+        )
 
     def _dataset_layout(self, file: h5py.File, name: str, spec: ArraySpec) -> tuple[int, list[int]]:
         if _is_linked(file, name) or name not in file:

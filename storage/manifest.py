@@ -25,6 +25,7 @@ from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
+from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.migrations import OlderManifest, brought_forward, require_readable
 from storage.schema import (
@@ -217,10 +218,7 @@ class Manifest:
         path = folder / file_name
         try:
             if not path.exists():
-                raise StoreUnreadable(
-                    f"there is no store at {folder} (no {file_name}); build one with: "
-                    f"{store_command('build', folder, teacher='NAME', dataset='DATASET', n='N')}"
-                )
+                raise StoreUnreadable(no_store(folder, file_name))
             document = read_object(path, _MAX_MANIFEST_BYTES)
             if "format_version" not in document:
                 raise Malformed("it has no format_version")

@@ -16,12 +16,16 @@ from urllib.parse import quote
 
 from ground.durable import create
 from ground.errors import StoreUnreadable, suggested
+from storage.holders import advice, lock_holders, named
 
 SIDE_FILES = ("-wal", "-shm")
 JOURNAL = "-journal"
 # Of the header: which way of writing the file is in, for writers and for readers; 2 is WAL.
 _VERSIONS = slice(18, 20)
 _WAL = b"\2\2"
+# First byte and number of the bytes that SQLite locks for writers: WAL_WRITE_LOCK and on, PENDING_BYTE and on.
+_WAL_LOCKS = (120, 3)
+_FILE_LOCKS = (0x40000000, 512)
 
 
 def require_own(path: Path) -> None:
@@ -56,6 +60,13 @@ def make(path: Path) -> None:
         content = bytearray(database.serialize())
     content[_VERSIONS] = _WAL
     create(path, bytes(content))
+
+
+def writers(path: Path) -> str:
+    """Who holds the lock that all writers take turns with, and what to do, for a message."""
+    # In WAL mode it is a byte of the -shm file, next to those of who checkpoints and who recovers.
+    holders = lock_holders(path.with_name(f"{path.name}-shm"), *_WAL_LOCKS) or lock_holders(path, *_FILE_LOCKS)
+    return f"{named(holders)}; {advice(holders)}"
 
 
 def connect(path: Path, options: str) -> sqlite3.Connection:

@@ -22,6 +22,7 @@ import numpy as np
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from storage.digest import output_digests
+from storage.foreign import no_store
 from storage.formats import FORMATS
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
@@ -203,9 +204,8 @@ class Store:
             OlderFormat: the store is of an older format.
         """
         if not (folder / FILE_NAME).exists():
-            raise StoreUnreadable(f"there is no store at {folder} (no {FILE_NAME})")
-        busy = f"a build is writing to {folder}; wait until it ends"
-        with exclusive_lock(folder / BUILD_LOCK, busy):
+            raise StoreUnreadable(no_store(folder, FILE_NAME))
+        with exclusive_lock(folder / BUILD_LOCK, f"a build is writing to {folder}"):
             if not older:
                 require_current(Manifest.load(folder), folder)
             if clean:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
+from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreUnreadable, store_command
 from storage.database import parse_url, shown_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.manifest import Manifest
@@ -193,7 +193,7 @@ def newest_head(store: Store, *, witnessed: bool = False) -> str | None:
             if witnessed:
                 witness_of(store, ledger).require_newest()
             return ledger.head_of_calls()
-    except StoreUnreadable:
+    except (StoreUnreadable, StoreBusy):
         # Who only reads the answers does without the calls, for instance on a disk that cannot be written to.
         if noted is None:
             raise

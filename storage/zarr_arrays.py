@@ -19,6 +19,7 @@ from typing import Any
 from ground.durable import allocate, fsync_path, not_own, remove_own, reporting_full_disk
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
+from storage.foreign import some, what_it_is
 from storage.schema import ArraySpec
 
 _MAX_METADATA_BYTES = 1 << 20
@@ -32,7 +33,11 @@ class ZarrArrays(ArrayFile):
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         super().__init__(path, specs)
         if path.is_symlink() or (path / _METADATA).is_symlink() or not (path / _METADATA).is_file():
-            raise StoreUnreadable(f"{path} is not a Zarr folder; bring it back from a copy, or build a new store")
+            raise StoreUnreadable(
+                f"{path} is not a Zarr folder, but {what_it_is(path)}; bring it back from a copy, or build a new store"
+            )
+        if specs and not any(os.path.lexists(path / spec.name) for spec in specs):
+            raise self.foreign(some(item.name for item in sorted(path.iterdir()) if item.name != _METADATA))
         self._rows: dict[str, int] = {}
 
     @classmethod

@@ -48,7 +48,8 @@ class RunFolder:
         """
         self.check(resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(self.path / "run.lock", f"another training writes to {self.path}; give another --out"):
+        busy = f"another training writes to {self.path}"
+        with exclusive_lock(self.path / "run.lock", busy, ", or give another --out"):
             yield
 
     def check(self, *, resume: bool) -> None:

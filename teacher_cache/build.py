@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # A teacher's answers in hand are worth waiting for a server that is started again.
 PATIENCE_SECONDS = 300.0
 _POLL_SECONDS = 0.1
+# To make a store, or to grow or extend it, takes longer than a batch, and nobody shows meanwhile that it lives.
+_LEASES_ALONE = 10
 
 
 def build(
@@ -51,7 +53,7 @@ def build(
     prepare_folder(folder)
     with ExitStack() as stack:
         lock = stack.enter_context(FileLock(folder / BUILD_LOCK))
-        locks = stack.enter_context(CellLocks(folder / CELL_LOCK))
+        locks = stack.enter_context(CellLocks(folder / CELL_LOCK, plan.config.lease_seconds))
         found = _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
         store = _matching(plan)
         assert store is not None, "a store is made before its lock is shared"
@@ -85,7 +87,8 @@ def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
 
 def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], lock: FileLock, locks: CellLocks) -> Leftovers:
     """Share a store's build lock; who finds nobody else there first makes, settles or grows the store."""
-    told = False
+    told, patience = False, _LEASES_ALONE * plan.config.lease_seconds
+    deadline, busy = time.monotonic() + patience, f"{plan.config.store} is being made, grown or repaired"
     while not lock.try_exclusive():
         if lock.try_shared():
             store = _matching(plan)
@@ -94,15 +97,17 @@ def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], lock: F
             lock.release()
             if store is not None:
                 raise StoreBusy(
-                    f"a build of {store.manifest.n} rows is writing to {plan.config.store}; wait until it ends, or "
-                    f"ask for --n {store.manifest.n} or fewer"
+                    f"a build of {store.manifest.n} rows is writing to {plan.config.store}: {lock.held_by()}, or ask "
+                    f"for --n {store.manifest.n} or fewer"
                 )
+        elif time.monotonic() >= deadline:
+            raise StoreBusy(f"{busy}: {lock.held_by()}, then run the same command again; nothing was called or written")
         elif not told:
-            log.warning("%s is being made, grown or repaired; waiting until that ends", plan.config.store)
+            log.warning("%s; waiting until that ends (%s)", busy, lock.held_by())
             told = True
         time.sleep(_POLL_SECONDS * (1 + random.random()))
     found = _prepare(plan, arrays, locks)
-    lock.share()
+    lock.share(patience)
     return found
 
 

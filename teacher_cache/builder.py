@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.errors import Interrupted, InvalidInput
+from ground.errors import Interrupted, InvalidInput, StoreBusy
 from ground.terminal import StopRequest, graceful_stop
 from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
-from storage.locks import CellLocks
+from storage.locks import CellLocks, locked_cells
 from storage.store import Store, runs_of
 from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.outputs import to_arrays
 from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers
-from teacher_cache.settle import settle_session
+from teacher_cache.settle import Leftovers, settle_session
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Teacher
 from teacher_cache.worklist import WorkList
@@ -92,6 +92,7 @@ class Builder:
         self._before = ledger.summary(plan.identity.teacher.fingerprint)
         self._work = WorkList(plan, store, ledger)
         self._session = 0
+        self._held: tuple[dict[Path, list[int]], float] = ({}, 0.0)
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
@@ -248,12 +249,26 @@ class Builder:
             if self.ledger.take_lease(lease):
                 log.info("a builder stopped answering; what it left is settled")
                 del leases[lease.session]
+        found = Leftovers()
         for session in sorted(sessions - leases.keys()):
-            found = settle_session(session, self.ledger, self.store, self.locks)
-            self.report.adopted_calls += len(found.adopted)
-            self.report.lost_calls += len(found.lost)
+            found += settle_session(session, self.ledger, self.store, self.locks)
+        self.report.adopted_calls += len(found.adopted)
+        self.report.lost_calls += len(found.lost)
+        self._require_patience(found)
         self._work.drop_settled(leases.keys(), time.monotonic())
         time.sleep(min(_POLL_SECONDS, self.plan.config.lease_seconds / 20))
+
+    def _require_patience(self, found: Leftovers) -> None:
+        """Wait as long as a lease for cells whose writer lost his own, and may be stopped; then say who holds them."""
+        (before, since), now = self._held, time.monotonic()
+        # Cells that are whole are not waited for, but only the commit of their calls; see `WorkList.drop_settled`.
+        ours = [cell for cell in found.held.get(self.locks.path, ()) if not self.store.is_whole(cell)]
+        held = {path: cells for path, cells in {**found.held, self.locks.path: ours}.items() if cells}
+        if held != before:
+            self._held = held, now
+        elif held and now - since >= self.locks.patience_seconds:
+            path, cells = next(iter(held.items()))
+            raise StoreBusy(locked_cells(path, *runs_of(cells)[0], self.locks.patience_seconds))
 
     def _advance(self, cells: int) -> None:
         if cells:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ground.durable import fsync_path
-from ground.errors import InvalidInput, StoreIncomplete, UnknownName
+from ground.durable import fsync_path, not_own, remove_own
+from ground.errors import InvalidInput, StoreBusy, StoreIncomplete, UnknownName
 from storage.formats import FORMATS
 from storage.ledger import Ledger
+from storage.locks import exclusive_lock
 from storage.schema import DIGEST, output_array
-from storage.store import LEDGER_FILE, Store, runs_of
+from storage.store import BUILD_LOCK, LEDGER_FILE, Store, runs_of
 from storage.store_ledger import open_ledger_of, own_ledger, witness_of
 
 _CELLS_AT_ONCE = 256
@@ -47,27 +48,53 @@ def convert(
         StoreIncomplete: calls of it are not settled.
         StoreUnreadable: something in it is damaged.
         InvalidInput: `out` is not new.
+        StoreBusy: a build is at work on the store, or another conversion on `out`.
     """
     if array_format not in FORMATS:
         raise UnknownName("format", array_format, FORMATS)
     out = out.absolute()
+    _require_new(out)
+    if out.is_relative_to(folder.absolute()):
+        raise InvalidInput(f"{out} lies in the store itself; give a folder elsewhere as --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _made_at(out) as partial:
+        cells = _write_copy(folder, array_format, partial, ledger_url, on_progress)
+    return ConversionReport(folder, out, array_format, cells)
+
+
+def _require_new(out: Path) -> None:
     if out.is_symlink():
         raise InvalidInput(f"{out} is a link; give the folder that it leads to, or a new one, as --out")
     if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InvalidInput(f"{out} exists; give a new folder as --out")
-    if out.is_relative_to(folder.absolute()):
-        raise InvalidInput(f"{out} lies in the store itself; give a folder elsewhere as --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        cells = _write_copy(folder, array_format, partial, ledger_url, on_progress)
-        if out.exists():
-            out.rmdir()
-        os.rename(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _made_at(out: Path) -> Iterator[Path]:
+    """An empty folder beside a new one, which gets its name when the block ends well.
+
+    It has one name, and its maker the lock in it: what a conversion that was killed left is known by that, and deleted.
+    """
+    partial = out.with_name(f".{out.name}.convert.partial")
+    if partial.is_symlink():
+        raise not_own(partial)
+    partial.mkdir(exist_ok=True)
+    with exclusive_lock(partial / BUILD_LOCK, f"another conversion to {out} is at work"):
+        # Who held the lock before may have finished, and given the folder its name.
+        _require_new(out)
+        if not (partial / BUILD_LOCK).is_file():
+            raise StoreBusy(f"another conversion to {out} was at work; run this one again")
+        try:
+            for left in partial.iterdir():
+                if left.name != BUILD_LOCK:
+                    left.unlink() if left.is_symlink() else remove_own(left)
+            yield partial
+            if out.exists():
+                out.rmdir()
+            os.rename(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     fsync_path(out.parent)
-    return ConversionReport(folder, out, array_format, cells)
 
 
 def _write_copy(
@@ -82,7 +109,6 @@ def _write_copy(
         with closing(open_ledger_of(source, ledger_url)) as ledger:
             ledger.require_recordable()
             _require_settled(source, ledger)
-            partial.mkdir()
             target = _lay_out(source, array_format, partial)
             cells = _copy_cells(source, target, on_progress)
             _copy_history(source, target, ledger)

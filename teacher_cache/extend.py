@@ -131,7 +131,7 @@ def extend(
     folder = plan.config.store
     with ExitStack() as stack:
         stack.enter_context(Store.alone(folder))
-        locks = stack.enter_context(CellLocks(folder / CELL_LOCK))
+        locks = stack.enter_context(CellLocks(folder / CELL_LOCK, plan.config.lease_seconds))
         store = Store.open(folder)
         ledger = stack.enter_context(
             closing(

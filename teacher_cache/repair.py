@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable
+from storage.arrays import ArrayFile
 from storage.digest import input_digests
+from storage.formats import FORMATS
 from storage.inspection import Inspection, inspect
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
@@ -37,6 +39,7 @@ class RepairReport:
     """What a repair does, or would do; cells are row * V + view.
 
     Args:
+        left_open: arrays that a program was killed over, marked as open for writing: the rest is looked at after that.
         files: partial files, and arrays that no manifest names, to be deleted.
         made_again: array files that are missing or cut short: made again, empty.
         adopted, lost: unsettled calls whose outputs are whole, and the others.
@@ -48,6 +51,7 @@ class RepairReport:
         left: what a repair cannot help.
     """
 
+    left_open: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     made_again: list[str] = field(default_factory=list)
     adopted: int = 0
@@ -62,7 +66,7 @@ class RepairReport:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do; what cannot be helped aside."""
-        lists = (self.files, self.made_again, self.leases, self.restored, self.dropped, self.revoked)
+        lists = (self.left_open, self.files, self.made_again, self.leases, self.restored, self.dropped, self.revoked)
         return not (self.adopted or self.lost or self.rollback or any(lists))
 
 
@@ -89,6 +93,12 @@ def repair(
         StoreUnreadable: the ledger, or what ties rows to their calls, is damaged itself.
     """
     with Store.alone(folder, clean=False):
+        marked = _left_open(folder)
+        left_open = [path.name for path in marked]
+        if left_open and not act:
+            return RepairReport(left_open=left_open)
+        for path, kind in marked.items():
+            kind.close_left_open(path)
         store = Store.open(folder)
         source = None if copy is None else Store.open(copy)
         with closing(open_ledger_of(store, ledger_url, accept_rollback=accept_rollback)) as ledger:
@@ -97,7 +107,7 @@ def repair(
             disagreement = witness.disagreement() if accept_rollback else None
             is_original = _is_original(store, ledger, copy)
             _require_inputs(store)
-            report = RepairReport(files=_stale_files(store), left=list(_beyond_repair(store)))
+            report = RepairReport(left_open=left_open, files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
                 str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows)
             ]
@@ -119,6 +129,22 @@ def repair(
                 store.record_ledger_head(ledger.head(), ledger.genesis())
                 witness.advance()
     return report
+
+
+def _left_open(folder: Path) -> dict[Path, type[ArrayFile]]:
+    """Arrays of a store, and of an unfinished extension, that are marked as open by a program that is no more."""
+    found = {}
+    for file_name in (FILE_NAME, EXTENSION):
+        try:
+            manifest = Manifest.load(folder, file_name)
+        except CKDError:
+            if file_name == FILE_NAME:
+                raise
+            continue
+        arrays, known = folder / manifest.arrays, FORMATS.get(manifest.array_format)
+        if known is not None and (kind := known.load()).is_left_open(arrays):
+            found[arrays] = kind
+    return found
 
 
 def _is_original(store: Store, ledger: Ledger, copy: Path | None) -> bool:

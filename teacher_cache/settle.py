@@ -25,16 +25,23 @@ from teacher_cache.reuse import find_store
 
 @dataclass(slots=True)
 class Leftovers:
-    """Unsettled calls: with the digests of their outputs where these are whole, and the others."""
+    """Unsettled calls: with the digests of their outputs where these are whole, and the others.
+
+    Args:
+        held: file of locks -> cells that somebody is writing to, whose calls are left to him.
+    """
 
     adopted: dict[int, bytes] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     adopted_cells: list[int] = field(default_factory=list)
+    held: dict[Path, list[int]] = field(default_factory=dict)
 
     def __iadd__(self, other: Leftovers) -> Leftovers:
         self.adopted |= other.adopted
         self.lost += other.lost
         self.adopted_cells += other.adopted_cells
+        for path, cells in other.held.items():
+            self.held[path] = sorted({*self.held.get(path, ()), *cells})
         return self
 
 
@@ -56,10 +63,14 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
     calls = ledger.unsettled_calls(session)
     if not calls:
         return Leftovers()
+    held: dict[Path, list[int]] = {}
     with ExitStack() as stack:
         store, locks = _reach(calls[0], own, own_locks, stack)
         if store is not None and locks is not None:
-            calls = [call for call in calls if locks.take(cell_of(store, call), stack)]
+            cells_of = {call.id: cell_of(store, call) for call in calls}
+            calls = [call for call in calls if locks.take(cells_of[call.id], stack)]
+            left_alone = cells_of.keys() - {call.id for call in calls}
+            held = {locks.path: sorted(cells_of[id_] for id_ in left_alone)} if left_alone else {}
             # Somebody may have settled them, and called again, before the locks were ours.
             left = {call.id for call in ledger.unsettled_calls(session)}
             calls = [call for call in calls if call.id in left]
@@ -70,6 +81,7 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
             store.publish(cells)
         ledger.commit(found.adopted)
         ledger.lose(found.lost)
+    found.held = held
     return found
 
 

@@ -18,9 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _METHODS = ", ".join(PAPER_METHODS)
 _OPTIONS = (
-    click.option(
-        "--store", type=click.Path(path_type=Path, file_okay=False), help="Store that stage one built; needed."
-    ),
+    click.option("--store", type=click.Path(path_type=Path), help="Store that stage one built; needed."),
     click.option("--student", default="wrn16_2", show_default=True, help="Network to train, perhaps ORIGIN:NAME."),
     click.option("--student-size", type=int, help="Pixels of its input.  [default: those of the teacher's views]"),
     click.option(

@@ -15,9 +15,7 @@ from storage.manifest import FILE_NAME, Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-store_option = click.option(
-    "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
-)
+store_option = click.option("--store", type=click.Path(path_type=Path), required=True, help="Folder of the store.")
 ledger_option = click.option(
     "--ledger",
     "url",

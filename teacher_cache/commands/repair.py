@@ -88,6 +88,7 @@ def _conclude(store: Path, report: RepairReport, *, done: bool) -> None:
 
 def _text(report: RepairReport) -> str:
     lines: dict[str, list[str] | list[int]] = {
+        "take the mark of a program that did not close them from": report.left_open,
         "delete": report.files,
         "make again, empty": report.made_again,
         "end the lease of a builder that is no more": report.leases,

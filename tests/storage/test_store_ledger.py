@@ -130,7 +130,7 @@ def test_another_ledger_is_refused_wherever_it_is(sharing, shared, tmp_path, is_
         sharing.save(replace(sharing.manifest, ledger_genesis=None))
     differs = "it begins with entry [0-9a-f]{12}, not [0-9a-f]{12}" if is_noted else "it lacks entry [0-9a-f]{12}"
     shared.rename(tmp_path / "moved.sqlite")
-    with pytest.raises(IdentityMismatch, match="name that ledger, or its new place"):
+    with pytest.raises(IdentityMismatch, match="give --ledger .*, or its new place"):
         open_ledger_of(sharing, str(tmp_path / "nothing.sqlite"))
     Ledger(tmp_path / "other.sqlite", create=True).close()
     with pytest.raises(IdentityMismatch, match=f"other.sqlite is another ledger: {differs}; give the right --ledger"):

@@ -309,6 +309,40 @@ def test_a_builder_that_is_stopped_for_longer_than_its_lease_does_no_harm(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_who_waits_for_cells_that_a_stopped_builder_holds_ends_and_says_so(builders, job, tmp_path, ledger_url):
+    sleeper = builders.start(job("sleeper", stop_at="write", lease_seconds=1.0))
+    sleeper.wait_until_stopped()
+    other = builders.start(job("other", lease_seconds=1.0))
+    outcome = other.wait(30)
+    assert (outcome["error"], outcome["exit_code"]) == ("StoreBusy", 2), outcome
+    said = f"stayed locked for 1 s: cells.lock is held by process {sleeper.pid} ("
+    assert said in outcome["message"], outcome
+    assert f"which is stopped; let it go on with: kill -CONT {sleeper.pid}" in outcome["message"]
+    assert Store.open(tmp_path / "store").valid().sum() == N - BATCH, "what others can do is done"
+    sleeper.signal(signal.SIGCONT)
+    assert sleeper.wait()["exit_code"] in (0, 2)
+    again = builders.start(job("again"))
+    assert again.wait()["exit_code"] == 0, again.log()
+    totals = require_whole(tmp_path / "store", ledger_url)
+    assert (totals.committed, totals.reserved) == (N, 0)
+    assert forwards(tmp_path) <= totals.spent <= N + MOST_LOST
+
+
+@pytest.mark.slow
+def test_who_waits_for_a_store_that_a_stopped_builder_is_making_ends_and_says_so(builders, tmp_path, weights):
+    job = jobs_on(None, tmp_path, weights)
+    maker = builders.start(job("maker", stop_at="open", stop_in=1))
+    maker.wait_until_stopped()
+    outcome = builders.start(job("other", lease_seconds=0.5)).wait(30)
+    assert (outcome["error"], outcome["exit_code"]) == ("StoreBusy", 2), outcome
+    assert f"is being made, grown or repaired: build.lock is held by process {maker.pid}" in outcome["message"]
+    assert f"let it go on with: kill -CONT {maker.pid}" in outcome["message"]
+    maker.signal(signal.SIGCONT)
+    assert maker.wait()["exit_code"] == 0, maker.log()
+
+
+@pytest.mark.slow
 def test_a_builder_that_is_stopped_in_the_middle_of_a_transaction_does_not_stop_the_others(
     builders, tmp_path, postgres, weights
 ):

@@ -72,7 +72,7 @@ def opened_ledger(store: Path | None, url: str | None) -> Ledger:
 
 def ledger_options(command: _Command) -> _Command:
     """--store and --ledger."""
-    store = click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of a store.")
+    store = click.option("--store", type=click.Path(path_type=Path), help="Folder of a store.")
     return store(click.option("--ledger", "url", help="URL of a shared ledger.  [default: $CKD_LEDGER]")(command))
 
 
