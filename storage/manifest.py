@@ -126,7 +126,7 @@ class Manifest:
         samples: sample array, or parameter of the teacher -> SHA-256 of its values.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_head: hash of the ledger's newest entry when the last build ended.
-        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade).
+        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade, widen).
         versions: package versions that made the store.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
