@@ -132,10 +132,11 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
     what = f"{len(wanted)} answers that are paid for" if len(wanted) > 1 else "an answer that is paid for"
     where = f"of image {image} (row {row}, view {view}) the teacher's {misfit.output.name} holds {misfit.value:.6g}"
     if misfit.is_too_large:
+        ledger = {} if store.manifest.ledger is None else {"ledger": store.manifest.ledger}
         raise InvalidInput(
             f"{what} cannot be kept in {store.folder}: {where}, which {misfit.output.dtype} cannot hold; keep features "
-            f"in float32, which costs no call, with: {store_command('widen', store.folder)}; then run the same command "
-            "with --feature-dtype float32, which commits what is paid for"
+            f"in float32, which costs no call, with: {store_command('widen', store.folder, **ledger)}; then run the "
+            "same command with --feature-dtype float32"
         )
     without = f", or go without it: --n {row} or fewer" if row > 1 else ""
     raise InvalidInput(

@@ -37,7 +37,7 @@ def widen(store: Path, url: str | None, as_json: bool) -> None:
 
 
 def _text(report: WideningReport) -> str:
-    committed = f"{report.committed} answers that were paid for are committed" if report.committed else ""
+    committed = f"answers that were paid for and are committed now: {report.committed}" if report.committed else ""
     if not report.outputs:
         done = f"{report.store} keeps nothing in float16"
         return f"{done}; {committed}" if committed else f"{done}; nothing to do"

@@ -74,7 +74,7 @@ def test_one_answer_that_overflows_loses_nothing_and_is_committed_once_the_store
     remedy = re.search(r"(ckd-cache widen .*?);", str(refused.value))
     widened = run_command(*shlex.split(remedy[1]))
     assert widened.returncode == 0, widened.stderr
-    assert "1 answers that were paid for are committed" in widened.stdout
+    assert "answers that were paid for and are committed now: 1\n" in widened.stdout
     assert totals(folder) == (32, 0, 0)
     report = build(*prepare_build(replace(asked, feature_dtype="float32")))
     assert (report.new_calls, report.lost_calls, report.rows_valid) == (18, 0, 50)
@@ -157,7 +157,7 @@ def test_a_builder_of_another_store_does_not_wait_for_an_answer_that_overflowed(
     loud(70001.0)
     with pytest.raises(InvalidInput, match="70001"):
         build(*prepare_build(one))
-    with pytest.raises(InvalidInput, match=f"cannot be kept in {one.store}: .* ckd-cache widen --store {one.store}"):
+    with pytest.raises(InvalidInput, match=f"in {one.store}: .* widen --store {one.store} --ledger {one.ledger};"):
         build(*prepare_build(config_of(tmp_path / "two", weights, **shared)))
     assert sum(forwards) == 50, "it made the calls that nobody had made"
 
