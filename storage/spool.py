@@ -13,7 +13,9 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -163,12 +165,9 @@ def read_spool(path: Path, outputs: Sequence[OutputSpec], calls: set[int]) -> li
     Raises:
         Malformed: it is no whole spool of such a store; one that nothing was written to is empty, and whole.
     """
-    descriptor = _opened(path)
-    try:
-        found = _checked(descriptor)
-        return [] if found is None else list(_answers(descriptor, *found, outputs, calls))
-    finally:
-        os.close(descriptor)
+    with _opened(path) as descriptor:
+        found = None if descriptor is None else _checked(descriptor)
+        return [] if descriptor is None or found is None else list(_answers(descriptor, *found, outputs, calls))
 
 
 def spooled_store(path: Path) -> str | None:
@@ -177,12 +176,17 @@ def spooled_store(path: Path) -> str | None:
     Raises:
         Malformed: it is no whole spool.
     """
-    descriptor = _opened(path)
-    try:
-        found = _checked(descriptor)
-    finally:
-        os.close(descriptor)
+    with _opened(path) as descriptor:
+        found = None if descriptor is None else _checked(descriptor)
     return None if found is None else found[0].store
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file, and no link, pipe or folder; builders delete their spools at any time."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 class _Array(Struct):
@@ -208,11 +212,20 @@ class _Header(Struct):
     groups: list[_Group]
 
 
-def _opened(path: Path) -> int:
+@contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A descriptor; none for a file that its builder, or who settled its session, deleted meanwhile."""
     try:
-        return open_own(path, os.O_RDONLY)
+        descriptor = open_own(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield None
+        return
     except (OSError, InvalidInput) as error:
         raise Malformed(str(error)) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _checked(descriptor: int) -> tuple[_Header, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST, VALID, output_array
-from storage.spool import SPOOL, spool_files, spooled_store
+from storage.spool import SPOOL, is_file, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import witness_of
@@ -111,7 +112,7 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Links and pipes in place of a file of ours, or anywhere among the arrays, which others read by a library."""
     for item in sorted(store.folder.iterdir()):
-        if (item.name in _FILES or SPOOL.fullmatch(item.name)) and not stat.S_ISREG(item.lstat().st_mode):
+        if (item.name in _FILES or SPOOL.fullmatch(item.name)) and os.path.lexists(item) and not is_file(item):
             yield Problem("is no file of its own, but a link, a folder or a pipe", "move it away", item.name)
     for item in store.arrays.unknown_files():
         if not (stat.S_ISREG(item.lstat().st_mode) or stat.S_ISDIR(item.lstat().st_mode)):
@@ -201,7 +202,7 @@ def _spool_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Answers that are kept beside the store, and of which nobody knows, or that nobody can read."""
     alive = ledger.leases()
     for path, session in spool_files(store.folder):
-        if session in alive or not stat.S_ISREG(path.lstat().st_mode):
+        if session in alive or not is_file(path):
             continue
         try:
             holds = spooled_store(path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from storage.locks import CellLocks
 from storage.manifest import FILE_NAME, Manifest
 from storage.rows import Rows
 from storage.schema import OutputSpec
-from storage.spool import SpooledAnswer, read_spool, spool_files, spooled_store
+from storage.spool import SpooledAnswer, is_file, read_spool, spool_files, spooled_store
 from storage.store import CELL_LOCK, Store
 from teacher_cache.outputs import Misfit, find_misfit
 from teacher_cache.reuse import find_store
@@ -180,7 +179,7 @@ def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = Non
     for path, session in spool_files(folder):
         if sessions is not None and session not in sessions:
             continue
-        if session in ledger.leases() or ledger.unsettled_calls(session) or not stat.S_ISREG(path.lstat().st_mode):
+        if session in ledger.leases() or ledger.unsettled_calls(session) or not is_file(path):
             continue
         known = ledger.store_of_session(session)
         try:

@@ -7,7 +7,7 @@ import pytest
 
 from ground.documents import Malformed
 from storage.schema import OutputSpec
-from storage.spool import Group, Spool, read_spool, room_bytes, spool_files, spooled_store
+from storage.spool import Group, Spool, is_file, read_spool, room_bytes, spool_files, spooled_store
 
 OUTPUTS = (OutputSpec("logits", (10,), "float32"), OutputSpec("layer1", (4, 3, 3), "float16"))
 STORE = "ab" * 16
@@ -109,3 +109,11 @@ def test_other_names_are_no_spools(tmp_path):
     ):
         (tmp_path / name).touch()
     assert [*spool_files(tmp_path)] == []
+
+
+def test_a_spool_that_is_deleted_meanwhile_holds_nothing(spool):
+    spool.write([group(1, 3)])
+    spool.remove()
+    assert not is_file(spool.path)
+    assert spooled_store(spool.path) is None
+    assert read_spool(spool.path, OUTPUTS, {1}) == []
