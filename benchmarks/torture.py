@@ -1,15 +1,18 @@
 """Kill builds at random moments, again and again, and see what is left.
 
-    python -m benchmarks.torture [--kills 200] [--seed 0] [--databases sqlite,postgresql]
+    python -m benchmarks.torture [--kills 200] [--rounds 2] [--fills 2] [--seed 0] [--databases sqlite,postgresql]
 
 For each array format and database, a store of a small teacher is built in two steps (made, then grown) by processes
 that are killed with SIGKILL after a random time, until the asked number of kills is reached; each store is finished
-in the end. Then eight builders at once work on one store and one ledger, and some of them are killed.
+in the end. Then eight builders at once work on one store and one ledger, and some of them are killed. Then the store
+lies on a small disk that is filled to the last byte at every step of a build in turn (`stand_ins/full_disk.py`; where
+this user may mount one), and has room again for the next build: of these, no call may be lost.
 
 The teacher's forwards are counted in a file of their own, before they happen, outside the ledger; each image passes
 through it alone, so that its answers do not depend on what else was in the batch. Printed for each case: stores built,
 kills, calls adopted and lost, inputs whose committed call was repeated, problems that verify finds, and differences,
-array by array, from a store that was built without a crash. Exit status 1 if any of the last three is not zero.
+array by array, from a store that was built without a crash; of the small disk how often it was full, and answers that
+were in hand then and were dropped. Exit status 1 if any of the last five but the count of full disks is not zero.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -36,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.stand_ins.full_disk import MOMENTS, full_from, small_disk
 from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from models import create_model, save_weights
 from storage.ledger import Ledger
@@ -49,18 +55,22 @@ from teacher_cache.teachers import Answers, ZooTeacher
 
 N_STEPS = (64, 128)
 LEASE_SECONDS = 1.0
+# Above what a store may need before its first call is made.
+DISK_MB = 96
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the stores of one case; all but stores and kills in teacher calls, problems and arrays."""
+    """What became of the stores of one case; all but stores, kills and fills in teacher calls, problems and arrays."""
 
     stores: int = 0
     kills: int = 0
+    fills: int = 0
     forwards: int = 0
     spent: int = 0
     adopted: int = 0
     lost: int = 0
+    dropped: int = 0
     repeated: int = 0
     uncounted: int = 0
     problems: int = 0
@@ -68,7 +78,7 @@ class Tally:
 
     @property
     def is_sound(self) -> bool:
-        return not (self.repeated or self.uncounted or self.problems or self.different)
+        return not (self.dropped or self.repeated or self.uncounted or self.problems or self.different)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +101,10 @@ class Arena:
 @click.command()
 @click.option("--kills", default=200, show_default=True, help="Of single builders, over all cases.")
 @click.option("--rounds", default=2, show_default=True, help="Of eight builders at once, for each case.")
+@click.option("--fills", default=2, show_default=True, help="Times that each step is come to before the disk is full.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--databases", default="sqlite,postgresql", show_default=True)
-def main(kills: int, rounds: int, seed: int, databases: str) -> None:
+def main(kills: int, rounds: int, fills: int, seed: int, databases: str) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     rng = random.Random(seed)
@@ -114,8 +125,10 @@ def main(kills: int, rounds: int, seed: int, databases: str) -> None:
                 arena = make_arena(folder, array_format, new_database(database))
                 torture_eight(arena, together, rng, seconds)
                 examine(arena, together, reference)
-            tallies |= {f"{database} {array_format}": alone, f"{database} {array_format}, 8 builders": together}
-            click.echo(f"{database} {array_format}: {alone.kills} + {together.kills} kills", err=True)
+            full = torture_disk(folder, array_format, partial(new_database, database), fills, reference)
+            case = f"{database} {array_format}"
+            tallies |= {case: alone, f"{case}, 8 builders": together, f"{case}, full disk": full}
+            click.echo(f"{case}: {alone.kills} + {together.kills} kills, {full.fills} full disks", err=True)
     print_table(tallies)
     sys.exit(0 if all(tally.is_sound for tally in tallies.values()) else 1)
 
@@ -134,8 +147,8 @@ def servers(databases: str) -> Iterator[Callable[[str], str | None]]:
         yield lambda kind: server.new_database() if kind == "postgresql" else None
 
 
-def make_arena(folder: Path, array_format: str, ledger: str | None) -> Arena:
-    store = folder / "store"
+def make_arena(folder: Path, array_format: str, ledger: str | None, place: Path | None = None) -> Arena:
+    store = (folder if place is None else place) / "store"
     shutil.rmtree(store, ignore_errors=True)
     count = folder / "forwards"
     count.write_text("")
@@ -184,8 +197,8 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     return {name: store.read(name) for name in store.arrays.specs}
 
 
-def start(prepared: Prepared) -> int:
-    """A process that builds; what it says is dropped."""
+def start(prepared: Prepared, before: Callable[[], None] = lambda: None) -> int:
+    """A process that builds, after doing something else; what it says is dropped."""
     child = os.fork()
     if child:
         return child
@@ -194,6 +207,7 @@ def start(prepared: Prepared) -> int:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
+        before()
         build(*prepared)
         code = 0
     finally:
@@ -233,6 +247,41 @@ def torture_eight(arena: Arena, tally: Tally, rng: random.Random, seconds: float
         if os.waitstatus_to_exitcode(status):
             tally.problems += 1
     finish(arena.plans[-1])
+
+
+def torture_disk(
+    folder: Path,
+    array_format: str,
+    new_ledger: Callable[[], str | None],
+    fills: int,
+    reference: dict[str, np.ndarray],
+) -> Tally:
+    """Builds on a disk that is full from each step on, for the first, second, ... time that it is come to."""
+    tally = Tally()
+    with small_disk(folder / "disk", DISK_MB) as disk:
+        if disk is None:
+            click.echo("this user may not mount a disk: none is filled", err=True)
+        for moment, at_call in product(MOMENTS, range(1, fills + 1)) if disk is not None else ():
+            arena = make_arena(folder, array_format, new_ledger(), disk.folder)
+            child = start(arena.plans[-1], partial(full_from, disk, moment, at_call))
+            _, status = os.waitpid(child, 0)
+            tally.stores, tally.fills = tally.stores + 1, tally.fills + 1
+            tally.problems += not os.WIFEXITED(status)
+            disk.free()
+            lost = tally.lost
+            finish(prepare_anew(arena))
+            examine(arena, tally, reference)
+            tally.dropped += tally.lost - lost
+            shutil.rmtree(arena.store)
+    (folder / "disk").rmdir()
+    return tally
+
+
+def prepare_anew(arena: Arena) -> Prepared:
+    """The last step's plan as the next command draws it up."""
+    config = arena.plans[-1].plan.config
+    assert isinstance(config, BuildConfig)
+    return prepare_build(config)
 
 
 def finish(prepared: Prepared) -> None:

@@ -13,11 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
@@ -39,7 +39,52 @@ from rich.text import Text
 from ground.errors import CKDError, Interrupted, OutputLost
 from ground.streams import checked_output, lasting_errors
 
-stderr = Console(stderr=True, highlight=False)
+
+class _Display:
+    """Standard error as it is at each moment, where progress and sentences go; what cannot be written is dropped.
+
+    A terminal that was closed, or a log on a full disk, is no reason to end work that goes on without it.
+    """
+
+    def write(self, text: str) -> int:
+        """Without a buffer where there is a file behind it: text that waits would fail once more at the very end."""
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # captured, closed, or none at all
+            number = -1
+        with suppress(OSError, ValueError, AttributeError):
+            if number < 0:
+                self._stream.write(text)
+            else:
+                self._stream.flush()
+                rest = text.encode(self.encoding, "backslashreplace")
+                while rest:
+                    rest = rest[os.write(number, rest) :]
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def isatty(self) -> bool:
+        """Whether somebody watches."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Of the stream behind it."""
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:
+        """Of the stream behind it."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def _stream(self) -> Any:
+        # A bar that is shown stands in for the stream, to write above itself.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+
+stderr = Console(file=cast(IO[str], _Display()), highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDTH_WITHOUT_TERMINAL = 200
 
@@ -268,9 +313,36 @@ class _Lines:
 
 
 class StopRequest:
-    """Whether the user asked to stop, by Ctrl-C or SIGTERM."""
+    """Whether the user asked to stop, by Ctrl-C or SIGTERM, or by closing the terminal."""
 
-    requested = False
+    def __init__(self) -> None:
+        self.requested = False
+        self._patience, self._is_due = 0, False
+
+    @contextmanager
+    def held(self, requests: int = sys.maxsize) -> Iterator[None]:
+        """Put off so many requests to stop at once until the block ends: it holds what must not be dropped."""
+        self._patience = requests
+        try:
+            yield
+        finally:
+            self._patience = 0
+            if self._is_due:
+                self._is_due = False
+                raise KeyboardInterrupt
+
+    def at_once(self) -> None:
+        """Stop now, or when what is held is done; raises `KeyboardInterrupt`."""
+        if not self._patience:
+            raise KeyboardInterrupt
+        self._patience, self._is_due = self._patience - 1, True
+
+
+def _asking_to_stop() -> Iterator[int]:
+    """Signals by which a user asks; a terminal that is closed does so too, unless `nohup` said otherwise."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        yield signal.SIGHUP
 
 
 @contextmanager
@@ -280,12 +352,13 @@ def graceful_stop() -> Iterator[StopRequest]:
 
     def request(number: int, _: FrameType | None) -> None:
         if stop.requested:
-            raise KeyboardInterrupt
+            stop.at_once()
+            return
         stop.requested = True
         note("Stopping after the step in hand; once more to stop at once.")
 
     try:
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, request) for number in _asking_to_stop()}
     except ValueError:  # not the main thread: whoever runs us decides when to stop
         yield stop
         return

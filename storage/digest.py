@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,6 +59,25 @@ def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarra
         for call, value in enumerate(np.ascontiguousarray(values[output.name])):
             digests[call, place] = np.frombuffer(_digest(header, value), dtype=np.uint8)
     return digests
+
+
+def vouches(recorded: bytes | None, output: OutputSpec, value: np.ndarray, digest: bytes) -> bool:
+    """Whether a digest that the ledger recorded is that of an output as it is stored here.
+
+    Where features were widened, it may be the digest of the same numbers in float16.
+
+    Args:
+        value: (1, ...), as stored.
+        digest: of it.
+    """
+    if recorded is None or recorded == digest or output.dtype != "float32":
+        return recorded == digest
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float16)
+    if not np.array_equal(narrow.astype(np.float32), value):
+        return False
+    found = output_digests((replace(output, dtype="float16"),), {output.name: narrow})[0, 0]
+    return bytes(found.tobytes()) == recorded
 
 
 def _digest(header: bytes, array: np.ndarray) -> bytes:

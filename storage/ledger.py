@@ -200,6 +200,11 @@ class Ledger:
         query = select_calls().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
         return self._database.read(lambda connection: read_calls(connection.execute(query)))
 
+    def store_of_session(self, session: int) -> str | None:
+        """Id of the store that a session's calls were for; None if there was no such session."""
+        query = sa.select(sessions.c.store).where(sessions.c.id == session)
+        return self._database.read(lambda connection: connection.execute(query).scalar())
+
     def leases(self) -> dict[int, Lease]:
         """The lease of every session that has one."""
         query = sa.select(leases.c.session, sessions.c.store, sessions.c.location, leases.c.host, leases.c.beat)

@@ -44,6 +44,13 @@ class Seal:
         content = json.dumps(["manifest", digest]).encode()
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()
 
+    def answers(self, digest: bytes) -> bytes:
+        """What vouches for spooled answers with this SHA-256 of their content: 32 bytes, the same without a key."""
+        if self._key is None:
+            return digest
+        content = json.dumps(["answers", digest.hex()]).encode()
+        return hmac.new(self._key, content, hashlib.sha256).digest()
+
 
 def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, int, bytes]]) -> str:
     """Digest of (id, repeat, sample, row, view, input digest) of the calls that one entry reserved."""

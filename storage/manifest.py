@@ -130,7 +130,7 @@ class Manifest:
         ledger_genesis: hash of the ledger's entry 1, which it is known by wherever it is; None in stores from before
             it was noted.
         ledger_head: hash of the ledger's newest entry when the last build ended.
-        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade).
+        history: the stores it was made from, oldest first: store_id, and made_by (convert, extend, upgrade, widen).
         versions: package versions that made the store.
         sources: what it was last built from, as far as it is known and only for who reads it: options of a command with
             full paths (dataset, data_root, weights), and listing, what was listed of an image folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from ground.documents import Malformed
 from ground.errors import CKDError, StoreUnreadable
 from storage.inspection import Inspection, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST, VALID, output_array
+from storage.spool import SPOOL, is_file, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import witness_of
@@ -67,7 +70,12 @@ def unknown_files(store: Store) -> list[Path]:
     ours = _FILES | {store.manifest.arrays}
     with suppress(StoreUnreadable):  # no extension is unfinished, or `store_problems` speaks of it
         ours.add(Manifest.load(store.folder, EXTENSION).arrays)
-    found = [item for item in store.folder.iterdir() if item.name not in ours and not _PARTIAL.fullmatch(item.name)]
+    named = (_PARTIAL, SPOOL)
+    found = [
+        item
+        for item in store.folder.iterdir()
+        if item.name not in ours and not any(pattern.fullmatch(item.name) for pattern in named)
+    ]
     return sorted(found) + store.arrays.unknown_files()
 
 
@@ -119,7 +127,7 @@ def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Links and pipes in place of a file of ours, or anywhere among the arrays, which others read by a library."""
     for item in sorted(store.folder.iterdir()):
-        if item.name in _FILES and not stat.S_ISREG(item.lstat().st_mode):
+        if (item.name in _FILES or SPOOL.fullmatch(item.name)) and os.path.lexists(item) and not is_file(item):
             yield Problem("is no file of its own, but a link, a folder or a pipe", "move it away", item.name)
     for item in store.arrays.unknown_files():
         if not (stat.S_ISREG(item.lstat().st_mode) or stat.S_ISDIR(item.lstat().st_mode)):
@@ -230,6 +238,22 @@ def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iter
         yield Problem(what, remedy, None, call.row, call.view)
 
 
+def _spool_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Answers that are kept beside the store, and of which nobody knows, or that nobody can read."""
+    alive = ledger.leases()
+    for path, session in spool_files(store.folder):
+        if session in alive or not is_file(path):
+            continue
+        try:
+            holds = spooled_store(path)
+        except Malformed as error:
+            what = f"is damaged ({error}): answers that were in hand when a build stopped are lost"
+            yield Problem(what, "bring it back from a copy, or run the build again to settle their calls", path.name)
+        else:
+            if holds is not None and holds != ledger.store_of_session(session):
+                yield Problem("holds answers that the ledger knows no calls for", "move it away", path.name)
+
+
 _CHECKS = (
     _manifest_problems,
     _link_problems,
@@ -239,6 +263,7 @@ _CHECKS = (
     _cell_problems,
     _unsettled_problems,
     _extension_problems,
+    _spool_problems,
 )
 
 

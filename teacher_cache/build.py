@@ -20,7 +20,7 @@ from teacher_cache.builder import Builder, BuildReport
 from teacher_cache.config import CallConfig
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store
-from teacher_cache.settle import Leftovers, require_only_place, settle_store
+from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Card, Teacher
 
@@ -126,6 +126,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks
         accept_rollback(plan.config, store, ledger)
         require_only_place(store, ledger)
         found = settle_store(store, ledger, locks)
+        require_storable(store, found.misfits, plan.rows)
         _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))

@@ -2,7 +2,8 @@
 
 While the teacher answers one batch, a second thread writes the one before it. The order of events for each batch
 never changes: its calls are charged before the teacher runs, its cells are on the disk before the calls are
-committed. A build that is stopped anywhere is finished by running it again.
+committed. A build that is stopped anywhere is finished by running it again; answers that it had in hand when it could
+not go on are spooled, and not asked for again.
 
 Builders of one store, or of several that share a ledger, divide the work by reserving: what one has reserved, the
 others leave to it, and wait for at the end. If it dies, its lease ends, and they settle and finish what it left.
@@ -12,27 +13,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ground.errors import Interrupted, InvalidInput, StoreBusy
+from ground.errors import Interrupted, StoreBusy
 from ground.terminal import StopRequest, graceful_stop
 from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
 from storage.locks import CellLocks, locked_cells
+from storage.rows import Rows
 from storage.store import Store, runs_of
+from teacher_cache.in_hand import AnswersInHand, Batch
 from teacher_cache.lease import Heartbeat, Watch
-from teacher_cache.outputs import to_arrays
+from teacher_cache.outputs import as_said, find_misfit, rows_that_fit, to_arrays
 from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers
-from teacher_cache.settle import Leftovers, settle_session
+from teacher_cache.settle import Leftovers, Misfits, require_storable, settle_session
 from teacher_cache.shown import Shown
-from teacher_cache.teachers import Teacher
+from teacher_cache.teachers import Answers, Teacher
 from teacher_cache.worklist import WorkList
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ class Answered:
     cells: list[int]
     inputs: list[bytes]
     values: dict[str, np.ndarray]
-    ids: dict[bytes, int]
+    called: Batch | None
     seconds: float
 
 
@@ -93,6 +97,9 @@ class Builder:
         self._work = WorkList(plan, store, ledger)
         self._session = 0
         self._held: tuple[dict[Path, list[int]], float] = ({}, 0.0)
+        self._stop = StopRequest()
+        self._in_hand = AnswersInHand(store, min(plan.config.batch_size, len(self._work.cells_of)))
+        self._misfits: Misfits = {}
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
@@ -101,10 +108,11 @@ class Builder:
             self._session = self._start_session()
             with (
                 Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
-                graceful_stop() as stop,
+                graceful_stop() as self._stop,
                 ThreadPoolExecutor(1, "store-writer") as writer,
+                self._nothing_dropped(writer),
             ):
-                self._fill(stop, heartbeat, writer)
+                self._fill(heartbeat, writer)
         torn = {cell // self.plan.identity.views for cell in self.store.missing_cells(self.plan.rows).tolist()}
         self.report.rows_valid = self.plan.n - len(torn)
         if torn:
@@ -140,10 +148,27 @@ class Builder:
             )
         )
 
-    def _fill(self, stop: StopRequest, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
+    @contextmanager
+    def _nothing_dropped(self, writer: ThreadPoolExecutor) -> Iterator[None]:
+        """However the work ends, answers in hand are kept, while the session still has its lease."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                if isinstance(error, Exception):
+                    writer.shutdown()  # it may still commit what it has; who stops at once does not wait for that
+            finally:
+                with self._stop.held():
+                    self._in_hand.keep()
+            raise
+        finally:
+            writer.shutdown()
+            self._in_hand.close()
+
+    def _fill(self, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
         watch = Watch(self.plan.config.lease_seconds)
         pending: Future[None] | None = None
-        while self._work and not stop.requested:
+        while self._work and not self._stop.requested and not self._misfits:
             if heartbeat.lost:
                 raise lease_lost()
             answers = self._next_answers() if self._work.todo else None
@@ -154,6 +179,7 @@ class Builder:
                 self._wait_for_others(watch, heartbeat)
         if pending is not None:
             pending.result()
+        require_storable(self.store, self._misfits, self.plan.rows)
 
     def _next_answers(self) -> Answered:
         """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""
@@ -161,21 +187,23 @@ class Builder:
         # Before anything is charged: what is to be copied has to be there, or a call would be paid for nothing.
         copied = {digest: self._read_kept(digest) for digest in batch}
         new = [digest for digest in batch if not self._work.is_answered(digest)]
+        if new:
+            self._in_hand.take_room(self._session)
         reservation = self.ledger.reserve(
             self._session, [self._work.request(digest) for digest in new], self.plan.required
         )
+        # Nothing that could fail comes between the charge and the call.
+        called, seconds = self._call(reservation.ids, copied) if reservation.ids else (None, 0.0)
         self._advance(self._work.give_up(reservation.known))
-        called, seconds = self._call(reservation.ids) if reservation.ids else ({}, 0.0)
-        inputs = [digest for digest in batch if digest not in reservation.known and self._work.cells_of[digest]]
-        values = self._put_together(inputs, list(reservation.ids), called, copied)
+        left_out = {*reservation.known, *reservation.ids} - ({*called.ids} if called else set())
+        inputs = [digest for digest in batch if digest not in left_out and self._work.cells_of[digest]]
+        values = self._put_together(inputs, called, copied)
         cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in self._work.cells_of[digest])
         order = [place for _, place in cells]
         if order != list(range(len(inputs))):
             values = {name: array[order] for name, array in values.items()}
-        self.report.reused_calls += len(cells) - len(reservation.ids)
-        return Answered(
-            [cell for cell, _ in cells], [inputs[place] for place in order], values, reservation.ids, seconds
-        )
+        self.report.reused_calls += len(cells) - (len(called.ids) if called else 0)
+        return Answered([cell for cell, _ in cells], [inputs[place] for place in order], values, called, seconds)
 
     def _read_kept(self, digest: bytes) -> dict[str, np.ndarray]:
         """Outputs of an input that are not to come from a new call: name -> (1, ...)."""
@@ -185,36 +213,48 @@ class Builder:
         rest = [output for output in outputs if output not in called]
         return self._kept.read(self._work.paid[digest], rest) if rest else {}
 
-    def _call(self, ids: dict[bytes, int]) -> tuple[dict[str, np.ndarray], float]:
-        """Call the teacher on inputs that are charged: name -> (C, ...), and the seconds it took."""
+    def _call(self, ids: dict[bytes, int], copied: dict[bytes, dict[str, np.ndarray]]) -> tuple[Batch, float]:
+        """Call the teacher on inputs that are charged; what can be stored of its answers, and the seconds it took."""
         cells = [self._work.cells_of[digest][0] for digest in ids]
         pixels = self._shown.pixels(cells)
         started = time.perf_counter()
-        said = self._teacher.call(pixels, self.plan.called_names)
+        # Who stops at once waits for the answer that is being paid for, unless he asks again.
+        with self._stop.held(1):
+            said = self._teacher.call(pixels, self.plan.called_names)
+            batch = Batch(ids, cells, [copied[digest] for digest in ids], said)
+            self._in_hand.take(batch)
         self.report.new_calls += len(ids)
-        try:
-            return to_arrays(said, self.plan.called_outputs), time.perf_counter() - started
-        except InvalidInput:
-            self.ledger.lose(list(ids.values()))  # answered, and nothing that can be kept
-            raise
+        return self._storable(batch, said), time.perf_counter() - started
+
+    def _storable(self, batch: Batch, said: Answers) -> Batch:
+        """The answers that the store's types can keep, in these types; the others stay in hand as they were said."""
+        outputs = self.plan.called_outputs
+        fits = rows_that_fit(said, outputs)
+        parts = [batch.part(fits, to_arrays(said, outputs, fits))]
+        if not fits.all():
+            parts.append(batch.part(~fits, as_said(said, outputs, ~fits)))
+            for place, cell in enumerate(parts[1].cells):
+                misfit = find_misfit({name: values[place] for name, values in parts[1].values.items()}, outputs)
+                assert misfit is not None, "it does not fit"
+                self._misfits[cell] = misfit
+        for part in parts:
+            self._in_hand.take(part)
+        self._in_hand.lay_down(batch)
+        return parts[0]
 
     def _put_together(
-        self,
-        inputs: list[bytes],
-        called_inputs: list[bytes],
-        called: dict[str, np.ndarray],
-        copied: dict[bytes, dict[str, np.ndarray]],
+        self, inputs: list[bytes], called: Batch | None, copied: dict[bytes, dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """All outputs of some inputs, name -> (C, ...)."""
-        identity = self.plan.identity
-        if called_inputs == inputs and len(called) == len(identity.outputs):
-            return called
-        places = {digest: place for place, digest in enumerate(called_inputs)}
+        identity, said = self.plan.identity, called.values if called else {}
+        places = {digest: place for place, digest in enumerate(called.ids if called else ())}
+        if list(places) == inputs and len(said) == len(identity.outputs):
+            return dict(said)
         values = {output.name: np.empty((len(inputs), *output.shape), output.dtype) for output in identity.outputs}
         for place, digest in enumerate(inputs):
             for name, array in copied[digest].items():
                 values[name][place] = array[0]
-            for name, array in called.items() if digest in places else ():
+            for name, array in said.items() if digest in places else ():
                 values[name][place] = array[places[digest]]
         return values
 
@@ -227,6 +267,8 @@ class Builder:
             digests = self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
             self.ledger.commit(self._committed(answers, digests), answers.seconds)
+        if answers.called is not None:
+            self._in_hand.lay_down(answers.called)
         self._advance(len(answers.cells))
 
     def _committed(self, answers: Answered, digests: np.ndarray) -> dict[int, bytes]:
@@ -234,7 +276,8 @@ class Builder:
         called = set(self.plan.called_names)
         kept = [place for place, output in enumerate(self.plan.identity.outputs) if output.name in called]
         place_of = dict(zip(answers.inputs, range(len(answers.inputs)), strict=True))
-        return {id_: digests[place_of[digest], kept].tobytes() for digest, id_ in answers.ids.items()}
+        ids = answers.called.ids if answers.called else {}
+        return {id_: digests[place_of[digest], kept].tobytes() for digest, id_ in ids.items()}
 
     def _wait_for_others(self, watch: Watch, heartbeat: Heartbeat) -> None:
         """Go on with what others had in hand, once it is answered; settle what those left that died."""
@@ -251,7 +294,10 @@ class Builder:
                 del leases[lease.session]
         found = Leftovers()
         for session in sorted(sessions - leases.keys()):
-            found += settle_session(session, self.ledger, self.store, self.locks)
+            left = settle_session(session, self.ledger, self.store, self.locks)
+            if left.keeper is not None and not left.misfit_inputs.isdisjoint(self._work.waiting):
+                require_storable(left.keeper, left.misfits, Rows.first(left.keeper.manifest.n))
+            found += left
         self.report.adopted_calls += len(found.adopted)
         self.report.lost_calls += len(found.lost)
         self._require_patience(found)

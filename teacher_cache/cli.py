@@ -37,6 +37,10 @@ _COMMANDS = {
         "teacher_cache.commands.upgrade:upgrade",
         "Bring a store of an older format up to the current one, in place; no call is made.",
     ),
+    "widen": CommandAt(
+        "teacher_cache.commands.widen:widen",
+        "Keep features in float32 from now on, where an answer does not fit float16; no call is made.",
+    ),
     "ledger": CommandAt(
         "teacher_cache.commands.ledger:ledger", "Show, export and check the record of every teacher call."
     ),

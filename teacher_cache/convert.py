@@ -15,12 +15,15 @@ from pathlib import Path
 
 from ground.durable import fsync_path, not_own, remove_own
 from ground.errors import InvalidInput, StoreBusy, StoreIncomplete, UnknownName
+from storage.digest import output_digests
 from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
+from storage.rows import Rows
 from storage.schema import DIGEST, output_array
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store, runs_of
 from storage.store_ledger import open_ledger_of, own_ledger, witness_of
+from teacher_cache.settle import require_storable, sort_out
 
 _CELLS_AT_ONCE = 256
 
@@ -110,7 +113,7 @@ def _write_copy(
             ledger.require_recordable()
             _require_settled(source, ledger)
             target = _lay_out(source, array_format, partial)
-            cells = _copy_cells(source, target, on_progress)
+            cells = copy_cells(source, target, on_progress)
             _copy_history(source, target, ledger)
             target.save()
     return cells
@@ -119,6 +122,7 @@ def _write_copy(
 def _require_settled(store: Store, ledger: Ledger) -> None:
     left = ledger.calls_of_store(store.manifest.store_id, "reserved")
     if left:
+        require_storable(store, sort_out(store, left).misfits, Rows.first(store.manifest.n))
         raise StoreIncomplete(
             f"{len(left)} calls of {store.folder} are not settled, a build was interrupted; settle them with: "
             f"{store.command('repair')}"
@@ -137,7 +141,12 @@ def _lay_out(source: Store, array_format: str, folder: Path) -> Store:
     return Store.lay_out(folder, manifest, source.read_samples())
 
 
-def _copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], None]) -> int:
+def copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], None]) -> int:
+    """Copy every whole cell, in the target's types, which hold all that the source's do; returns how many.
+
+    Raises:
+        StoreUnreadable: one of them is damaged.
+    """
     copied = 0
     for first, count in runs_of(source.valid().reshape(-1).nonzero()[0].tolist()):
         for start in range(first, first + count, _CELLS_AT_ONCE):
@@ -147,7 +156,10 @@ def _copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], 
                 for output in source.outputs
             }
             written = source.arrays.read_cells(DIGEST, cells.start, cells.stop)
-            if (target.write_outputs(cells, values) != written).any():
+            found = target.write_outputs(cells, values)
+            if target.outputs != source.outputs:
+                found = output_digests(source.outputs, values)
+            if (found != written).any():
                 raise source.arrays.unreadable(DIGEST, f"cells {cells.start} to {cells.stop - 1} do not match it")
             target.publish(cells)
             copied += len(cells)

@@ -32,7 +32,7 @@ from teacher_cache.config import ExtensionConfig, dataset_options_of
 from teacher_cache.outputs import choose_layers, choose_outputs, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
 from teacher_cache.prepare import Prepared
-from teacher_cache.settle import require_only_place, settle_store
+from teacher_cache.settle import require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown, shown_in
 from teacher_cache.teachers import Card, Teacher, open_teacher
 from teacher_cache.unpaid import unpaid_inputs
@@ -155,6 +155,7 @@ def extend(
             staged.grow(store_arrays(plan, teacher.card, shown))
         record_store(staged, ledger, "extend")
         found = settle_store(staged, ledger, locks)
+        require_storable(staged, found.misfits, plan.rows)
         builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress)
         builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
         report = builder.run()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ground.errors import InvalidInput, UnknownName
+from ground.errors import UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
@@ -67,17 +69,59 @@ def parameter_rows(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return {parameter_array(name): values[None] for name, values in parameters.items()}
 
 
-def to_arrays(said: Answers, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
-    """What is kept of C calls: name -> (C, ...) in the stored type.
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """What keeps an answer out of a store: a value of one output that its stored type does not hold.
 
-    Raises:
-        InvalidInput: a value is not finite or does not fit the stored type.
+    Args:
+        value: inf or NaN where the teacher itself said so.
     """
+
+    output: OutputSpec
+    value: float
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it is a number, which a wider type would hold."""
+        return math.isfinite(self.value)
+
+
+def find_misfit(values: Mapping[str, np.ndarray], outputs: Sequence[OutputSpec]) -> Misfit | None:
+    """The first output of an answer that its stored type cannot keep; None if all can be kept.
+
+    Args:
+        values: name -> (1, ...) or (...), of any float type.
+    """
+    for output in outputs:
+        largest = np.abs(values[output.name].astype(np.float32)).max()  # NaN if one is
+        if not largest <= np.finfo(output.dtype).max:
+            return Misfit(output, float(largest))
+    return None
+
+
+def rows_that_fit(said: Answers, outputs: Sequence[OutputSpec]) -> np.ndarray:
+    """Which of C answers can be kept in the stored types: (C,) bool."""
+    fits = torch.ones(len(said[outputs[0].name]), dtype=torch.bool)
+    for output in outputs:
+        most = said[output.name].float().flatten(1).abs().amax(dim=1)
+        fits &= (most <= torch.finfo(getattr(torch, output.dtype)).max).cpu()  # false for NaN too
+    return fits.numpy()
+
+
+def to_arrays(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What is kept of C calls: name -> (C, ...) in the stored type, which all values fit.
+
+    Args:
+        rows: (C,) bool; None for all calls.
+    """
+    chosen = None if rows is None or rows.all() else torch.from_numpy(np.flatnonzero(rows))
     arrays = {}
     for output in outputs:
-        tensor, kind = said[output.name], getattr(torch, output.dtype)
-        if not tensor.float().abs().amax() <= torch.finfo(kind).max:  # false for NaN too
-            advice = "check the weights" if output.dtype == "float32" else "use --feature-dtype float32"
-            raise InvalidInput(f"the teacher's {output.name} holds values that {output.dtype} cannot keep; {advice}")
-        arrays[output.name] = tensor.to(kind).cpu().contiguous().numpy()
+        tensor = said[output.name] if chosen is None else said[output.name][chosen]
+        arrays[output.name] = tensor.to(getattr(torch, output.dtype)).cpu().contiguous().numpy()
     return arrays
+
+
+def as_said(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The same in float32, whatever the stored types are."""
+    return to_arrays(said, [replace(output, dtype="float32") for output in outputs], rows)

@@ -17,8 +17,10 @@ from storage.ledger_records import RecordedCall
 from storage.manifest import FILE_NAME, Identity, require_same
 from storage.rows import Rows
 from storage.schema import OutputSpec
+from storage.spool import room_bytes
 from storage.store import Store, array_specs
 from teacher_cache.config import CallConfig
+from teacher_cache.in_hand import MOST_BATCHES
 from teacher_cache.shown import Shown
 
 _SPARE_BYTES = 32 << 20
@@ -158,7 +160,8 @@ def require_disk(plan: BuildPlan, store: Store | None) -> None:
     have = 0 if store is None else store.arrays.size_bytes()
     # An HDF5 store grows on a copy of itself.
     copied = have if store is not None and plan.rows.end > store.manifest.n else 0
-    needed = max(0, sum(plan.array_bytes.values()) - have) + copied + _SPARE_BYTES
+    spooled = room_bytes(plan.identity.outputs, MOST_BATCHES * min(plan.config.batch_size, plan.needed_calls))
+    needed = max(0, sum(plan.array_bytes.values()) - have) + copied + spooled + _SPARE_BYTES
     if plan.free_bytes < needed:
         raise DiskFull(
             f"the store needs {needed / 1e6:.0f} MB and the disk of {plan.config.store} has "

@@ -31,7 +31,7 @@ from storage.store import CELL_LOCK, Store
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.extend import finish_command
 from teacher_cache.place import Place
-from teacher_cache.settle import dead_leases, require_only_place, settle_store, sort_out
+from teacher_cache.settle import dead_leases, is_answer, require_only_place, settle_store, sort_out
 
 
 @dataclass(slots=True)
@@ -307,8 +307,7 @@ class Elsewhere:
                 values, digests = keeper.read_cell(place, store.outputs)
             except StoreUnreadable:
                 continue
-            answers = [{call.digest_of(output.name) for call in calls} for output in store.outputs]
-            if all(found.tobytes() in known for found, known in zip(digests, answers, strict=True)):
+            if is_answer(store.outputs, values, digests, calls):
                 return values
         return None
 

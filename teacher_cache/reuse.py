@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
+from storage.digest import vouches
 from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
@@ -67,7 +68,7 @@ class PaidAnswers:
         store = self.keeper(call)
         require_alike(store, self._own.manifest.identity, call, output)
         values, digests = store.read_cell(call.row * store.manifest.identity.views + call.view, (output,))
-        if digests[0].tobytes() != call.digest_of(output.name):
+        if not vouches(call.digest_of(output.name), output, values[output.name], digests[0].tobytes()):
             raise StoreUnreadable(
                 f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
                 f"see what can be done with: {store.command('repair')}"

@@ -1,26 +1,42 @@
 """What builders that stopped left: calls that were charged, and neither committed nor lost.
 
-A cell whose outputs all match the digests written last is whole: its call is committed without calling again. Any
-other call is lost: it stays spent, and the repeat is a new call. A session is settled only when its lease is gone, so
-that whoever had it cannot begin to write any more; what it is in the middle of writing is left to it.
+A cell whose outputs all match the digests written last is whole: its call is committed without calling again. So is
+a call whose answer was spooled, once it is written into its cell; one that the store's types cannot keep stays
+reserved, and in the spool, until the store is widened. Any other call is lost: it stays spent, and the repeat is a new
+call. A session is settled only when its lease is gone, so that whoever had it cannot begin to write any more; what it
+is in the middle of writing is left to it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from ground.documents import Malformed
 from ground.errors import CKDError, InvalidInput
+from storage.digest import output_digests, vouches
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks
 from storage.manifest import FILE_NAME, Manifest
+from storage.rows import Rows
+from storage.schema import OutputSpec
+from storage.spool import SpooledAnswer, is_file, read_spool, spool_files, spooled_store
 from storage.store import CELL_LOCK, Store
+from teacher_cache.outputs import Misfit, find_misfit
 from teacher_cache.place import Place
 from teacher_cache.reuse import find_store
+
+log = logging.getLogger(__name__)
+
+# Cell -> what keeps its answer, which is paid for and spooled, out of the store.
+Misfits = dict[int, Misfit]
 
 
 @dataclass(slots=True)
@@ -29,12 +45,19 @@ class Leftovers:
 
     Args:
         held: file of locks -> cells that somebody is writing to, whose calls are left to him.
+        spooled: of the adopted cells, those that are still to be written: cell -> name -> (1, ...), as stored.
+        misfits: answers that can neither be adopted nor are lost; with their inputs.
+        keeper: the store that the calls of one session belong to, if it could be reached.
     """
 
     adopted: dict[int, bytes] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     adopted_cells: list[int] = field(default_factory=list)
     held: dict[Path, list[int]] = field(default_factory=dict)
+    spooled: dict[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    misfits: Misfits = field(default_factory=dict)
+    misfit_inputs: set[bytes] = field(default_factory=set)
+    keeper: Store | None = None
 
     def __iadd__(self, other: Leftovers) -> Leftovers:
         self.adopted |= other.adopted
@@ -42,20 +65,87 @@ class Leftovers:
         self.adopted_cells += other.adopted_cells
         for path, cells in other.held.items():
             self.held[path] = sorted({*self.held.get(path, ()), *cells})
+        self.spooled |= other.spooled
+        self.misfits |= other.misfits
+        self.misfit_inputs |= other.misfit_inputs
         return self
 
 
 def sort_out(store: Store | None, calls: Iterable[RecordedCall]) -> Leftovers:
     """Look, without changing anything; with no store, nothing is whole."""
-    found = Leftovers()
+    found, calls = Leftovers(), list(calls)
+    spooled = {} if store is None else _spooled_answers(store, calls)
     for call in calls:
         digests = None if store is None else _whole_digests(store, call)
+        if store is not None and digests is None and call.id in spooled:
+            digests = _sort_out_spooled(store, call, spooled[call.id], found)
+            if digests is None:
+                continue
         if store is None or digests is None:
             found.lost.append(call.id)
         else:
             found.adopted[call.id] = digests
             found.adopted_cells.append(cell_of(store, call))
     return found
+
+
+def _spooled_answers(store: Store, calls: Sequence[RecordedCall]) -> dict[int, SpooledAnswer]:
+    """Call -> what was spooled of it, for exactly that call, input and cell of that store."""
+    known = {call.id: call for call in calls if call.row < store.manifest.n}
+    sessions, found = {call.session for call in calls}, {}
+    for path, session in spool_files(store.folder) if sessions else ():
+        if session not in sessions:
+            continue
+        try:
+            if spooled_store(path) != store.manifest.store_id:
+                continue
+            answers = read_spool(path, store.outputs, {id_ for id_, call in known.items() if call.session == session})
+        except Malformed as error:
+            log.warning("%s is damaged (%s), and the answers that it may have held are lost", path, error)
+            continue
+        for answer in answers:
+            call = known[answer.call]
+            if (answer.input_digest, answer.cell) == (call.input_digest, cell_of(store, call)):
+                found[call.id] = answer
+    return found
+
+
+def _sort_out_spooled(store: Store, call: RecordedCall, answer: SpooledAnswer, found: Leftovers) -> bytes | None:
+    """Digests of what the call kept, with the cell's outputs laid out to be written; None if they do not fit."""
+    misfit = find_misfit(answer.values, store.outputs)
+    if misfit is not None:
+        found.misfits[answer.cell] = misfit
+        found.misfit_inputs.add(call.input_digest)
+        return None
+    values = {output.name: answer.values[output.name].astype(output.dtype) for output in store.outputs}
+    found.spooled[answer.cell] = values
+    digests = output_digests(store.outputs, values)[0]
+    kept = [place for place, output in enumerate(store.outputs) if output.name in call.outputs]
+    return bytes(digests[kept].tobytes())
+
+
+def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
+    """Raise `InvalidInput` where answers to some of these rows are paid for, and the store's types cannot keep them."""
+    views = store.manifest.identity.views
+    wanted = {cell: misfit for cell, misfit in misfits.items() if cell in rows.cells(views)}
+    if not wanted:
+        return
+    cell, misfit = min(wanted.items(), key=lambda item: item[0])
+    row, view = divmod(cell, views)
+    image = int(store.read_sample("train/source_index")[row])
+    what = f"{len(wanted)} answers that are paid for" if len(wanted) > 1 else "an answer that is paid for"
+    where = f"of image {image} (row {row}, view {view}) the teacher's {misfit.output.name} holds {misfit.value:.6g}"
+    if misfit.is_too_large:
+        raise InvalidInput(
+            f"{what} cannot be kept in {store.folder}: {where}, which {misfit.output.dtype} cannot hold; keep features "
+            f"in float32, which costs no call, with: {store.command('widen')}; then run the "
+            "same command with --feature-dtype float32"
+        )
+    without = f", or go without it: --n {row} or fewer" if row > 1 else ""
+    raise InvalidInput(
+        f"{what} cannot be kept in {store.folder}: {where}, which is no number; check the teacher's weights, and build "
+        f"a new store with other ones{without}"
+    )
 
 
 def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLocks) -> Leftovers:
@@ -75,14 +165,38 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
             left = {call.id for call in ledger.unsettled_calls(session)}
             calls = [call for call in calls if call.id in left]
         found = sort_out(store, calls)
+        found.keeper = store
         if store is not None and found.adopted_cells:
             cells = sorted(set(found.adopted_cells))
-            store.rewrite(cells)
+            store.rewrite([cell for cell in cells if cell not in found.spooled])
+            for cell, values in sorted(found.spooled.items()):
+                store.write_outputs([cell], values)
             store.publish(cells)
         ledger.commit(found.adopted)
         ledger.lose(found.lost)
     found.held = held
+    if store is not None and locks is not None:
+        _remove_spools(store.folder, ledger, {session})
     return found
+
+
+def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
+    """Delete spools of sessions that ended and have nothing unsettled; all sessions if none are named.
+
+    What holds answers of another ledger, as after this one was replaced or rolled back, is left; `verify` names it.
+    """
+    for path, session in spool_files(folder):
+        if sessions is not None and session not in sessions:
+            continue
+        if session in ledger.leases() or ledger.unsettled_calls(session) or not is_file(path):
+            continue
+        known = ledger.store_of_session(session)
+        try:
+            holds = spooled_store(path) or known
+        except Malformed:
+            holds = known
+        if known is not None and holds == known:
+            path.unlink(missing_ok=True)
 
 
 def _reach(
@@ -113,6 +227,7 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks) -> Leftovers:
     } - ledger.leases().keys()
     for session in sorted(gone):
         found += settle_session(session, ledger, store, locks)
+    _remove_spools(store.folder, ledger)
     _retract_disowned(store, ledger)
     return found
 
@@ -176,12 +291,20 @@ def _retract_disowned(store: Store, ledger: Ledger) -> None:
     disowned = set()
     for call in lost:
         cell = cell_of(store, call)
-        digests = store.cell_digests(cell)
-        places = [] if digests is None else list(zip(store.outputs, digests, strict=True))
         answers = [other for other in known.get(call.input_digest, ()) if other.status == "committed"]
-        if not places or not all(
-            any(answer.digest_of(output.name) == digest.tobytes() for answer in answers) for output, digest in places
+        if store.cell_digests(cell) is None or not is_answer(
+            store.outputs, *store.read_cell(cell, store.outputs), answers
         ):
             disowned.add(cell)
     if disowned:
         store.retract(sorted(disowned))
+
+
+def is_answer(
+    outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarray], digests: np.ndarray, calls: Iterable[RecordedCall]
+) -> bool:
+    """Whether every output of a cell, name -> (1, ...), with these digests, is what some of the calls returned."""
+    return all(
+        any(vouches(call.digest_of(output.name), output, values[output.name], digest.tobytes()) for call in calls)
+        for output, digest in zip(outputs, digests, strict=True)
+    )

@@ -8,13 +8,14 @@ from contextlib import closing
 from storage.ledger import Ledger, check_budget, ledger_exists
 from storage.ledger_records import RecordedCall
 from storage.locks import is_held
+from storage.rows import Rows
 from storage.shared_ledger import require_shared
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import open_ledger_of
 from storage.witness import Witness
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers, keeper_of, open_keeper, require_alike
-from teacher_cache.settle import dead_leases, sort_out
+from teacher_cache.settle import dead_leases, require_storable, sort_out
 
 
 def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
@@ -50,7 +51,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
         summary = ledger.summary(teacher.fingerprint)
         known = ledger.known_calls(teacher.fingerprint, sorted(wanted))
         if store is not None:
-            known = _without_lost(known, store, ledger)
+            known = _without_lost(known, store, ledger, plan.rows)
         needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}
         _require_copies(plan, {digest: known.get(digest, ()) for digest in wanted if known.get(digest)}, needed, store)
     if needed:
@@ -60,12 +61,18 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
 
 
 def _without_lost(
-    known: Mapping[bytes, list[RecordedCall]], store: Store, ledger: Ledger
+    known: Mapping[bytes, list[RecordedCall]], store: Store, ledger: Ledger, rows: Rows
 ) -> dict[bytes, list[RecordedCall]]:
-    """What an interrupted build charged and did not keep has to be called again."""
+    """What an interrupted build charged and did not keep has to be called again.
+
+    Raises:
+        InvalidInput: an answer to one of the rows is paid for, and the store's types cannot keep it.
+    """
     alive = _living_sessions(store, ledger)
     left = [call for call in ledger.calls_of_store(store.manifest.store_id, "reserved") if call.session not in alive]
-    lost = set(sort_out(store, left).lost)
+    found = sort_out(store, left)
+    require_storable(store, found.misfits, rows)
+    lost = set(found.lost)
     return {
         digest: kept for digest, calls in known.items() if (kept := [call for call in calls if call.id not in lost])
     }

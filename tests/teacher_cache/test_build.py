@@ -422,5 +422,5 @@ def test_values_that_do_not_fit_the_stored_type_stop_the_build(tmp_path, forward
         features="stem",
         device="cpu",
     )
-    with pytest.raises(InvalidInput, match="stem holds values that float16 cannot keep; use --feature-dtype float32"):
+    with pytest.raises(InvalidInput, match="10 answers that are paid for .* stem holds 1e.06, which float16 cannot"):
         build(*prepare_build(asked))
