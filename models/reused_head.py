@@ -112,11 +112,18 @@ def rebuild(student: str, state: Mapping[str, Tensor]) -> ReusedHead:
             f"load them as a plain {student}"
         )
     weight, size, width = state[_HEAD], state[_GRID].shape, len(state[_NARROWED])
-    # Every initial value is overwritten, so none may cost the caller random numbers.
-    with torch.random.fork_rng(devices=[]):
+
+    def made() -> ReusedHead:
         body = create_model(student, num_classes=len(weight))
-        network = ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
+        return ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
+
     try:
+        # First without memory: shapes without a single value in them may say any number of classes.
+        with torch.device("meta"):
+            made().load_state_dict(dict(state), assign=True)
+        # Every initial value is overwritten, so none may cost the caller random numbers.
+        with torch.random.fork_rng(devices=[]):
+            network = made()
         network.load_state_dict(dict(state))
     except RuntimeError as error:
         raise CheckpointMismatch(

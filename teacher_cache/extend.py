@@ -45,6 +45,7 @@ class _StoredFacts:
 
     name: str
     classes: tuple[str, ...]
+    digest: str
     rendering: Rendering
 
 
@@ -93,7 +94,8 @@ def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
         IdentityMismatch: the weights are not those of its teacher.
     """
     identity = store.manifest.identity
-    facts = _StoredFacts(identity.dataset.name, identity.dataset.classes, identity.teacher_rendering)
+    data = identity.dataset
+    facts = _StoredFacts(data.name, data.classes, data.digest, identity.teacher_rendering)
     compute = Compute.choose(device, identity.teacher.precision)
     teacher = open_teacher(identity.teacher.name, weights, facts, compute)
     require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder)
