@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 from models.names import canonical_name, model_names
 
 if TYPE_CHECKING:
-    from models.checkpoint import Weights, load_weights, read_weights, save_weights, weights_digest
+    from models.checkpoint import (
+        Loaded,
+        Weights,
+        load_weights,
+        locate,
+        read_metadata,
+        read_weights,
+        save_weights,
+        weights_digest,
+    )
     from models.network import Network
     from models.registry import NetworkShape, create_model, network_shape
     from models.representation import Representation
 
 __all__ = [
+    "Loaded",
     "Network",
     "NetworkShape",
     "Representation",
@@ -25,15 +35,26 @@ __all__ = [
     "canonical_name",
     "create_model",
     "load_weights",
+    "locate",
     "model_names",
     "network_shape",
+    "read_metadata",
     "read_weights",
     "save_weights",
     "weights_digest",
 ]
 
 _NEED_TORCH = {
-    "checkpoint": ("Weights", "load_weights", "read_weights", "save_weights", "weights_digest"),
+    "checkpoint": (
+        "Loaded",
+        "Weights",
+        "load_weights",
+        "locate",
+        "read_metadata",
+        "read_weights",
+        "save_weights",
+        "weights_digest",
+    ),
     "network": ("Network",),
     "registry": ("NetworkShape", "create_model", "network_shape"),
     "representation": ("Representation",),

@@ -1,19 +1,16 @@
 """Weights in and out of files, without ever running what a file says.
 
-safetensors, and the .pth / .pt files of published checkpoints: a plain state_dict, or one under `model`,
-`state_dict` or `net`, possibly with the prefixes that wrappers leave. Pickles are read with
-`weights_only=True`; numpy scalars (old checkpoints keep an accuracy in one) are the only addition to what
-that allows, and they go to stand-ins of ours, so a hostile file cannot reach numpy.
+safetensors, and what torch.save wrote: a state_dict, alone or among other things, with whatever prefix its keys share.
+`FILE#key` names one of several sets of weights in a file. How files of others are read: `models.foreign_weights`;
+which of their tensors are meant: `models.weight_sets`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -21,63 +18,114 @@ import torch
 from torch import Tensor
 
 from ground.durable import write_bytes
-from ground.errors import CheckpointError, CheckpointMismatch
+from ground.errors import CheckpointError
+from models.foreign_weights import read_foreign
 from models.network import Network
+from models.weight_sets import choose, sets_of
 
-_WRAPPERS = ("model", "state_dict", "net")
-_PREFIXES = ("module.", "student.", "model.")
-_MAX_LISTED = 5
-# Batch norm's step counters: absent before torch 0.4.1, unused at a fixed momentum.
-_OPTIONAL = ".num_batches_tracked"
-# numpy's codes of numbers, in those of the struct module.
-_STRUCT_CODES = {"b1": "?", "i4": "i", "i8": "q", "u4": "I", "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}
+# Of the JSON that a safetensors file begins with; a network of a thousand tensors has 0.1 MB.
+_MOST_HEADER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by key, and the text that came with them (safetensors only)."""
+    """What a file holds.
 
-    state_dict: dict[str, Tensor]
-    metadata: dict[str, str]
+    Args:
+        sets: sets of tensors, by the keys that lead to each with dots between; "" is the file's own.
+        metadata: the text that came with them (safetensors only).
+    """
+
+    sets: Mapping[str, Mapping[str, Tensor]]
+    metadata: Mapping[str, str]
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The only set, or the file's own."""
+        return dict(next(iter(self.sets.values())) if len(self.sets) == 1 else self.sets.get("", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was put into a network.
+
+    Args:
+        label: which set of the file's, as after `FILE#`; "" where it holds nothing else.
+        metadata: the file's.
+        low_precision: kinds of floating-point numbers below float32 that the weights were kept in.
+    """
+
+    label: str
+    metadata: Mapping[str, str]
+    low_precision: tuple[str, ...]
 
 
 def read_weights(path: str | Path) -> Weights:
     """Read a checkpoint; what kind it is follows from its first bytes, not from its name.
 
     Raises:
-        CheckpointError: it is missing, damaged, or holds more than tensors and numbers.
+        CheckpointError: it is missing, damaged, or holds no weights that can be read safely.
     """
     path = Path(path)
     # A safetensors file starts with the length of a JSON header, which starts with a brace.
     if _first_bytes(path, 9)[8:] == b"{":
-        weights = _read_safetensors(path)
-    else:
-        weights = Weights(_plain_state_dict(path, _read_torch(path)), {})
-    for key, tensor in weights.state_dict.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{path} holds {key} as sparse, quantised or empty; save plain dense tensors")
-    return weights
+        return _read_safetensors(path)
+    sets = sets_of(read_foreign(path))
+    if not sets:
+        raise CheckpointError(f"{path} holds no weights; give a file with a state_dict")
+    return Weights(sets, {})
 
 
-def load_weights(network: Network, path: str | Path) -> dict[str, str]:
+def locate(path: str | Path) -> tuple[Path, str | None]:
+    """The file that `FILE` or `FILE#key` means, and the key; a file whose own name has a # is that file."""
+    text = str(path)
+    marks = [place for place, letter in enumerate(text) if letter == "#"]
+    if not marks or Path(path).exists():
+        return Path(path), None
+    # From the right, so that of a file's name as much is taken as there is.
+    place = next((place for place in reversed(marks) if Path(text[:place]).is_file()), marks[-1])
+    return Path(text[:place]), text[place + 1 :]
+
+
+def load_weights(network: Network, path: str | Path) -> Loaded:
     """Put a checkpoint into a network.
 
-    Returns:
-        The file's metadata.
+    Args:
+        path: `FILE`, or `FILE#key` for one of several sets of weights in it.
 
     Raises:
-        CheckpointMismatch: keys or shapes differ; the message lists them, a differing class count first.
+        CheckpointMismatch: keys or shapes differ, which the message lists, a differing class count first; or several
+            sets of weights fit.
         CheckpointError: it cannot be read, or a weight is not finite.
     """
-    weights = read_weights(path)
-    problems = list(_mismatches(network, weights.state_dict))
-    if problems:
-        raise CheckpointMismatch(f"{path} does not fit the network: {'; '.join(problems)}")
-    for key, tensor in weights.state_dict.items():
+    file, chosen = locate(path)
+    weights = read_weights(file)
+    found = choose(file, weights.sets, network, chosen)
+    kinds = {key: tensor.dtype for key, tensor in network.state_dict().items()}
+    low = {tensor.dtype for tensor in found.tensors.values() if tensor.is_floating_point() and tensor.itemsize < 4}
+    tensors = {key: tensor.to(kinds[key]) for key, tensor in found.tensors.items()}
+    for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{path} holds values in {key} that are not finite; get another checkpoint")
-    network.load_state_dict(weights.state_dict)
-    return weights.metadata
+            raise CheckpointError(f"{file} holds values in {key} that are not finite; get another checkpoint")
+    network.load_state_dict(tensors)
+    return Loaded(found.label, weights.metadata, tuple(sorted(str(kind).removeprefix("torch.") for kind in low)))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a file says of its weights, without reading them; only safetensors files say anything.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    file = locate(path)[0]
+    if _first_bytes(file, 9)[8:] != b"{":
+        return {}
+    _require_small_header(file)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise _not_whole(file, error) from None
 
 
 def save_weights(network: Network, path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -112,99 +160,20 @@ def _first_bytes(path: Path, count: int) -> bytes:
 
 
 def _read_safetensors(path: Path) -> Weights:
+    _require_small_header(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return Weights({key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return Weights({"": tensors}, dict(file.metadata() or {}))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+        raise _not_whole(path, error) from None
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        # An open file and not a path: by the extension, torch may pick another reader.
-        with path.open("rb") as file, torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
-        # A damaged or hostile pickle fails in too many ways to list; in none of them is its code run.
-        reason = str(error).strip().split("\n")[0].split(". ")[0][:160]
-        raise CheckpointError(
-            f"{path} is not a checkpoint of tensors and numbers ({type(error).__name__}: {reason}); "
-            "save its state_dict as safetensors, or get it again"
-        ) from None
+def _require_small_header(path: Path) -> None:
+    size = int.from_bytes(_first_bytes(path, 8), "little")
+    if size > _MOST_HEADER_BYTES:
+        raise _not_whole(path, f"its list of tensors is said to have {size} bytes")
 
 
-def _numpy_scalars() -> list[Any]:
-    """The globals that a pickled numpy scalar names, under their numpy 1 and numpy 2 addresses."""
-    addresses = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*addresses, (_NumberType, "numpy.dtype")]
-
-
-class _NumberType:
-    """Stands in for `numpy.dtype`: what kind of number it is, in which byte order."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = _STRUCT_CODES[code]
-        self.order = "<"
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-def _number(kind: _NumberType, raw: bytes) -> object:
-    """Stands in for numpy's `scalar`: the plain number in its bytes."""
-    return struct.unpack(kind.order + kind.code, raw)[0]
-
-
-def _plain_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """Unwrap, drop wrappers' prefixes, and keep the tensors."""
-    if isinstance(content, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                content = content[wrapper]
-                break
-    tensors = (
-        {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise CheckpointError(f"{path} holds no weights; give a state_dict, or one kept under {', '.join(_WRAPPERS)}")
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if all(key.startswith(prefix) for key in tensors):
-                tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-                stripped = True
-    return tensors
-
-
-def _mismatches(network: Network, found: Mapping[str, Tensor]) -> Iterator[str]:
-    wanted = network.state_dict()
-    layer = network.head
-    head = next((key for key, tensor in network.named_parameters() if layer and tensor is layer.weight), "")
-    if head in found and found[head].dim() == 2 and len(found[head]) != network.num_classes:
-        yield (
-            f"the checkpoint has {len(found[head])} classes, the network {network.num_classes} "
-            f"(create the network with {len(found[head])} classes, or give other weights)"
-        )
-    misshapen = [
-        f"{key} {_describe(found[key])} for {_describe(tensor)}"
-        for key, tensor in wanted.items()
-        if key in found and _describe(found[key]) != _describe(tensor)
-    ]
-    lists = {
-        "missing": [key for key in wanted if key not in found and not key.endswith(_OPTIONAL)],
-        "unexpected": [key for key in found if key not in wanted],
-        "misshapen": misshapen,
-    }
-    for what, keys in lists.items():
-        if keys:
-            more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
-            yield f"{what}: {', '.join(keys[:_MAX_LISTED])}{more}"
-
-
-def _describe(tensor: Tensor) -> str:
-    """Shape and kind of number; precision does not count, it converts."""
-    kind = "" if tensor.is_floating_point() else "complex " if tensor.is_complex() else "integer "
-    return f"{kind}{tuple(tensor.shape)}"
+def _not_whole(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(f"{path} is not a whole safetensors file ({why}); get it again")

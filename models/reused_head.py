@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ground.errors import CheckpointMismatch, InvalidInput
 from ground.layers import LAST, POOLED
+from models.names import NETWORKS, canonical_name
 from models.network import Network, require_extras
 from models.registry import create_model
 from models.representation import Representation
@@ -113,11 +114,21 @@ def rebuild(student: str, state: Mapping[str, Tensor], image_size: int = 32) -> 
             f"load them as a plain {student}"
         )
     weight, size, width = state[_HEAD], state[_GRID].shape, len(state[_NARROWED])
-    # Every initial value is overwritten, so none may cost the caller random numbers.
-    with torch.random.fork_rng(devices=[]):
+
+    def made() -> ReusedHead:
         body = create_model(student, num_classes=len(weight), image_size=image_size)
-        network = ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
+        return ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
+
+    if not weight.numel():
+        raise CheckpointMismatch(f"the weights have a last layer of shape {tuple(weight.shape)}, which none has")
     try:
+        # First without memory, where the network can be made so: shapes may say any number of channels.
+        if canonical_name(student) in NETWORKS:
+            with torch.device("meta"):
+                made().load_state_dict(dict(state), assign=True)
+        # Every initial value is overwritten, so none may cost the caller random numbers.
+        with torch.random.fork_rng(devices=[]):
+            network = made()
         network.load_state_dict(dict(state))
     except RuntimeError as error:
         raise CheckpointMismatch(

@@ -20,6 +20,7 @@ from ground.documents import Malformed, typed
 from ground.durable import write_bytes
 from ground.errors import InvalidInput
 from models import Network, save_weights
+from models.trained_on import TrainedOn
 from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, Manifest
@@ -144,7 +145,15 @@ class RunFolder:
             manifest: of the store, as it was read.
         """
         described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")
-        save_weights(student, self.path / STUDENT_FILE, {name: str(getattr(record, name)) for name in described})
+        trained = TrainedOn.of(
+            record.student,
+            dataset=manifest.identity.dataset.name,
+            dataset_digest=manifest.identity.dataset.digest,
+            classes=manifest.identity.dataset.classes,
+            rendering=record.student_rendering or manifest.identity.teacher_rendering,
+        )
+        metadata = {name: str(getattr(record, name)) for name in described} | trained.metadata()
+        save_weights(student, self.path / STUDENT_FILE, metadata)
         prove_run(self.path, record, store, manifest)
         record.save(self.path)
         (self.path / RESUME_FILE).unlink(missing_ok=True)

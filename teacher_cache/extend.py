@@ -44,6 +44,7 @@ class _StoredFacts:
 
     name: str
     classes: tuple[str, ...]
+    digest: str
     rendering: Rendering
     options: Mapping[str, str]
 
@@ -93,8 +94,9 @@ def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
         IdentityMismatch: the weights are not those of its teacher.
     """
     identity = store.manifest.identity
+    data = identity.dataset
     facts = _StoredFacts(
-        identity.dataset.name, identity.dataset.classes, identity.teacher_rendering, dataset_options_of(store.manifest)
+        data.name, data.classes, data.digest, identity.teacher_rendering, dataset_options_of(store.manifest)
     )
     compute = Compute.choose(device, identity.teacher.precision)
     teacher = open_teacher(identity.teacher.name, weights, facts, compute)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ground.durable import replacing
-from ground.errors import Interrupted, InvalidInput
+from ground.durable import open_own, partial_of, remove_own, replacing
+from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.seeding import generator_for
 from ground.terminal import graceful_stop
 from ground.views import apply_views, draw_views, evaluation_batches
 from models import Network, canonical_name, create_model, save_weights
 from models.compute import Compute
 from models.evaluation import accuracy
+from models.trained_on import TrainedOn
 from teacher_cache.datasets import ImageDataset
+from teacher_cache.datasets.base import Split
 
 log = logging.getLogger(__name__)
 
@@ -77,34 +81,59 @@ def train_teacher(
         What is written into the file's metadata: settings and test accuracy in [0, 1].
 
     Raises:
+        InvalidInput: `out` exists or cannot be written, or an image of either split cannot be read.
+        Diverged: the loss is not finite.
         Interrupted: the user asked to stop; run again to go on.
     """
+    require_new_file(out)
     network = create_model(config.teacher, num_classes=dataset.num_classes, seed=config.seed)
     compute.place(network)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
-    resume = _Resume(out.with_name(out.name + ".resume"), {**asdict(config), "data": dataset.digest})
+    resume = _Resume(_resume_file(out), {**asdict(config), "data": dataset.digest})
     done = resume.load(network, optimizer)
-    images, labels = _on_device(dataset, compute)
+    images, labels = _on_device(dataset.train, compute)
+    # Read before the epochs too: an image that is damaged must not be found after them.
+    test = _on_device(dataset.test, compute)
     on_progress(done, "")
     with graceful_stop() as stop:
         for epoch in range(done, config.epochs):
             loss = _train_epoch(config, epoch, network, optimizer, images, labels, dataset, compute)
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} in epoch {epoch + 1}; give a lower --lr than {config.lr:g}")
             resume.save(epoch + 1, network, optimizer)
             on_progress(1, f"loss {loss:.3f}")
             log.info("epoch %d of %d: loss %.4f, lr %g", epoch + 1, config.epochs, loss, config.lr_at(epoch))
             if stop.requested and epoch + 1 < config.epochs:
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {config.epochs}; run the same command to go on")
-    report = _report(config, network, dataset, compute)
+    report = _report(config, network, dataset, test, compute)
     save_weights(network, out, _metadata(report, dataset))
     resume.remove()
     return report
 
 
-def _on_device(dataset: ImageDataset, compute: Compute) -> tuple[Tensor, Tensor]:
-    images = dataset.train.read(np.arange(len(dataset.train)))
-    return compute.to_device(torch.from_numpy(images)), compute.to_device(torch.from_numpy(dataset.train.labels))
+def require_new_file(out: Path) -> None:
+    """Raise `InvalidInput` unless a teacher can be made at `out`; what is there already is kept."""
+    if os.path.lexists(out):
+        raise InvalidInput(f"{out} exists; delete it, or give another --out")
+    # Of the files that are made beside it, the one with the longest name.
+    partial = partial_of(_resume_file(out))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.close(open_own(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        remove_own(partial)
+    except OSError as error:
+        raise InvalidInput(f"{out} cannot be written ({error.strerror}); give another --out") from error
+
+
+def _resume_file(out: Path) -> Path:
+    return out.with_name(out.name + ".resume")
+
+
+def _on_device(split: Split, compute: Compute) -> tuple[Tensor, Tensor]:
+    images = split.read(np.arange(len(split)))
+    return compute.to_device(torch.from_numpy(images)), compute.to_device(torch.from_numpy(split.labels))
 
 
 def _train_epoch(
@@ -142,10 +171,10 @@ def _train_epoch(
     return (total / len(images)).item()
 
 
-def _report(config: TrainingConfig, network: Network, dataset: ImageDataset, compute: Compute) -> dict[str, Any]:
-    images = compute.to_device(torch.from_numpy(dataset.test.read(np.arange(len(dataset.test)))))
-    labels = compute.to_device(torch.from_numpy(dataset.test.labels))
-    test_accuracy = accuracy(network, evaluation_batches(images, labels, dataset.rendering), compute)
+def _report(
+    config: TrainingConfig, network: Network, dataset: ImageDataset, test: tuple[Tensor, Tensor], compute: Compute
+) -> dict[str, Any]:
+    test_accuracy = accuracy(network, evaluation_batches(*test, dataset.rendering), compute)
     return {
         **asdict(config),
         "teacher": canonical_name(config.teacher),
@@ -156,11 +185,14 @@ def _report(config: TrainingConfig, network: Network, dataset: ImageDataset, com
 
 
 def _metadata(report: dict[str, Any], dataset: ImageDataset) -> dict[str, str]:
-    return {
-        **{name: str(value) for name, value in report.items()},
-        "classes": json.dumps(dataset.classes),
-        "normalisation": json.dumps(asdict(dataset.normalisation)),
-    }
+    trained = TrainedOn.of(
+        report["teacher"],
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        classes=dataset.classes,
+        rendering=dataset.rendering,
+    )
+    return {**{name: str(value) for name, value in report.items()}, **trained.metadata()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,9 +71,20 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]
 def weights(made_once) -> Path:
     """A teacher for the digits that was never trained: what it says does not matter here."""
     from models import create_model, save_weights
+    from models.trained_on import TrainedOn
+    from teacher_cache.datasets import open_dataset
 
     def fill(folder: Path) -> None:
-        save_weights(create_model("resnet8", num_classes=10, seed=0), folder / "resnet8.safetensors", {})
+        digits = open_dataset("digits")
+        said = TrainedOn.of(
+            "resnet8",
+            dataset=digits.name,
+            dataset_digest=digits.digest,
+            classes=digits.classes,
+            rendering=digits.rendering,
+        )
+        network = create_model("resnet8", num_classes=10, seed=0)
+        save_weights(network, folder / "resnet8.safetensors", said.metadata())
 
     return made_once("teacher", fill) / "resnet8.safetensors"
 

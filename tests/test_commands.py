@@ -258,7 +258,7 @@ BAD_BUILDS = {
     "n too large": (("--n", "1151"), "give --n 1150 or less"),
     "n too small": (("--n", "0"), "too small"),
     "missing weights": (("--weights", "nowhere.pth"), "there are no weights at nowhere.pth"),
-    "other architecture": (("--teacher", "resnet14"), "missing: layer1.1.conv1.weight"),
+    "other architecture": (("--teacher", "resnet14"), "is of a resnet8; give --teacher resnet8, or other --weights"),
     "no such device": (("--device", "abacus"), "pass --device cpu"),
     "missing data": (("--dataset", "cifar100", "--data-root", "/nowhere"), "/nowhere"),
     "no path": (("--dataset", "imagefolder"), "write imagefolder:PATH"),
@@ -281,7 +281,7 @@ def test_the_class_count_comes_first(build, tmp_path):
     folder = make_folder_dataset(tmp_path / "photos")
     result = build("--n", 10, "--dataset", f"imagefolder:{folder}")
     assert result.returncode == 2
-    assert "the checkpoint has 10 classes, the network 2" in result.stderr
+    assert "whose classes are not those of imagefolder:photos (10 there, 2 here); give that data set" in result.stderr
 
 
 def test_image_folders_that_cannot_be_used_are_named(build, tmp_path):

@@ -13,7 +13,7 @@ from models import canonical_name
 from models.compute import Compute
 from teacher_cache.commands.options import compute_options, dataset_options
 from teacher_cache.datasets import open_dataset
-from teacher_cache.teacher_training import TrainingConfig
+from teacher_cache.teacher_training import TrainingConfig, require_new_file
 from teacher_cache.teacher_training import train_teacher as run_training
 from teacher_cache.teachers.weights import default_weights
 
@@ -72,9 +72,7 @@ def train_teacher(
     canonical_name(teacher)  # an unknown name is refused before any image is read
     images = open_dataset(dataset, data_root=data_root, image_size=image_size, download=download)
     path = default_weights(teacher, images) if out is None else out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        raise InvalidInput(f"{path} exists; delete it, or give another --out")
+    require_new_file(path)
     with progress(f"{teacher}: epochs", epochs) as advance:
         report = run_training(config, images, path, compute, advance)
     accuracy = report["test_accuracy"]

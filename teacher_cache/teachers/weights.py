@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ground.errors import InvalidInput, suggested
-from ground.geometry import Normalisation, Rendering
-from models import canonical_name
+from ground.geometry import Rendering
+from ground.terminal import plain
+from models import Loaded, canonical_name, locate, model_names
+from models.trained_on import TrainedOn
 
 _DIGITS = 8
 
@@ -27,6 +28,10 @@ class DatasetFacts(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """The name of each label."""
+
+    @property
+    def digest(self) -> str:
+        """Of the content of both splits."""
 
     @property
     def rendering(self) -> Rendering:
@@ -50,9 +55,9 @@ def default_weights(name: str, dataset: DatasetFacts) -> Path:
 
 
 def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path:
-    """The weights to use; raises `InvalidInput` that says how to get some."""
+    """The weights to use, as FILE or FILE#key; raises `InvalidInput` that says how to get some."""
     path = default_weights(name, dataset) if weights is None else weights
-    if path.is_file():
+    if locate(path)[0].exists():
         return path
     where = {"dataset": dataset.name, **dataset.options}
     # Weights that were asked for by name are looked for there the next time too.
@@ -75,34 +80,69 @@ def _file_name(network: str) -> str:
     return f"{canonical_name(network)}.safetensors"
 
 
-def require_classes(metadata: Mapping[str, str], dataset: DatasetFacts, weights: Path) -> None:
-    """Raise `InvalidInput` where a file says that its teacher was trained on other classes than the data set's."""
-    classes = _from_metadata(metadata, "classes", weights)
-    if classes is not None and classes != list(dataset.classes):
+def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, weights: Path) -> None:
+    """Hold a teacher's file to what it says of its training.
+
+    Args:
+        said: by the file.
+        name: of the network that it is to be.
+        dataset: whose images it is to be shown.
+
+    Raises:
+        InvalidInput: it is of another network, of other classes, or of images of another size.
+    """
+    if said.network in model_names() and said.network != canonical_name(name):
+        raise InvalidInput(f"{weights} is of a {said.network}; give --teacher {said.network}, or other --weights")
+    if said.classes is not None and said.classes != tuple(dataset.classes):
         raise InvalidInput(
-            f"{weights} was trained on {metadata.get('dataset', 'other data')}, whose classes are not those of "
-            f"{dataset.name}; give that data set, or other --weights"
+            f"{weights} was trained on {plain(said.dataset or 'other data')}, whose classes are not those of "
+            f"{dataset.name} ({_difference(said.classes, tuple(dataset.classes))}); give that data set, or other "
+            "--weights"
         )
+    if said.geometry is not None:
+        before, now = said.geometry, dataset.rendering.geometry
+        if before.crop_size != now.crop_size:
+            # Only of an image folder can the user choose the size.
+            is_folder = dataset.name.startswith("imagefolder:")
+            remedy = f"give --image-size {before.image_size}" if is_folder else "give images of that size"
+            raise InvalidInput(
+                f"{weights} was trained on views of {before.crop_size} pixels, and those of {dataset.name} have "
+                f"{now.crop_size}; {remedy}, or other --weights"
+            )
 
 
-def normalisation_of(metadata: Mapping[str, str], dataset: DatasetFacts, weights: Path) -> Normalisation:
-    """What a teacher was trained with: as its file says, or as is usual for the data set."""
-    constants = _from_metadata(metadata, "normalisation", weights)
-    if constants is None:
-        return dataset.rendering.normalisation
-    try:
-        return Normalisation(mean=tuple(constants["mean"]), std=tuple(constants["std"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(
-            f"{weights} says in its metadata that it was trained with the normalisation {constants}, which cannot be; "
-            "correct it, or remove it there"
-        ) from error
+def remarks(said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, weights: Path) -> Iterator[str]:
+    """What the user has to know of weights that can be used, a line each: what is taken at their word above all."""
+    geometry, normalisation = dataset.rendering.geometry, dataset.rendering.normalisation
+    taken = {
+        "classes": f"{len(dataset.classes)} classes in the order of {dataset.name}",
+        "pixel size": f"views of {geometry.crop_size} pixels",
+        "normalisation": f"mean {_numbers(normalisation.mean)} and std {_numbers(normalisation.std)}",
+    }
+    known = dict(zip(taken, (said.classes, said.geometry, said.normalisation), strict=True))
+    unsaid = [what for what, value in known.items() if value is None]
+    if unsaid:
+        says = (
+            "what it was trained on" if len(unsaid) == len(known) else f"the {' and the '.join(unsaid)} of its training"
+        )
+        yield f"{weights} does not say {says}; it is taken to be {', '.join(taken[what] for what in unsaid)}"
+    # A store of test calls says "/test" after the name, and has a digest of its own.
+    if said.dataset is not None and said.dataset != dataset.name.removesuffix("/test"):
+        yield f"{weights} was trained on {plain(said.dataset)} and not on {dataset.name}; its classes are the same"
+    elif said.dataset == dataset.name and said.dataset_digest not in (None, dataset.digest):
+        yield f"{weights} was trained on other images called {dataset.name} too; its classes are the same"
+    if loaded.low_precision:
+        yield f"{weights} keeps its weights as {' and '.join(loaded.low_precision)}; they are used as float32"
 
 
-def _from_metadata(metadata: Mapping[str, str], name: str, weights: Path) -> Any:
-    try:
-        return json.loads(metadata[name]) if name in metadata else None
-    except ValueError as error:
-        raise InvalidInput(
-            f"{weights} has {name} in its metadata that is not JSON; correct it, or remove it"
-        ) from error
+def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    if len(before) != len(now):
+        return f"{len(before)} there, {len(now)} here"
+    if sorted(before) == sorted(now):
+        return "the same in another order"
+    place = next(place for place, names in enumerate(zip(before, now, strict=True)) if names[0] != names[1])
+    return f"label {place} is {plain(before[place])} there, {plain(now[place])} here"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +16,24 @@ from torch import Tensor
 
 from ground.geometry import Normalisation, Rendering
 from ground.layers import BEFORE, LOGITS
-from models import Network, canonical_name, create_model, load_weights, network_shape, weights_digest
+from ground.terminal import plain
+from models import (
+    Network,
+    canonical_name,
+    create_model,
+    load_weights,
+    network_shape,
+    read_metadata,
+    weights_digest,
+)
 from models.compute import Compute
+from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
 from teacher_cache.teachers.contract import Answers, Card
-from teacher_cache.teachers.weights import DatasetFacts, find_weights, normalisation_of, require_classes
+from teacher_cache.teachers.weights import DatasetFacts, find_weights, remarks, require_trained_for
+
+log = logging.getLogger(__name__)
 
 _PROBE_SIZE = 64
 _PROBES = 3
@@ -69,19 +82,23 @@ def open_teacher(name: str, weights: Path | None, dataset: DatasetFacts, compute
 
     Args:
         name: in any spelling.
-        weights: None looks where `train-teacher` puts them.
+        weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them.
         dataset: whose images it is shown.
 
     Raises:
         UnknownName: there is no such network.
         CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
-        InvalidInput: there are no weights, or they were trained on other classes than the data set's.
+        InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
+            of another size, than the data set's.
     """
     path = find_weights(name, dataset, weights)
+    said = TrainedOn.read(read_metadata(path), path)
+    require_trained_for(said, name, dataset, path)
     network = create_model(name, num_classes=len(dataset.classes))
-    metadata = load_weights(network, path)
-    require_classes(metadata, dataset, path)
-    rendering = replace(dataset.rendering, normalisation=normalisation_of(metadata, dataset, path))
+    loaded = load_weights(network, path)
+    for remark in remarks(said, loaded, dataset, path):
+        log.info("%s", plain(remark))
+    rendering = replace(dataset.rendering, normalisation=said.normalisation or dataset.rendering.normalisation)
     return _teacher(name, network, rendering, compute)
 
 

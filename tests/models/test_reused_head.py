@@ -108,3 +108,11 @@ def test_weights_of_something_else_are_refused():
         rebuild("resnet14", reused("resnet8").state_dict())
     with pytest.raises(UnknownName):
         rebuild("resnet9000", reused("resnet8").state_dict())
+
+
+def test_shapes_without_values_are_refused_without_memory() -> None:
+    state = dict(reused(size=(4, 4)).state_dict())
+    # A hundred thousand million classes, in no bytes.
+    state["classifier.weight"] = torch.zeros(100_000_000_000, 0)
+    with pytest.raises(CheckpointMismatch, match="the weights are not of "):
+        rebuild("resnet8", state)

@@ -25,6 +25,7 @@ from ground.terminal import StopRequest
 from ground.views import apply_views, evaluation_batches
 from models import create_model, load_weights
 from models.compute import Compute
+from models.trained_on import TrainedOn
 from storage.store import Store
 from storage.store_ledger import newest_head, own_ledger
 from student_train import trainer as trainer_module
@@ -321,9 +322,16 @@ def test_run_json_says_what_was_measured(built_store, tmp_path):
     assert result["test_accuracy"] == float(best["test_accuracy"])
     # The saved student is the one with the best validation accuracy, measured here without our evaluation code.
     student = create_model("resnet8", num_classes=10).eval()
-    load_weights(student, tmp_path / "run" / "student.safetensors")
+    metadata = load_weights(student, tmp_path / "run" / "student.safetensors").metadata
     store = Store.open(built_store)
     identity = store.manifest.identity
+    assert TrainedOn.read(metadata, tmp_path) == TrainedOn.of(
+        "resnet8",
+        dataset=identity.dataset.name,
+        dataset_digest=identity.dataset.digest,
+        classes=identity.dataset.classes,
+        rendering=identity.teacher_rendering,
+    )
     images = torch.from_numpy(store.read("test/images")).permute(0, 3, 1, 2).float() / 255
     mean, std = (
         torch.tensor(values).view(3, 1, 1)

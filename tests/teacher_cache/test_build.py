@@ -220,8 +220,9 @@ def test_a_dry_run_after_a_crash_counts_what_was_lost(tmp_path, weights):
     [
         ({"normalisation": '{"mean": [0, 0, 0], "std": [0, 0, 0]}'}, "which cannot be"),
         ({"normalisation": '{"mean": [0, 0], "std": [1, 1]}'}, "which cannot be"),
-        ({"normalisation": "{bad"}, "is not JSON|no JSON"),
-        ({"classes": "7"}, "whose classes are not those of digits"),
+        ({"normalisation": "{bad"}, "normalisation .*which cannot be"),
+        ({"classes": "7"}, "classes '7', which cannot be"),
+        ({"classes": '["a", "b"]'}, r"whose classes are not those of digits \(2 there, 10 here\)"),
     ],
 )
 def test_odd_notes_in_a_teachers_file_are_refused_before_any_call(tmp_path, forwards, metadata, message):
