@@ -119,13 +119,14 @@ def rebuild(student: str, state: Mapping[str, Tensor], image_size: int = 32) -> 
         body = create_model(student, num_classes=len(weight), image_size=image_size)
         return ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
 
-    if not weight.numel():
-        raise CheckpointMismatch(f"the weights have a last layer of shape {tuple(weight.shape)}, which none has")
     try:
-        # First without memory, where the network can be made so: shapes may say any number of channels.
+        # First without memory: shapes without a single value in them may say any number of classes.
         if canonical_name(student) in NETWORKS:
             with torch.device("meta"):
                 made().load_state_dict(dict(state), assign=True)
+        elif not weight.numel():
+            # Networks of other libraries are made to be looked through, and take memory.
+            raise RuntimeError(f"its last layer is {tuple(weight.shape)}")
         # Every initial value is overwritten, so none may cost the caller random numbers.
         with torch.random.fork_rng(devices=[]):
             network = made()

@@ -207,7 +207,9 @@ def test_a_store_put_back_from_a_backup_gives_up_what_is_nowhere_where_the_user_
     assert "left: the answers of 1 calls are not in" in first.stdout
     assert "give them up with --only-copy" in first.stdout
     second = run_command(*common, "--only-copy")
-    assert (second.returncode, "run the build again" in second.stdout) == (0, True), second.stdout
+    assert (second.returncode, "call the teacher again on what was given up" in second.stdout) == (0, True), (
+        second.stdout
+    )
     build_store(store, weights, ledger=url, **_SETTINGS)
     assert problems(store, url) == []
 

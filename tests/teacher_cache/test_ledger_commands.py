@@ -258,7 +258,8 @@ def exported(path: Path, kind: str) -> list[dict]:
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_an_export_is_what_the_list_says(shared, tmp_path, kind):
     out = tmp_path / f"calls.{kind}"
-    result = run("export", "--ledger", shared, "--teacher", "wrn_40_2", "--format", kind, "--out", out)
+    raw = ["--raw"] if kind == "csv" else []
+    result = run("export", "--ledger", shared, "--teacher", "wrn_40_2", "--format", kind, *raw, "--out", out)
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     expected = read("list", "--ledger", shared, "--teacher", "wrn_40_2")
     assert expected[0]["location"] == LOCATION

@@ -152,7 +152,7 @@ def test_what_is_not_the_same_ledger_is_refused(store, tmp_path, place, moved):
     before = Manifest.load(store)
     for url, says in (
         (tmp_path / "new.sqlite", "is another ledger: it begins with entry"),
-        (tmp_path / "nothing.sqlite", "give --ledger .*, or its new place"),
+        (tmp_path / "nothing.sqlite", ", or its new place, or another --store"),
     ):
         refused = run_command("ckd-cache", "ledger", "move", "--store", store, "--ledger", url)
         assert (refused.returncode, says in refused.stderr, len(refused.stderr.splitlines())) == (2, True, 1)
