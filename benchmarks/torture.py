@@ -26,7 +26,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,8 +39,8 @@ import sqlalchemy as sa
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from benchmarks.counted_teacher import count_forwards, forwards
 from benchmarks.stand_ins.full_disk import MOMENTS, full_from, small_disk
 from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from models import create_model, save_weights
@@ -51,7 +51,6 @@ from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import Prepared, prepare_build
-from teacher_cache.teachers import Answers, ZooTeacher
 
 N_STEPS = (64, 128)
 LEASE_SECONDS = 1.0
@@ -83,12 +82,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where one case happens: plans for each step, and the ledger's URL, None for the store's own."""
+    """Where one case happens: plans for each step, the ledger's URL, None for the store's own, and forwards so far."""
 
     folder: Path
     plans: tuple[Prepared, ...]
     ledger: str | None
-    count: Path
+    before: int
 
     @property
     def store(self) -> Path:
@@ -113,7 +112,7 @@ def main(kills: int, rounds: int, fills: int, seed: int, databases: str) -> None
     with tempfile.TemporaryDirectory() as name, servers(databases) as new_database:
         folder = Path(name)
         save_weights(create_model("resnet8", num_classes=10, seed=0), folder / "teacher.safetensors", {})
-        count_alone()
+        count_forwards()
         for database, array_format in cases:
             reference, seconds = build_reference(folder, array_format)
             wanted, alone, together = -(-kills // len(cases)), Tally(), Tally()
@@ -150,9 +149,6 @@ def servers(databases: str) -> Iterator[Callable[[str], str | None]]:
 def make_arena(folder: Path, array_format: str, ledger: str | None, place: Path | None = None) -> Arena:
     store = (folder if place is None else place) / "store"
     shutil.rmtree(store, ignore_errors=True)
-    count = folder / "forwards"
-    count.write_text("")
-    os.environ["TORTURE_FORWARDS"] = str(count)
     base = BuildConfig(
         teacher="resnet8",
         n=N_STEPS[0],
@@ -166,20 +162,7 @@ def make_arena(folder: Path, array_format: str, ledger: str | None, place: Path 
         device="cpu",
         lease_seconds=LEASE_SECONDS,
     )
-    return Arena(folder, tuple(prepare_build(replace(base, n=n)) for n in N_STEPS), ledger, count)
-
-
-def count_alone() -> None:
-    """Count each forward before it happens, and pass each image through the teacher alone."""
-    call = ZooTeacher.call
-
-    def counted(self: ZooTeacher, views: Tensor, outputs: Sequence[str]) -> Answers:
-        with open(os.environ["TORTURE_FORWARDS"], "ab", buffering=0) as file:
-            file.write(b"%d\n" % len(views))
-        said = [call(self, view[None], outputs) for view in views]
-        return {name: torch.cat([one[name] for one in said]) for name in outputs}
-
-    ZooTeacher.call = counted  # type: ignore[method-assign]
+    return Arena(folder, tuple(prepare_build(replace(base, n=n)) for n in N_STEPS), ledger, forwards())
 
 
 def build_reference(folder: Path, array_format: str) -> tuple[dict[str, np.ndarray], float]:
@@ -293,7 +276,7 @@ def finish(prepared: Prepared) -> None:
 
 def examine(arena: Arena, tally: Tally, reference: dict[str, np.ndarray]) -> None:
     """Compare what is left with the count of forwards, with the ledger, and with a store that never crashed."""
-    forwards = sum(int(line) for line in arena.count.read_text().split())
+    made = forwards() - arena.before
     with closing(arena.opened_ledger()) as ledger:
         summary = ledger.summary()
         tally.problems += len(store_problems(Store.open(arena.store), ledger)) + (summary.reserved > 0)
@@ -306,11 +289,11 @@ def examine(arena: Arena, tally: Tally, reference: dict[str, np.ndarray]) -> Non
                     sa.select(entries.c.payload).where(entries.c.kind == "commit")
                 ).scalars()
             ]
-    tally.forwards += forwards
+    tally.forwards += made
     tally.spent += summary.spent
     tally.lost += summary.lost
     tally.repeated += len(inputs) - N_STEPS[-1]
-    tally.uncounted += max(0, forwards - summary.spent)
+    tally.uncounted += max(0, made - summary.spent)
     # What a later process commits was not timed by it.
     tally.adopted += sum(
         last - first + 1 for entry in settled if not entry["seconds"] for first, last in entry["calls"]
