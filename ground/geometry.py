@@ -96,3 +96,10 @@ class Rendering:
     def size(self) -> int:
         """Height and width of the network's input."""
         return self.geometry.crop_size if self.input_size is None else self.input_size
+
+    def __str__(self) -> str:
+        geometry, normalisation = self.geometry, self.normalisation
+        padded = f", padded by {geometry.padding}" if geometry.padding else ""
+        resized = "" if self.size == geometry.crop_size else f", resized to {self.size} ({self.interpolation})"
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (normalisation.mean, normalisation.std))
+        return f"views of {geometry.crop_size} of {geometry.image_size} pixels{padded}{resized}; mean {mean}, std {std}"

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ground.errors import InvalidInput, UnknownName
+from ground.geometry import INTERPOLATIONS, Normalisation
 from models.module_network import ModuleNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How a network of another library is shown an image: resized, its centre cropped, normalised.
+
+    Args:
+        resize_size: the image's shorter side, in pixels.
+        input_size: side of the central square.
+        interpolation: of the resizing.
+    """
+
+    resize_size: int
+    input_size: int
+    interpolation: str
+    normalisation: Normalisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +37,13 @@ class Origin:
     Args:
         names: of all its classifiers.
         make: (name, classes, side of the input in pixels) -> an untrained one.
+        preprocessing: name -> how its published weights are shown images.
         extra: what installs the library, where this package does not.
     """
 
     names: Callable[[], Sequence[str]]
     make: Callable[[str, int, int], nn.Module]
+    preprocessing: Callable[[str], Preprocessing]
     extra: str | None = None
 
 
@@ -37,6 +57,30 @@ def open_origin(name: str, num_classes: int, image_size: int) -> ModuleNetwork:
         UnknownName: the library has no such network.
         InvalidInput: the library is not installed, or the network does not take images of this size.
     """
+    library, own = _find(name)
+    try:
+        return ModuleNetwork(library.make(own, num_classes, image_size), image_size)
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from error
+
+
+def preprocessing_of(name: str) -> Preprocessing | None:
+    """How a network's library shows it images; None for the zoo, which is shown them as its data set says.
+
+    Raises:
+        UnknownName, InvalidInput: as `open_origin`.
+    """
+    if ":" not in name:
+        return None
+    library, own = _find(name)
+    found = library.preprocessing(own)
+    # Of a few networks that were published with another filter; one of those that are offered comes next to it.
+    known = found.interpolation if found.interpolation in INTERPOLATIONS else "bicubic"
+    return replace(found, interpolation=known)
+
+
+def _find(name: str) -> tuple[Origin, str]:
+    """The library of ORIGIN:NAME, which has such a network, and its name there."""
     origin, _, own = name.partition(":")
     library = LIBRARIES[origin]
     try:
@@ -47,10 +91,7 @@ def open_origin(name: str, num_classes: int, image_size: int) -> ModuleNetwork:
         ) from error
     if own not in names:
         raise UnknownName(f"network of {origin}", own, names)
-    try:
-        return ModuleNetwork(library.make(own, num_classes, image_size), image_size)
-    except InvalidInput as error:
-        raise InvalidInput(f"{name}: {error}") from error
+    return library, own
 
 
 def _torchvision_names() -> Sequence[str]:
@@ -67,6 +108,18 @@ def _make_torchvision(name: str, num_classes: int, image_size: int) -> nn.Module
     quiet: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     module: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **quiet)
     return module
+
+
+def _torchvision_preprocessing(name: str) -> Preprocessing:
+    from torchvision import models
+
+    shown = next(iter(models.get_model_weights(name))).transforms()
+    return Preprocessing(
+        resize_size=shown.resize_size[0],
+        input_size=shown.crop_size[0],
+        interpolation=shown.interpolation.value,
+        normalisation=Normalisation(mean=tuple(shown.mean), std=tuple(shown.std)),
+    )
 
 
 def _timm_names() -> Sequence[str]:
@@ -86,7 +139,22 @@ def _make_timm(name: str, num_classes: int, image_size: int) -> nn.Module:
     return module
 
 
+def _timm_preprocessing(name: str) -> Preprocessing:
+    import timm
+    from timm.data.config import resolve_data_config
+
+    config = timm.get_pretrained_cfg(name)
+    shown = resolve_data_config(pretrained_cfg=config.to_dict() if config is not None else {})
+    size = shown["input_size"][-1]
+    return Preprocessing(
+        resize_size=math.floor(size / shown["crop_pct"]),
+        input_size=size,
+        interpolation=shown["interpolation"],
+        normalisation=Normalisation(mean=tuple(shown["mean"]), std=tuple(shown["std"])),
+    )
+
+
 LIBRARIES: Mapping[str, Origin] = {
-    "timm": Origin(_timm_names, _make_timm, "timm"),
-    "torchvision": Origin(_torchvision_names, _make_torchvision),
+    "timm": Origin(_timm_names, _make_timm, _timm_preprocessing, "timm"),
+    "torchvision": Origin(_torchvision_names, _make_torchvision, _torchvision_preprocessing),
 }

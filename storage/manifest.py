@@ -52,7 +52,10 @@ _MAX_SIZE = 1 << 14
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
 _Rows = Annotated[int, Meta(ge=0, le=1 << 24, description=f"a number of rows up to {1 << 24}")]
-_Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-")]
+_Name = Annotated[
+    str,
+    Meta(pattern=r"\A([a-z]{1,64}:)?[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-"),
+]
 _Arrays = Annotated[str, Meta(pattern=rf"\A{ARRAYS_NAME}\Z", description="the name of arrays beside the manifest")]
 _Seed = Annotated[int, Meta(ge=0, le=1 << 40, description=f"a seed from 0 to {1 << 40}")]
 _Views = Annotated[int, Meta(ge=1, le=MAX_VIEWS, description=f"a number of views from 1 to {MAX_VIEWS}")]
@@ -63,7 +66,9 @@ class TeacherIdentity:
     """Which teacher.
 
     Args:
-        fingerprint: covers architecture, all weights and buffers, and normalisation.
+        fingerprint: covers architecture, all weights and buffers, and how it is shown a view.
+        input_size: of its input, to which views are resized; None where it takes them as they are.
+        interpolation: of that.
         layers: every layer it can give, in order, whether it is kept or not.
     """
 
@@ -73,6 +78,8 @@ class TeacherIdentity:
     normalisation: Normalisation
     precision: Line
     layers: tuple[str, ...]
+    input_size: int | None = None
+    interpolation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +115,11 @@ class Identity:
     @property
     def teacher_rendering(self) -> Rendering:
         """How the teacher was shown the images."""
-        return Rendering(geometry=self.geometry, normalisation=self.teacher.normalisation)
+        teacher = self.teacher
+        own = {} if teacher.interpolation is None else {"interpolation": teacher.interpolation}
+        return Rendering(
+            geometry=self.geometry, normalisation=teacher.normalisation, input_size=teacher.input_size, **own
+        )
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -206,6 +217,10 @@ class Manifest:
             del document["sources"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
+        teacher = document["identity"]["teacher"]
+        for name in ("input_size", "interpolation"):
+            if teacher[name] is None:
+                del teacher[name]
         return document
 
     @classmethod
@@ -236,8 +251,16 @@ class Manifest:
                 document = brought_forward(document, version, FORMAT_VERSION)
             if "older" in document:
                 raise Malformed("it has a key older, which is not for a document to say")
-            # Manifests from before they were noted lack these two.
-            document = {"ledger_genesis": None, "sources": {}, **document, "older": None}
+            # Manifests from before they were noted, or of teachers that have none, lack these.
+            identity = document["identity"]
+            teacher = {"input_size": None, "interpolation": None, **identity["teacher"]}
+            document = {
+                "ledger_genesis": None,
+                "sources": {},
+                **document,
+                "identity": {**identity, "teacher": teacher},
+                "older": None,
+            }
             manifest = replace(typed(document, cls, exact=True), older=older)
             _check_content(manifest)
         # The last three: what steps from older formats make of a document that no release wrote.
@@ -335,6 +358,8 @@ def _check_identity(identity: Identity) -> None:
     teacher, dataset, geometry = identity.teacher, identity.dataset, identity.geometry
     sizes = (geometry.image_size, geometry.crop_size, geometry.padding)
     _require(max(sizes) <= _MAX_SIZE, "geometry", geometry)
+    _require((teacher.input_size is None) == (teacher.interpolation is None), "interpolation", teacher.interpolation)
+    _ = identity.teacher_rendering  # which refuses what no network has
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
     for output in identity.outputs:
         _check_spec(output, output.name == LOGITS or is_layer_name(output.name))

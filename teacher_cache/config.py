@@ -51,6 +51,7 @@ class BuildConfig(CallConfig):
         weights: of the teacher; None looks where `train-teacher` puts them.
         features: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
+        input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
     """
 
     teacher: str
@@ -58,6 +59,7 @@ class BuildConfig(CallConfig):
     dataset: str = "cifar100"
     data_root: Path | None = None
     image_size: int | None = None
+    input_size: int | None = None
     download: bool = False
     weights: Path | None = None
     array_format: str = "zarr"
@@ -116,6 +118,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "view_policy": identity.view_policy,
         "seed": identity.seed,
         "precision": identity.teacher.precision,
+        "input_size": identity.teacher.input_size,
     }
     if kept:
         settings["feature_dtype"] = kept[0].dtype

@@ -12,12 +12,15 @@ import numpy as np
 
 from ground.documents import is_line
 from ground.errors import InvalidInput
+from ground.geometry import ViewGeometry
 from models import canonical_name
 from models.compute import Compute
+from models.origins import Preprocessing, preprocessing_of
 from storage.manifest import DatasetIdentity, Identity, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.datasets.registry import is_folder
 from teacher_cache.outputs import choose_outputs, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
@@ -56,7 +59,7 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
     compute, dataset = _open_names(config, dataset)
     sample = draw_sample(len(dataset.train), config.n, config.seed)
     if teacher is None:
-        teacher = open_teacher(config.teacher, config.weights, dataset, compute)
+        teacher = open_teacher(config.teacher, config.weights, dataset, compute, config.input_size)
     return _prepare(config, dataset, teacher, sample)
 
 
@@ -82,7 +85,7 @@ def prepare_test_build(
         )
     if teacher is None:
         # Its weights are looked for by the name of the whole data set.
-        teacher = open_teacher(config.teacher, config.weights, dataset, compute)
+        teacher = open_teacher(config.teacher, config.weights, dataset, compute, config.input_size)
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
@@ -92,10 +95,24 @@ def prepare_test_build(
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
     compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
     if dataset is None:
-        dataset = open_dataset(
+        dataset = _open_dataset(config, preprocessing_of(canonical_name(config.teacher)))
+    return compute, dataset
+
+
+def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDataset:
+    """The images; those of a folder as the teacher's library prepares them, where it says how.
+
+    Then a plain view is what published preprocessing crops: 224 pixels from the centre of 256, say, or the same share
+    of the size that is asked for.
+    """
+    if own is None or not is_folder(config.dataset):
+        return open_dataset(
             config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
         )
-    return compute, dataset
+    size = own.resize_size if config.image_size is None else config.image_size
+    crop = round(size * own.input_size / own.resize_size)
+    dataset = open_dataset(config.dataset, image_size=size, interpolation=own.interpolation)
+    return replace(dataset, geometry=ViewGeometry(image_size=size, crop_size=crop, padding=0))
 
 
 def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:

@@ -25,7 +25,7 @@ from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.seeding import generator_for
 from ground.terminal import graceful_stop
 from ground.views import apply_views, draw_views, evaluation_batches
-from models import Network, canonical_name, create_model, save_weights
+from models import Network, canonical_name, create_model, model_names, save_weights
 from models.compute import Compute
 from models.evaluation import accuracy
 from models.trained_on import TrainedOn
@@ -59,6 +59,11 @@ class TrainingConfig:
             raise InvalidInput(
                 f"epochs ({self.epochs}) and learning rate ({self.lr}) must be positive, the batch size "
                 f"({self.batch_size}) at least 2"
+            )
+        if canonical_name(self.teacher) not in model_names():
+            raise InvalidInput(
+                f"only the zoo's networks are trained here, and {self.teacher} is none; train it with its own library, "
+                "and give its --weights to ckd-cache build"
             )
 
     def lr_at(self, epoch: int) -> float:

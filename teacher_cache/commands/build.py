@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from ground.errors import InvalidInput
+from ground.geometry import MAX_INPUT_SIZE
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from models import canonical_name
@@ -32,7 +33,7 @@ from teacher_cache.prepare import Prepared, prepare_build
 
 
 @click.command()
-@click.option("--teacher", help="Network, for instance wrn40_2; needed for a new store.")
+@click.option("--teacher", help="Network, as wrn40_2 or timm:NAME; needed for a new store.")
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @click.option(
     "--store",
@@ -41,6 +42,11 @@ from teacher_cache.prepare import Prepared, prepare_build
 )
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
+@click.option(
+    "--input-size",
+    type=click.IntRange(1, MAX_INPUT_SIZE),
+    help="Pixels of the teacher's input.  [default: its library's, or those of the views]",
+)
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
@@ -117,7 +123,7 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default_store(teacher: str, dataset: str) -> Path:
     data = Path(dataset.partition(":")[2] or dataset).absolute().name
-    return Path("stores") / f"{canonical_name(teacher)}-{data}"
+    return Path("stores") / f"{canonical_name(teacher).replace(':', '-')}-{data}"
 
 
 def _estimate(prepared: Prepared) -> dict[str, Any]:

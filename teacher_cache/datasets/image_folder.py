@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,13 @@ DEFAULT_IMAGE_SIZE = 32
 log = logging.getLogger(__name__)
 
 
-def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
+def open_image_folder(path: str, image_size: int | None = None, interpolation: str = "bilinear") -> ImageDataset:
     """Open the images below `path`, and say in the log what was listed.
 
     Args:
         path: the folder; `~` stands for the user's home.
         image_size: side of the base images in pixels, by default 32.
+        interpolation: of the resizing to that side; of `ground.geometry.INTERPOLATIONS`.
 
     Raises:
         DatasetMissing: no splits are there.
@@ -52,8 +54,9 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
     empty = [f"{layout.train}/{name}" for label, name in enumerate(classes) if label not in filled]
     if empty:
         raise InvalidInput(f"no images in {_listed(empty)} of {root}; add some or remove it{_because(left_out)}")
-    train = _split(root, samples, size)
-    test = _split(root, _test_samples(layout, classes, left_out), size)
+    fit = partial(fit_to_square, interpolation=interpolation)
+    train = _split(root, samples, size, fit)
+    test = _split(root, _test_samples(layout, classes, left_out), size, fit)
     if not len(test):
         raise InvalidInput(f"no images in {root / layout.test}; {LAYOUT}{_because(left_out)}")
     dataset = ImageDataset(
@@ -71,7 +74,7 @@ def open_image_folder(path: str, image_size: int | None = None) -> ImageDataset:
     return dataset
 
 
-def fit_to_square(image: Image.Image, size: int) -> Image.Image:
+def fit_to_square(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:
     """Shorter side to `size`, then the central square; an image of that size already keeps its pixels.
 
     Rounding follows torchvision's `Resize(size)` and `CenterCrop(size)`.
@@ -82,8 +85,8 @@ def fit_to_square(image: Image.Image, size: int) -> Image.Image:
         # A strip of one pixel grows by `size` both ways.
         require_pixels(size, longer)
         new_size = (size, longer) if width <= height else (longer, size)
-        # Pillow's bilinear filter widens when it shrinks an image, which is what "antialias" means.
-        image = image.resize(new_size, Image.Resampling.BILINEAR)
+        # Pillow's filters widen when they shrink an image, which is what "antialias" means.
+        image = image.resize(new_size, Image.Resampling[interpolation.upper()])
         width, height = new_size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
@@ -147,13 +150,15 @@ def _require_known(layout: Layout, present: Iterable[str], classes: tuple[str, .
         )
 
 
-def _split(root: Path, samples: list[tuple[str, int]], image_size: int) -> FileSplit:
+def _split(
+    root: Path, samples: list[tuple[str, int]], image_size: int, fit: Callable[[Image.Image, int], Image.Image]
+) -> FileSplit:
     return FileSplit(
         root=root,
         files=[file for file, _ in samples],
         labels=np.array([label for _, label in samples], dtype=np.int64),
         image_size=image_size,
-        fit=fit_to_square,
+        fit=fit,
         remedy="replace or delete",
     )
 

@@ -23,12 +23,14 @@ class Request:
         data_root: where named data sets lie.
         image_size: side of the base images, where the user may choose it.
         download: fetch the data set if it is absent and can be fetched.
+        interpolation: of `ground.geometry.INTERPOLATIONS`, where images are resized to that side.
     """
 
     path: str
     data_root: Path
     image_size: int | None
     download: bool
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,16 @@ def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
     return Opener(opened)
 
 
+def _open_folder(request: Request) -> ImageDataset:
+    return open_image_folder(request.path, request.image_size, request.interpolation)
+
+
 DATASETS: dict[str, Opener] = {
     "cifar10": _in_root("cifar10", lambda request: open_cifar10(request.data_root, download=request.download)),
     "cifar100": _in_root("cifar100", lambda request: open_cifar100(request.data_root, download=request.download)),
     "stanford_cars": _in_root("stanford_cars", lambda request: open_stanford_cars(request.data_root)),
     "digits": Opener(lambda request: open_digits()),
-    "imagefolder": Opener(lambda request: open_image_folder(request.path, request.image_size), is_folder=True),
+    "imagefolder": Opener(_open_folder, is_folder=True),
 }
 
 
@@ -64,7 +70,12 @@ def is_folder(spec: str) -> bool:
 
 
 def open_dataset(
-    spec: str, *, data_root: Path | None = None, image_size: int | None = None, download: bool = False
+    spec: str,
+    *,
+    data_root: Path | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+    interpolation: str = "bilinear",
 ) -> ImageDataset:
     """Open a data set by name; no image is decoded yet.
 
@@ -74,6 +85,7 @@ def open_dataset(
             digits do not depend on it.
         image_size: side of the base images in pixels; only an image folder takes it.
         download: fetch CIFAR if it is absent; the other sets cannot be fetched.
+        interpolation: of the images of a folder to that side.
 
     Raises:
         UnknownName: no data set is called that.
@@ -94,4 +106,6 @@ def open_dataset(
     root = Path(os.environ.get("CKD_DATA") or "data") if data_root is None else data_root
     # Unlike `Path.expanduser` this leaves a home that is not known as it is written.
     root = Path(os.path.expanduser(root))
-    return opener.open(Request(path=path, data_root=root, image_size=image_size, download=download))
+    return opener.open(
+        Request(path=path, data_root=root, image_size=image_size, download=download, interpolation=interpolation)
+    )

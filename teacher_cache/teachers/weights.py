@@ -77,7 +77,7 @@ def _teachers() -> Path:
 
 
 def _file_name(network: str) -> str:
-    return f"{canonical_name(network)}.safetensors"
+    return f"{canonical_name(network).replace(':', '-')}.safetensors"
 
 
 def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, weights: Path) -> None:
@@ -111,12 +111,18 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, weigh
             )
 
 
-def remarks(said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, weights: Path) -> Iterator[str]:
-    """What the user has to know of weights that can be used, a line each: what is taken at their word above all."""
-    geometry, normalisation = dataset.rendering.geometry, dataset.rendering.normalisation
+def remarks(
+    said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, rendering: Rendering, weights: Path
+) -> Iterator[str]:
+    """What the user has to know of weights that can be used, a line each: what is taken at their word above all.
+
+    Args:
+        rendering: how the teacher is shown images where its file does not say.
+    """
+    normalisation = rendering.normalisation
     taken = {
         "classes": f"{len(dataset.classes)} classes in the order of {dataset.name}",
-        "pixel size": f"views of {geometry.crop_size} pixels",
+        "pixel size": f"views of {rendering.size} pixels",
         "normalisation": f"mean {_numbers(normalisation.mean)} and std {_numbers(normalisation.std)}",
     }
     known = dict(zip(taken, (said.classes, said.geometry, said.normalisation), strict=True))

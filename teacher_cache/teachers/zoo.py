@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.geometry import Normalisation, Rendering
+from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
+from ground.views import resize
 from models import (
     Network,
     canonical_name,
@@ -27,6 +28,7 @@ from models import (
     weights_digest,
 )
 from models.compute import Compute
+from models.origins import preprocessing_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
@@ -61,8 +63,9 @@ class ZooTeacher:
 
     def seconds_per_call(self, outputs: Sequence[str], batch_size: int) -> float:
         """Of an untrained copy, on black images."""
-        identity, size = self._card.identity, self._card.rendering.geometry.crop_size
-        copy = create_model(identity.name, num_classes=identity.num_classes, seed=0).eval()
+        identity, rendering = self._card.identity, self._card.rendering
+        size = rendering.geometry.crop_size
+        copy = create_model(identity.name, identity.num_classes, seed=0, image_size=rendering.size).eval()
         self._compute.place(copy)
         batch = torch.zeros(min(batch_size, _PROBE_SIZE), 3, size, size, dtype=torch.uint8)
         seconds = []
@@ -77,13 +80,16 @@ class ZooTeacher:
         """Nothing is held that others wait for."""
 
 
-def open_teacher(name: str, weights: Path | None, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+def open_teacher(
+    name: str, weights: Path | None, dataset: DatasetFacts, compute: Compute, input_size: int | None = None
+) -> ZooTeacher:
     """A teacher from its weights; what is known of its training comes from the file.
 
     Args:
         name: in any spelling.
         weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them.
         dataset: whose images it is shown.
+        input_size: of its input, in pixels; None is its library's, or that of the views.
 
     Raises:
         UnknownName: there is no such network.
@@ -94,37 +100,60 @@ def open_teacher(name: str, weights: Path | None, dataset: DatasetFacts, compute
     path = find_weights(name, dataset, weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, name, dataset, path)
-    network = create_model(name, num_classes=len(dataset.classes))
+    rendering = _rendering(name, dataset, input_size)
+    network = create_model(name, num_classes=len(dataset.classes), image_size=rendering.size)
     loaded = load_weights(network, path)
-    for remark in remarks(said, loaded, dataset, path):
+    for remark in remarks(said, loaded, dataset, rendering, path):
         log.info("%s", plain(remark))
-    rendering = replace(dataset.rendering, normalisation=said.normalisation or dataset.rendering.normalisation)
+    rendering = replace(rendering, normalisation=said.normalisation or rendering.normalisation)
     return _teacher(name, network, rendering, compute)
 
 
 def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
     """A stand-in for one that is yet to be trained: it costs what that one will cost."""
-    network = create_model(name, num_classes=len(dataset.classes), seed=0)
-    return _teacher(name, network, dataset.rendering, compute)
+    rendering = _rendering(name, dataset, None)
+    network = create_model(name, num_classes=len(dataset.classes), seed=0, image_size=rendering.size)
+    return _teacher(name, network, rendering, compute)
 
 
-def fingerprint(name: str, digest: str, normalisation: Normalisation) -> str:
-    """SHA-256 over architecture, digest of weights and buffers, and normalisation: 64 hex digits."""
-    parts = [name, digest, list(normalisation.mean), list(normalisation.std)]
+def _rendering(name: str, dataset: DatasetFacts, input_size: int | None) -> Rendering:
+    """How a network is shown views: as its library shows it images, unless a size is given or known of it already."""
+    rendering, own = dataset.rendering, preprocessing_of(canonical_name(name))
+    if own is not None and rendering.input_size is None:
+        rendering = replace(
+            rendering,
+            normalisation=own.normalisation,
+            input_size=own.input_size,
+            interpolation=own.interpolation,
+        )
+    return rendering if input_size is None else replace(rendering, input_size=input_size)
+
+
+def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
+    """SHA-256 over architecture, digest of weights and buffers, and how it is shown a view: 64 hex digits.
+
+    The size of the views is not part of it: they are what the ledger's input digests are of.
+    """
+    normalisation = rendering.normalisation
+    parts: list[object] = [name, digest, list(normalisation.mean), list(normalisation.std)]
+    if rendering.input_size is not None:
+        parts += [rendering.input_size, rendering.interpolation]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
     name = canonical_name(name)
-    shape = network_shape(name, network.num_classes, rendering.geometry.crop_size)
+    shape = network_shape(name, network.num_classes, rendering.size)
     card = Card(
         identity=TeacherIdentity(
             name=name,
-            fingerprint=fingerprint(name, weights_digest(network), rendering.normalisation),
+            fingerprint=fingerprint(name, weights_digest(network), rendering),
             num_classes=network.num_classes,
             normalisation=rendering.normalisation,
             precision=compute.precision,
             layers=network.layers,
+            input_size=rendering.input_size,
+            interpolation=None if rendering.input_size is None else rendering.interpolation,
         ),
         rendering=rendering,
         outputs=shape.outputs,
@@ -148,7 +177,10 @@ def _parameters(network: Network) -> dict[str, np.ndarray]:
 def _say(network: Network, card: Card, compute: Compute, views: Tensor, outputs: Sequence[str]) -> Answers:
     extras = [name for name in outputs if name in network.extra_names]
     with torch.inference_mode(), compute.exact(), compute.autocast():
-        pixels = card.rendering.normalisation.apply(compute.to_device(views))
+        rendering = card.rendering
+        # Resized before they are sent: bytes, and on the CPU the same ones everywhere.
+        resized = resize(views, rendering.size, rendering.interpolation)
+        pixels = rendering.normalisation.apply(compute.to_device(resized))
         said = network.represent(pixels, extras)
     known = {LOGITS: said.logits, **said.features}
     return {name: known[name] for name in outputs}

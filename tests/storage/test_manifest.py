@@ -39,7 +39,11 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     """What is written of a manifest, without its digest."""
     left_out = {"older"} if manifest.ledger_genesis else {"older", "ledger_genesis"}
     fields = {name: value for name, value in asdict(manifest).items() if name not in left_out}
-    return json.loads(json.dumps({"format_version": 3, **fields}))
+    content = json.loads(json.dumps({"format_version": 3, **fields}))
+    for name in ("input_size", "interpolation"):
+        if content["identity"]["teacher"][name] is None:
+            del content["identity"]["teacher"][name]
+    return content
 
 
 CONTENT = content_of(MANIFEST)
@@ -88,6 +92,23 @@ def test_a_manifest_survives_a_round_trip(tmp_path_factory, n, seed, views, clas
     found = Manifest.load(folder)
     assert found == manifest
     assert found.digest == manifest.digest
+
+
+def test_a_teachers_own_input_size_is_written_and_read_back(tmp_path):
+    teacher = replace(MANIFEST.identity.teacher, name="timm:resnet18", input_size=64, interpolation="bicubic")
+    manifest = replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher))
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    rendering = manifest.identity.teacher_rendering
+    assert (rendering.size, rendering.interpolation) == (64, "bicubic")
+
+
+@pytest.mark.parametrize(("size", "interpolation"), [(0, "bicubic"), (64, None), (None, "bicubic"), (64, "nearest")])
+def test_an_input_size_that_no_teacher_has_is_refused(tmp_path, size, interpolation):
+    teacher = replace(MANIFEST.identity.teacher, input_size=size, interpolation=interpolation)
+    replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher)).save(tmp_path)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)
 
 
 def test_what_a_ledger_records_of_a_store_does_not_depend_on_whether_its_genesis_is_noted(tmp_path):

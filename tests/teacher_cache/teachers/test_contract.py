@@ -16,8 +16,8 @@ from teacher_cache.teachers import untrained_teacher
 
 CPU = Compute.choose("cpu", "fp32")
 TEACHERS = {
-    f"zoo {name}": lambda name=name: untrained_teacher(name, open_dataset("digits"), CPU)
-    for name in ("resnet8", "ShuffleV1")
+    name: lambda name=name: untrained_teacher(name, open_dataset("digits"), CPU)
+    for name in ("resnet8", "ShuffleV1", "torchvision:mobilenet_v3_small", "timm:resnet18")
 }
 
 
