@@ -57,7 +57,7 @@ class PlannedRun:
 
     def describe(self) -> dict[str, Any]:
         """What grid.json says of it."""
-        config = asdict(self.config)
+        config = _as_given(self.config)
         settings = {"method": self.text, **config, **config.pop("protocol")}
         for name in ("student", "seed", "protocol"):
             settings.pop(name, None)
@@ -180,7 +180,7 @@ def _run(
         "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
         "recipe": method.described,
         # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
-        "training": {**asdict(config), "method": ""},
+        "training": {**_as_given(config), "method": ""},
         "n": n,
         "precision": precision,
     }
@@ -201,6 +201,16 @@ def _run(
         precision=precision,
         recipe=method.described,
     )
+
+
+def _as_given(config: TrainConfig) -> dict[str, Any]:
+    """A training's settings. A size of its own came later, and is left out where it is not given: plans, results and
+    digests of earlier releases lack it.
+    """
+    settings = asdict(config)
+    if config.student_size is None:
+        del settings["student_size"]
+    return settings
 
 
 # What a store is told that students do not see.
