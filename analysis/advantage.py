@@ -12,7 +12,13 @@ from analysis.curves import PAIR
 from analysis.results import chosen
 from ground.errors import UnknownName
 
-RESAMPLES = ("pairs", "seeds")
+# What is drawn -> what single pairs that go together have in common.
+_TOGETHER: dict[str, list[str]] = {
+    "pairs": [*PAIR, "n", "sample_seed", "seed"],
+    "seeds": [*PAIR, "sample_seed", "seed"],
+    "samples": [*PAIR, "sample_seed"],
+}
+RESAMPLES = tuple(_TOGETHER)
 _BLOCK = 1 << 20
 
 
@@ -46,14 +52,16 @@ def paired_advantage(
 ) -> Advantage:
     """The mean paired difference, with a percentile bootstrap interval.
 
-    Runs are paired by teacher, student, dataset, n and seed. The interval says how far the mean would move had other
-    pairs been drawn from the same grid. It does not cover what all pairs share: the one teacher, the images of the
-    store, the values of n that the grid chose. Runs of one seed start from the same weights at every n, so their
-    differences may resemble each other; an interval over `resample="seeds"` allows for that and is wider, and with
-    the usual three to five seeds it is only a rough one.
+    Runs are paired by teacher, student, dataset, n, sample seed and seed. The interval says how far the mean would move
+    had other pairs been drawn from the same grid. It does not cover what all pairs share: the one teacher, the values
+    of n that the grid chose, and the images of the store where there is one sample. Runs of one seed start from the
+    same weights at every n, so their differences may resemble each other; an interval over `resample="seeds"` allows
+    for that and is wider. Runs of one sample learn from the same images with every seed; an interval over
+    `resample="samples"` allows for that too. With the usual three to five of them it is only a rough one.
 
     Args:
-        resample: "pairs" draws single pairs, "seeds" draws seeds (of a teacher, student and dataset) with all their n.
+        resample: "pairs" draws single pairs, "seeds" draws seeds (of a teacher, student, dataset and sample) with all
+            their n, "samples" draws samples (of a teacher, student and dataset) with all their seeds and n.
         seed: of the bootstrap's draws.
 
     Raises:
@@ -68,11 +76,12 @@ def paired_advantage(
     for label in (method, baseline):
         if label not in labels:
             raise UnknownName("method in these results", label, labels)
-    keys = [*PAIR, "n", "seed"]
+    keys = _TOGETHER["pairs"]
     ours, theirs = (runs.loc[runs["label"] == label, [*keys, "test_accuracy"]] for label in (method, baseline))
     pairs = ours.merge(theirs, on=keys, suffixes=("", "_baseline"))
     differences = (pairs["test_accuracy"] - pairs["test_accuracy_baseline"]).to_numpy(dtype=np.float64)
-    units = pairs.groupby([*PAIR, "seed"], sort=False).ngroup().to_numpy() if resample == "seeds" else None
+    # A sample seed that nobody knows is one like any other.
+    units = pairs.groupby(_TOGETHER[resample], sort=False, dropna=False).ngroup().to_numpy()
     mean = float(differences.mean()) if len(differences) else math.nan
     low, high = _interval(differences, units, confidence, resamples, np.random.default_rng(seed))
     return Advantage(method, baseline, mean, low, high, len(differences))
@@ -89,10 +98,9 @@ def advantages(results: pd.DataFrame, method: str, *, resample: str = "pairs") -
 
 
 def _interval(
-    differences: np.ndarray, units: np.ndarray | None, confidence: float, resamples: int, rng: np.random.Generator
+    differences: np.ndarray, units: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Percentiles of the mean over units drawn with replacement; a unit is a pair, or several that go together."""
-    units = np.arange(len(differences)) if units is None else units
     sums, counts = np.bincount(units, weights=differences), np.bincount(units)
     if len(sums) < 2:
         return math.nan, math.nan

@@ -49,7 +49,7 @@ def calls_for_target(n: Sequence[int], accuracy: Sequence[float], target: float)
 
 
 def calls_table(results: pd.DataFrame, targets: Iterable[float]) -> pd.DataFrame:
-    """For every pair, target and method the calls that its mean accuracy over seeds needs.
+    """For every pair, target and method the calls of one sample that its mean accuracy needs.
 
     Args:
         targets: accuracies in [0, 1].

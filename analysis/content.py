@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.answer import Answer, answer
-from analysis.curves import CURVE, accuracy_by_n
+from analysis.curves import CURVE, accuracy_by_n, averaged_over
 from analysis.figures import Pair, pairs_of
 from analysis.grid_plan import GridPlan
 from analysis.ledgers import StoreLedger, read_ledgers
@@ -86,9 +86,12 @@ class Content:
                 f"{undecided:,} finished runs are left out of every mean: of what is chosen by validation among them, "
                 "not all is finished."
             )
-        fewer = self._points_of_fewer_seeds()
+        fewer = self._points_of_fewer_runs()
         if fewer:
-            sentences.append(f"{fewer:,} mean(s) are over fewer seeds than planned, and so may be off the others.")
+            sentences.append(
+                f"{fewer:,} mean(s) are over fewer {averaged_over(self.curves)} than planned, and so may be off the "
+                "others."
+            )
         sentences += [f"Ledger: {ledger.problem}" for ledger in self.ledgers if ledger.problem]
         for ledger in self.ledgers:
             lost = [head for head, number in ledger.entries.items() if number is None]
@@ -99,15 +102,15 @@ class Content:
                 )
         return sentences
 
-    def _points_of_fewer_seeds(self) -> int:
+    def _points_of_fewer_runs(self) -> int:
         point = [*CURVE, "n"]
-        planned = self.states.groupby(point)["seed"].nunique()
-        found = chosen(self.results).groupby(point)["seed"].nunique()
+        planned = self.states.drop_duplicates(list(CELL)).groupby(point).size()
+        found = chosen(self.results).groupby(point).size()
         return int((found < planned.reindex(found.index)).sum())
 
     def _decided(self) -> pd.DataFrame:
         """Finished runs of which one was chosen, or which are that one."""
-        return self.results[self.results.groupby(list(CELL), sort=False)["chosen"].transform("any")]
+        return self.results[self.results.groupby(list(CELL), sort=False, dropna=False)["chosen"].transform("any")]
 
 
 def _counted(found: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-from analysis.curves import PAIR
+from analysis.curves import PAIR, averaged_over, of_several_samples
 from analysis.logits import TEACHER
 from analysis.palette import GREY, LIGHT, SHAPES, Look
 
@@ -137,7 +137,7 @@ def browser_code() -> str:
 
 
 def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], calls: Mapping[int, int]) -> Figure:
-    """Test accuracy by n of one pair, with the standard deviation over seeds.
+    """Test accuracy by n of one pair, with the standard deviation over samples and seeds.
 
     Args:
         curves: of `analysis.curves.accuracy_by_n`.
@@ -162,6 +162,7 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
                 "accuracy": f"{mean:.2f} %",
                 "deviation": _SINGLE_SEED if math.isnan(point.std) else f"{100 * point.std:.2f} points",
                 "seeds": int(point.seeds),
+                "samples": int(point.samples),
             }
         )
     tooltip = {
@@ -169,9 +170,11 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
         "n": "n",
         "calls": "teacher calls",
         "accuracy": "test accuracy",
-        "deviation": "std over seeds",
+        "deviation": f"std over {averaged_over(curves)}",
         "seeds": "seeds",
     }
+    if of_several_samples(curves):
+        tooltip["samples"] = "samples"
     numbers = [int(n) for n in sorted(ours["n"].unique())]
     x = alt.X(
         "at:Q", title="n, training images of the store", scale=_scale(), axis=alt.Axis(values=numbers, grid=False)
@@ -194,10 +197,11 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
         title="Test accuracy by n",
         description=(
             f"Test accuracy of {pair.text} by n, a line for each of {len(drawn)} methods, with the standard deviation "
-            f"over seeds. The highest is {best['label']} at n = {best['n']:,} with {100 * best['mean']:.1f} %."
+            f"over {averaged_over(curves)}. The highest is {best['label']} at n = {best['n']:,} with "
+            f"{100 * best['mean']:.1f} %."
         ),
         chart=_plain(chart),
-        frame=ours[["label", "n", "mean", "std", "seeds"]],
+        frame=ours[["label", "n", "mean", "std", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,
     )
@@ -333,7 +337,7 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
             f"logarithmic scale: the teacher's, dashed and dark, and those of the students of {len(drawn)} methods."
         ),
         chart=_plain(chart),
-        frame=ours[["label", "n", "rank", "value", "seeds"]],
+        frame=ours[["label", "n", "rank", "value", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,
     )

@@ -51,6 +51,7 @@ class GridRun(Struct, frozen=True, kw_only=True):
 
     Args:
         run, store: folders below the grid's.
+        sample_seed: of the images it learns from; plans of earlier releases do not say.
         settings: of its training, which its `run.json` must agree with.
     """
 
@@ -61,6 +62,7 @@ class GridRun(Struct, frozen=True, kw_only=True):
     store: Line
     label: Line
     n: Positive
+    sample_seed: Count | None = None
     seed: Count
     settings: dict[str, Any]
 
@@ -71,7 +73,7 @@ class GridPlan(Struct, frozen=True, kw_only=True):
     Args:
         targets: accuracies whose price in calls is asked for.
         test_images: that teachers and students are compared on; 0 for none.
-        budget: of each teacher's store; None for no bound.
+        budget: of each store; None for no bound.
         runs: in the order in which they are trained.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from msgspec import Meta, Struct, structs
 
-from analysis.curves import CURVE
+from analysis.curves import CURVE, num_samples
 from analysis.results import chosen
 from ground.documents import Amount, read_record
 from ground.errors import InvalidInput
@@ -108,12 +108,13 @@ def describe_logits(student: np.ndarray, teacher: np.ndarray) -> dict[str, Any]:
 
 
 def described(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
-    """A row a chosen run with a `logits.json`: run, teacher, student, dataset, label, n, seed and what that file holds.
+    """A row a chosen run with a `logits.json`: run, teacher, student, dataset, label, n, sample_seed, seed and what
+    that file holds.
 
     Raises:
         InvalidInput: such a file is damaged.
     """
-    columns = ["run", *CURVE, "n", "seed"]
+    columns = ["run", *CURVE, "n", "sample_seed", "seed"]
     rows = []
     for run in chosen(results)[columns].to_dict("records"):
         if (folder / run["run"] / LOGITS_FILE).exists():
@@ -122,14 +123,15 @@ def described(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def flatness(descriptions: pd.DataFrame) -> pd.DataFrame:
-    """Figure 5: by pair, method and n the singular values as shares of the largest, averaged over seeds.
+    """Figure 5: by pair, method and n the singular values as shares of the largest, averaged over samples
+    and seeds.
 
     Args:
         descriptions: what `described` returns.
 
     Returns:
-        Columns teacher, student, dataset, label, n, rank (from 1), value and seeds; the teacher's own are labelled
-        "teacher".
+        Columns teacher, student, dataset, label, n, rank (from 1), value, seeds and samples; the teacher's own are
+        labelled "teacher".
     """
     keys = [*CURVE, "n"]
     rows = []
@@ -137,12 +139,12 @@ def flatness(descriptions: pd.DataFrame) -> pd.DataFrame:
         for label, name in ((run["label"], "singular_values"), (TEACHER, "teacher_singular_values")):
             place = {**{key: run[key] for key in keys}, "label": label}
             shares = relative(np.array(run[name])).tolist()
-            rows += [
-                {**place, "rank": rank, "seed": run["seed"], "value": value} for rank, value in enumerate(shares, 1)
-            ]
-    long = pd.DataFrame(rows, columns=[*keys, "rank", "seed", "value"])
+            place |= {name: run[name] for name in ("sample_seed", "seed")}
+            rows += [{**place, "rank": rank, "value": value} for rank, value in enumerate(shares, 1)]
+    long = pd.DataFrame(rows, columns=[*keys, "rank", "sample_seed", "seed", "value"])
     groups = long.groupby([*keys, "rank"], sort=False)
-    return groups.agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
+    means = groups.agg(value=("value", "mean"), seeds=("seed", "nunique"), samples=("sample_seed", num_samples))
+    return means.reset_index().astype({"samples": "int64"})
 
 
 def _checked(logits: np.ndarray, what: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from analysis.page import Section, Terms
 from analysis.views import (
     METHOD,
     NAMED,
+    SAMPLE,
     SEED,
     Cell,
     Column,
@@ -206,6 +207,7 @@ _SETTINGS = {
     "teacher": Field("teacher"),
     "student": Field("student"),
     "dataset": Field("data set"),
+    "sample_seed": SAMPLE,
     "lr": Field("lr", short, numeric=True),
     "batch_size": Field("batch", numeric=True),
     "student_view": Field("student view"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from msgspec import structs
+from msgspec import UnsetType, structs
 
 from analysis.grid_plan import GridPlan, GridRun
 from ground.cells import neutral
@@ -24,7 +24,8 @@ from storage.run_proof import ProvenBy, RunProofs
 from storage.run_record import RUN_FILE, Failure, RunRecord, has_failed, is_finished
 
 # What two runs share that differ in nothing but in what is chosen by validation.
-CELL = ("teacher", "student", "dataset", "label", "n", "seed")
+# A sample seed is unknown where nothing of an earlier release says it.
+CELL = ("teacher", "student", "dataset", "label", "n", "sample_seed", "seed")
 
 RUN_ADVICE = "delete the folder of this run and run the grid again"
 
@@ -35,6 +36,7 @@ _FACTS = {
     "dataset": "str",
     "method": "str",
     "n": "int64",
+    "sample_seed": "Int64",
     "seed": "int64",
     "lr": "float64",
     "momentum": "float64",
@@ -68,7 +70,7 @@ COLUMNS: dict[str, str] = {
 }
 STATES: dict[str, str] = {
     "run": "str",
-    **{name: "int64" if name in ("n", "seed") else "str" for name in CELL},
+    **{name: _FACTS.get(name, "str") for name in CELL},
     "state": "str",
     "error": "str",
 }
@@ -154,6 +156,7 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         "run": planned.run,
         "label": planned.label,
         **{name: getattr(record, name) for name in _FACTS},
+        "sample_seed": planned.sample_seed if isinstance(record.sample_seed, UnsetType) else record.sample_seed,
         **{name: getattr(record.protocol, name) for name in _PROTOCOL},
         "ledger_head": record.ledger_head or "",
         "recipe": json.dumps(record.recipe),
@@ -176,6 +179,8 @@ def _require_planned(record: RunRecord, planned: GridRun) -> None:
         found, wanted = getattr(record, name), getattr(planned, name)
         if found != wanted and _network(found) != _network(wanted):
             raise Malformed(f"{name} is {found!a}, planned was {wanted!a}")
+    if planned.sample_seed not in (None, record.sample_seed) and not isinstance(record.sample_seed, UnsetType):
+        raise Malformed(f"sample_seed is {record.sample_seed}, planned was {planned.sample_seed}")
     found_settings = structs.asdict(record) | structs.asdict(record.protocol)
     for name, wanted in planned.settings.items():
         # `method` is as the grid writes it; what it came to is the recipe. A view that was to be chosen has been.

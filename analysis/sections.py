@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.advantage import advantages
 from analysis.answer import percent
 from analysis.content import Content
+from analysis.curves import averaged_over, counted_runs, num_samples, of_several_samples
 from analysis.figures import (
     Pair,
     accuracy_figure,
@@ -24,6 +25,7 @@ from analysis.records import ledger_section, runs_section
 from analysis.views import (
     METHOD,
     NAMED,
+    SAMPLE,
     SEED,
     Cell,
     Column,
@@ -59,7 +61,7 @@ def sections_of(content: Content) -> list[Section]:
 def facts(content: Content) -> list[tuple[str, str]]:
     """The grid in a few terms."""
     cost, results = content.plan.cost, content.results
-    seeds = results["seed"].nunique()
+    seeds, samples = results["seed"].nunique(), num_samples(results["sample_seed"])
     sizes = sorted(results["n"].unique())
     return [
         ("runs finished", f"{len(results):,} of {len(content.states):,}"),
@@ -67,6 +69,7 @@ def facts(content: Content) -> list[tuple[str, str]]:
         ("data set", ", ".join(dict.fromkeys(pair.dataset for pair in content.pairs))),
         ("methods", f"{len(content.looks)}"),
         ("n", f"{sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} values" if len(sizes) > 1 else f"{sizes[0]:,}"),
+        *([("samples of images", f"{samples}")] if samples > 1 else []),
         ("seeds", f"{seeds}"),
         ("teacher calls of the grid", f"{cost.calls:,}"),
         ("without the store", f"{cost.calls_without_store:,}"),
@@ -81,9 +84,11 @@ def _question(content: Content) -> Section:
         if found.chosen_here
         else f"The grid asks for {wanted}."
     )
+    whose_calls = "those of one sample, " if num_samples(content.results["sample_seed"]) > 1 else ""
     how = (
-        "Test accuracy is the mean over seeds; calls are interpolated between the two neighbouring n that bracket a "
-        "target. Statements compare all methods that ask a teacher, whatever the filters show."
+        f"Test accuracy is the mean over {averaged_over(content.curves)}; calls are {whose_calls}interpolated between "
+        "the two neighbouring n that bracket a target. Statements compare all methods that ask a teacher, whatever the "
+        "filters show."
     )
     savings = [view_of_table(table, content.pairs, label=None) for table in content.tables if table.name == "savings"]
     return Section(
@@ -140,6 +145,7 @@ def _missing(content: Content) -> Section:
         "state": Field("state"),
         **NAMED,
         "n": N,
+        **_sample_field(content.states["sample_seed"]),
         "seed": SEED,
         "error": Field("error"),
         "run": Field("run", kind="code"),
@@ -172,20 +178,25 @@ def _accuracy(content: Content) -> Section:
             "label": METHOD,
             "n": N,
             "mean": Field("test accuracy, %", hundredths, numeric=True),
-            "std": Field("std over seeds", hundredths, numeric=True),
-            "seeds": Field("seeds", numeric=True),
+            "std": Field(f"std over {averaged_over(content.curves)}", hundredths, numeric=True),
+            **_count_fields(content.curves),
         }
         figures.append(shown(figure, fields))
+    how = (
+        f"Mean over {counted_runs(content.curves)}; bars are one standard deviation. Methods of the same n are drawn "
+        "side by side."
+    )
     return Section(
         name="accuracy",
         title="Test accuracy by n",
-        paragraphs=["Mean over seeds; bars are one standard deviation. Methods of the same n are drawn side by side."],
+        paragraphs=[how],
         figures=figures,
     )
 
 
 def _advantage(content: Content) -> Section:
     method = content.answer.method
+    alike = "n, sample and seed" if num_samples(content.results["sample_seed"]) > 1 else "n and seed"
     of_all = advantages(content.results, method)
     scopes: list[tuple[Pair | None, pd.DataFrame]] = [(None, of_all)]
     if len(content.pairs) > 1:
@@ -208,8 +219,8 @@ def _advantage(content: Content) -> Section:
         view_of_table(table, content.pairs, label="against") for table in content.tables if table.name == "advantage"
     ]
     how = (
-        f"Mean difference in test accuracy between {method} and each other method, over runs of the same pair, n and "
-        "seed, in percentage points, with a 95 % bootstrap interval."
+        f"Mean difference in test accuracy between {method} and each other method, over runs of the same pair, "
+        f"{alike}, in percentage points, with a 95 % bootstrap interval."
     )
     return Section(
         name="advantage",
@@ -245,7 +256,7 @@ def _flatness(content: Content) -> list[Section]:
         "label": Field("network"),
         "rank": Field("place", numeric=True),
         "value": Field("share of the largest", lambda value: f"{value:.5f}", numeric=True),
-        "seeds": Field("seeds", numeric=True),
+        **_count_fields(values),
     }
     figures = [shown(flatness_figure(values, pair, content.looks), fields) for pair in pairs_of(values)]
     images = ", ".join(str(count) for count in sorted(content.descriptions["images"].unique()))
@@ -261,3 +272,14 @@ def _flatness(content: Content) -> list[Section]:
             figures=figures,
         )
     ]
+
+
+def _count_fields(means: pd.DataFrame) -> dict[str, Field]:
+    """How many seeds, and samples where there are several, a mean is over."""
+    samples = {"samples": Field("samples", numeric=True)} if of_several_samples(means) else {}
+    return {**samples, "seeds": Field("seeds", numeric=True)}
+
+
+def _sample_field(sample_seeds: pd.Series) -> dict[str, Field]:
+    """The sample of a run, where there are several."""
+    return {"sample_seed": SAMPLE} if num_samples(sample_seeds) > 1 else {}

@@ -1,7 +1,7 @@
 """The tables of the paper with our numbers in them, and the paper's beside ours where it has the same pair and method.
 
-A cell is text as it is shown: accuracies in percent, mean ± standard deviation over seeds; empty where there is
-nothing. The paper's are for CIFAR-100, whichever data set ours are for, and the note of each table says so.
+A cell is text as it is shown: accuracies in percent, mean ± standard deviation over samples and seeds; empty where
+there is nothing. The paper's are for CIFAR-100, whichever data set ours are for, and the note of each table says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from analysis import paper
 from analysis.advantage import advantages
 from analysis.calls import calls_table
 from analysis.calls import savings as savings_of
-from analysis.curves import CURVE, PAIR, accuracy_by_n
+from analysis.curves import CURVE, PAIR, accuracy_by_n, counted_runs, num_samples
 from analysis.paper import method_key, network_key
 from analysis.table import Table
 
@@ -159,32 +159,43 @@ def correlation(descriptions: pd.DataFrame) -> Table:
 
 
 def advantage(results: pd.DataFrame, method: str) -> Table:
-    """The averaged advantage of a method over every other, paired by seed and n.
+    """The averaged advantage of a method over every other, paired by sample, seed and n.
 
     Raises:
         UnknownName: the results have no such label.
     """
-    by_pairs, by_seeds = (advantages(results, method, resample=how).to_dict("records") for how in ("pairs", "seeds"))
+    several = num_samples(results["sample_seed"]) > 1
+    intervals = {"95% interval": "pairs", "over seeds": "seeds"} | ({"over samples": "samples"} if several else {})
+    found = {heading: advantages(results, method, resample=how) for heading, how in intervals.items()}
     rows = [
         {
             "method": row["method"],
             "against": row["baseline"],
             "advantage": _decimals(100 * row["mean"], 2, sign="+"),
-            "95% interval": _interval(row),
-            "over seeds": _interval(over_seeds),
+            **{heading: _interval(table.loc[place].to_dict()) for heading, table in found.items()},
             "pairs": str(row["pairs"]),
         }
-        for row, over_seeds in zip(by_pairs, by_seeds, strict=True)
+        for place, row in enumerate(found["95% interval"].to_dict("records"))
     ]
-    headings = ["method", "against", "advantage", "95% interval", "over seeds", "pairs"]
+    headings = ["method", "against", "advantage", *intervals, "pairs"]
     return Table(
         "advantage",
         f"Averaged advantage of {method} in test accuracy, percentage points",
         pd.DataFrame(rows, columns=headings),
-        "Mean difference of runs with the same pair, n and seed; the interval is a bootstrap over these pairs of runs, "
-        "the other one over seeds with all their n, which may resemble each other; neither covers another sample of "
-        "images. None of the paper's figures carried here is of this kind.",
+        f"{_OF_SEVERAL_SAMPLES if several else _OF_ONE_SAMPLE} None of the paper's figures carried here is of this "
+        "kind.",
     )
+
+
+_OF_ONE_SAMPLE = (
+    "Mean difference of runs with the same pair, n and seed; the interval is a bootstrap over these pairs of runs, the "
+    "other one over seeds with all their n, which may resemble each other; neither covers another sample of images."
+)
+_OF_SEVERAL_SAMPLES = (
+    "Mean difference of runs with the same pair, n, sample of images and seed; the interval is a bootstrap over these "
+    "pairs of runs, the next over the seeds of each sample with all their n, which may resemble each other, the last "
+    "over samples with all their seeds and n: what another sample of images would change."
+)
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -260,9 +271,8 @@ def _by_n(name: str, title: str, curves: pd.DataFrame) -> Table:
             mean, std = (of.get((*_key(curve), n), math.nan) for of in theirs)
             row[f"n={n}{_PAPER}"] = _spread(100 * mean, 100 * std, 2)
         rows.append(row)
-    seeds = sorted(set(curves["seeds"]))
-    counts = "" if not seeds else f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return _table(name, title, rows, [f"n={n}" for n in sizes], f"Mean ± standard deviation over seeds ({counts}).")
+    note = f"Mean ± standard deviation over {counted_runs(curves)}."
+    return _table(name, title, rows, [f"n={n}" for n in sizes], note)
 
 
 def _table(

@@ -120,6 +120,7 @@ def short(value: float) -> str:
 
 METHOD = Field("method")
 N = Field("n", grouped, numeric=True)
+SAMPLE = Field("sample seed", numeric=True)
 SEED = Field("seed", numeric=True)
 NAMED = {"label": METHOD, "teacher": Field("teacher"), "student": Field("student"), "dataset": Field("data set")}
 

@@ -25,6 +25,7 @@ class Board:
 
     def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
         self._total, self._jobs, self._ended = len(runs), jobs, 0
+        self._several_samples = len({run.sample_seed for run in runs}) > 1
         self._work, self._work_done = sum(run.work for run in runs), 0
         self._started = self._saved = time.monotonic()
         self._tasks: dict[str, TaskID] = {}
@@ -57,11 +58,11 @@ class Board:
         if isinstance(event, Finished):
             result = event.result
             self._print(
-                f"{_name(run)}: test accuracy {result['test_accuracy']:.4f} after {result['evaluations']} evaluations "
-                f"in {result['seconds']:.0f} s"
+                f"{self._name(run)}: test accuracy {result['test_accuracy']:.4f} after {result['evaluations']} "
+                f"evaluations in {result['seconds']:.0f} s"
             )
         elif isinstance(event, Failed):
-            self._print(f"{_name(run)} failed: {event.reason}")
+            self._print(f"{self._name(run)} failed: {event.reason}")
 
     def is_time_to_save(self) -> bool:
         """Whether the table of results was last written a while ago."""
@@ -74,7 +75,7 @@ class Board:
         note = f"validation {row['val_accuracy']:.3f}, loss {row['train_loss']:.3f}, lr {row['lr']:g}"
         if run.folder not in self._tasks:
             total = run.config.protocol.max_evals
-            self._tasks[run.folder] = self._bars.add_task(plain(_name(run)), total=total, note="")
+            self._tasks[run.folder] = self._bars.add_task(plain(self._name(run)), total=total, note="")
         self._bars.update(self._tasks[run.folder], completed=row["epoch"], note=note)
 
     def _left(self) -> str:
@@ -84,6 +85,6 @@ class Board:
     def _print(self, sentence: str) -> None:
         note(f"[{self._ended}/{self._total}{self._left()}] {plain(sentence)}")
 
-
-def _name(run: PlannedRun) -> str:
-    return f"{run.label} {run.teacher}/{run.student} n={run.n} seed={run.config.seed} lr={run.config.lr:g}"
+    def _name(self, run: PlannedRun) -> str:
+        sample = f" sample={run.sample_seed}" if self._several_samples else ""
+        return f"{run.label} {run.teacher}/{run.student} n={run.n}{sample} seed={run.config.seed} lr={run.config.lr:g}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from experiments.execution import ExecutionConfig, cost, require_same_teachers
 from experiments.grid import Grid
-from experiments.plan import PlannedRun, StoreNeed, plan_runs, plan_stores
+from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
 from experiments.stores import Stores
 from models import create_model, network_shape
 from models.compute import Compute
@@ -30,12 +30,14 @@ class Estimate:
         new_calls: still to be paid, of `calls` in all.
         evaluations: still to be made; of a run without `max_evals`, the fewest it can end after.
         bounded: whether every run has such a bound.
+        samples: stores of each teacher that all of these are for.
         finished: runs that are done already, of `runs`.
         bytes: of stores and students that are still to be written.
         unchecked: losses that are classes of the user's, which a dry run does not import.
     """
 
     runs: int
+    samples: int
     finished: int
     calls: int
     new_calls: int
@@ -64,10 +66,10 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     runs = plan_runs(grid, compute.precision)
     stores = Stores(grid, config.out, config.device)
     stores.check_sizes()
-    asked = [_with_stand_in(stores, need) for need in plan_stores(grid)]
-    plans = [stores.plan(need, teacher) for need, teacher in asked]
-    tests = [stores.plan_test(need, teacher) for need, teacher in asked] if grid.test_images else []
-    fingerprints = {need.folder: plan.fingerprint for (need, _), plan in zip(asked, plans, strict=True)}
+    asked = dict(_with_stand_in(stores, need) for need in plan_stores(grid))
+    plans = {need: stores.plan(need, teacher) for need, teacher in asked.items()}
+    tests = [stores.plan_test(need, asked[need]) for need in one_a_teacher(asked) if grid.test_images]
+    fingerprints = {need.folder: plan.fingerprint for need, plan in plans.items()}
     require_same_teachers(fingerprints, runs, config.out)
     left = [run for run in runs if not is_finished(config.out / run.folder)]
     classes, size = stores.dataset.num_classes, stores.dataset.geometry.crop_size
@@ -75,14 +77,15 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     sizes = {student: network_shape(student, classes, size).num_bytes for student in images}
     return Estimate(
         runs=len(runs),
+        samples=len(grid.samples),
         finished=len(runs) - len(left),
         **cost(grid, runs),
-        new_calls=sum(plan.new_calls for plan in plans) + sum(test.plan.needed_calls for test in tests),
-        teacher_seconds=sum(plan.seconds() for plan in plans),
+        new_calls=sum(plan.new_calls for plan in plans.values()) + sum(test.plan.needed_calls for test in tests),
+        teacher_seconds=sum(plan.seconds() for plan in plans.values()),
         student_seconds=_student_seconds(left, images, config.jobs),
         evaluations=sum(map(_evaluations, left)),
         bounded=all(run.config.protocol.max_evals is not None for run in left),
-        bytes=sum(plan.bytes for plan in plans if plan.new_calls) + sum(sizes[run.student] for run in left),
+        bytes=sum(plan.bytes for plan in plans.values() if plan.new_calls) + sum(sizes[run.student] for run in left),
         by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
         unchecked=list(dict.fromkeys(name for entry in grid.methods for name in entry.spec.unseen)),
     )

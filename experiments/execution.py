@@ -13,8 +13,8 @@ from analysis.results import RUN_ADVICE, save_results
 from experiments.board import Board
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
-from experiments.plan import PlannedRun, StoreNeed, plan_runs, plan_stores
-from experiments.stores import Stores, folder_of_test_calls
+from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
+from experiments.stores import Stores
 from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
@@ -86,7 +86,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
         plans = {need: stores.plan(need) for need in needs}
-        tests = {need: stores.plan_test(need) for need in needs if grid.test_images}
+        tests = {need: stores.plan_test(need) for need in one_a_teacher(needs) if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         _save_plan(grid, needs, runs, config.out)
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
@@ -200,11 +200,11 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Planned
             {
                 "teacher": need.teacher,
                 "dataset": runs[0].dataset,
-                "store": folder_of_test_calls(need),
+                "store": need.folder_of_tests,
                 "n": grid.test_images,
                 "calls": grid.test_images,
             }
-            for need in needs
+            for need in one_a_teacher(needs)
         ]
     return {
         "format": 1,
@@ -221,10 +221,11 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Planned
 def cost(grid: Grid, runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
     views, teachers = grid.store.views, len({run.teacher for run in runs})
+    samples, tested = teachers * len(grid.samples), teachers * grid.test_images
     asking = {entry.label for entry in grid.methods if entry.spec.asks_teacher}
     learning = [run for run in runs if run.label in asking]
     return {
-        "calls": teachers * (grid.sizes[-1] * views + grid.test_images),
-        "calls_without_nesting": teachers * (sum(grid.sizes) * views + grid.test_images),
-        "calls_without_store": sum(run.n * views for run in learning) + teachers * grid.test_images,
+        "calls": samples * grid.sizes[-1] * views + tested,
+        "calls_without_nesting": samples * sum(grid.sizes) * views + tested,
+        "calls_without_store": sum(run.n * views for run in learning) + tested,
     }

@@ -1,4 +1,5 @@
-"""What a grid asks for: teacher-student pairs x methods x n x seeds, read from YAML and checked as far as names go.
+"""What a grid asks for: teacher-student pairs x methods x n x samples x seeds, read from YAML and checked as far as
+names go.
 
 docs/pipeline.md describes every key. Nothing here opens a data set, a store or a teacher.
 """
@@ -85,6 +86,8 @@ class Grid:
 
     Args:
         sizes: values of n, increasing.
+        seeds: of the students' trainings.
+        sample_seeds: of the samples, a store each; none for the one sample that `store.seed` draws.
         targets: accuracies in (0, 1) whose price in teacher calls is asked for.
         test_images: images of the test split that each teacher is called on, to compare its logits with students'.
         path, source: the file it was read from, and what it said; None for one that was never written.
@@ -99,6 +102,7 @@ class Grid:
     methods: tuple[MethodEntry, ...]
     sizes: tuple[int, ...]
     seeds: tuple[int, ...]
+    sample_seeds: tuple[int, ...] = ()
     store: StoreSettings = field(default_factory=StoreSettings)
     targets: tuple[float, ...] = ()
     test_images: int = 0
@@ -114,10 +118,15 @@ class Grid:
         return InvalidInput(f"{self.path}{'' if line is None else f', line {line}'}: {reason}")
 
     @property
+    def samples(self) -> tuple[int, ...]:
+        """Seeds of all samples, at least one."""
+        return self.sample_seeds or (self.store.seed,)
+
+    @property
     def num_runs(self) -> int:
         """Students to be trained."""
         candidates = sum(len(entry.candidates) for entry in self.methods)
-        return len(self.pairs) * candidates * len(self.sizes) * len(self.seeds)
+        return len(self.pairs) * candidates * len(self.sizes) * len(self.samples) * len(self.seeds)
 
 
 _PROTOCOL = tuple(item.name for item in fields(ProtocolConfig))
@@ -135,6 +144,7 @@ _STORE: dict[str, Callable[[Entry], Any]] = {
     "views": lambda entry: entry.integer(1, MAX_VIEWS),
     "view_policy": lambda entry: _one_of(entry, VIEW_POLICIES),
     "seed": lambda entry: entry.integer(0, _MAX_SEED),
+    "sample_seeds": lambda entry: entry.refuse("sample_seeds stands beside seeds, not below store; move it there"),
     "format": lambda entry: _one_of(entry, FORMATS),
     "feature_dtype": lambda entry: _one_of(entry, ("float16", "float32")),
     "budget": lambda entry: None if entry.is_none else entry.integer(1),
@@ -148,6 +158,7 @@ _KEYS = (
     "methods",
     "n",
     "seeds",
+    "sample_seeds",
     "choose",
     "training",
     "store",
@@ -178,7 +189,8 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         methods=_methods(top["methods"], training, choose, code),
         sizes=_sizes(top["n"]),
         seeds=_seeds(top["seeds"]),
-        store=_store(top["store"]) if "store" in top else StoreSettings(),
+        sample_seeds=_seeds(top["sample_seeds"]) if "sample_seeds" in top else (),
+        store=_store(top["store"], several="sample_seeds" in top) if "store" in top else StoreSettings(),
         targets=_targets(top.get("targets")),
         test_images=_test_images(top["test_images"]) if "test_images" in top else 0,
         path=path,
@@ -366,8 +378,11 @@ def _test_images(entry: Entry) -> int:
     return images
 
 
-def _store(entry: Entry) -> StoreSettings:
-    found = {key: _STORE[key](value) for key, value in entry.fields(_STORE).items()}
+def _store(entry: Entry, *, several: bool) -> StoreSettings:
+    given = entry.fields(_STORE)
+    if several and "seed" in given:
+        given["seed"].refuse("seed draws the one sample of a grid, and sample_seeds draws several; give one of them")
+    found = {key: _STORE[key](value) for key, value in given.items()}
     settings = StoreSettings(**{"array_format" if key == "format" else key: value for key, value in found.items()})
     if settings.view_policy == "plain" and settings.views > 1:
         entry.refuse("every plain view of an image is the same; use views: 1, or view_policy: augmented")

@@ -12,7 +12,6 @@ from pathlib import Path
 from analysis.logits import LOGITS_FILE, Description, describe_logits
 from analysis.students import student_logits
 from experiments.plan import PlannedRun, StoreNeed
-from experiments.stores import folder_of_test_calls
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import note, plain, progress
@@ -26,7 +25,7 @@ def describe_students(out: Path, needs: Sequence[StoreNeed], runs: Sequence[Plan
     waiting = [run for run in runs if is_finished(out / run.folder) and not _is_there(out, run, images)]
     if not waiting:
         return
-    stores = {need.folder: Store.open(out / folder_of_test_calls(need)) for need in needs}
+    stores = {need.folder: Store.open(out / need.folder_of_tests) for need in needs}
     rows = Rows.first(images)
     teachers = {folder: store.read_outputs(["logits"], rows)["logits"][:, 0] for folder, store in stores.items()}
     with progress("students on test images", len(waiting)) as advance:

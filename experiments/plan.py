@@ -7,8 +7,9 @@ and never takes a result of other settings for its own.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class PlannedRun:
     Args:
         folder: below the grid's folder, with forward slashes.
         store: the same for the store it learns from.
+        sample_seed: of the images in that store.
         text: the method as the grid writes it.
         images_per_step: the work of a step.
         recipe: what the method is made of, as run.json says it.
@@ -45,6 +47,7 @@ class PlannedRun:
     text: str
     spec: MethodSpec
     n: int
+    sample_seed: int
     config: TrainConfig
     images_per_step: int
     precision: str
@@ -62,53 +65,70 @@ class PlannedRun:
         for name in ("student", "seed", "protocol"):
             settings.pop(name, None)
         settings |= {"precision": self.precision, "recipe": self.recipe}
-        names = ("teacher", "student", "dataset", "store", "label", "n")
+        names = ("teacher", "student", "dataset", "store", "label", "n", "sample_seed")
         facts = {name: getattr(self, name) for name in names}
         return {"run": self.folder, **facts, "seed": self.config.seed, "settings": settings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreNeed:
-    """The store of one teacher.
+    """The store of one teacher and one sample.
 
     Args:
         folder: below the grid's folder.
+        name: of the teacher and the data set, for what all samples share.
+        sample_seed: of the images in it.
         weights, teacher_epochs: as in the pair.
         features: outputs beside the logits that its students need, in the network's order.
     """
 
     folder: str
+    name: str
+    sample_seed: int
     teacher: str
     weights: Path | None
     teacher_epochs: int | None
     features: tuple[str, ...]
 
+    @property
+    def folder_of_tests(self) -> str:
+        """Where the teacher's answers on test images are kept, below the grid's folder; test images are not sampled."""
+        return f"stores/{self.name}-test"
+
 
 def plan_stores(grid: Grid) -> list[StoreNeed]:
-    """One store for each teacher, with what all methods together need.
+    """One store for each teacher and sample, with what all methods together need.
 
     Raises:
         InvalidInput: a method needs layers that a network lacks; the message names the method's line.
     """
-    needs: dict[str, StoreNeed] = {}
+    pairs = {pair.teacher: pair for pair in grid.pairs}
+    wanted: dict[str, set[str]] = {teacher: set() for teacher in pairs}
     for pair in grid.pairs:
-        wanted = {name for entry in grid.methods for name in _teacher_outputs(grid, pair, entry)}
-        before = needs.get(pair.teacher)
-        if before is not None:
-            wanted |= {*before.features}
-        features = tuple(name for name in layers_of(pair.teacher) if name in wanted)
-        needs[pair.teacher] = StoreNeed(
-            folder=_store_folder(grid, pair),
-            teacher=pair.teacher,
+        wanted[pair.teacher].update(name for entry in grid.methods for name in _teacher_outputs(grid, pair, entry))
+    return [
+        StoreNeed(
+            folder=_store_folder(grid, pair, sample_seed),
+            name=_store_name(grid, pair),
+            sample_seed=sample_seed,
+            teacher=teacher,
             weights=pair.weights,
             teacher_epochs=pair.teacher_epochs,
-            features=features,
+            features=tuple(name for name in layers_of(teacher) if name in wanted[teacher]),
         )
-    return list(needs.values())
+        for teacher, pair in pairs.items()
+        for sample_seed in grid.samples
+    ]
+
+
+def one_a_teacher(needs: Iterable[StoreNeed]) -> list[StoreNeed]:
+    """For what does not depend on the sample."""
+    return list({need.name: need for need in needs}.values())
 
 
 def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
-    """Every run; those of one seed, then of the next, so that what is finished early covers all methods and sizes.
+    """Every run; those of one seed, then of the next, so that what is finished early covers all methods, sizes and
+    samples.
 
     Args:
         precision: what the runs will be computed in; part of what they are.
@@ -128,12 +148,12 @@ def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
 
 def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
     methods = {entry.label: _plan_method(grid, entry) for entry in grid.methods}
-    for seed in grid.seeds:
+    for seed, sample_seed in itertools.product(grid.seeds, grid.samples):
         for pair in grid.pairs:
             for n in grid.sizes:
                 for entry in grid.methods:
                     for config in entry.configs(pair.student, seed):
-                        yield _run(grid, pair, entry, methods[entry.label], n, config, precision)
+                        yield _run(grid, pair, entry, methods[entry.label], n, sample_seed, config, precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +190,7 @@ def _run(
     entry: MethodEntry,
     method: _PlannedMethod,
     n: int,
+    sample_seed: int,
     config: TrainConfig,
     precision: str,
 ) -> PlannedRun:
@@ -177,7 +198,11 @@ def _run(
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
-        "store": {name: value for name, value in asdict(grid.store).items() if name not in _NOT_SEEN},
+        "store": {
+            name: value
+            for name, value in asdict(replace(grid.store, seed=sample_seed)).items()
+            if name not in _NOT_SEEN
+        },
         "recipe": method.described,
         # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
         "training": {**_as_given(config), "method": ""},
@@ -185,10 +210,10 @@ def _run(
         "precision": precision,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
-    name = f"{slug(entry.label)}-n{n}-seed{config.seed}-{digest}"
+    name = f"{slug(entry.label)}-n{n}{_of_sample(grid, sample_seed)}-seed{config.seed}-{digest}"
     return PlannedRun(
         folder=f"runs/{slug(pair.teacher)}-{slug(pair.student)}-{_dataset_slug(grid)}/{name}",
-        store=_store_folder(grid, pair),
+        store=_store_folder(grid, pair, sample_seed),
         teacher=pair.teacher,
         student=pair.student,
         dataset=_dataset_slug(grid),
@@ -196,6 +221,7 @@ def _run(
         text=entry.text,
         spec=entry.spec,
         n=n,
+        sample_seed=sample_seed,
         config=config,
         images_per_step=method.images[n, config.batch_size],
         precision=precision,
@@ -224,8 +250,19 @@ def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tu
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 
 
-def _store_folder(grid: Grid, pair: TeacherStudent) -> str:
-    return f"stores/{slug(pair.teacher)}-{_dataset_slug(grid)}"
+def _store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int) -> str:
+    return f"stores/{_store_name(grid, pair)}{_of_sample(grid, sample_seed)}"
+
+
+def _store_name(grid: Grid, pair: TeacherStudent) -> str:
+    return f"{slug(pair.teacher)}-{_dataset_slug(grid)}"
+
+
+def _of_sample(grid: Grid, sample_seed: int) -> str:
+    """What names of folders say of the sample. Sample 0 lies where a grid of one sample has it by default, so that such
+    a grid can be given more.
+    """
+    return f"-sample{sample_seed}" if grid.sample_seeds and sample_seed else ""
 
 
 def _dataset_slug(grid: Grid) -> str:

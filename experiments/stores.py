@@ -1,4 +1,6 @@
-"""The stores of a grid: one for each teacher at the largest n, built, grown or extended as the grid asks for more."""
+"""The stores of a grid: one for each teacher and sample at the largest n, built, grown or extended as the grid asks for
+more.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ class Stores:
     def check_sizes(self) -> None:
         """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
         try:
-            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.store.seed)
+            # One sample is as large as another.
+            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0])
         except InvalidInput as error:
             raise self.grid.refused("n", error) from error
         if self.grid.test_images > len(self.dataset.test):
@@ -101,8 +104,7 @@ class Stores:
 
     def own_weights(self, need: StoreNeed) -> Path:
         """Where the grid keeps a teacher that it trains itself; another training is another file."""
-        data = Path(need.folder).name
-        return self.out / "teachers" / f"{data}-{need.teacher_epochs}epochs.safetensors"
+        return self.out / "teachers" / f"{need.name}-{need.teacher_epochs}epochs.safetensors"
 
     def plan(self, need: StoreNeed, stand_in: Teacher | None = None) -> StorePlan:
         """Look at what is there, and count what is to be called; nothing is called or written.
@@ -147,13 +149,13 @@ class Stores:
         return made + _build(need.folder, plan.build)
 
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
-        """What the calls on test images take; see `prepare_test_build`."""
-        config = self._build_config(need, self.out / folder_of_test_calls(need), (), self.grid.test_images)
-        return prepare_test_build(replace(config, budget=None), self.dataset, stand_in)
+        """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""
+        config = self._build_config(need, self.out / need.folder_of_tests, (), self.grid.test_images)
+        return prepare_test_build(replace(config, seed=self.grid.store.seed, budget=None), self.dataset, stand_in)
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
-        return _build(folder_of_test_calls(need), prepared)
+        return _build(need.folder_of_tests, prepared)
 
     def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
         grid, settings = self.grid, self.grid.store
@@ -170,7 +172,7 @@ class Stores:
             feature_dtype=settings.feature_dtype,
             views=settings.views,
             view_policy=settings.view_policy,
-            seed=settings.seed,
+            seed=need.sample_seed,
             budget=settings.budget,
             device=self.device,
         )
@@ -195,11 +197,6 @@ def open_images(grid: Grid) -> ImageDataset:
         return open_dataset(grid.dataset, data_root=grid.data_root, image_size=grid.image_size)
     except CKDError as error:
         raise grid.refused("dataset", error) from error
-
-
-def folder_of_test_calls(need: StoreNeed) -> str:
-    """Where the teacher's answers on test images are kept."""
-    return f"{need.folder}-test"
 
 
 def _build(label: str, prepared: Prepared) -> int:

@@ -74,6 +74,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     Args:
         student_rendering: how the student was shown images; runs of earlier releases say nothing, and mean the
             teacher's.
+        sample_seed: of the images in the store; runs of earlier releases do not say.
         store: absolute folder of the store when the run was made; it may hold any character that a path can.
         ledger_head: hash of the ledger's newest entry, but for those of runs, when the store was read; None where
             there was no ledger.
@@ -86,6 +87,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     """
 
     student_rendering: Rendering | UnsetType = UNSET
+    sample_seed: Count | UnsetType = UNSET
     store: str | None = None
     ledger_head: Line | None = None
     teacher_calls: Count

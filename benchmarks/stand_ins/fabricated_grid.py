@@ -1,7 +1,7 @@
 """Grids that nobody trained: real small stores with real ledgers, and run folders with results from a formula.
 
-A method's accuracy grows by the same for each doubling of n, and a seed moves it up or down, so what follows from the
-runs can be worked out by hand.
+A method's accuracy grows by the same for each doubling of n, and a sample and a seed move it up or down, so what
+follows from the runs can be worked out by hand.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from storage.store import LEDGER_FILE
 TEACHER, DATASET = "wrn_40_2", "random"
 STORE = f"stores/{TEACHER}-{DATASET}"
 VANILLA = "vanilla"
-GROWTH, SEED_STEP = 0.05, 0.01
+GROWTH, SEED_STEP, SAMPLE_STEP = 0.05, 0.01, 0.03
 DEFAULT_BASES = {VANILLA: 0.20, "kd": 0.30, "ckd": 0.36}
 
 
@@ -37,6 +39,7 @@ def make_grid(
     students: Sequence[str] = ("resnet8",),
     sizes: Sequence[int] = (8, 16, 32),
     seeds: int = 3,
+    samples: int = 1,
     rates: Sequence[float] = (0.05,),
     targets: Sequence[float] = (0.43,),
     budget: int | None = 40,
@@ -48,35 +51,34 @@ def make_grid(
     Args:
         bases: label -> test accuracy at the smallest n.
         rates: learning rates to choose from; the first is the best.
-        store_rows: of the one store; None for the largest n.
+        samples: of images, a store each; they lie evenly around the mean as seeds do.
+        store_rows: of each store; None for the largest n.
     """
     largest = max(sizes) if store_rows is None else store_rows
-    (folder / STORE).parent.mkdir(parents=True)
-    make_store(folder / STORE, largest)
-    store_id = Manifest.load(folder / STORE).store_id
-    with closing(Ledger(folder / STORE / LEDGER_FILE)) as ledger:
-        if budget is not None:
-            ledger.set_budget("0" * 64, TEACHER, budget)
-        head = ledger.head()
+    stores = [_Store.make(folder, sample, largest, budget) for sample in range(samples)]
     runs = []
     for student in students:
         for label, base in bases.items():
             for n in sizes:
-                for seed in range(seeds):
+                for (sample, store), seed in product(enumerate(stores), range(seeds)):
                     for place, lr in enumerate(rates):
                         where = f"runs/{TEACHER}-{student}/{len(runs):04d}-n{n}-seed{seed}"
                         entry = {"run": where, "teacher": TEACHER, "student": student, "dataset": DATASET}
-                        entry |= {"store": STORE, "label": label, "n": n, "seed": seed, "settings": {"lr": lr}}
+                        entry |= {"store": store.name, "label": label, "n": n, "sample_seed": sample, "seed": seed}
+                        entry["settings"] = {"lr": lr}
                         test = accuracy(base, n, min(sizes), seed, seeds) - 0.02 * place
-                        document = _run(folder, entry, store_id, head, lr, test)
+                        test += SAMPLE_STEP * (sample - (samples - 1) / 2)
+                        document = _run(folder, entry, store, lr, test)
                         (folder / where).mkdir(parents=True)
                         _write(folder / where / "run.json", document)
                         if with_logits and label != VANILLA:
                             _write(folder / where / "logits.json", _logits(base, seed))
                         runs.append(entry)
-    stores = [{"teacher": TEACHER, "dataset": DATASET, "store": STORE, "n": largest, "calls": largest}]
+    facts = {"teacher": TEACHER, "dataset": DATASET, "n": largest, "calls": largest}
+    planned = [facts | {"store": store.name} for store in stores]
     plan = {"format": 1, "name": "fabricated", "targets": list(targets), "test_images": 0, "budget": budget}
-    plan |= {"stores": stores, "cost": {"calls": largest, "calls_without_store": 1234}, "runs": runs}
+    cost = {"calls": samples * largest, "calls_without_store": 1234}
+    plan |= {"stores": planned, "cost": cost, "runs": runs}
     _write(folder / "grid.json", plan)
     return folder
 
@@ -107,7 +109,26 @@ def unfinish(folder: Path, run: str, error: str | None = None) -> None:
         _write(folder / run / "failure.json", failure)
 
 
-def _run(folder: Path, entry: Mapping[str, Any], store_id: str, head: str, lr: float, test: float) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """A store of the grid, and the head of its ledger."""
+
+    name: str
+    id: str
+    head: str
+
+    @classmethod
+    def make(cls, folder: Path, sample: int, rows: int, budget: int | None) -> _Store:
+        name = f"{STORE}-sample{sample}" if sample else STORE
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_store(folder / name, rows)
+        with closing(Ledger(folder / name / LEDGER_FILE)) as ledger:
+            if budget is not None:
+                ledger.set_budget("0" * 64, TEACHER, budget)
+            return cls(name, Manifest.load(folder / name).store_id, ledger.head())
+
+
+def _run(folder: Path, entry: Mapping[str, Any], store: _Store, lr: float, test: float) -> dict[str, Any]:
     asks = not entry["label"].startswith(VANILLA)
     return {
         "student": entry["student"],
@@ -122,12 +143,12 @@ def _run(folder: Path, entry: Mapping[str, Any], store_id: str, head: str, lr: f
         "recipe": {"losses": [{"loss": "match_logits", "weight": 1.0}], "sampling": None},
         "n": entry["n"],
         "precision": "fp32",
-        "store_id": store_id,
+        "store_id": store.id,
         "teacher": TEACHER,
         "teacher_fingerprint": "0" * 64,
         "dataset": DATASET,
-        "store": str((folder / STORE).resolve()),
-        "ledger_head": head,
+        "store": str((folder / store.name).resolve()),
+        "ledger_head": store.head,
         "teacher_calls": entry["n"] if asks else 0,
         "teacher_outputs": ["logits"] if asks else [],
         "test_accuracy": test,

@@ -72,7 +72,7 @@ def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
     )
     say(
         f"{config.out}: {expected.runs} runs, {expected.finished} of them finished\n"
-        f"teacher calls: {expected.calls} in all, {expected.new_calls} of them still to be paid\n"
+        f"teacher calls: {expected.calls} in all{_samples(expected)}, {expected.new_calls} of them still to be paid\n"
         f"  a sample of its own for each n would take {expected.calls_without_nesting}, and each run calling the "
         f"teacher for itself at least {expected.calls_without_store}\n"
         f"time: {_span(expected.teacher_seconds)} of teacher calls; students: {ending}\n"
@@ -84,6 +84,10 @@ def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:
             "networks, and its runs count as not finished"
         )
     say("nothing was called, trained or written")
+
+
+def _samples(expected: Estimate) -> str:
+    return f" for {expected.samples} samples of images, each a store of its own" if expected.samples > 1 else ""
 
 
 def _span(seconds: float) -> str:

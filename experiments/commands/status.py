@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from analysis.curves import accuracy_by_n
+from analysis.curves import accuracy_by_n, of_several_samples
 from analysis.results import collect, states
 from ground.options import json_option
 from ground.terminal import plain, print_json, print_table, say
@@ -31,13 +31,18 @@ def status_command(folder: Path, as_json: bool) -> None:
     for run, error in zip(failed["run"], failed["error"], strict=True):
         say(plain(f"failed: {run}: {error}"))
     if len(means):
+        several = of_several_samples(means)
         print_table(
-            ("teacher", "student", "method", "n", "test accuracy", "deviation", "seeds"),
-            (
-                (r.teacher, r.student, r.label, r.n, f"{r.mean:.4f}", f"{r.std:.4f}" if r.seeds > 1 else None, r.seeds)
-                for r in means.itertuples()
-            ),
+            ("teacher", "student", "method", "n", "test accuracy", "deviation", *(["samples"] * several), "seeds"),
+            (_shown(mean, several=several) for mean in means.to_dict("records")),
         )
+
+
+def _shown(mean: dict[str, Any], *, several: bool) -> list[Any]:
+    deviation = f"{mean['std']:.4f}" if mean["runs"] > 1 else None
+    named = [mean[name] for name in ("teacher", "student", "label", "n")]
+    counts = [mean[name] for name in (("samples", "seeds") if several else ("seeds",))]
+    return [*named, f"{mean['mean']:.4f}", deviation, *counts]
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

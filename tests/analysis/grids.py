@@ -19,6 +19,7 @@ class PlannedRun:
 
     label: str = "ckd"
     n: int = 800
+    sample_seed: int | None = None
     seed: int = 0
     accuracy: float | None = 0.5
     validation: float | None = None
@@ -32,12 +33,15 @@ class PlannedRun:
     @property
     def folder(self) -> str:
         name = "".join(letter if letter.isalnum() else "-" for letter in self.label)
-        return f"runs/{self.teacher}-{self.student}/{name}-n{self.n}-seed{self.seed}-{self.lr}"
+        sample = "" if self.sample_seed is None else f"-sample{self.sample_seed}"
+        return f"runs/{self.teacher}-{self.student}/{name}-n{self.n}{sample}-seed{self.seed}-{self.lr}"
 
     def planned(self) -> dict[str, Any]:
         names = ("teacher", "student", "dataset", "label", "n", "seed")
         settings = {"method": self.label, "lr": self.lr, "batch_size": 64, "student_view": "auto"}
         facts = {name: getattr(self, name) for name in names}
+        if self.sample_seed is not None:  # as releases without samples have it
+            facts["sample_seed"] = self.sample_seed
         return {"run": self.folder, **facts, "store": f"stores/{self.teacher}", "settings": settings}
 
     def result(self) -> dict[str, Any]:

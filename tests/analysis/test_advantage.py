@@ -138,3 +138,47 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, settings):
     results = results_of(tmp_path, runs_of({(400, 0): 0.1}))
     with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
         paired_advantage(results, "ckd", "kd", **settings)
+
+
+def sampled(differences: dict[tuple[int, int, int], float]) -> list[PlannedRun]:
+    """Runs of ckd that differ so much from those of kd; keys are (n, sample seed, seed)."""
+    return [
+        # Samples lie far apart: whoever pairs across them finds another mean or another number of pairs.
+        PlannedRun(label=label, n=n, sample_seed=sample, seed=seed, accuracy=0.3 + 0.1 * sample + value * is_ours)
+        for (n, sample, seed), value in differences.items()
+        for label, is_ours in (("kd", False), ("ckd", True))
+    ]
+
+
+def test_runs_are_paired_by_sample_and_seed(tmp_path):
+    values = {(400, 0, 0): 0.01, (400, 0, 1): 0.02, (400, 4, 0): 0.03, (400, 4, 1): 0.06}
+    alone = [PlannedRun(label="ckd", n=400, sample_seed=2, accuracy=0.9)]
+    found = paired_advantage(results_of(tmp_path, [*sampled(values), *alone]), "ckd", "kd")
+    assert found.pairs == 4
+    assert found.mean == pytest.approx((0.01 + 0.02 + 0.03 + 0.06) / 4)
+
+
+def test_whole_samples_can_be_resampled(tmp_path):
+    # Within a sample all seeds and n agree, so that seeds hold no more than their samples say.
+    values = {(n, sample, seed): 0.02 * sample for n in (400, 800) for sample in range(3) for seed in range(4)}
+    results = results_of(tmp_path, sampled(values))
+    seeds = paired_advantage(results, "ckd", "kd", resample="seeds")
+    samples = paired_advantage(results, "ckd", "kd", resample="samples")
+    assert samples.mean == pytest.approx(seeds.mean) == pytest.approx(0.02)
+    # One draw in 27 takes one sample three times: beyond 2.5% on either side.
+    assert (samples.low, samples.high) == (pytest.approx(0.0), pytest.approx(0.04))
+    assert seeds.high - seeds.low < samples.high - samples.low
+
+
+def test_seeds_of_two_samples_are_drawn_apart(tmp_path):
+    # Seed 0 of one sample is not seed 0 of the other: four units of equal weight, and not two whose mean is 0 always.
+    values = {(400, 0, 0): 0.1, (400, 1, 0): -0.1, (400, 0, 1): 0.1, (400, 1, 1): -0.1}
+    found = paired_advantage(results_of(tmp_path, sampled(values)), "ckd", "kd", resample="seeds")
+    # One draw in 16 takes only those above.
+    assert (found.low, found.high) == (pytest.approx(-0.1), pytest.approx(0.1))
+
+
+def test_one_sample_has_no_interval_over_samples(tmp_path, differences):
+    found = paired_advantage(results_of(tmp_path, runs_of(differences)), "ckd", "kd", resample="samples")
+    assert found.pairs == 12
+    assert math.isnan(found.low)

@@ -81,7 +81,7 @@ def test_grey_is_for_methods_without_a_teacher():
     assert looks["vanilla"].dash != looks["kd"].dash
 
 
-def curves(labels=("vanilla", "kd", "ckd"), sizes=(800, 1600, 3200), seeds=3) -> pd.DataFrame:
+def curves(labels=("vanilla", "kd", "ckd"), sizes=(800, 1600, 3200), seeds=3, samples=1) -> pd.DataFrame:
     rows = [
         {
             "teacher": PAIR.teacher,
@@ -92,6 +92,7 @@ def curves(labels=("vanilla", "kd", "ckd"), sizes=(800, 1600, 3200), seeds=3) ->
             "mean": 0.2 + 0.05 * place + n / 100_000,
             "std": 0.01 * (place + 1) if seeds > 1 else np.nan,
             "seeds": seeds,
+            "samples": samples,
         }
         for place, label in enumerate(labels)
         for n in sizes
@@ -237,7 +238,8 @@ def test_timeline_draws_every_store_and_its_budget():
 
 
 def test_flatness_is_drawn_at_the_largest_n_with_the_teacher():
-    place = {"teacher": PAIR.teacher, "student": PAIR.student, "dataset": PAIR.dataset, "seeds": 1}
+    place = {"teacher": PAIR.teacher, "student": PAIR.student, "dataset": PAIR.dataset}
+    place |= {"seeds": 1, "samples": 1}
     rows = [
         {**place, "label": label, "n": n, "rank": rank, "value": value}
         for n in (800, 1600)

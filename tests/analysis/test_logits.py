@@ -144,6 +144,18 @@ def test_flatness_averages_shares_over_seeds_and_has_the_teachers(tmp_path):
     assert table.loc[("ckd", 2), "seeds"] == 2
 
 
+def test_flatness_averages_over_samples_too(tmp_path):
+    results = results_of(tmp_path, [PlannedRun(sample_seed=sample) for sample in (0, 1)])
+    for run, values in zip(results["run"], ([4.0, 2.0], [10.0, 1.0]), strict=True):
+        content = {"images": 9, "correlation_difference": 0.1, "singular_values": values}
+        (tmp_path / run / "logits.json").write_text(json.dumps(content | {"teacher_singular_values": [8.0, 2.0]}))
+    found = described(tmp_path, results)
+    assert found["sample_seed"].tolist() == [0, 1]
+    second = flatness(found).set_index(["label", "rank"]).loc[("ckd", 2)]
+    assert second["value"] == pytest.approx(0.3)
+    assert (second["samples"], second["seeds"]) == (2, 1)
+
+
 def test_runs_without_logits_are_not_described(tmp_path):
     found = described(tmp_path, results_of(tmp_path, [PlannedRun()]))
     assert len(found) == 0

@@ -293,6 +293,46 @@ def test_a_partial_grid_says_what_is_missing(grid):
     assert table(grid, "unfinished")["state"].tolist() == ["failed", "begun", "waiting"]
 
 
+def test_a_grid_of_two_samples_says_so(tmp_path):
+    folder = make_grid(tmp_path / "grid", sizes=(8, 16), seeds=2, samples=2, with_logits=True)
+    assert write_report(folder).missing == ()
+    text = read_page(folder).text
+    for said in (
+        "Mean over 4 runs, of 2 samples of images and 2 seeds; bars are",
+        "Test accuracy is the mean over samples and seeds; calls are those of one sample, interpolated",
+        "over runs of the same pair, n, sample and seed, in percentage points",
+    ):
+        assert said in text
+    name = next(name for name in names_of_tables(folder) if name.startswith("numbers-accuracy"))
+    row = table(folder, name).query("method == 'kd' and n == '8'").iloc[0]
+    # 30 percent, 1.5 up or down for the sample and 0.5 for the seed: the squares add up to 10, over 4 - 1.
+    assert (row["test accuracy, %"], row["std over samples and seeds"]) == ("30.00", "1.83")
+    assert (row["samples"], row["seeds"]) == ("2", "2")
+    assert sorted(table(folder, "runs")["sample seed"].unique()) == ["0", "1"]
+    assert sorted(table(folder, "ledgers")["store"]) == ["stores/wrn_40_2-random", "stores/wrn_40_2-random-sample1"]
+
+
+def test_a_plan_of_an_earlier_release_says_nothing_of_samples_and_neither_does_its_report(grid):
+    runs = planned_runs(grid)
+    for run in runs:
+        del run["sample_seed"]
+    change_plan(grid, runs=runs)
+    assert write_report(grid).missing == ()
+    text = read_page(grid).text
+    assert "Mean over seeds (3); bars are" in text
+    assert "sample seed" not in text
+    assert "over samples" not in text
+
+
+def test_a_run_that_lacks_one_sample_is_told(tmp_path):
+    folder = make_grid(tmp_path / "grid", sizes=(8, 16), seeds=2, samples=2)
+    # Both seeds are there still, with the other sample.
+    unfinish(folder, planned_runs(folder)[0]["run"])
+    sentence = "1 mean(s) are over fewer samples and seeds than planned, and so may be off the others."
+    assert sentence in write_report(folder).missing
+    assert table(folder, "unfinished")["sample seed"].tolist() == ["0"]
+
+
 def test_means_over_fewer_seeds_are_told(grid):
     unfinish(grid, planned_runs(grid)[0]["run"])
     assert "1 mean(s) are over fewer seeds than planned, and so may be off the others." in write_report(grid).missing

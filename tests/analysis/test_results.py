@@ -189,6 +189,41 @@ def test_a_run_that_is_no_object_is_refused(tmp_path, content):
         collect(tmp_path)
 
 
+def test_a_row_says_of_which_sample_its_run_is(tmp_path):
+    runs = [PlannedRun(sample_seed=sample, seed=seed) for sample in (0, 3) for seed in (0, 1)]
+    write_grid(tmp_path, runs)
+    save_results(tmp_path)
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert list(zip(table["sample_seed"], table["seed"], strict=True)) == [(0, 0), (0, 1), (3, 0), (3, 1)]
+    assert states(tmp_path)["sample_seed"].tolist() == [0, 0, 3, 3]
+
+
+def test_validation_chooses_within_a_sample(tmp_path):
+    runs = [
+        PlannedRun(sample_seed=sample, lr=lr, validation=0.5 + lr * sign)
+        for sample, sign in ((0, 1), (1, -1))
+        for lr in (0.1, 0.05)
+    ]
+    assert results_of(tmp_path, runs)["chosen"].tolist() == [True, False, False, True]
+
+
+def test_a_sample_is_what_run_json_says_where_the_plan_of_an_earlier_release_does_not(tmp_path):
+    told, untold = PlannedRun(more={"sample_seed": 4}), PlannedRun(seed=1)
+    found = results_of(tmp_path, [told, untold])["sample_seed"]
+    assert found[0] == 4
+    assert pd.isna(found[1])
+
+
+def test_a_run_of_another_sample_is_refused(tmp_path):
+    # All else is the same for every sample.
+    other, run = PlannedRun(sample_seed=0, more={"sample_seed": 0}), PlannedRun(sample_seed=1, more={"sample_seed": 1})
+    folder = write_grid(tmp_path, [other, run])
+    assert len(collect(folder)) == 2
+    spoil(folder, run, json.dumps(other.result()))
+    with pytest.raises(InvalidInput, match="sample_seed is 0, planned was 1"):
+        collect(folder)
+
+
 def test_spellings_of_a_network_are_one(tmp_path):
     run = PlannedRun(student="wrn16_2", more={"student": "wrn_16_2"})
     assert results_of(tmp_path, [run])["student"].tolist() == ["wrn_16_2"]

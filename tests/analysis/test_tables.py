@@ -115,6 +115,31 @@ def test_advantage_is_in_points_with_its_interval(results):
     assert re.fullmatch(r"\+5\.00 to \+10\.00", row["95% interval"])
 
 
+def test_tables_say_how_many_samples_they_are_over(tmp_path):
+    runs = [
+        PlannedRun(label=label, sample_seed=sample, seed=seed, accuracy=base + 0.02 * sample + 0.01 * seed)
+        for label, base in (("KD", 0.3), ("ckd", 0.4))
+        for sample in (0, 1)
+        for seed in (0, 1)
+    ]
+    results = results_of(tmp_path, runs)
+    accuracy = tables.accuracy(results)
+    # 30, 31, 32 and 33 percent: a deviation of sqrt(5 / 3).
+    assert row_of(accuracy, method="KD")["n=800"] == "31.50 ± 1.29"
+    assert "over 4 runs, of 2 samples of images and 2 seeds." in accuracy.note
+    advantage = tables.advantage(results, "ckd")
+    row = row_of(advantage, against="KD")
+    assert (row["advantage"], row["over samples"], row["pairs"]) == ("+10.00", "+10.00 to +10.00", "4")
+    assert "what another sample of images would change" in advantage.note
+
+
+def test_one_sample_has_no_column_over_samples(results):
+    advantage = tables.advantage(results, "ckd")
+    assert "over samples" not in advantage.frame
+    assert "neither covers another sample of images" in advantage.note
+    assert "over seeds (2)." in tables.accuracy(results).note
+
+
 def test_pairs_that_the_paper_does_not_have_leave_no_empty_columns(tmp_path):
     results = results_of(tmp_path, runs_of({"ckd": [0.3, 0.4], "kd": [0.2, 0.35]}, student="resnet8"))
     for table in tables.all_tables(results, [0.35], described(tmp_path, results), "ckd"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE
+from storage.store import LEDGER_FILE, Store
 from tests.conftest import COMMANDS, run_command
 from tests.experiments.grids import lasting, results, run, small, write
 
@@ -212,6 +213,88 @@ def test_more_test_images_cost_the_difference(finished, tmp_path, weights):
     more = run(write(tmp_path / "grid.yaml", document), out)
     assert "6 found finished, 0 trained, 0 failed; 3 new teacher calls" in more.stdout, more.stderr
     assert {json.loads(path.read_text())["images"] for path in out.rglob("logits.json")} == {11}
+
+
+@pytest.fixture(scope="module")
+def sampled(made_once, weights) -> tuple[Path, Path]:
+    """A grid that was given a second sample after it was finished, and its folder; treat the folder as read-only."""
+
+    def fill(folder: Path) -> None:
+        one = small(weights, methods=["kd"], n=[24], test_images=8, store={"budget": 24})
+        done = run(write(folder / "grid.yaml", one), folder / "out")
+        assert "1 runs, 0 found finished, 1 trained, 0 failed; 32 new teacher calls" in done.stdout, done.stderr
+        more = run(write(folder / "grid.yaml", one | {"sample_seeds": [0, 3]}), folder / "out")
+        assert "2 runs, 1 found finished, 1 trained, 0 failed; 24 new teacher calls" in more.stdout, more.stderr
+
+    folder = made_once("sampled", fill)
+    return folder / "grid.yaml", folder / "out"
+
+
+@pytest.mark.slow
+def test_a_second_sample_pays_for_its_own_images_and_for_nothing_else(sampled):
+    _, out = sampled
+    first, second = out / "stores" / "resnet8-digits", out / "stores" / "resnet8-digits-sample3"
+    # The budget is 24, of each of them.
+    assert (spent(first), spent(second), spent(out / "stores" / "resnet8-digits-test")) == (24, 24, 8)
+    assert {path.name for path in (out / "stores").iterdir()} == {first.name, second.name, "resnet8-digits-test"}
+    for split in ("train", "val"):
+        images = [set(Store.open(store).read(f"{split}/source_index").tolist()) for store in (first, second)]
+        assert images[0] != images[1]
+    table = results(out)
+    assert list(table["sample_seed"]) == [0, 3]
+    assert list(table["store"]) == ["stores/resnet8-digits", "stores/resnet8-digits-sample3"]
+    assert list(table["proven"]) == ["ledger", "ledger"]
+    assert table["store_id"].nunique() == 2
+    for folder, sample in zip(table["run"], (0, 3), strict=True):
+        assert json.loads((out / folder / "run.json").read_text())["sample_seed"] == sample
+        assert json.loads((out / folder / "logits.json").read_text())["images"] == 8
+
+
+@pytest.mark.slow
+def test_status_and_report_are_over_both_samples(sampled, tmp_path):
+    _, before = sampled
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", before, out], check=True)
+    [mean] = json.loads(run_command("ckd-pipeline", "status", out, "--json").stdout)["accuracy"]
+    accuracies = list(results(out)["test_accuracy"])
+    assert (mean["runs"], mean["samples"], mean["seeds"]) == (2, 2, 1)
+    assert mean["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert mean["std"] == pytest.approx(statistics.stdev(accuracies))
+    assert "samples" in run_command("ckd-pipeline", "status", out).stdout
+    reported = run_command("ckd-pipeline", "report", out)
+    assert "2 of 2 runs" in reported.stdout, reported.stderr
+    assert "missing" not in reported.stdout
+    assert "2 runs, of 2 samples of images and 1 seed;" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_every_sample(sampled, tmp_path):
+    grid, out = sampled
+    said = json.loads(run(grid, tmp_path / "new", "--dry-run", "--json").stdout)
+    assert (said["runs"], said["samples"], said["calls"], said["new_calls"]) == (2, 2, 2 * 24 + 8, 2 * 24 + 8)
+    rest = run(grid, out, "--dry-run").stdout
+    assert "56 in all for 2 samples of images, each a store of its own, 0 of them still to be paid" in rest
+
+
+@pytest.mark.slow
+def test_a_budget_is_of_each_sample(tmp_path, weights):
+    document = small(weights, methods=["kd"], sample_seeds=2)
+    for budget, code in ((48, 0), (47, 3)):
+        grid = write(tmp_path / "grid.yaml", document | {"store": {"budget": budget}})
+        planned = run(grid, tmp_path / "out", "--dry-run")
+        assert planned.returncode == code
+        assert ("96 in all" if code == 0 else "47 of the budget of 47 remain") in planned.stdout + planned.stderr
+
+
+@pytest.mark.slow
+def test_a_store_of_another_seed_is_not_taken_for_sample_0(tmp_path, weights):
+    out, document = tmp_path / "out", small(weights, methods=["kd"], n=[24])
+    assert run(write(tmp_path / "one.yaml", document | {"store": {"seed": 5}}), out).returncode == 0
+    refused = run(write(tmp_path / "two.yaml", document | {"sample_seeds": 2}), out)
+    assert refused.returncode == 2
+    assert "seed (store: 5, asked: 0)" in refused.stderr
+    assert spent(out / "stores" / "resnet8-digits") == 24
+    assert not (out / "stores" / "resnet8-digits-sample1").exists()
 
 
 def test_a_result_of_other_settings_in_a_runs_folder_is_refused(finished, tmp_path):

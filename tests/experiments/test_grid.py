@@ -62,6 +62,18 @@ def test_n_can_be_a_list_and_seeds_too(read):
     assert (grid.sizes, grid.seeds) == ((64, 300), (5, 3))
 
 
+@pytest.mark.parametrize(("written", "meant"), [("3", (0, 1, 2)), ("[4, 0]", (4, 0))])
+def test_samples_are_a_list_or_how_many_and_multiply_the_runs(read, written, meant):
+    grid = read(LINES + f"sample_seeds: {written}\n")
+    assert grid.samples == grid.sample_seeds == meant
+    assert grid.num_runs == len(plan_runs(grid, "fp32")) == len(meant) * read(LINES).num_runs
+
+
+def test_a_grid_without_samples_has_the_one_of_its_store(read):
+    assert read(LINES).samples == (0,)
+    assert read(LINES.replace("views: 2", "views: 2, seed: 5")).samples == (5,)
+
+
 def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
     text = LINES.replace("  - kd\n", "  - {method: kd, choose: {batch_size: [32]}}\n")
     grid = read(text)
@@ -110,6 +122,13 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("seeds: 2", "seeds: 0", 10, "from 1 to"),
         ("seeds: 2", "sedes: 2", 10, "did you mean seeds"),
         ("seeds: 2", "seeds: true", 10, "whole number"),
+        ("seeds: 2", "seeds: 2\nsample_seeds: []", 11, "at least one item"),
+        ("seeds: 2", "seeds: 2\nsample_seeds: 0", 11, "from 1 to"),
+        ("seeds: 2", "seeds: 2\nsample_seeds: [1, 1]", 11, "1 twice"),
+        ("seeds: 2", "seeds: 2\nsample_seeds: [-1]", 11, "from 0 to"),
+        ("seeds: 2", "seeds: 2\nsample_seed: [1]", 11, "did you mean sample_seeds"),
+        ("views: 2, budget: 700}", "views: 2, seed: 1}\nsample_seeds: 2", 13, "sample_seeds draws several; give one"),
+        ("views: 2", "sample_seeds: [0]", 13, "sample_seeds stands beside seeds, not below store"),
         ("lr: [0.1, 5e-2]", "lr: [0.1, fast]", 11, "must be a number, got 'fast'"),
         ("lr: [0.1, 5e-2]", "lr: [0.1, 0.1]", 11, "0.1 twice"),
         ("lr: [0.1, 5e-2]", f"lr: [1{'0' * 400}]", 11, "must be a number"),
@@ -184,6 +203,8 @@ def test_references_cannot_grow_a_small_file_into_a_large_one(read):
 def test_more_runs_than_anybody_can_train_are_refused(read):
     with pytest.raises(InvalidInput, match="line 9: this asks for 1800000 runs, and 100000 is the most"):
         read(LINES.replace("seeds: 2", "seeds: 100000"))
+    with pytest.raises(InvalidInput, match="this asks for 1800000 runs"):
+        read(LINES + "sample_seeds: 50000\n")
 
 
 def test_an_n_too_small_for_a_method_names_the_line(read):

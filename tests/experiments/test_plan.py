@@ -10,7 +10,8 @@ import pytest
 
 from experiments.execution import cost
 from experiments.grid import read_grid
-from experiments.plan import plan_runs
+from experiments.plan import one_a_teacher, plan_runs, plan_stores
+from experiments.stores import Stores
 from tests.experiments.grids import small, write
 
 
@@ -63,6 +64,54 @@ def test_folders_keep_the_names_that_earlier_releases_gave_them():
         "runs/resnet20-resnet8-digits/ckd-pairs-all-n200-seed0-99db2985e0",
         "runs/resnet20-resnet8-digits/vanilla-n400-seed0-afc3795cb4",
     ]
+
+
+@pytest.fixture
+def sampled(tmp_path, weights):
+    """The grid with two samples more."""
+    document = small(weights, seeds=2, sample_seeds=[0, 1, 12], test_images=8)
+    return read_grid(write(tmp_path / "sampled.yaml", document))
+
+
+def test_another_sample_is_another_run_in_a_store_of_its_own(grid, sampled):
+    runs = plan_runs(sampled, "fp32")
+    assert len({run.folder for run in runs}) == sampled.num_runs == 3 * grid.num_runs
+    stores = {0: "stores/resnet8-digits", 1: "stores/resnet8-digits-sample1", 12: "stores/resnet8-digits-sample12"}
+    assert {need.sample_seed: need.folder for need in plan_stores(sampled)} == stores
+    assert all(run.store == stores[run.sample_seed] for run in runs)
+    assert all(f"-sample{run.sample_seed}-seed" in run.folder for run in runs if run.sample_seed)
+
+
+def test_sample_0_is_the_one_that_a_grid_has_by_default(grid, sampled):
+    assert folders(grid) == {run.folder for run in plan_runs(sampled, "fp32") if run.sample_seed == 0}
+
+
+def test_the_run_of_a_sample_is_the_same_whichever_others_there_are(tmp_path, weights, sampled):
+    one = read_grid(write(tmp_path / "one.yaml", small(weights, seeds=2, sample_seeds=[12])))
+    assert folders(one) == {run.folder for run in plan_runs(sampled, "fp32") if run.sample_seed == 12}
+
+
+def test_what_is_finished_early_covers_all_samples(sampled):
+    runs = plan_runs(sampled, "fp32")
+    assert [run.config.seed for run in runs] == [0] * 12 + [1] * 12
+    assert [run.sample_seed for run in runs] == ([0] * 4 + [1] * 4 + [12] * 4) * 2
+
+
+def test_a_teacher_and_its_test_images_are_the_same_for_every_sample(tmp_path, sampled):
+    needs = [replace(need, teacher_epochs=3) for need in plan_stores(sampled)]
+    stores = Stores(sampled, tmp_path / "out", "cpu")
+    weights = tmp_path / "out" / "teachers" / "resnet8-digits-3epochs.safetensors"
+    assert {stores.own_weights(need) for need in needs} == {weights}
+    assert {need.folder_of_tests for need in needs} == {"stores/resnet8-digits-test"}
+    assert len(one_a_teacher(needs)) == 1
+
+
+def test_each_sample_costs_its_own_calls_and_test_images_are_called_once(sampled):
+    spent = cost(sampled, plan_runs(sampled, "fp32"))
+    assert spent["calls"] == 3 * 48 + 8
+    assert spent["calls_without_nesting"] == 3 * (24 + 48) + 8
+    # Two seeds and three samples of kd at each size.
+    assert spent["calls_without_store"] == 2 * 3 * (24 + 48) + 8
 
 
 def test_a_run_is_sent_to_a_worker_whole(grid):

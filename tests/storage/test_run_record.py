@@ -119,6 +119,15 @@ def test_a_record_says_how_its_student_was_shown_images_where_that_is_known(tmp_
     assert RunRecord.read(tmp_path).student_rendering == RENDERING
 
 
+def test_a_record_says_of_which_sample_it_is_where_that_is_known(tmp_path):
+    assert record().sample_seed is UNSET
+    structs.replace(record(), sample_seed=7).save(tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text()) == DOCUMENT | {"sample_seed": 7}
+    assert RunRecord.read(tmp_path).sample_seed == 7
+    with pytest.raises(Malformed, match="sample_seed"):
+        typed(DOCUMENT | {"sample_seed": -1}, RunRecord)
+
+
 def test_a_rendering_that_cannot_be_is_refused_with_its_place():
     rendering = json.loads(json.dumps(asdict(RENDERING)))
     rendering["geometry"]["crop_size"] = 4000

@@ -308,6 +308,7 @@ def test_run_json_says_what_was_measured(built_store, tmp_path):
         "student": "resnet8",
         "n": 64,
         "seed": 0,
+        "sample_seed": 0,
         "teacher_calls": 64,
         "store": str(built_store),
     }
