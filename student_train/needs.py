@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ground.errors import InvalidInput, UnknownName
-from ground.layers import STEM, is_before, is_stage, layer_of
+from ground.layers import BEFORE, LOGITS, STEM, is_before, is_stage, layer_of
 
 STAGES, MAPS = "stages", "maps"
 LayerPair = tuple[str, str]
+_NUMBERED = re.compile(rf"layer([0-9]{{1,3}})({re.escape(BEFORE)})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +20,10 @@ class Needs:
 
     Args:
         outputs: of student and teacher, paired: `logits`, `pooled`, `last` or layer names with + between, as
-            "logits+layer2". `layer2:layer3` pairs a student's layer with another one of the teacher. `stages` is every
-            stage that both have, `maps` the stem too, `stages.pre` their pre-activations. Empty: no teacher.
+            "logits+layer2". `layer2:layer3` pairs a student's layer with another one of the teacher. `layer2` is the
+            second stage of a network that names its stages otherwise. `stages` is every stage that both have, or where
+            they share no name the last ones of both; `maps` the stem too, `stages.pre` their pre-activations. Empty: no
+            teacher.
         head: the teacher's last layer.
         norms: scale and shift of the batch norms before the outputs' pre-activations.
         labels: the class of every single sample; differences between samples have none.
@@ -56,7 +60,7 @@ class Needs:
         """
         pairs: list[LayerPair] = []
         for item in filter(None, self.outputs.split("+")):
-            group = _group(item, [name for name in student if name in teacher])
+            group = _group(item, student, teacher)
             pairs += [_named(item, student, teacher)] if group is None else group
         if self.outputs and not pairs:
             raise InvalidInput(f"{self.outputs!r} names no layer; give one, or several with + between")
@@ -71,27 +75,44 @@ class Needs:
         )
 
 
-def _group(item: str, common: Sequence[str]) -> list[LayerPair] | None:
+def _group(item: str, student: Sequence[str], teacher: Sequence[str]) -> list[LayerPair] | None:
     kind = layer_of(item)
     if kind not in (STAGES, MAPS):
         return None
-    stages = [name for name in common if is_stage(layer_of(name)) and is_before(name) == is_before(item)]
-    if kind == MAPS and STEM in common:
-        stages.insert(0, STEM)
+    ours, theirs = (
+        [name for name in known if is_stage(layer_of(name)) and is_before(name) == is_before(item)]
+        for known in (student, teacher)
+    )
+    stages = [(name, name) for name in ours if name in theirs]
     if not stages:
-        raise InvalidInput(
-            f"student and teacher have no {item} of the same names; pair layers, as layers=layer2:layer3"
-        )
-    return [(name, name) for name in stages]
+        # Networks of two libraries: their last stages have seen the same share of the image.
+        count = min(len(ours), len(theirs))
+        stages = list(zip(ours[len(ours) - count :], theirs[len(theirs) - count :], strict=True))
+    if kind == MAPS and STEM in student and STEM in teacher:
+        stages.insert(0, (STEM, STEM))
+    if not stages:
+        raise InvalidInput(f"student or teacher has no {item}; pair layers, as layers=layer2:layer3")
+    return stages
 
 
 def _named(item: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPair:
     ours, colon, theirs = item.partition(":")
-    pair = (ours, theirs if colon else ours)
-    for whose, name, known in (("student", pair[0], student), ("teacher", pair[1], teacher)):
-        if name != "logits" and name not in known:
-            raise UnknownName(f"layer of the {whose}", name, ["logits", *known])
-    return pair
+    return (
+        _known_as(ours, student, "student"),
+        _known_as(theirs if colon else ours, teacher, "teacher"),
+    )
+
+
+def _known_as(name: str, known: Sequence[str], whose: str) -> str:
+    """A network's own name of a layer: of its N-th stage for layerN, where it has no layer that is called so."""
+    if name == LOGITS or name in known:
+        return name
+    stages, number = [layer for layer in known if is_stage(layer)], _NUMBERED.fullmatch(name)
+    if number is not None and 1 <= int(number[1]) <= len(stages):
+        named = stages[int(number[1]) - 1] + (number[2] or "")
+        if named in known:
+            return named
+    raise UnknownName(f"layer of the {whose}", name, [LOGITS, *known])
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,32 @@ def test_outputs_are_paired_by_name(outputs, pairs):
 def test_layers_that_are_not_there_are_refused(outputs, error, message):
     with pytest.raises(error, match=message):
         Needs(outputs=outputs).pairs(STUDENT, TEACHER)
-    with pytest.raises(InvalidInput, match="no stages of the same names; pair layers, as layers=layer2:layer3"):
-        Needs(outputs="stages").pairs(["layer1"], ["layer2"])
+    with pytest.raises(InvalidInput, match="student or teacher has no stages; pair layers, as layers=layer2:layer3"):
+        Needs(outputs="stages").pairs(["layer1"], ["pooled"])
+
+
+def test_stages_of_two_libraries_are_paired_from_the_last():
+    theirs = ["blocks.1", "blocks.2", "blocks.4", "bn2", "pooled", "last"]
+    assert Needs(outputs="stages").pairs(["stem", "layer1", "layer2", "pooled"], theirs) == (
+        ("layer1", "blocks.4"),
+        ("layer2", "bn2"),
+    )
+    assert Needs(outputs="maps").pairs(["stem", "layer1", "layer2"], theirs) == (
+        ("layer1", "blocks.4"),
+        ("layer2", "bn2"),
+    )
+
+
+def test_a_numbered_layer_is_a_stage_of_a_network_that_names_them_otherwise():
+    theirs = ["blocks.1", "blocks.2", "blocks.4", "bn2", "pooled", "last"]
+    assert Needs(outputs="layer2").pairs(STUDENT, theirs) == (("layer2", "blocks.2"),)
+    assert Needs(outputs="layer2").pairs(theirs, STUDENT) == (("blocks.2", "layer2"),)
+    assert Needs(outputs="blocks.4:layer1").pairs(theirs, STUDENT) == (("blocks.4", "layer1"),)
+    # A network's own name comes first.
+    assert Needs(outputs="layer2").pairs(["layer2", "layer3"], ["layer2"]) == (("layer2", "layer2"),)
+    for beyond in ("layer5", "layer0", "layer2.pre"):
+        with pytest.raises(UnknownName, match=f"no layer of the teacher is called '{beyond}'"):
+            Needs(outputs=f"logits:{beyond}").pairs(STUDENT, theirs)
 
 
 def test_a_method_wants_what_its_losses_need_and_no_more():
