@@ -22,6 +22,7 @@ from storage.ledger_tables import metadata
 _CONSTRAINTS = ("PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "CONSTRAINT")
 # Without these a query of ours fails, or gives values of other types.
 _READ = ("table", "column")
+_OWN_TABLE = re.compile(r"sqlite_(sequence|stat[1-4])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,11 @@ def _in_words(piece: str, found: str | None, wanted: str | None) -> str:
 
 def _of_file(connection: sa.Connection) -> dict[str, str]:
     """SQLite keeps the statements that made things, and goes by them: they are compared without their spaces."""
-    query = "SELECT type, name, sql FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_'"
     pieces: dict[str, str] = {}
-    for kind, name, sql in connection.exec_driver_sql(query):
+    for kind, name, sql in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master"):
+        # What SQLite makes itself: indexes of keys, and its own statistics. Anything else can take such a name too.
+        if (kind == "index" and sql is None) or (kind == "table" and _OWN_TABLE.fullmatch(name)):
+            continue
         statement = re.sub(r"\s*([(),])\s*", r"\1", " ".join((sql or "").split()))
         table = re.fullmatch(rf"CREATE TABLE {re.escape(name)}\((.*)\)(.*)", statement)
         if kind != "table" or table is None:

@@ -60,6 +60,12 @@ IN_A_FILE = {
         "CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM leases; END",
         "it has trigger t (TRIGGER t AFTER INSERT",
     ),
+    "a trigger by a name of SQLite's own": (
+        "PRAGMA writable_schema = 1; CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM leases; END; "
+        "UPDATE sqlite_master SET name = 'sqlite_t', sql = replace(sql, 'TRIGGER t', 'TRIGGER sqlite_t') "
+        "WHERE name = 't'",
+        "it has trigger sqlite_t",
+    ),
     "a view": ("CREATE VIEW v AS SELECT 1", "it has view v"),
     "another table": ("CREATE TABLE notes (a)", "it has table notes"),
 }
