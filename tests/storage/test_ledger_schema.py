@@ -61,9 +61,11 @@ IN_A_FILE = {
         "it has trigger t (TRIGGER t AFTER INSERT",
     ),
     "a trigger by a name of SQLite's own": (
-        "PRAGMA writable_schema = 1; CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM leases; END; "
-        "UPDATE sqlite_master SET name = 'sqlite_t', sql = replace(sql, 'TRIGGER t', 'TRIGGER sqlite_t') "
-        "WHERE name = 't'",
+        (
+            "PRAGMA writable_schema = 1; CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM leases; END; "
+            "UPDATE sqlite_master SET name = 'sqlite_t', sql = replace(sql, 'TRIGGER t', 'TRIGGER sqlite_t') "
+            "WHERE name = 't'"
+        ),
         "it has trigger sqlite_t",
     ),
     "a view": ("CREATE VIEW v AS SELECT 1", "it has view v"),

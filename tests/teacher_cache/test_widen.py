@@ -191,6 +191,19 @@ def test_a_widened_store_is_trained_traced_repaired_grown_and_copied_from(tmp_pa
     assert sum(forwards) == 44
 
 
+def test_a_store_that_stayed_narrow_is_told_to_follow_one_that_was_widened(tmp_path, weights, forwards):
+    shared = {"features": "pooled", "ledger": f"sqlite:///{tmp_path / 'shared.sqlite'}"}
+    narrow = build_store(tmp_path / "narrow", weights, n=10, **shared)
+    wide = build_store(tmp_path / "wide", weights, n=30, **shared)
+    widen(wide, ledger_url=shared["ledger"])
+    with pytest.raises(InvalidInput, match="pooled in float32 and not in float16; .*: ckd-cache widen --store"):
+        build(*prepare_build(config_of(narrow, weights, n=30, **shared)))
+    widen(narrow, ledger_url=shared["ledger"])
+    build(*prepare_build(config_of(narrow, weights, n=30, feature_dtype="float32", **shared)))
+    assert problems(narrow, shared["ledger"]) == []
+    assert sum(forwards) == 30
+
+
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 @pytest.mark.parametrize(
     ("owner", "step"),
