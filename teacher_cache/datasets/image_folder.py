@@ -30,6 +30,11 @@ DEFAULT_IMAGE_SIZE = 32
 log = logging.getLogger(__name__)
 
 
+# A list of classes that some archives have beside their splits.
+CLASS_LIST = "classes.txt"
+_MOST_LIST_BYTES = 1 << 20
+
+
 def open_image_folder(path: str, image_size: int | None = None, interpolation: str = "bilinear") -> ImageDataset:
     """Open the images below `path`, and say in the log what was listed.
 
@@ -69,7 +74,7 @@ def open_image_folder(path: str, image_size: int | None = None, interpolation: s
         options={"dataset": f"imagefolder:{root}"} | ({} if image_size is None else {"image_size": str(image_size)}),
     )
     dataset = replace(dataset, listing=plain(_listing(dataset, layout, left_out)))
-    for line in [dataset.listing, *map(plain, _doubts(dataset))]:
+    for line in [dataset.listing, *map(plain, _doubts(dataset, _listed_classes(root)))]:
         log.info("%s", line)
     return dataset
 
@@ -174,9 +179,28 @@ def _listing(dataset: ImageDataset, layout: Layout, left_out: LeftOut) -> str:
     return f"{line}; {left_out.said()}" if left_out.names else line
 
 
-def _doubts(dataset: ImageDataset) -> list[str]:
-    """What may not be meant, though it can be used as it is."""
+def _listed_classes(root: Path) -> list[str]:
+    """The classes that a list beside the splits names, in its order; none where there is no such list."""
+    path = root / CLASS_LIST
+    if not path.is_file() or path.stat().st_size > _MOST_LIST_BYTES:
+        return []
+    return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+
+
+def _doubts(dataset: ImageDataset, listed: list[str]) -> list[str]:
+    """What may not be meant, though it can be used as it is.
+
+    Args:
+        listed: class names in the order of a list beside the splits.
+    """
     doubts, classes = [], dataset.classes
+    if listed and listed != list(classes):
+        how = "in another order than" if sorted(listed) == list(classes) else "that are not"
+        doubts.append(
+            f"{CLASS_LIST} names classes {how} the folders' ({', '.join(listed[:4])}, ... there, "
+            f"{', '.join(classes[:4])}, ... here); labels follow the folders, and a teacher that was trained by that "
+            "list answers for others"
+        )
     if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
         doubts.append(
             f"class names are numbers and are taken as text: {', '.join(classes[:4])}, ...; a teacher that was trained "

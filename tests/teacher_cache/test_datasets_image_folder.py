@@ -480,6 +480,22 @@ def test_numbers_as_class_names_are_said_where_text_order_differs(folder, said):
     assert "class names are numbers and are taken as text: 10, 2" in said()
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cat\ndog\n", None),
+        ("dog\r\ncat\r\n\r\n", "classes.txt names classes in another order than the folders' (dog, cat, ..."),
+        ("cat\nowl\n", "classes.txt names classes that are not the folders' (cat, owl, ..."),
+        (b"\xff\xfe", "classes.txt names classes that are not the folders'"),
+    ],
+)
+def test_a_list_of_classes_beside_the_splits_is_compared(folder, said, text, says):
+    (folder / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert opened(folder).classes == ("cat", "dog")
+    assert ("classes.txt" in said()) == (says is not None)
+    assert says is None or says in said()
+
+
 def test_class_without_test_images_is_said(folder, said):
     shutil.rmtree(folder / "test" / "cat")
     opened(folder)
