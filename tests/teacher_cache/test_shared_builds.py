@@ -260,7 +260,8 @@ def test_what_a_builder_published_before_it_died_is_committed_by_who_comes_later
 
 @pytest.mark.slow
 def test_builders_that_nothing_happens_to_lose_nothing(builders, job, tmp_path, ledger_url):
-    started = [builders.start(job(f"builder{place}", slow_ms=15)) for place in range(3)]
+    # So slow that none is through before the others have begun, however busy the machine is.
+    started = [builders.start(job(f"builder{place}", slow_ms=250)) for place in range(3)]
     outcomes = [builder.wait() for builder in started]
     assert [outcome["exit_code"] for outcome in outcomes] == [0, 0, 0], outcomes
     assert sum(outcome["new_calls"] for outcome in outcomes) == N
