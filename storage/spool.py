@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from ground.documents import Count, Hex32, Malformed, Positive, typed
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
-from ground.errors import InvalidInput
+from ground.errors import InvalidInput, StoreUnreadable
 from storage.ledger_chain import Seal
 from storage.schema import OutputSpec
 
@@ -164,6 +164,8 @@ def read_spool(path: Path, outputs: Sequence[OutputSpec], calls: set[int]) -> li
 
     Raises:
         Malformed: it is no whole spool of such a store; one that nothing was written to is empty, and whole.
+        InvalidInput: a link, a pipe or a folder is in its place.
+        StoreUnreadable: it could not be read, so nobody knows what it holds.
     """
     with _opened(path) as descriptor:
         found = None if descriptor is None else _checked(descriptor)
@@ -175,6 +177,7 @@ def spooled_store(path: Path) -> str | None:
 
     Raises:
         Malformed: it is no whole spool.
+        InvalidInput, StoreUnreadable: as for `read_spool`.
     """
     with _opened(path) as descriptor:
         found = None if descriptor is None else _checked(descriptor)
@@ -220,12 +223,27 @@ def _opened(path: Path) -> Iterator[int | None]:
     except FileNotFoundError:
         yield None
         return
-    except (OSError, InvalidInput) as error:
-        raise Malformed(str(error)) from error
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{path} is no file of its own, but a link, a folder or a pipe, where answers that are paid for may have "
+            "been; put the file itself back, or move that away to give them up"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     try:
         yield descriptor
+    except OSError as error:
+        raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> StoreUnreadable:
+    why = error.strerror or str(error)
+    return StoreUnreadable(
+        f"{path} cannot be read ({why}), and may hold answers that are paid for; see that it can be read, then run the "
+        "same command again"
+    )
 
 
 def _checked(descriptor: int) -> tuple[_Header, int] | None:

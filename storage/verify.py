@@ -248,7 +248,11 @@ def _spool_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
             holds = spooled_store(path)
         except Malformed as error:
             what = f"is damaged ({error}): answers that were in hand when a build stopped are lost"
-            yield Problem(what, "bring it back from a copy, or run the build again to settle their calls", path.name)
+            remedy = "bring it back from a copy, or run the build again to settle their calls"
+            settled = "their calls are settled, so delete it once nobody wants to look at it"
+            yield Problem(what, remedy if ledger.unsettled_calls(session) else settled, path.name)
+        except CKDError as error:
+            yield Problem(str(error), "")
         else:
             if holds is not None and holds != ledger.store_of_session(session):
                 yield Problem("holds answers that the ledger knows no calls for", "move it away", path.name)

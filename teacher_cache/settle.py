@@ -183,7 +183,8 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
 def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
     """Delete spools of sessions that ended and have nothing unsettled; all sessions if none are named.
 
-    What holds answers of another ledger, as after this one was replaced or rolled back, is left; `verify` names it.
+    What holds answers of another ledger, as after this one was replaced or rolled back, is left, and so is what is
+    damaged or cannot be read; `verify` names it.
     """
     for path, session in spool_files(folder):
         if sessions is not None and session not in sessions:
@@ -193,8 +194,8 @@ def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = Non
         known = ledger.store_of_session(session)
         try:
             holds = spooled_store(path) or known
-        except Malformed:
-            holds = known
+        except (Malformed, CKDError):  # whatever it may hold stays
+            continue
         if known is not None and holds == known:
             path.unlink(missing_ok=True)
 

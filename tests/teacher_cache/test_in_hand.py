@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.stand_ins.full_disk import MOMENTS, full_from, small_disk
-from ground.errors import CKDError, DiskFull, Interrupted, StoreBusy, StoreUnreadable
+from ground.errors import CKDError, DiskFull, Interrupted, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.spool import Spool, spool_files
 from storage.store import LEDGER_FILE, Store
@@ -248,8 +248,10 @@ def test_a_spool_that_was_damaged_is_named_and_its_calls_are_lost(tmp_path, weig
     report = build(*prepare_build(asked(folder, weights)))
     assert f"{path} is damaged" in caplog.text
     assert (report.lost_calls, report.rows_valid) == (2 * BATCH, N)
-    assert problems(folder) == []
-    assert not path.exists()
+    assert path.read_bytes() == content, "nothing that may have held answers is deleted"
+    (found,) = problems(folder)
+    assert found.startswith(f"{path.name}: is damaged")
+    assert "their calls are settled" in found
 
 
 def test_a_whole_spool_is_expected_and_only_its_calls_are_unsettled(tmp_path, weights, monkeypatch):
@@ -281,9 +283,36 @@ def test_a_link_or_a_pipe_in_place_of_a_spool_is_not_followed(tmp_path, weights,
     before = outside.read_bytes()
     {"link": lambda: path.symlink_to(outside), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
     assert f"{path.name}: is no file of its own, but a link, a folder or a pipe; move it away" in problems(folder)
-    report = build(*prepare_build(asked(folder, weights)))
-    assert (report.lost_calls, report.rows_valid) == (2 * BATCH, N)
+    with pytest.raises(InvalidInput, match="is no file of its own.*answers that are paid for"):
+        prepare_build(asked(folder, weights))
+    assert totals(folder) == (0, 2 * BATCH, 0)
     assert outside.read_bytes() == before
+    path.rmdir() if kind == "folder" else path.unlink()
+    outside.rename(path)
+    assert build(*prepare_build(asked(folder, weights))).lost_calls == 0
+
+
+@pytest.mark.parametrize("where", ["open", "pread"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_spool_that_cannot_be_read_settles_nothing(tmp_path, weights, monkeypatch, where, number):
+    folder = tmp_path / "store"
+    path = spooled(folder, weights, monkeypatch)
+    original = getattr(os, where)
+
+    def failing(place, *arguments, **options):
+        name = Path(f"/proc/self/fd/{place}").readlink() if where == "pread" else Path(os.fsdecode(place))
+        if name.suffix == ".spool":
+            raise OSError(number, os.strerror(number))
+        return original(place, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, where, failing)
+        with pytest.raises(StoreUnreadable, match=f"spool cannot be read \\({os.strerror(number)}\\)"):
+            prepare_build(asked(folder, weights))
+        assert any("spool cannot be read" in problem for problem in problems(folder))
+    assert totals(folder) == (0, 2 * BATCH, 0)
+    assert path.exists()
+    assert build(*prepare_build(asked(folder, weights))).lost_calls == 0
 
 
 def test_answers_that_came_too_late_are_dropped(tmp_path, weights, monkeypatch, forwards):
