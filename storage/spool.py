@@ -21,10 +21,11 @@ from math import prod
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from ground.documents import Count, Hex32, Malformed, Positive, typed
+from ground.documents import Count, Hex32, Malformed, Positive
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
 from ground.errors import InvalidInput, StoreUnreadable
 from storage.ledger_chain import Seal
@@ -33,8 +34,9 @@ from storage.schema import OutputSpec
 SPOOL = re.compile(r"answers-([0-9]{1,18})-[0-9a-f]{8}\.spool")
 _MAGIC = b"ckdspool"
 _FRONT_BYTES = len(_MAGIC) + 8 + hashlib.sha256().digest_size
-_MOST_HEADER_BYTES = 64 << 20
 _HEADER_BYTES_PER_CALL = 128
+# Two batches of the largest size, and some room.
+_MOST_HEADER_BYTES = 2 * (1 << 16) * _HEADER_BYTES_PER_CALL + (1 << 20)
 _BLOCK = 1 << 20
 _Input = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", description="32 hexadecimal digits")]
 _Float = Annotated[str, Meta(pattern=r"\Afloat(16|32)\Z", description="float16 or float32")]
@@ -256,7 +258,8 @@ def _checked(descriptor: int) -> tuple[_Header, int] | None:
         raise Malformed("it does not begin as a spool does")
     header = os.pread(descriptor, size, _FRONT_BYTES)
     try:
-        found = typed(json.loads(header), _Header)
+        # Straight into its own type: as objects of any kind, a header from anybody would take thirty times its size.
+        found = msgspec.json.decode(header, type=_Header)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"what it says of its answers cannot be read: {error}") from error
     begins = _FRONT_BYTES + size

@@ -20,7 +20,7 @@ from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import DIGEST, VALID, output_array
-from storage.spool import SPOOL, is_file, spool_files, spooled_store
+from storage.spool import SPOOL, is_file, read_spool, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import witness_of
@@ -211,7 +211,7 @@ def _lost_call(state: Inspection, row: int, view: int) -> int | None:
 
 
 def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
-    yield from _reserved_problems(store.manifest, ledger, "build")
+    yield from _reserved_problems(store.manifest, ledger, "build", _spooled_calls(store, ledger))
     for call in ledger.calls_of_store(store.manifest.store_id, "committed"):
         if call.row >= store.manifest.n:
             what = f"call {call.id} is committed, and the store has only {store.manifest.n} rows"
@@ -227,15 +227,32 @@ def _extension_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     except StoreUnreadable:
         yield Problem("is the manifest of no extension that could be finished", _repair(store), EXTENSION)
     else:
-        yield from _reserved_problems(extension, ledger, "extension")
+        yield from _reserved_problems(extension, ledger, "extension", {})
 
 
-def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str) -> Iterator[Problem]:
+def _reserved_problems(manifest: Manifest, ledger: Ledger, made_by: str, kept: Mapping[int, str]) -> Iterator[Problem]:
+    """Calls that nobody settled; `kept` is call -> where its answer is."""
     alive = ledger.leases()
     for call in ledger.calls_of_store(manifest.store_id, "reserved"):
-        what = f"call {call.id} is not settled: its {made_by} is at work, or was interrupted"
-        remedy = "wait for it" if call.session in alive else f"run the {made_by} again to settle it"
+        if call.id in kept:
+            what = f"call {call.id} is not settled: its answer is kept in {kept[call.id]}"
+            remedy = f"run the {made_by} again, which commits it, or says what has to be done first"
+        else:
+            what = f"call {call.id} is not settled: its {made_by} is at work, or was interrupted"
+            remedy = "wait for it" if call.session in alive else f"run the {made_by} again to settle it"
         yield Problem(what, remedy, None, call.row, call.view)
+
+
+def _spooled_calls(store: Store, ledger: Ledger) -> dict[int, str]:
+    """Unsettled call -> name of the spool that holds its answer; one that cannot be read is a problem of its own."""
+    alive, found = ledger.leases(), dict[int, str]()
+    reserved = ledger.calls_of_store(store.manifest.store_id, "reserved")
+    calls = {call.id for call in reserved if call.session not in alive}
+    for path, _ in spool_files(store.folder) if calls else ():
+        with suppress(CKDError, Malformed):
+            if spooled_store(path) == store.manifest.store_id:
+                found |= {answer.call: path.name for answer in read_spool(path, store.outputs, calls)}
+    return found
 
 
 def _spool_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -254,8 +271,11 @@ def _spool_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
         except CKDError as error:
             yield Problem(str(error), "")
         else:
-            if holds is not None and holds != ledger.store_of_session(session):
+            known = ledger.store_of_session(session)
+            if holds is not None and holds != known:
                 yield Problem("holds answers that the ledger knows no calls for", "move it away", path.name)
+            elif known is None:
+                yield Problem("is of a session that the ledger does not know", "move it away", path.name)
 
 
 _CHECKS = (

@@ -26,12 +26,20 @@ from storage.ledger_check import ledger_problems
 from storage.ledger_records import RecordedCall
 from storage.locks import CellLocks
 from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
+from storage.rows import Rows
 from storage.schema import DIGEST
 from storage.store import CELL_LOCK, Store
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.extend import finish_command
 from teacher_cache.place import Place
-from teacher_cache.settle import dead_leases, is_answer, require_only_place, settle_store, sort_out
+from teacher_cache.settle import (
+    dead_leases,
+    is_answer,
+    require_only_place,
+    require_storable,
+    settle_store,
+    sort_out,
+)
 
 
 @dataclass(slots=True)
@@ -218,6 +226,11 @@ def _look_at_leftovers(store: Store, ledger: Ledger, report: RepairReport) -> No
     calls = ledger.calls_of_store(store.manifest.store_id, "reserved")
     found = sort_out(store, [call for call in calls if call.session in dead or call.session not in leases])
     report.leases, report.adopted, report.lost = sorted(dead), len(found.adopted), len(found.lost)
+    if found.misfits:
+        try:
+            require_storable(store, found.misfits, Rows.first(store.manifest.n))
+        except InvalidInput as error:
+            report.left.append(str(error))
 
 
 def _repair_cells(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,19 @@ def test_an_empty_spool_is_whole_and_its_room_is_taken(spool, tmp_path):
     assert spool.path.stat().st_blocks * 512 >= room_bytes(OUTPUTS, 16)
     assert spooled_store(spool.path) is None
     assert read_spool(spool.path, OUTPUTS, {1}) == []
+
+
+def test_a_header_of_anything_takes_no_more_memory_than_its_own(spool):
+    content = b'{"session": 5, "store": "%s", "groups": [' % STORE.encode() + b"{}," * (4 << 20) + b"{}]}"
+    front = b"ckdspool" + len(content).to_bytes(8, "little") + bytes(32)
+    spool.path.write_bytes(front + content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Malformed):
+            spooled_store(spool.path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_read_is_what_was_written_in_the_type_it_was_in(spool):

@@ -191,6 +191,22 @@ def test_a_widened_store_is_trained_traced_repaired_grown_and_copied_from(tmp_pa
     assert sum(forwards) == 44
 
 
+def test_verify_and_repair_say_what_keeps_an_answer_out(tmp_path, weights, forwards, loud):
+    folder = tmp_path / "store"
+    loud(70001.0)
+    with pytest.raises(InvalidInput, match="70001"):
+        build(*prepare_build(config_of(folder, weights, n=40, features="pooled", batch_size=16)))
+    assert len([problem for problem in problems(folder) if "its answer is kept in answers-1-" in problem]) == 1
+    report = repair(folder, act=True)
+    assert len(report.left) == 1
+    assert f"with: ckd-cache widen --store {folder}" in report.left[0]
+    widen(folder)
+    wide = {"features": "pooled", "feature_dtype": "float32", "batch_size": 16}
+    build(*prepare_build(config_of(folder, weights, n=40, **wide)))
+    assert problems(folder) == []
+    assert sum(forwards) == 40
+
+
 def test_a_store_that_stayed_narrow_is_told_to_follow_one_that_was_widened(tmp_path, weights, forwards):
     shared = {"features": "pooled", "ledger": f"sqlite:///{tmp_path / 'shared.sqlite'}"}
     narrow = build_store(tmp_path / "narrow", weights, n=10, **shared)
