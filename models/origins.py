@@ -13,6 +13,8 @@ from ground.errors import InvalidInput, UnknownName
 from ground.geometry import INTERPOLATIONS, Normalisation
 from models.module_network import ModuleNetwork
 
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -104,9 +106,10 @@ def _torchvision_names() -> Sequence[str]:
 def _make_torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
     from torchvision import models
 
-    # These two would warn that their initialisation is slow.
-    quiet: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    module: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **quiet)
+    # These two would warn that their initialisation is slow, and have classifiers beside the last one, which their own
+    # recipe trains: they add no answer, and need images of one size.
+    plain: dict[str, Any] = {"init_weights": True, "aux_logits": False} if name in _WITH_AUXILIARY else {}
+    module: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **plain)
     return module
 
 

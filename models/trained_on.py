@@ -28,6 +28,7 @@ class TrainedOn:
         dataset_digest: of both splits, as `ImageDataset.digest`.
         classes: the name of each label, in order.
         geometry: how views were cut for it.
+        input_size: height and width of what it was given, to which views may have been resized.
         normalisation: of its pixels.
     """
 
@@ -36,6 +37,7 @@ class TrainedOn:
     dataset_digest: str | None = None
     classes: tuple[str, ...] | None = None
     geometry: ViewGeometry | None = None
+    input_size: int | None = None
     normalisation: Normalisation | None = None
 
     @classmethod
@@ -49,6 +51,7 @@ class TrainedOn:
             dataset_digest=dataset_digest,
             classes=classes,
             geometry=rendering.geometry,
+            input_size=rendering.size,
             normalisation=rendering.normalisation,
         )
 
@@ -75,6 +78,7 @@ class TrainedOn:
             dataset_digest=metadata.get("dataset_digest"),
             classes=_read(metadata, "classes", tuple[Line, ...], path),
             geometry=_read(metadata, "geometry", ViewGeometry, path),
+            input_size=_read(metadata, "input_size", int, path),
             normalisation=_read(metadata, "normalisation", Normalisation, path),
         )
 

@@ -63,13 +63,15 @@ def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path
     # Weights that were asked for by name are looked for there the next time too.
     out = weights if weights is not None and weights.suffix == ".safetensors" else None
     train = suggested("ckd-cache train-teacher", teacher=name, **where, out=out)
+    # Networks of other libraries are trained with these.
+    or_train = f", or train a teacher with: {train}" if canonical_name(name) in model_names() else ""
     reason = "there are no weights at" if weights is not None else "no --weights given and no teacher at"
     # Until folders were told apart, it was put here: perhaps the teacher of another folder of this name.
     older = _teachers() / dataset.name.replace(":", "-") / _file_name(name)
     perhaps = ""
     if weights is None and older.is_file():
         perhaps = f" (if the one at {older} was trained on this data set, --weights {shlex.quote(str(older))})"
-    raise InvalidInput(f"{reason} {path}; give --weights FILE{perhaps}, or train a teacher with: {train}")
+    raise InvalidInput(f"{reason} {path}; give --weights FILE{perhaps}{or_train}")
 
 
 def _teachers() -> Path:
@@ -80,19 +82,21 @@ def _file_name(network: str) -> str:
     return f"{canonical_name(network).replace(':', '-')}.safetensors"
 
 
-def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, weights: Path) -> None:
+def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rendering: Rendering, weights: Path) -> None:
     """Hold a teacher's file to what it says of its training.
 
     Args:
         said: by the file.
         name: of the network that it is to be.
         dataset: whose images it is to be shown.
+        rendering: how it is to be shown them.
 
     Raises:
         InvalidInput: it is of another network, of other classes, or of images of another size.
     """
-    if said.network in model_names() and said.network != canonical_name(name):
-        raise InvalidInput(f"{weights} is of a {said.network}; give --teacher {said.network}, or other --weights")
+    network = plain(said.network or "")
+    if (network in model_names() or ":" in network) and network != canonical_name(name):
+        raise InvalidInput(f"{weights} is of a {network}; give --teacher {network}, or other --weights")
     if said.classes is not None and said.classes != tuple(dataset.classes):
         raise InvalidInput(
             f"{weights} was trained on {plain(said.dataset or 'other data')}, whose classes are not those of "
@@ -109,6 +113,11 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, weigh
                 f"{weights} was trained on views of {before.crop_size} pixels, and those of {dataset.name} have "
                 f"{now.crop_size}; {remedy}, or other --weights"
             )
+    if said.input_size is not None and said.input_size != rendering.size:
+        raise InvalidInput(
+            f"{weights} was trained on inputs of {said.input_size} pixels, and would be given {rendering.size}; give "
+            f"--input-size {said.input_size}, or other --weights"
+        )
 
 
 def remarks(

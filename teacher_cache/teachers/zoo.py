@@ -99,8 +99,8 @@ def open_teacher(
     """
     path = find_weights(name, dataset, weights)
     said = TrainedOn.read(read_metadata(path), path)
-    require_trained_for(said, name, dataset, path)
     rendering = _rendering(name, dataset, input_size)
+    require_trained_for(said, name, dataset, rendering, path)
     network = create_model(name, num_classes=len(dataset.classes), image_size=rendering.size)
     loaded = load_weights(network, path)
     for remark in remarks(said, loaded, dataset, rendering, path):

@@ -64,3 +64,9 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
 def test_a_network_that_needs_larger_images_is_refused_by_name():
     with pytest.raises(InvalidInput, match="torchvision:inception_v3: the network does not take 32-pixel images"):
         create_model("torchvision:inception_v3", 10, image_size=32)
+
+
+@pytest.mark.slow
+def test_a_network_with_classifiers_beside_its_last_one_is_trained_without_them():
+    network = create_model("torchvision:googlenet", num_classes=4, seed=0, image_size=64).train()
+    assert network.represent(torch.zeros(2, 3, 64, 64)).logits.shape == (2, 4)

@@ -16,14 +16,19 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from ground.errors import CheckpointMismatch, IdentityMismatch, InvalidInput, UnknownName
+from models import read_metadata
+from models.compute import Compute
 from models.origins import preprocessing_of
+from models.trained_on import TrainedOn
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig, ExtensionConfig
+from teacher_cache.datasets import open_dataset
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
+from teacher_cache.teachers import open_teacher
 from tests.running import run_command
 
 NAME = "torchvision:mobilenet_v3_small"
@@ -166,3 +171,21 @@ def test_training_a_teacher_of_another_library_is_left_to_that_library(photograp
     refused = run_command("ckd-cache", "train-teacher", "--teacher", NAME, "--dataset", f"imagefolder:{photographs}")
     assert refused.returncode == 2
     assert "train it with its own library" in refused.stderr
+
+
+def test_a_students_file_is_held_to_the_size_of_its_input(store, tmp_path):
+    run = tmp_path / "run"
+    trained = run_command(
+        "ckd-train", "--store", store, "--method", "kd", "--max-evals", 1, "--student", "resnet8",
+        "--student-size", 40, "--out", run,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    said = TrainedOn.read(read_metadata(run / "student.safetensors"), run)
+    assert (said.network, said.input_size, said.geometry.crop_size) == ("resnet8", 40, 224)
+    dataset = replace(
+        open_dataset("digits"), classes=said.classes, geometry=replace(said.geometry), normalisation=said.normalisation
+    )
+    compute = Compute.choose("cpu", "fp32")
+    with pytest.raises(InvalidInput, match="inputs of 40 pixels, and would be given 224; give --input-size 40"):
+        open_teacher("resnet8", run / "student.safetensors", dataset, compute)
+    assert open_teacher("resnet8", run / "student.safetensors", dataset, compute, 40).card.rendering.size == 40
