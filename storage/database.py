@@ -278,7 +278,11 @@ def _options(path: Path) -> str:
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return "mode=rw"
     waiting = path.with_name(path.name + "-wal")
-    if waiting.is_file() and waiting.stat().st_size:
+    try:
+        is_waiting = waiting.stat().st_size > 0
+    except FileNotFoundError:
+        is_waiting = False
+    if is_waiting:
         raise StoreUnreadable(f"{path} was left open by a build and cannot be read where nothing can be written")
     return "mode=ro&immutable=1"
 

@@ -37,9 +37,11 @@ def require_own(path: Path) -> None:
     """
     for suffix in ("", *SIDE_FILES, JOURNAL):
         file = path.with_name(path.name + suffix)
-        if not os.path.lexists(file):
+        # In one look: whoever closes the ledger last deletes what lies beside it.
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
             continue
-        status = file.lstat()
         if not stat.S_ISREG(status.st_mode) or (suffix and status.st_nlink > 1):
             raise StoreUnreadable(f"{file} is no file of its own, but a link, a folder or a pipe; move it away")
         if suffix == JOURNAL:
