@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ground.errors import InvalidInput
+from ground.errors import InvalidInput, UnknownName
 from ground.layers import LAST, POOLED, is_layer_name
 from models.network import Network, require_extras
 from models.representation import Representation
@@ -74,13 +74,14 @@ class ModuleNetwork(Network):
         module: takes (B, 3, H, W) normalised images and answers with logits, as a tensor, as the first of a tuple, or
             as the attribute `logits`.
         size: H and W of its input.
-        stages: its own choice of layers; None chooses by `choose_stages`.
+        further: layers to be read beside those of `choose_stages`, where they are asked for.
 
     Raises:
-        InvalidInput: it does not take such images, does not answer with logits, or has no such layer.
+        InvalidInput: it does not take such images, or does not answer with logits.
+        UnknownName: it has no such layer.
     """
 
-    def __init__(self, module: nn.Module, size: int, stages: Sequence[str] | None = None) -> None:
+    def __init__(self, module: nn.Module, size: int, further: Sequence[str] = ()) -> None:
         super().__init__()
         self.module = module
         # What a hook has seen must not be changed by the next layer.
@@ -93,10 +94,13 @@ class ModuleNetwork(Network):
         # Weights are kept under the library's own names, so that it can load them without us.
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
-        self._stages = choose_stages(self.survey) if stages is None else tuple(stages)
-        for name in self._stages:
-            if name not in self._layers:
-                raise InvalidInput(f"the network has no layer {name}; it has {', '.join(self._layers)}")
+        self._stages = choose_stages(self.survey)
+        self._further: tuple[str, ...] = ()
+        for name in further:
+            if name not in {*self._layers, *self.layers}:
+                raise UnknownName("layer of the network", name, {*self._layers, *self.layers})
+        # In the order in which they are computed.
+        self._further = tuple(name for name in self._layers if name in {*further} - {*self._stages})
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -105,8 +109,8 @@ class ModuleNetwork(Network):
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        """The map that is pooled, where there is one."""
-        return (LAST,) if self.survey.last is not None else ()
+        """The map that is pooled, where there is one, and further layers that were asked for."""
+        return (*((LAST,) if self.survey.last is not None else ()), *self._further)
 
     @property
     def head(self) -> nn.Linear | None:

@@ -5,13 +5,27 @@ Nothing here needs torch, so that a command which only reads names starts at onc
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from ground.errors import UnknownName
 
 PRECISIONS = ("fp32", "bf16")
-# Libraries whose networks are called ORIGIN:NAME.
-ORIGINS = ("timm", "torchvision")
+# Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
+ORIGINS = {
+    "python": "python_networks",
+    "timm": "timm_networks",
+    "torchvision": "torchvision_networks",
+}
+# Of these NAME is a path, or ends as one.
+_PATHS = ("hf", "onnx", "export")
+# And of these an address of code.
+_CODE = ("python",)
+_GROUP = "ckd.teachers"
 
 _NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
@@ -37,23 +51,58 @@ def model_names() -> tuple[str, ...]:
     return tuple(NETWORKS)
 
 
+@cache
+def registered_origins() -> Mapping[str, EntryPoint]:
+    """Origins that installed packages add, by name."""
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
+
+
 def canonical_name(name: str) -> str:
     """The benchmark's spelling: case, `_` and `-` do not matter, so wrn40_2 is wrn_40_2.
 
-    ORIGIN:NAME stays as it is; whether that library has such a network is asked when it is made.
+    ORIGIN:NAME stays as it is; whether that origin has such a network is asked when it is made.
 
     Raises:
         UnknownName: there is no such network, or origin; the message lists the nearest.
     """
     origin, colon, _ = name.partition(":")
     if colon:
-        if origin not in ORIGINS:
-            raise UnknownName("origin of networks", origin, ORIGINS)
+        known = {**ORIGINS, **registered_origins()}
+        if origin not in known:
+            raise UnknownName("origin of networks", origin, known)
         return name
     plain = {_plain(known): known for known in NETWORKS}
     if _plain(name) in plain:
         return plain[_plain(name)]
     raise UnknownName("network", name, NETWORKS, _plain)
+
+
+def identity_name(name: str) -> str:
+    """What stores, ledgers and files know a network by: the canonical name, without any path of this machine.
+
+    Of onnx:/home/me/teacher.onnx it is onnx:teacher.onnx, of python:package.module:factory
+    python:package.module.factory; which network it is in truth, its fingerprint says.
+
+    Raises:
+        UnknownName: see `canonical_name`.
+    """
+    origin, colon, own = canonical_name(name).partition(":")
+    if not colon:
+        return origin
+    own = Path(own).name if origin in _PATHS else own.replace(":", ".")
+    return f"{origin}:{re.sub(r'[^A-Za-z0-9_.-]+', '-', own)}"
+
+
+def absolute_name(name: str) -> str:
+    """The same network by a name that leads to it from any working directory."""
+    origin, colon, own = name.partition(":")
+    is_path = origin in _PATHS and Path(own).exists()
+    return f"{origin}{colon}{Path(own).absolute()}" if is_path else name
+
+
+def is_placed(name: str) -> bool:
+    """Whether only the user can say where a network that a store knows by this name lies: in a file, or in his code."""
+    return name.partition(":")[0] in (*_PATHS, *_CODE)
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,10 +10,11 @@ import torch
 
 from ground.errors import InvalidInput
 from ground.layers import LOGITS
+from ground.user_code import UserCode
 from models.mobilenet import MobileNetV2
 from models.names import NETWORKS, canonical_name
 from models.network import Network
-from models.origins import open_origin
+from models.origins import Asked, open_untrained
 from models.resnet import ResNet, ResNet50
 from models.shufflenet import ShuffleV1, ShuffleV2
 from models.vgg import VGG
@@ -24,7 +25,15 @@ _CLASSES: dict[str, Callable[..., Network]] = {
 }
 
 
-def create_model(name: str, num_classes: int, seed: int | None = None, image_size: int = 32) -> Network:
+def create_model(
+    name: str,
+    num_classes: int,
+    seed: int | None = None,
+    image_size: int = 32,
+    *,
+    code: UserCode = UserCode.REFUSED,
+    further: Sequence[str] = (),
+) -> Network:
     """A freshly initialised network.
 
     Args:
@@ -32,25 +41,29 @@ def create_model(name: str, num_classes: int, seed: int | None = None, image_siz
         num_classes: K, at least 1.
         seed: of the initialisation, which then leaves the global generator alone; None draws from that.
         image_size: H and W of its input; the zoo's networks take any.
+        code: what is done with a network that is code from outside this program.
+        further: layers of a network from elsewhere to be read beside its own choice.
 
     Raises:
-        UnknownName: there is no such network.
-        InvalidInput: its library is not installed, or it does not take images of this size.
+        UnknownName: there is no such network, or it has no such layer.
+        InvalidInput: its library is not installed, it is code that was not allowed, or it does not take images of this
+            size.
     """
     if num_classes < 1:
         raise InvalidInput(f"a network needs at least 1 class, got {num_classes}")
     name = canonical_name(name)
+    asked = Asked(name=name.partition(":")[2], image_size=image_size, code=code)
     if seed is None:
-        return _make(name, num_classes, image_size)
+        return _make(name, num_classes, asked, further)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the accelerators' generators too.
         torch.default_generator.manual_seed(seed)
-        return _make(name, num_classes, image_size)
+        return _make(name, num_classes, asked, further)
 
 
-def _make(name: str, num_classes: int, image_size: int) -> Network:
+def _make(name: str, num_classes: int, asked: Asked, further: Sequence[str]) -> Network:
     if name not in NETWORKS:
-        return open_origin(name, num_classes, image_size)
+        return open_untrained(name, num_classes, asked, further)
     kind, arguments = NETWORKS[name]
     return _CLASSES[kind](*arguments, num_classes=num_classes)
 
@@ -73,8 +86,22 @@ class NetworkShape:
         return tuple(name for name in self.outputs if name != LOGITS)
 
 
+def shape_of(network: Network, image_size: int) -> NetworkShape:
+    """Shapes of what a network in evaluation mode says of images of a size, found with a black one."""
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    with torch.inference_mode():
+        said = network.represent(torch.zeros(1, 3, image_size, image_size, device=device), network.extra_names)
+    shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
+    return NetworkShape(
+        outputs={output: tuple(shape[1:]) for output, shape in shapes.items()},
+        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
+    )
+
+
 @cache
-def network_shape(name: str, num_classes: int = 2, image_size: int = 32) -> NetworkShape:
+def network_shape(
+    name: str, num_classes: int = 2, image_size: int = 32, code: UserCode = UserCode.REFUSED
+) -> NetworkShape:
     """Shapes of what a network says of images of a size; no random number is drawn, and the zoo takes no memory.
 
     Raises:
@@ -83,11 +110,6 @@ def network_shape(name: str, num_classes: int = 2, image_size: int = 32) -> Netw
     """
     # What there is to read in a foreign module is found by passing noise through it.
     is_known = canonical_name(name) in NETWORKS
-    with torch.device("meta" if is_known else "cpu"), torch.inference_mode():
-        network = create_model(name, num_classes, None if is_known else 0, image_size).eval()
-        said = network.represent(torch.empty(1, 3, image_size, image_size), network.extra_names)
-    shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
-    return NetworkShape(
-        outputs={output: tuple(shape[1:]) for output, shape in shapes.items()},
-        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
-    )
+    with torch.device("meta" if is_known else "cpu"):
+        network = create_model(name, num_classes, None if is_known else 0, image_size, code=code).eval()
+    return shape_of(network, image_size)

@@ -9,6 +9,8 @@ from typing import Any
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
 from ground.layers import LOGITS
+from ground.user_code import UserCode
+from models.names import is_placed
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.datasets.registry import is_folder
@@ -52,6 +54,8 @@ class BuildConfig(CallConfig):
         features: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
         input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
+        code: what is done with a teacher that is code from outside this program.
+        prompts: lines "class,prompt" of a teacher that compares images with texts.
     """
 
     teacher: str
@@ -60,6 +64,8 @@ class BuildConfig(CallConfig):
     data_root: Path | None = None
     image_size: int | None = None
     input_size: int | None = None
+    code: UserCode = UserCode.REFUSED
+    prompts: Path | None = None
     download: bool = False
     weights: Path | None = None
     array_format: str = "zarr"
@@ -94,10 +100,16 @@ class ExtensionConfig(CallConfig):
     Args:
         features: see `teacher_cache.outputs.choose_outputs`.
         weights: of the store's own teacher; None looks where `build` does.
+        teacher: its name, where the store's does not lead to it: of a file, or of code.
+        code: what is done with a teacher that is code from outside this program.
+        prompts: as in `BuildConfig`.
     """
 
     features: str
     weights: Path | None = None
+    teacher: str | None = None
+    code: UserCode = UserCode.REFUSED
+    prompts: Path | None = None
     feature_dtype: str = "float16"
     device: str = "auto"
 
@@ -111,7 +123,6 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     identity = manifest.identity
     kept = [output for output in identity.outputs if output.name != LOGITS]
     settings = {
-        "teacher": identity.teacher.name,
         "array_format": manifest.array_format,
         "features": ",".join(output.name for output in kept) or "none",
         "views": identity.views,
@@ -120,6 +131,8 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "precision": identity.teacher.precision,
         "input_size": identity.teacher.input_size,
     }
+    if not is_placed(identity.teacher.name):
+        settings["teacher"] = identity.teacher.name
     if kept:
         settings["feature_dtype"] = kept[0].dtype
     if is_folder(identity.dataset.name):

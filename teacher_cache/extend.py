@@ -22,19 +22,19 @@ from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
+from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, TeacherIdentity, require_same
 from storage.schema import OutputSpec
 from storage.store import CELL_LOCK, Store, sample_digests
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.builder import Builder, BuildReport
 from teacher_cache.config import ExtensionConfig, dataset_options_of
-from teacher_cache.outputs import choose_layers, choose_outputs, kept_parameters, parameter_specs
+from teacher_cache.outputs import choose_layers, choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
 from teacher_cache.prepare import Prepared
 from teacher_cache.settle import require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown, shown_in
-from teacher_cache.teachers import Card, Teacher, open_teacher
+from teacher_cache.teachers import Card, Teacher, TeacherSource, open_teacher
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -61,11 +61,18 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     store.require_current()
     store.require_rows()
     identity = store.manifest.identity
-    new = added_layers(store, config.features)
+    source = TeacherSource(
+        name=config.teacher or identity.teacher.name,
+        weights=config.weights,
+        code=config.code,
+        further=further_layers(config.features),
+        prompts=config.prompts,
+    )
+    teacher = teacher_of(store, source, config.device)
+    new = added_layers(store, teacher.card.identity, config.features)
     if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
-    teacher = teacher_of(store, config.weights, config.device)
     asked = choose_outputs(teacher.card, config.features, config.feature_dtype)
     added = tuple(output for output in asked if output.name in {*new})
     identity = _extended(identity, added, teacher.card)
@@ -87,33 +94,47 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     return Prepared(plan, teacher, shown)
 
 
-def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
-    """A store's own teacher, from its weights; None looks where `build` does.
+def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
+    """A store's own teacher; what of it the store says need not be given.
 
     Raises:
-        IdentityMismatch: the weights are not those of its teacher.
+        IdentityMismatch: it is not the store's.
     """
     identity = store.manifest.identity
-    data = identity.dataset
+    data, teacher = identity.dataset, identity.teacher
     facts = _StoredFacts(
         data.name, data.classes, data.digest, identity.teacher_rendering, dataset_options_of(store.manifest)
     )
-    compute = Compute.choose(device, identity.teacher.precision)
-    teacher = open_teacher(identity.teacher.name, weights, facts, compute)
-    require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder, store.manifest.ledger)
-    return teacher
+    # In a store, layers that were asked for by name are layers of its teacher as others are.
+    source = replace(source, further=tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ())
+    opened = open_teacher(source, facts, Compute.choose(device, teacher.precision))
+    same = replace(opened.card.identity, layers=teacher.layers)
+    require_same(identity, replace(identity, teacher=same), store.folder, store.manifest.ledger)
+    return opened
 
 
-def added_layers(store: Store, features: str) -> list[str]:
+def keeps(store: Store, features: str) -> bool:
+    """Whether a store has all the layers that are asked for; raises `UnknownName` for what is certainly none."""
+    teacher = store.manifest.identity.teacher
+    # Of a network from elsewhere any module may be a layer; the network itself is asked.
+    if ":" in teacher.name and not {*further_layers(features)} <= {*teacher.layers}:
+        return False
+    return not added_layers(store, teacher, features)
+
+
+def added_layers(store: Store, teacher: TeacherIdentity, features: str) -> list[str]:
     """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
     kept = store.manifest.identity.features
-    return [layer for layer in choose_layers(store.manifest.identity.teacher, features) if layer not in kept]
+    return [layer for layer in choose_layers(teacher, features) if layer not in kept]
 
 
 def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> Identity:
     order = (LOGITS, *card.identity.layers)
     outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
-    return replace(identity, outputs=outputs, parameters=parameter_specs(kept_parameters(card, outputs)))
+    teacher = replace(identity.teacher, layers=card.identity.layers)
+    return replace(
+        identity, teacher=teacher, outputs=outputs, parameters=parameter_specs(kept_parameters(card, outputs))
+    )
 
 
 def extend(

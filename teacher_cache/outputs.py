@@ -50,6 +50,11 @@ def choose_layers(teacher: TeacherIdentity, features: str) -> list[str]:
     return [layer for layer in teacher.layers if layer in wanted]
 
 
+def further_layers(features: str) -> tuple[str, ...]:
+    """Layers that a text names one by one, which a network from elsewhere may have to read beside its own choice."""
+    return tuple(sorted({*features.split(",")} - {"none", "all"}))
+
+
 def kept_parameters(card: Card, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
     """What is kept of the teacher itself beside these outputs: its head, and the norms of kept pre-activations."""
     names = [HEAD_WEIGHT, HEAD_BIAS]

@@ -15,17 +15,18 @@ from ground.errors import InvalidInput
 from ground.geometry import ViewGeometry
 from models import canonical_name
 from models.compute import Compute
+from models.names import absolute_name, is_placed
 from models.origins import Preprocessing, preprocessing_of
 from storage.manifest import DatasetIdentity, Identity, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import is_folder
-from teacher_cache.outputs import choose_outputs, kept_parameters, parameter_specs
+from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.shown import Shown, show
-from teacher_cache.teachers import Card, Teacher, ZooTeacher, open_teacher
+from teacher_cache.teachers import Card, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
@@ -59,7 +60,7 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
     compute, dataset = _open_names(config, dataset)
     sample = draw_sample(len(dataset.train), config.n, config.seed)
     if teacher is None:
-        teacher = open_teacher(config.teacher, config.weights, dataset, compute, config.input_size)
+        teacher = open_teacher(_source(config), dataset, compute)
     return _prepare(config, dataset, teacher, sample)
 
 
@@ -85,17 +86,29 @@ def prepare_test_build(
         )
     if teacher is None:
         # Its weights are looked for by the name of the whole data set.
-        teacher = open_teacher(config.teacher, config.weights, dataset, compute, config.input_size)
+        teacher = open_teacher(_source(config), dataset, compute)
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
     return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]))
 
 
+def _source(config: BuildConfig) -> TeacherSource:
+    return TeacherSource(
+        name=config.teacher,
+        weights=config.weights,
+        input_size=config.input_size,
+        code=config.code,
+        further=further_layers(config.features),
+        prompts=config.prompts,
+    )
+
+
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
     compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
     if dataset is None:
-        dataset = _open_dataset(config, preprocessing_of(canonical_name(config.teacher)))
+        own = preprocessing_of(canonical_name(config.teacher), _source(config).asked(0))
+        dataset = _open_dataset(config, own)
     return compute, dataset
 
 
@@ -146,6 +159,10 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
     # A teacher may come from elsewhere.
     place = None if weights is None or not weights.is_file() else str(weights.absolute())
     said = {**dataset.options, "weights": place, "listing": dataset.listing}
+    if is_placed(teacher.card.identity.name):
+        said["teacher"] = absolute_name(config.teacher)
+    if config.prompts is not None:
+        said["prompts"] = str(config.prompts.absolute())
     # A path need not be text.
     return {name: value for name, value in said.items() if value is not None and is_line(value)}
 

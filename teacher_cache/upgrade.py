@@ -21,6 +21,7 @@ from storage.store_ledger import open_ledger_of, witness_of
 from storage.verify import require_recorded
 from teacher_cache.extend import teacher_of
 from teacher_cache.outputs import kept_parameters
+from teacher_cache.teachers import TeacherSource
 
 
 @dataclass(slots=True)
@@ -89,7 +90,8 @@ def _steps(
     store: Store, extension: Store | None, weights: Path | None
 ) -> Iterator[tuple[Store, Mapping[str, np.ndarray]]]:
     """What to write, with the parameters of the teacher to add; the extension first, as it is nobody's to read yet."""
-    teacher = None if weights is None else teacher_of(store, weights, "cpu")
+    source = TeacherSource(name=store.manifest.identity.teacher.name, weights=weights)
+    teacher = None if weights is None else teacher_of(store, source, "cpu")
     for each in filter(None, (extension, store)):
         kept = {spec.name for spec in each.manifest.identity.parameters}
         found = {} if teacher is None else kept_parameters(teacher.card, each.outputs)

@@ -14,7 +14,8 @@ from ground.errors import InvalidInput
 from ground.geometry import MAX_INPUT_SIZE
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
-from models import canonical_name
+from ground.user_code import UserCode
+from models.names import identity_name, is_placed
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from teacher_cache.build import build as run_build
@@ -26,6 +27,7 @@ from teacher_cache.commands.options import (
     dataset_options,
     ledger_option,
     ledger_url_of,
+    origin_options,
 )
 from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import is_folder
@@ -33,7 +35,7 @@ from teacher_cache.prepare import Prepared, prepare_build
 
 
 @click.command()
-@click.option("--teacher", help="Network, as wrn40_2 or timm:NAME; needed for a new store.")
+@click.option("--teacher", help="Network, as wrn40_2 or ORIGIN:NAME; needed for a new store.")
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @click.option(
     "--store",
@@ -42,6 +44,7 @@ from teacher_cache.prepare import Prepared, prepare_build
 )
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
+@origin_options
 @click.option(
     "--input-size",
     type=click.IntRange(1, MAX_INPUT_SIZE),
@@ -70,7 +73,7 @@ from teacher_cache.prepare import Prepared, prepare_build
 @compute_options("fp32, since these calls are kept")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
-def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **settings: Any) -> None:
+def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
@@ -85,6 +88,7 @@ def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **s
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
     settings |= _own_settings(folder, settings)
+    settings["code"] = UserCode.of(allowed=allow_code)
     prepared = prepare_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
     plan = prepared.plan
     if dry_run:
@@ -111,6 +115,11 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if context.get_parameter_source(name) is ParameterSource.DEFAULT
     }
     dataset = manifest.identity.dataset.name
+    if is_placed(manifest.identity.teacher.name) and given["teacher"] is None:
+        raise InvalidInput(
+            f"{folder} was built with {manifest.identity.teacher.name}, and only you can say where that lies: say it, "
+            f"with: {Store.open(folder).build_command(given['n'])}"
+        )
     if is_folder(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
         raise InvalidInput(
             f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
@@ -123,7 +132,7 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default_store(teacher: str, dataset: str) -> Path:
     data = Path(dataset.partition(":")[2] or dataset).absolute().name
-    return Path("stores") / f"{canonical_name(teacher).replace(':', '-')}-{data}"
+    return Path("stores") / f"{identity_name(teacher).replace(':', '-')}-{data}"
 
 
 def _estimate(prepared: Prepared) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import click
 from ground.errors import InvalidInput
 from ground.options import device_option, json_option
 from ground.terminal import print_json, progress, say
+from ground.user_code import UserCode
 from storage.store import Store
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
@@ -19,11 +20,12 @@ from teacher_cache.commands.options import (
     accept_rollback_option,
     ledger_option,
     ledger_url_of,
+    origin_options,
     store_option,
 )
 from teacher_cache.config import ExtensionConfig, settings_of
-from teacher_cache.extend import added_layers, prepare_extension
 from teacher_cache.extend import extend as run_extension
+from teacher_cache.extend import keeps, prepare_extension
 
 
 @click.command()
@@ -31,6 +33,8 @@ from teacher_cache.extend import extend as run_extension
 @click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}.")
 @click.option("--feature-dtype", help="float16 or float32.  [default: that of the store's features, or float16]")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
+@click.option("--teacher", help="Of the store, where only you can say where it lies: ORIGIN:FILE, or code.")
+@origin_options
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
 @ledger_option
 @accept_rollback_option
@@ -39,7 +43,9 @@ from teacher_cache.extend import extend as run_extension
 @click.option("--yes", is_flag=True, help="Do not ask whether to make the calls.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
-def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
+def extend(
+    store: Path, url: str | None, allow_code: bool, yes: bool, dry_run: bool, as_json: bool, **settings: Any
+) -> None:
     """Add feature maps to a whole store, by calling its teacher again on every view.
 
     What the store has stays as it is. Without --yes it asks first, and away from a terminal it refuses.
@@ -50,12 +56,14 @@ def extend(store: Path, url: str | None, yes: bool, dry_run: bool, as_json: bool
     found = Store.open(store)
     if settings["feature_dtype"] is None:
         settings["feature_dtype"] = settings_of(found.manifest).get("feature_dtype", "float16")
-    if not added_layers(found, settings["features"]):
+    if keeps(found, settings["features"]):
         say(f"{store} keeps these features already", err=as_json)
         if as_json:
             print_json({"store": str(store), "adds": [], "needed_calls": 0})
         return
-    prepared = prepare_extension(ExtensionConfig(store=store, ledger=ledger_url_of(store, url), **settings))
+    code = UserCode.of(allowed=allow_code)
+    config = ExtensionConfig(store=store, ledger=ledger_url_of(store, url), code=code, **settings)
+    prepared = prepare_extension(config)
     plan, names = prepared.plan, ", ".join(prepared.plan.called_names)
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"
     if dry_run:

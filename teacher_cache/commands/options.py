@@ -39,6 +39,14 @@ _DATA_ROOT = click.option(
 )
 _IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
+_PROMPTS = click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of class,prompt, for teachers that compare images with texts.",
+)
+_ALLOW_CODE = click.option(
+    "--allow-code", is_flag=True, help="Run a teacher that is code from outside this program; look at it first."
+)
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
@@ -58,6 +66,11 @@ def dataset_options(command: _Command) -> _Command:
     for option in (_DOWNLOAD, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
         command = option(command)
     return command
+
+
+def origin_options(command: _Command) -> _Command:
+    """--prompts and --allow-code, for teachers from elsewhere."""
+    return _PROMPTS(_ALLOW_CODE(command))
 
 
 def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:

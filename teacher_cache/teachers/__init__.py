@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from teacher_cache.teachers.contract import Answers, Card, Teacher
-from teacher_cache.teachers.zoo import ZooTeacher, open_teacher, untrained_teacher
+from teacher_cache.teachers.zoo import TeacherSource, ZooTeacher, open_teacher, untrained_teacher
 
-__all__ = ["Answers", "Card", "Teacher", "ZooTeacher", "open_teacher", "untrained_teacher"]
+__all__ = ["Answers", "Card", "Teacher", "TeacherSource", "ZooTeacher", "open_teacher", "untrained_teacher"]

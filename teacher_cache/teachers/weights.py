@@ -12,7 +12,8 @@ from typing import Protocol
 from ground.errors import InvalidInput, suggested
 from ground.geometry import Rendering
 from ground.terminal import plain
-from models import Loaded, canonical_name, locate, model_names
+from models import Loaded, Network, canonical_name, locate, model_names
+from models.names import identity_name
 from models.trained_on import TrainedOn
 
 _DIGITS = 8
@@ -74,12 +75,26 @@ def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path
     raise InvalidInput(f"{reason} {path}; give --weights FILE{perhaps}{or_train}")
 
 
+def is_published(name: str, dataset: DatasetFacts) -> bool:
+    """Whether its origin is asked for the weights of a network: it is of one, and no file of it is here."""
+    return ":" in name and not locate(default_weights(name, dataset))[0].exists()
+
+
+def require_classes(name: str, network: Network, dataset: DatasetFacts) -> None:
+    """Raise `InvalidInput` unless a trained network answers for as many classes as the data set has."""
+    if network.num_classes != len(dataset.classes):
+        raise InvalidInput(
+            f"{name} answers for {network.num_classes} classes, and {dataset.name} has {len(dataset.classes)}; give "
+            "--weights of a network that was trained on these"
+        )
+
+
 def _teachers() -> Path:
     return Path(os.environ.get("CKD_TEACHERS") or "teachers")
 
 
 def _file_name(network: str) -> str:
-    return f"{canonical_name(network).replace(':', '-')}.safetensors"
+    return f"{identity_name(network).replace(':', '-')}.safetensors"
 
 
 def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rendering: Rendering, weights: Path) -> None:
@@ -95,7 +110,7 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
         InvalidInput: it is of another network, of other classes, or of images of another size.
     """
     network = plain(said.network or "")
-    if (network in model_names() or ":" in network) and network != canonical_name(name):
+    if (network in model_names() or ":" in network) and network != identity_name(name):
         raise InvalidInput(f"{weights} is of a {network}; give --teacher {network}, or other --weights")
     if said.classes is not None and said.classes != tuple(dataset.classes):
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""A teacher from the CRD benchmark's zoo, with weights from a file."""
+"""A teacher that runs here: a network with its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +17,32 @@ from torch import Tensor
 from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
+from ground.user_code import UserCode
 from ground.views import resize
 from models import (
     Network,
     canonical_name,
     create_model,
     load_weights,
-    network_shape,
     read_metadata,
     weights_digest,
 )
 from models.compute import Compute
-from models.origins import preprocessing_of
+from models.names import identity_name
+from models.origins import Asked, open_trained, preprocessing_of
+from models.registry import shape_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
 from teacher_cache.teachers.contract import Answers, Card
-from teacher_cache.teachers.weights import DatasetFacts, find_weights, remarks, require_trained_for
+from teacher_cache.teachers.weights import (
+    DatasetFacts,
+    find_weights,
+    is_published,
+    remarks,
+    require_classes,
+    require_trained_for,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +71,13 @@ class ZooTeacher:
         return _say(self._network, self._card, self._compute, views, outputs)
 
     def seconds_per_call(self, outputs: Sequence[str], batch_size: int) -> float:
-        """Of an untrained copy, on black images."""
-        identity, rendering = self._card.identity, self._card.rendering
-        size = rendering.geometry.crop_size
-        copy = create_model(identity.name, identity.num_classes, seed=0, image_size=rendering.size).eval()
-        self._compute.place(copy)
+        """Measured on black images, which are nobody's data."""
+        size = self._card.rendering.geometry.crop_size
         batch = torch.zeros(min(batch_size, _PROBE_SIZE), 3, size, size, dtype=torch.uint8)
         seconds = []
         for _ in range(_PROBES):
             started = time.perf_counter()
-            _say(copy, self._card, self._compute, batch, outputs)
+            _say(self._network, self._card, self._compute, batch, outputs)
             self._compute.synchronise()
             seconds.append(time.perf_counter() - started)
         return min(seconds) / len(batch)
@@ -80,45 +86,72 @@ class ZooTeacher:
         """Nothing is held that others wait for."""
 
 
-def open_teacher(
-    name: str, weights: Path | None, dataset: DatasetFacts, compute: Compute, input_size: int | None = None
-) -> ZooTeacher:
-    """A teacher from its weights; what is known of its training comes from the file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSource:
+    """Which teacher, and where it comes from.
 
     Args:
         name: in any spelling.
-        weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them.
+        weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them, and then
+            for those that its origin has published.
+        input_size: of its input, in pixels; None is its origin's, or that of the views.
+        code: what is done with teachers that are code from outside this program.
+        further: layers to be read beside its own choice; others that are no layers of it are refused.
+        prompts: file of lines "class,prompt", where its answers are likenesses to texts.
+    """
+
+    name: str
+    weights: Path | None = None
+    input_size: int | None = None
+    code: UserCode = UserCode.REFUSED
+    further: tuple[str, ...] = ()
+    prompts: Path | None = None
+
+    def asked(self, image_size: int) -> Asked:
+        """What its origin is asked for."""
+        return Asked(name=canonical_name(self.name).partition(":")[2], image_size=image_size, code=self.code)
+
+
+def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+    """A trained teacher; what is known of its training comes from the file of its weights.
+
+    Args:
         dataset: whose images it is shown.
-        input_size: of its input, in pixels; None is its library's, or that of the views.
 
     Raises:
-        UnknownName: there is no such network.
+        UnknownName: there is no such network, or it has no such layer.
         CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
         InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
             of another size, than the data set's.
     """
-    path = find_weights(name, dataset, weights)
+    rendering = _rendering(source, dataset)
+    if source.weights is None and is_published(source.name, dataset):
+        network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
+        require_classes(source.name, network, dataset)
+        return _teacher(source.name, network, rendering, compute)
+    path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
-    rendering = _rendering(name, dataset, input_size)
-    require_trained_for(said, name, dataset, rendering, path)
-    network = create_model(name, num_classes=len(dataset.classes), image_size=rendering.size)
+    require_trained_for(said, source.name, dataset, rendering, path)
+    network = create_model(
+        source.name, len(dataset.classes), image_size=rendering.size, code=source.code, further=source.further
+    )
     loaded = load_weights(network, path)
     for remark in remarks(said, loaded, dataset, rendering, path):
         log.info("%s", plain(remark))
     rendering = replace(rendering, normalisation=said.normalisation or rendering.normalisation)
-    return _teacher(name, network, rendering, compute)
+    return _teacher(source.name, network, rendering, compute)
 
 
 def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
     """A stand-in for one that is yet to be trained: it costs what that one will cost."""
-    rendering = _rendering(name, dataset, None)
+    rendering = _rendering(TeacherSource(name=name), dataset)
     network = create_model(name, num_classes=len(dataset.classes), seed=0, image_size=rendering.size)
     return _teacher(name, network, rendering, compute)
 
 
-def _rendering(name: str, dataset: DatasetFacts, input_size: int | None) -> Rendering:
-    """How a network is shown views: as its library shows it images, unless a size is given or known of it already."""
-    rendering, own = dataset.rendering, preprocessing_of(canonical_name(name))
+def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
+    """How it is shown views: as its origin shows it images, unless a size is given or known of it already."""
+    rendering, own = dataset.rendering, preprocessing_of(canonical_name(source.name), source.asked(0))
     if own is not None and rendering.input_size is None:
         rendering = replace(
             rendering,
@@ -126,7 +159,7 @@ def _rendering(name: str, dataset: DatasetFacts, input_size: int | None) -> Rend
             input_size=own.input_size,
             interpolation=own.interpolation,
         )
-    return rendering if input_size is None else replace(rendering, input_size=input_size)
+    return rendering if source.input_size is None else replace(rendering, input_size=source.input_size)
 
 
 def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
@@ -142,8 +175,8 @@ def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
 
 
 def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
-    name = canonical_name(name)
-    shape = network_shape(name, network.num_classes, rendering.size)
+    name = identity_name(name)
+    shape = shape_of(network.eval(), rendering.size)
     card = Card(
         identity=TeacherIdentity(
             name=name,
@@ -160,7 +193,7 @@ def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute
         parameters=_parameters(network),
         device=compute.describe(),
     )
-    compute.place(network.eval())
+    compute.place(network)
     return ZooTeacher(card, network, compute)
 
 

@@ -141,7 +141,7 @@ def test_what_a_layer_said_is_not_what_the_next_one_made_of_it():
     torch.manual_seed(0)
     network = ModuleNetwork(Overwritten(), 16, ["first", "act"]).eval()
     with torch.inference_mode():
-        said = network.represent(images(16))
+        said = network.represent(images(16), ["first"])
         expected = network.module.first(images(16))
     assert (expected < 0).any()
     torch.testing.assert_close(said.features["first"], expected)
@@ -173,7 +173,7 @@ def test_what_is_no_classifier_of_such_images_is_refused(module, reason):
 
 
 def test_an_unknown_layer_is_refused():
-    with pytest.raises(InvalidInput, match="no layer third; it has first, act, second, fc"):
+    with pytest.raises(InvalidInput, match="no layer of the network is called 'third'; known: first, act, "):
         ModuleNetwork(Overwritten(), 16, ["third"])
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from ground.errors import InvalidInput
-from models import canonical_name
+from models.names import identity_name
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
 from storage.manifest import Manifest
@@ -149,7 +149,7 @@ def call_filter(
 def teacher_called(ledger: Ledger, text: str | None) -> str:
     """Fingerprint of a teacher, by its name in any spelling or its first digits; None for the only one there is."""
     try:
-        return find_teacher(ledger, None if text is None else canonical_name(text))
+        return find_teacher(ledger, None if text is None else identity_name(text))
     except InvalidInput:
         return find_teacher(ledger, text)
 

@@ -28,7 +28,7 @@ from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import open_teacher
+from teacher_cache.teachers import TeacherSource, open_teacher
 from tests.running import run_command
 
 NAME = "torchvision:mobilenet_v3_small"
@@ -187,5 +187,10 @@ def test_a_students_file_is_held_to_the_size_of_its_input(store, tmp_path):
     )
     compute = Compute.choose("cpu", "fp32")
     with pytest.raises(InvalidInput, match="inputs of 40 pixels, and would be given 224; give --input-size 40"):
-        open_teacher("resnet8", run / "student.safetensors", dataset, compute)
-    assert open_teacher("resnet8", run / "student.safetensors", dataset, compute, 40).card.rendering.size == 40
+        open_teacher(TeacherSource(name="resnet8", weights=run / "student.safetensors"), dataset, compute)
+    assert (
+        open_teacher(
+            TeacherSource(name="resnet8", weights=run / "student.safetensors", input_size=40), dataset, compute
+        ).card.rendering.size
+        == 40
+    )

@@ -20,7 +20,7 @@ from models.trained_on import TrainedOn
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import open_teacher
+from teacher_cache.teachers import TeacherSource, open_teacher
 
 CPU = Compute.choose("cpu", "fp32")
 NETWORK = create_model("resnet8", num_classes=2, seed=0)
@@ -88,25 +88,30 @@ def test_a_file_of_something_else_is_refused(photos, tmp_path, case):
     data = opened(photos)
     save_weights(NETWORK, tmp_path / "other.safetensors", replace(said_of(data), **values).metadata())
     with pytest.raises(InvalidInput, match=message):
-        open_teacher("resnet8", tmp_path / "other.safetensors", data, CPU)
+        open_teacher(TeacherSource(name="resnet8", weights=tmp_path / "other.safetensors"), data, CPU)
 
 
 def test_the_student_of_another_set_of_classes_is_no_teacher(photos, tmp_path):
     save_weights(NETWORK, tmp_path / "student.safetensors", {"student": "resnet8", "method": "kd"} | {
         "classes": json.dumps(["cat", "dog"]), "dataset": "imagefolder:pets"})  # fmt: skip
     with pytest.raises(InvalidInput, match="was trained on imagefolder:pets, whose classes are not those of"):
-        open_teacher("resnet8", tmp_path / "student.safetensors", opened(photos), CPU)
+        open_teacher(TeacherSource(name="resnet8", weights=tmp_path / "student.safetensors"), opened(photos), CPU)
 
 
 def test_normalisation_is_the_files(photos, tmp_path):
     data, own = opened(photos), Normalisation(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
     save_weights(NETWORK, tmp_path / "own.safetensors", replace(said_of(data), normalisation=own).metadata())
-    assert open_teacher("resnet8", tmp_path / "own.safetensors", data, CPU).card.identity.normalisation == own
+    assert (
+        open_teacher(
+            TeacherSource(name="resnet8", weights=tmp_path / "own.safetensors"), data, CPU
+        ).card.identity.normalisation
+        == own
+    )
 
 
 def remarks_on(path: Path, dataset: ImageDataset, caplog) -> list[str]:
     with caplog.at_level(logging.INFO, logger="teacher_cache.teachers.zoo"):
-        open_teacher("resnet8", path, dataset, CPU)
+        open_teacher(TeacherSource(name="resnet8", weights=path), dataset, CPU)
     return [record.message for record in caplog.records if record.name == "teacher_cache.teachers.zoo"]
 
 
