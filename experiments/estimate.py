@@ -17,7 +17,7 @@ from experiments.stores import Stores
 from models import create_model, network_shape
 from models.compute import Compute
 from storage.run_record import is_finished
-from teacher_cache.teachers import Teacher, untrained_teacher
+from teacher_cache.teachers import Teacher, TeacherSource, untrained_teacher
 
 _BATCH = 64
 
@@ -95,7 +95,9 @@ def _with_stand_in(stores: Stores, need: StoreNeed) -> tuple[StoreNeed, Teacher 
     """A teacher that the grid is yet to train costs what an untrained one costs."""
     if need.teacher_epochs is None or stores.own_weights(need).exists():
         return stores.with_weights(need), None
-    return need, untrained_teacher(need.teacher, stores.dataset, Compute.choose(stores.device, "fp32"))
+    return need, untrained_teacher(
+        TeacherSource(name=need.teacher), stores.dataset, Compute.choose(stores.device, "fp32")
+    )
 
 
 @dataclass(frozen=True, slots=True)

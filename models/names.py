@@ -21,8 +21,10 @@ ORIGINS = {
     "timm": "timm_networks",
     "torchvision": "torchvision_networks",
 }
-# Of these NAME is a path, or ends as one.
-_PATHS = ("hf", "onnx", "export")
+# Of these NAME is a file that holds network and weights.
+_FILES = ("onnx", "export")
+# Of these it is a path, or ends as one.
+_PATHS = ("hf", *_FILES)
 # And of these an address of code.
 _CODE = ("python",)
 _GROUP = "ckd.teachers"
@@ -98,6 +100,11 @@ def absolute_name(name: str) -> str:
     origin, colon, own = name.partition(":")
     is_path = origin in _PATHS and Path(own).exists()
     return f"{origin}{colon}{Path(own).absolute()}" if is_path else name
+
+
+def is_file(name: str) -> bool:
+    """Whether a network comes in one file with its weights."""
+    return name.partition(":")[0] in _FILES
 
 
 def is_placed(name: str) -> bool:

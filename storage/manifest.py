@@ -81,6 +81,10 @@ class TeacherIdentity:
     input_size: int | None = None
     interpolation: str | None = None
 
+    def answers_as(self, other: TeacherIdentity) -> bool:
+        """Whether both say the same of a view; which layers are read does not matter."""
+        return replace(self, layers=other.layers) == other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetIdentity:

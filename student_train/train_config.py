@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE
+from ground.user_code import UserCode
 from student_train.protocol import ProtocolConfig
 
 STUDENT_VIEWS = ("auto", "fresh", "teacher")
@@ -18,12 +19,14 @@ class TrainConfig:
 
     Args:
         student_size: height and width of the student's input, to which views are resized; None takes them as they are.
+        code: what is done with a student that is code from outside this program.
         student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
             where feature maps are learned from, and else "fresh".
     """
 
     student: str
     student_size: int | None = None
+    code: UserCode = UserCode.REFUSED
     seed: int = 0
     lr: float = 0.05
     momentum: float = 0.9

@@ -77,7 +77,7 @@ class Trainer:
         if config.student_view == "teacher" or isinstance(sampling, AllViews):
             data.require_replay()
         size = data.rendering.size
-        student = create_model(config.student, num_classes=data.num_classes, seed=config.seed, image_size=size)
+        student = create_model(config.student, data.num_classes, config.seed, size, code=config.code)
         self.wanted = wanted_by(method, student.layers, data.manifest)
         labels = data.train.labels.cpu()
         require_head(student, method)
@@ -119,7 +119,7 @@ class Trainer:
         folder.check(resume=resume)
         opened = Store.open(store)
         shown = rendering or replace(opened.manifest.identity.teacher_rendering, input_size=config.student_size)
-        layers = network_shape(config.student, image_size=shown.size).layers
+        layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == opened.manifest.identity.teacher_rendering else shown
         return cls(config, load(opened, n, wanted, compute, rendering), method, folder)

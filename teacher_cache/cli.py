@@ -11,6 +11,10 @@ _COMMANDS = {
         "teacher_cache.commands.train_teacher:train_teacher",
         "Train a teacher on a data set's labels; an interrupted training goes on where it stopped.",
     ),
+    "teacher": CommandAt(
+        "teacher_cache.commands.teacher:teacher",
+        "Say what the network of this NAME would be as a teacher: its layers, classes, images, size and speed.",
+    ),
     "build": CommandAt(
         "teacher_cache.commands.build:build", "Run the teacher once over a sample of images and keep what it says."
     ),

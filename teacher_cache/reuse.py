@@ -121,11 +121,11 @@ def find_store(call: RecordedCall) -> Store | None:
 def require_alike(store: Store, ours: Identity, call: RecordedCall, output: OutputSpec) -> None:
     """Raise `InvalidInput` when a store keeps an output in another type, or of another precision, than ours."""
     theirs = store.manifest.identity
-    if output in theirs.outputs and theirs.teacher == ours.teacher:
+    if output in theirs.outputs and theirs.teacher.answers_as(ours.teacher):
         return
     what = f"call {call.id} is paid for, and what is at {call.location} keeps something else of it"
     is_wider = OutputSpec(output.name, output.shape, "float32") in theirs.outputs and output.dtype == "float16"
-    if is_wider and theirs.teacher == ours.teacher:
+    if is_wider and theirs.teacher.answers_as(ours.teacher):
         raise InvalidInput(
             f"{what}: {output.name} in float32 and not in float16; give --feature-dtype float32, and a store that is "
             "there already is widened first, which costs no call, with: ckd-cache widen --store DIR"

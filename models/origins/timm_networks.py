@@ -43,12 +43,12 @@ class Timm:
         )
 
     def class_names(self, asked: Asked) -> tuple[str, ...] | None:
-        """See `Origin.class_names`."""
+        """See `Origin.class_names`: WordNet ids, as ImageNet's folders are called; its words are not unique."""
         from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
         config = _config(asked.name)
         subset = None if config is None else infer_imagenet_subset(config.to_dict())
-        return None if subset is None else tuple(ImageNetInfo(subset).label_descriptions())
+        return None if subset is None else tuple(ImageNetInfo(subset).label_names())
 
     def untrained(self, asked: Asked, num_classes: int) -> nn.Module:
         """See `Origin.untrained`."""

@@ -11,6 +11,7 @@ from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models import canonical_name
 from models.compute import Compute
+from models.names import identity_name
 from storage.store import Store
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
@@ -43,10 +44,12 @@ def train(
     as_json: bool,
 ) -> None:
     """Check everything, train, print."""
-    spec, written = _method(method, losses, comparison, UserCode.of(allowed=allow_code))
+    code = UserCode.of(allowed=allow_code)
+    spec, written = _method(method, losses, comparison, code)
     config = TrainConfig(
         student=canonical_name(student),
         student_size=student_size,
+        code=code,
         seed=seed,
         lr=lr,
         batch_size=batch_size,
@@ -88,4 +91,4 @@ def _note(row: Mapping[str, Any]) -> str:
 
 def _default_out(store: Path, config: TrainConfig, written: str, n: int) -> Path:
     method = "".join(letter if letter.isalnum() else "-" for letter in written)[:100]
-    return Path("runs") / store.resolve().name / f"{config.student}-{method}-n{n}-seed{config.seed}"
+    return Path("runs") / store.resolve().name / f"{identity_name(config.student)}-{method}-n{n}-seed{config.seed}"

@@ -28,7 +28,7 @@ from models import (
     weights_digest,
 )
 from models.compute import Compute
-from models.names import identity_name
+from models.names import identity_name, is_file
 from models.origins import Asked, open_trained, preprocessing_of
 from models.registry import shape_of
 from models.trained_on import TrainedOn
@@ -65,6 +65,11 @@ class ZooTeacher:
     def card(self) -> Card:
         """See `Teacher.card`."""
         return self._card
+
+    @property
+    def network(self) -> Network:
+        """What answers."""
+        return self._network
 
     def call(self, views: Tensor, outputs: Sequence[str]) -> Answers:
         """See `Teacher.call`; the network is asked for extras among the outputs, and for no others."""
@@ -142,11 +147,22 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     return _teacher(source.name, network, rendering, compute)
 
 
-def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
-    """A stand-in for one that is yet to be trained: it costs what that one will cost."""
-    rendering = _rendering(TeacherSource(name=name), dataset)
-    network = create_model(name, num_classes=len(dataset.classes), seed=0, image_size=rendering.size)
-    return _teacher(name, network, rendering, compute)
+def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+    """A stand-in for one whose weights are not at hand: it costs what that one will cost."""
+    rendering = _rendering(source, dataset)
+    network = create_model(
+        source.name, len(dataset.classes), 0, rendering.size, code=source.code, further=source.further
+    )
+    return _teacher(source.name, network, rendering, compute)
+
+
+def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+    """A stand-in where the network can be made without weights; the teacher itself where they are in its file."""
+    if not is_file(source.name):
+        return untrained_teacher(source, dataset, compute)
+    rendering = _rendering(source, dataset)
+    network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
+    return _teacher(source.name, network, rendering, compute)
 
 
 def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:

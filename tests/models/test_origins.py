@@ -6,9 +6,12 @@ import sys
 
 import pytest
 import torch
+import torchvision
+from torchvision.models._api import WeightsEnum
 
 from ground.errors import InvalidInput, UnknownName
 from models import canonical_name, create_model, network_shape
+from models.origins import Asked, class_names_of, open_trained, preprocessing_of
 
 NETWORKS = [
     ("torchvision:resnet18", 32),
@@ -70,3 +73,39 @@ def test_a_network_that_needs_larger_images_is_refused_by_name():
 def test_a_network_with_classifiers_beside_its_last_one_is_trained_without_them():
     network = create_model("torchvision:googlenet", num_classes=4, seed=0, image_size=64).train()
     assert network.represent(torch.zeros(2, 3, 64, 64)).logits.shape == (2, 4)
+
+
+def test_published_weights_are_taken_with_their_classes(monkeypatch):
+    torch.manual_seed(0)
+    module = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=1000).eval()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: module.state_dict())
+    network = open_trained("torchvision:mobilenet_v3_small", Asked(name="mobilenet_v3_small", image_size=64)).eval()
+    assert class_names_of("torchvision:mobilenet_v3_small")[:2] == ("tench", "goldfish")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), module(images), rtol=0, atol=0)
+
+
+def test_published_weights_that_cannot_be_had_are_said_with_the_reason(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    with pytest.raises(
+        InvalidInput,
+        match=r"published weights of torchvision:mobilenet_v3_small cannot be had \(Name or service not known\); give "
+        "--weights FILE",
+    ):
+        open_trained("torchvision:mobilenet_v3_small", Asked(name="mobilenet_v3_small", image_size=64))
+
+
+def test_a_tag_names_one_of_several_published_weights():
+    assert preprocessing_of("torchvision:resnet50").resize_size == 256
+    assert preprocessing_of("torchvision:resnet50.IMAGENET1K_V2").resize_size == 232
+    with pytest.raises(UnknownName, match="no weights of torchvision:resnet50 is called 'IMAGENET1K_V3'; did you mean"):
+        preprocessing_of("torchvision:resnet50.IMAGENET1K_V3")
+    pytest.importorskip("timm")
+    assert preprocessing_of("timm:resnet50.a1_in1k").input_size == 224
+    with pytest.raises(UnknownName, match=r"did you mean resnet50\.a1_in1k"):
+        preprocessing_of("timm:resnet50.a1_in2k")
+    assert class_names_of("timm:resnet50.a1_in1k")[0] == "n01440764"

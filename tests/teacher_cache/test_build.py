@@ -33,7 +33,7 @@ from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.outputs import choose_outputs
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import untrained_teacher
+from teacher_cache.teachers import TeacherSource, untrained_teacher
 from tests.teacher_cache.crash_build import STEPS, config
 from tests.teacher_cache.damage import config_of, crashed_build
 
@@ -129,7 +129,7 @@ def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weight
     ],
 )
 def test_features_are_names_and_groups_in_the_order_of_the_layers(features, kept):
-    card = untrained_teacher("resnet8", open_dataset("digits"), Compute.choose("cpu", "fp32")).card
+    card = untrained_teacher(TeacherSource(name="resnet8"), open_dataset("digits"), Compute.choose("cpu", "fp32")).card
     logits, *outputs = choose_outputs(card, features, "float16")
     assert (logits.name, logits.dtype) == ("logits", "float32")
     assert [output.name for output in outputs] == kept

@@ -14,7 +14,7 @@ from models.compute import Compute
 from teacher_cache.datasets import open_dataset
 from teacher_cache.plan import BuildPlan
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import untrained_teacher
+from teacher_cache.teachers import TeacherSource, untrained_teacher
 from tests.teacher_cache.damage import config_of
 
 
@@ -54,7 +54,7 @@ def test_any_call_answers_for_a_build_and_only_one_with_the_new_outputs_for_an_e
 @pytest.mark.parametrize("text", ["res\x1b[31mnet", "res\nnet", "res\u202enet", "res\udc80net"])
 def test_a_teacher_whose_name_no_store_could_be_read_with_is_refused_before_any_call(tmp_path, weights, field, text):
     digits = open_dataset("digits")
-    card = untrained_teacher("resnet8", digits, Compute.choose("cpu", "fp32")).card
+    card = untrained_teacher(TeacherSource(name="resnet8"), digits, Compute.choose("cpu", "fp32")).card
     named = SimpleNamespace(card=replace(card, identity=replace(card.identity, **{field: text})))
     with pytest.raises(InvalidInput, match="a store of this teacher and data set could not be read again") as refused:
         prepare_build(config_of(tmp_path / "store", weights, n=12), digits, named)

@@ -12,11 +12,11 @@ from models.compute import Compute
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT
 from teacher_cache.datasets import open_dataset
 from teacher_cache.outputs import choose_outputs, kept_parameters, to_arrays
-from teacher_cache.teachers import untrained_teacher
+from teacher_cache.teachers import TeacherSource, untrained_teacher
 
 CPU = Compute.choose("cpu", "fp32")
 TEACHERS = {
-    name: lambda name=name: untrained_teacher(name, open_dataset("digits"), CPU)
+    name: lambda name=name: untrained_teacher(TeacherSource(name=name), open_dataset("digits"), CPU)
     for name in ("resnet8", "ShuffleV1", "torchvision:mobilenet_v3_small", "timm:resnet18")
 }
 
@@ -84,5 +84,7 @@ def test_another_rendering_is_another_teacher():
     class Facts:
         name, classes, rendering = digits.name, digits.classes, other
 
-    ours, theirs = (untrained_teacher("resnet8", facts, CPU).card.identity for facts in (digits, Facts))
+    ours, theirs = (
+        untrained_teacher(TeacherSource(name="resnet8"), facts, CPU).card.identity for facts in (digits, Facts)
+    )
     assert ours.fingerprint != theirs.fingerprint
