@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
@@ -37,12 +37,14 @@ class Layer:
         shape: (C, h, w) or (D,), after `as_feature`.
         is_channels_last: the module keeps its maps as (h, w, C).
         prefix: tokens before those of the image.
+        is_overwritten: a later module changes it in place.
     """
 
     name: str
     shape: tuple[int, ...]
     is_channels_last: bool = False
     prefix: int = 0
+    is_overwritten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,6 @@ class ModuleNetwork(Network):
     def __init__(self, module: nn.Module, size: int, further: Sequence[str] = ()) -> None:
         super().__init__()
         self.module = module
-        # What a hook has seen must not be changed by the next layer.
-        for part in module.modules():
-            if "inplace" in vars(part):
-                vars(part)["inplace"] = False
         self.survey = survey(module, size)
         self.num_classes = self.survey.num_classes
         self._layers = {layer.name: layer for layer in self.survey.layers}
@@ -129,7 +127,7 @@ class ModuleNetwork(Network):
         said: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for name in {source for source in sources.values() if source is not None}:
-                hooks.enter_context(_outputs_of(self.module, name, said))
+                hooks.enter_context(_outputs_of(self.module, self._layers[name], said))
             if self.survey.head is not None:
                 hooks.enter_context(_vector_before(self.module, self.survey.head, said))
             logits = logits_of(self.module(images))
@@ -156,16 +154,18 @@ def survey(module: nn.Module, size: int) -> Survey:
         InvalidInput: it does not take such images, or does not answer with logits.
     """
     seen: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
     twice: set[str] = set()
     inputs: dict[str, Tensor] = {}
     was_training = module.training
     with ExitStack() as stack:
         for name, part in module.named_modules():
             if name:
-                stack.enter_context(_removed(part.register_forward_hook(_noting(name, seen, twice, inputs))))
+                stack.enter_context(_removed(part.register_forward_hook(_noting(name, seen, versions, twice, inputs))))
         module.eval()
         try:
-            with torch.inference_mode():
+            # Not inference mode: there, tensors do not count how often they were changed.
+            with torch.no_grad():
                 answer = module(_noise(module, size))
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -176,7 +176,10 @@ def survey(module: nn.Module, size: int) -> Survey:
             module.train(was_training)
     logits = logits_of(answer)
     head = next((name for name in reversed(seen) if seen[name] is logits and _is_head(module, name, inputs)), None)
-    layers = tuple(_layers(module, seen, twice))
+    layers = tuple(
+        replace(layer, is_overwritten=seen[layer.name]._version != versions[layer.name])
+        for layer in _layers(module, seen, twice)
+    )
     return Survey(logits.shape[1], layers, head, head and _pooled_map(seen, layers, inputs[head]))
 
 
@@ -227,7 +230,7 @@ def _noise(module: nn.Module, size: int) -> Tensor:
 
 
 def _noting(
-    name: str, seen: dict[str, Tensor], twice: set[str], inputs: dict[str, Tensor]
+    name: str, seen: dict[str, Tensor], versions: dict[str, int], twice: set[str], inputs: dict[str, Tensor]
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def note(_: nn.Module, given: tuple[Any, ...], said: Any) -> None:
         said = said[0] if isinstance(said, (tuple, list)) and said else said
@@ -235,7 +238,7 @@ def _noting(
             twice.add(name)
         if isinstance(said, Tensor) and said.is_floating_point():
             seen.pop(name, None)
-            seen[name] = said
+            seen[name], versions[name] = said, said._version
         if given and isinstance(given[0], Tensor):
             inputs[name] = given[0]
 
@@ -305,11 +308,12 @@ def _removed(handle: RemovableHandle) -> Iterator[None]:
 
 
 @contextmanager
-def _outputs_of(module: nn.Module, name: str, said: dict[str, Tensor]) -> Iterator[None]:
+def _outputs_of(module: nn.Module, layer: Layer, said: dict[str, Tensor]) -> Iterator[None]:
     def note(_: nn.Module, given: object, output: Any) -> None:
-        said[name] = output[0] if isinstance(output, (tuple, list)) else output
+        found = output[0] if isinstance(output, (tuple, list)) else output
+        said[layer.name] = found.clone() if layer.is_overwritten else found
 
-    with _removed(module.get_submodule(name).register_forward_hook(note)):
+    with _removed(module.get_submodule(layer.name).register_forward_hook(note)):
         yield
 
 

@@ -148,6 +148,20 @@ def test_what_a_layer_said_is_not_what_the_next_one_made_of_it():
     torch.testing.assert_close(said.features["act"], expected.relu())
 
 
+def test_a_layer_that_the_next_step_adds_to_in_place_is_read_as_it_was():
+    module = torchvision.models.get_model("resnet18", weights=None, num_classes=4)
+    network = ModuleNetwork(module, 64, ["layer1.0.conv2", "layer1.0.bn2", "layer1.0"]).eval()
+    overwritten = {layer.name for layer in network.survey.layers if layer.is_overwritten}
+    assert {"bn1", "layer1.0.bn2"} <= overwritten
+    assert not {"layer1", "layer1.0.conv2"} & overwritten
+    assert module.relu.inplace
+    with torch.inference_mode():
+        said = network.represent(images(), network.extra_names).features
+        expected = module.layer1[0].bn2(said["layer1.0.conv2"])
+    assert (expected < 0).any()
+    torch.testing.assert_close(said["layer1.0.bn2"], expected)
+
+
 def test_a_survey_leaves_the_module_as_it_was():
     module = torchvision.models.get_model("resnet18", weights=None, num_classes=7).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
