@@ -1,10 +1,12 @@
 """What caching costs over merely running the teacher.
 
-    python -m benchmarks.stage_one [--n 1024] [--rounds 3]
+    python -m benchmarks.stage_one [--teacher wrn_40_2] [--n 1024] [--rounds 3]
+    python -m benchmarks.stage_one --teacher timm:tf_efficientnet_lite0 --n 128
 
 Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
 whole build of a store (plan excluded), with logits and with all features, in both formats; and caching one image at
-a time in a Python list, which is what the paper's code does. Prints throughput as a fraction of the bare loop's.
+a time in a Python list, which is what the paper's code does. Of a network from elsewhere, also its library's own module
+on inputs that are made beforehand. Prints throughput as a fraction of the bare loop's.
 """
 
 from __future__ import annotations
@@ -21,10 +23,15 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import take_turns
-from models import create_model, save_weights
+from ground.views import render
+from models import canonical_name, create_model, save_weights
+from models.compute import Compute
+from models.module_network import ModuleNetwork, logits_of
+from models.origins import preprocessing_of
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import Prepared, prepare_build
+from teacher_cache.teachers import ZooTeacher
 
 
 @click.command()
@@ -35,9 +42,12 @@ from teacher_cache.prepare import Prepared, prepare_build
 def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_images(folder / "images", n)
+        own = preprocessing_of(canonical_name(teacher))
+        make_images(folder / "images", n, 32 if own is None else own.resize_size)
         torch.manual_seed(0)
-        save_weights(create_model(teacher, num_classes=100, seed=0), folder / "teacher.safetensors", {})
+        save_weights(
+            create_model(teacher, 100, 0, 32 if own is None else own.input_size), folder / "teacher.safetensors", {}
+        )
         base = BuildConfig(
             teacher=teacher,
             n=n,
@@ -51,6 +61,8 @@ def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
             "bare batched loop": lambda: bare_loop(prepared),
             "one image at a time": lambda: one_at_a_time(prepared),
         }
+        if own is not None:
+            subjects["the library's own forward"] = own_forward(prepared)
         for features in ("none", "all"):
             for array_format in ("zarr", "hdf5"):
                 subjects[f"build, {array_format}, features {features}"] = builder(base, features, array_format)
@@ -63,8 +75,8 @@ def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
             click.echo(f"{label:<28} {rate:8.1f} calls/s   {1 / timing.over(bare):6.3f} of the bare loop")
 
 
-def make_images(folder: Path, n: int) -> None:
-    """An image folder of 100 classes with random pixels: enough for n calls, and few test images."""
+def make_images(folder: Path, n: int, size: int) -> None:
+    """An image folder of 100 classes with random square images: enough for n calls, and few test images."""
     rng = np.random.default_rng(0)
     per_class = -(-n * 5 // 4 // 100) + 2
     for split, count in (("train", per_class), ("test", 1)):
@@ -72,7 +84,7 @@ def make_images(folder: Path, n: int) -> None:
             target = folder / split / f"class{label:03}"
             target.mkdir(parents=True)
             for index in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(target / f"{index:04}.png")
 
 
@@ -94,6 +106,26 @@ def bare_loop(prepared: Prepared) -> None:
     for first in range(0, plan.n, plan.config.batch_size):
         cells = range(first, min(first + plan.config.batch_size, plan.n))
         kept.append(teacher.call(shown.pixels(cells), ["logits"])["logits"].cpu())
+
+
+def own_forward(prepared: Prepared) -> Callable[[], object]:
+    """The library's module alone: inputs are ready, and no layer is read."""
+    plan, teacher, shown = prepared
+    assert isinstance(teacher, ZooTeacher)
+    assert isinstance(teacher.network, ModuleNetwork)
+    module, compute = teacher.network.module, Compute.choose(precision="fp32")
+    inputs = [
+        compute.to_device(render(shown.pixels(cells), teacher.card.rendering))
+        for first in range(0, plan.n, plan.config.batch_size)
+        if (cells := range(first, min(first + plan.config.batch_size, plan.n)))
+    ]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in inputs:
+                logits_of(module(batch)).cpu()
+
+    return run
 
 
 def one_at_a_time(prepared: Prepared) -> None:
