@@ -21,6 +21,7 @@ import numpy as np
 
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
+from ground.geometry import numbers_of_view
 from storage.digest import output_digests
 from storage.foreign import no_store
 from storage.formats import FORMATS
@@ -484,7 +485,7 @@ def open_extension(folder: Path) -> Store | None:
 
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     """Every array of a store with this identity."""
-    samples = sample_arrays(identity.geometry.image_size, identity.views)
+    samples = sample_arrays(identity.geometry.image_size, identity.views, numbers_of_view(identity.view_policy))
     parameters = parameter_arrays(identity.parameters)
     return (*samples, *parameters, *output_arrays(identity.outputs, identity.views))
 
