@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
 from ground.options import device_option, precision_option
 from models.names import PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
@@ -39,6 +40,26 @@ _DATA_ROOT = click.option(
 )
 _IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
+_INPUT_SIZE = click.option(
+    "--input-size",
+    type=click.IntRange(1, MAX_INPUT_SIZE),
+    help="Pixels of the teacher's input.  [default: its library's, or those of the views]",
+)
+_INTERPOLATION = click.option(
+    "--interpolation", help=f"{' or '.join(INTERPOLATIONS)}.  [default: its library's, or bilinear]"
+)
+_CROP_PCT = click.option(
+    "--crop-pct",
+    type=float,
+    help="Share of an image's side that a plain view keeps, as 0.875; for imagefolder.  [default: its library's, or 1]",
+)
+_MEAN, _STD = (
+    click.option(name, nargs=3, type=float, help=f"{what} of pixels, red green blue, as {example}.")
+    for name, what, example in (
+        ("--mean", "Mean", "0.485 0.456 0.406"),
+        ("--std", "Standard deviation", "0.229 0.224 0.225"),
+    )
+)
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
@@ -56,6 +77,13 @@ def ledger_url_of(store: Path, given: str | None) -> str | None:
 def dataset_options(command: _Command) -> _Command:
     """--dataset, --data-root, --image-size, --download."""
     for option in (_DOWNLOAD, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
+        command = option(command)
+    return command
+
+
+def rendering_options(command: _Command) -> _Command:
+    """--input-size, --interpolation, --crop-pct, --mean, --std: the fields of `RenderingOverrides`."""
+    for option in (_STD, _MEAN, _CROP_PCT, _INTERPOLATION, _INPUT_SIZE):
         command = option(command)
     return command
 

@@ -32,8 +32,15 @@ from models.origins import preprocessing_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
+from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.contract import Answers, Card
-from teacher_cache.teachers.weights import DatasetFacts, find_weights, remarks, require_trained_for
+from teacher_cache.teachers.weights import (
+    DatasetFacts,
+    find_weights,
+    remarks,
+    require_normalisation,
+    require_trained_for,
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +88,13 @@ class ZooTeacher:
 
 
 def open_teacher(
-    name: str, weights: Path | None, dataset: DatasetFacts, compute: Compute, input_size: int | None = None
+    name: str,
+    weights: Path | None,
+    dataset: DatasetFacts,
+    compute: Compute,
+    overrides: RenderingOverrides | None = None,
+    *,
+    boxes: bool = False,
 ) -> ZooTeacher:
     """A teacher from its weights; what is known of its training comes from the file.
 
@@ -89,18 +102,21 @@ def open_teacher(
         name: in any spelling.
         weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them.
         dataset: whose images it is shown.
-        input_size: of its input, in pixels; None is its library's, or that of the views.
+        overrides: how it is shown them, where that is not its library's way, its file's or the data set's.
+        boxes: whether views are boxes, which have no size that it could take them in.
 
     Raises:
         UnknownName: there is no such network.
         CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
         InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
-            of another size, than the data set's.
+            of another size, than the data set's, or with another mean and deviation than the user says.
     """
     path = find_weights(name, dataset, weights)
     said = TrainedOn.read(read_metadata(path), path)
-    rendering = _rendering(name, dataset, input_size)
+    overrides = RenderingOverrides() if overrides is None else overrides
+    rendering = _rendering(name, dataset, overrides, boxes=boxes)
     require_trained_for(said, name, dataset, rendering, path)
+    require_normalisation(said, overrides, path)
     network = create_model(name, num_classes=len(dataset.classes), image_size=rendering.size)
     loaded = load_weights(network, path)
     for remark in remarks(said, loaded, dataset, rendering, path):
@@ -109,15 +125,15 @@ def open_teacher(
     return _teacher(name, network, rendering, compute)
 
 
-def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
+def untrained_teacher(name: str, dataset: DatasetFacts, compute: Compute, *, boxes: bool = False) -> ZooTeacher:
     """A stand-in for one that is yet to be trained: it costs what that one will cost."""
-    rendering = _rendering(name, dataset, None)
+    rendering = _rendering(name, dataset, RenderingOverrides(), boxes=boxes)
     network = create_model(name, num_classes=len(dataset.classes), seed=0, image_size=rendering.size)
     return _teacher(name, network, rendering, compute)
 
 
-def _rendering(name: str, dataset: DatasetFacts, input_size: int | None) -> Rendering:
-    """How a network is shown views: as its library shows it images, unless a size is given or known of it already."""
+def _rendering(name: str, dataset: DatasetFacts, overrides: RenderingOverrides, *, boxes: bool) -> Rendering:
+    """How a network is shown views: as its library shows it images, unless the user or a store says otherwise."""
     rendering, own = dataset.rendering, preprocessing_of(canonical_name(name))
     if own is not None and rendering.input_size is None:
         rendering = replace(
@@ -126,7 +142,7 @@ def _rendering(name: str, dataset: DatasetFacts, input_size: int | None) -> Rend
             input_size=own.input_size,
             interpolation=own.interpolation,
         )
-    return rendering if input_size is None else replace(rendering, input_size=input_size)
+    return overrides.rendering(rendering, boxes=boxes)
 
 
 def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
