@@ -58,8 +58,9 @@ def cut_boxes(images: Tensor, boxes: Tensor) -> list[Tensor]:
     Raises:
         IndexError: a box does not lie inside its image.
     """
-    places = boxes[:, [0, 1]].int()
-    ends = places + boxes[:, [3, 4]].int()
+    boxes = boxes.cpu().int()
+    places = boxes[:, [0, 1]]
+    ends = places + boxes[:, [3, 4]]
     if (places < 0).any() or (ends <= places).any() or (ends > torch.tensor(images.shape[1:3])).any():
         raise IndexError(f"a box lies outside its image of {images.shape[1]} x {images.shape[2]} pixels")
     cut = []
