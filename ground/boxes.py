@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, log, sqrt
 
-import torch
 from torch import Tensor
 
-from ground.geometry import BOX_AREA, BOX_ASPECT
+from ground.geometry import BOX_AREA, BOX_ASPECT, lie_inside
 
 _TRIES = 10
 # How many random numbers a box takes: for its place, its flip, and the area and aspect of each try.
@@ -49,7 +48,7 @@ def cut_boxes(images: Tensor, boxes: Tensor) -> list[Tensor]:
     """Cut one box from each image, on the images' device.
 
     Args:
-        images: (B, H, W, 3) uint8 base images.
+        images: (B, S, S, 3) uint8 base images.
         boxes: (B, 5) integers top, left, flip, height, width.
 
     Returns:
@@ -58,11 +57,9 @@ def cut_boxes(images: Tensor, boxes: Tensor) -> list[Tensor]:
     Raises:
         IndexError: a box does not lie inside its image.
     """
-    boxes = boxes.cpu().int()
-    places = boxes[:, [0, 1]]
-    ends = places + boxes[:, [3, 4]]
-    if (places < 0).any() or (ends <= places).any() or (ends > torch.tensor(images.shape[1:3])).any():
-        raise IndexError(f"a box lies outside its image of {images.shape[1]} x {images.shape[2]} pixels")
+    boxes, side = boxes.cpu(), images.shape[1]
+    if not lie_inside(boxes.numpy(), side):
+        raise IndexError(f"a box lies outside its image of {side} pixels")
     cut = []
     for image, (top, left, flip, height, width) in zip(images, boxes.tolist(), strict=True):
         box = image[top : top + height, left : left + width].permute(2, 0, 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 VIEW_POLICIES = ("augmented", "plain", "resized")
@@ -28,6 +29,13 @@ def shows_boxes(policy: str) -> bool:
 def numbers_of_view(policy: str) -> int:
     """Numbers that say a view: top, left and flip; of a box its height and width too."""
     return 5 if shows_boxes(policy) else 3
+
+
+def lie_inside(boxes: np.ndarray, side: int) -> bool:
+    """Whether boxes, (..., 5) integers, lie inside an image of so many pixels each way, and hold one at least."""
+    numbers = boxes.astype("int64")
+    starts, lengths = numbers[..., :2], numbers[..., 3:]
+    return bool((starts >= 0).all() and (lengths > 0).all() and (starts + lengths <= side).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

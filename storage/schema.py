@@ -19,6 +19,7 @@ SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
 TEACHER = "teacher"
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+VIEWS = "train/views"
 LOGITS = "train/logits"
 VALID = "train/valid"
 DIGEST = "train/digest"
@@ -105,7 +106,7 @@ def sample_arrays(image_size: int, views: int, view_numbers: int) -> tuple[Array
         arrays.append(ArraySpec(f"{split}/images", (image_size, image_size, 3), image))
         arrays.append(ArraySpec(f"{split}/labels", (), index))
         arrays.append(ArraySpec(f"{split}/source_index", (), index))
-    arrays.append(ArraySpec("train/views", (views, view_numbers), np.dtype(np.int16)))
+    arrays.append(ArraySpec(VIEWS, (views, view_numbers), np.dtype(np.int16)))
     return tuple(arrays)
 
 

@@ -18,7 +18,7 @@ from ground.geometry import Rendering
 from models import create_model, load_weights
 from models.compute import Compute
 from storage.manifest import Manifest
-from storage.store import Store
+from storage.store import Store, sample_digests
 from storage.store_ledger import own_ledger
 from storage.verify import store_problems
 from student_train.data import StudentData
@@ -27,6 +27,7 @@ from student_train.sampling import Batch
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build, prepare_test_build
 from tests.experiments.grids import run, small, write
+from tests.manifests import sealed
 from tests.running import run_command
 
 N, VIEWS = 24, 2
@@ -125,17 +126,43 @@ def test_a_store_of_boxes_is_extended_and_converted(copy, weights, tmp_path):
     assert problems(copy) == problems(other) == []
 
 
-@pytest.mark.parametrize("box", [(0, 0, 0, 33, 8), (-1, 0, 0, 8, 8), (0, 0, 0, 0, 0), (30000, 0, 0, 8, 8)])
-def test_a_box_outside_its_image_is_a_problem_and_no_crash(copy, box):
-    arrays = Store.open(copy).arrays
-    views = arrays.read("train/views", 3, 4)
-    views[0, 1] = box
-    arrays.write("train/views", 3, views)
+def write_box(store: Path, box: tuple[int, ...]) -> np.ndarray:
+    arrays = Store.open(store).arrays
+    views = arrays.read("train/views", 0, N)
+    views[3, 1] = box
+    arrays.write("train/views", 0, views)
     arrays.sync()
+    return views
+
+
+OUTSIDE = [(0, 0, 0, 33, 8), (-1, 0, 0, 8, 8), (0, 0, 0, 0, 0), (30000, 0, 0, 30000, 8)]
+
+
+@pytest.mark.parametrize("box", OUTSIDE)
+def test_a_box_outside_its_image_is_a_problem_and_no_crash(copy, box):
+    write_box(copy, box)
     verified = run_command("ckd-cache", "verify", "--store", copy)
     assert verified.returncode == 1, verified.stderr
     assert "train/views" in verified.stdout
     assert "Traceback" not in verified.stderr
+
+
+def test_a_strangers_store_that_vouches_for_such_a_box_is_refused_by_all_who_would_cut_it(copy, weights, tmp_path):
+    digest = sample_digests({"train/views": write_box(copy, OUTSIDE[0])})["train/views"]
+    path = copy / "manifest.json"
+    document = json.loads(path.read_text())
+    document["samples"]["train/views"] = digest
+    path.write_text(json.dumps(sealed(document)))
+    for command, code in (
+        (("ckd-cache", "verify", "--store", copy), 1),
+        (("ckd-cache", "extend", "--store", copy, "--features", "layer1", "--weights", weights, "--yes"), 2),
+        (("ckd-train", "--store", copy, "--student", "resnet8", "--out", tmp_path / "run", "--max-evals", 1), 2),
+    ):
+        refused = run_command(*command)
+        assert refused.returncode == code, command
+        said = refused.stdout + refused.stderr
+        assert "train/views" in said, command
+        assert "Traceback" not in said, command
 
 
 def load(store: Path, size: int | None) -> StudentData:
