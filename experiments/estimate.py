@@ -14,6 +14,7 @@ from experiments.execution import ExecutionConfig, cost, require_same_teachers
 from experiments.grid import Grid
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
 from experiments.stores import Stores
+from ground.geometry import shows_boxes
 from models import create_model, network_shape
 from models.compute import Compute
 from storage.run_record import is_finished
@@ -95,9 +96,8 @@ def _with_stand_in(stores: Stores, need: StoreNeed) -> tuple[StoreNeed, Teacher 
     """A teacher that the grid is yet to train costs what an untrained one costs."""
     if need.teacher_epochs is None or stores.own_weights(need).exists():
         return stores.with_weights(need), None
-    return need, untrained_teacher(
-        TeacherSource(name=need.teacher), stores.dataset, Compute.choose(stores.device, "fp32")
-    )
+    source = TeacherSource(name=need.teacher, boxes=shows_boxes(stores.grid.store.view_policy))
+    return need, untrained_teacher(source, stores.dataset, Compute.choose(stores.device, "fp32"))
 
 
 @dataclass(frozen=True, slots=True)

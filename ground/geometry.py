@@ -10,11 +10,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-VIEW_POLICIES = ("augmented", "plain")
+VIEW_POLICIES = ("augmented", "plain", "resized")
 INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_INPUT_SIZE = 4096
+# Of a box, share of the image's area, and width over height; the latter is drawn evenly on a logarithmic scale.
+BOX_AREA = (0.08, 1.0)
+BOX_ASPECT = (3 / 4, 4 / 3)
+
+
+def shows_boxes(policy: str) -> bool:
+    """Whether the views of a policy are boxes of any size, and not squares of one."""
+    return policy == "resized"
+
+
+def numbers_of_view(policy: str) -> int:
+    """Numbers that say a view: top, left and flip; of a box its height and width too."""
+    return 5 if shows_boxes(policy) else 3
+
+
+def lie_inside(boxes: np.ndarray, side: int) -> bool:
+    """Whether boxes, (..., 5) integers, lie inside an image of so many pixels each way, and hold one at least."""
+    numbers = boxes.astype("int64")
+    starts, lengths = numbers[..., :2], numbers[..., 3:]
+    return bool((starts >= 0).all() and (lengths > 0).all() and (starts + lengths <= side).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +45,8 @@ class ViewGeometry:
     Args:
         image_size: height and width of the stored base images, in pixels.
         crop_size: height and width of a view, in pixels.
-        padding: black pixels added on each side of the base image before cropping.
-        flips: half of the augmented views are mirrored; off where left and right differ in meaning (digits).
+        padding: black pixels added on each side of the base image before cropping; boxes are cut without.
+        flips: half of the random views are mirrored; off where left and right differ in meaning (digits).
     """
 
     image_size: int
@@ -77,7 +98,7 @@ class Rendering:
     Args:
         geometry: how its views are cut.
         normalisation: what its pixels become.
-        input_size: height and width of its input, to which a view is resized; None takes it as it is.
+        input_size: height and width of its input, to which a view is resized; None is the size of the views.
         interpolation: of that resizing, with antialiasing.
     """
 
@@ -100,6 +121,6 @@ class Rendering:
     def __str__(self) -> str:
         geometry, normalisation = self.geometry, self.normalisation
         padded = f", padded by {geometry.padding}" if geometry.padding else ""
-        resized = "" if self.size == geometry.crop_size else f", resized to {self.size} ({self.interpolation})"
+        own = "" if self.input_size is None else f", shown at {self.size} ({self.interpolation})"
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (normalisation.mean, normalisation.std))
-        return f"views of {geometry.crop_size} of {geometry.image_size} pixels{padded}{resized}; mean {mean}, std {std}"
+        return f"views of {geometry.crop_size} of {geometry.image_size} pixels{padded}{own}; mean {mean}, std {std}"

@@ -1,8 +1,9 @@
 """Views: one augmentation of a base image, shared by both stages.
 
-The teacher sees a view in stage one; stage two can replay the very same pixels, because a view is three small
-integers (top, left, flip) and both stages cut it with `apply_views`. Cropping happens on uint8 pixels, before
-normalisation, so the padding is black as in torchvision's `RandomCrop` on images.
+The teacher sees a view in stage one; stage two can replay the very same pixels, because a view is a few small
+integers and both stages cut it with the same function. It is a square of the size that the geometry says (top, left,
+flip), or a box with a height and a width of its own. Cropping happens on uint8 pixels, before normalisation, so the
+padding is black as in torchvision's `RandomCrop` on images.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry
+from ground.boxes import NUM_DRAWN, box_of, cut_boxes
+from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry, numbers_of_view, shows_boxes
 
 
-def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator) -> Tensor:
-    """Random crops and flips, uniform as in the CIFAR protocol: (count, 3) int16 on the CPU."""
+def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator, *, boxes: bool = False) -> Tensor:
+    """Random views, on the CPU.
+
+    Args:
+        boxes: draw boxes of any area and aspect, and not crops.
+
+    Returns:
+        (count, 3) int16, crops and flips, uniform as in the CIFAR protocol; or (count, 5) int16, boxes.
+    """
+    if boxes:
+        drawn = torch.rand(count, NUM_DRAWN, generator=generator, dtype=torch.float64).tolist()
+        found = [box_of(numbers, geometry.image_size, flips=geometry.flips) for numbers in drawn]
+        return torch.tensor(found, dtype=torch.int16)
     offsets = torch.randint(0, geometry.num_offsets, (count, 2), generator=generator)
     flips = torch.randint(0, 1 + geometry.flips, (count, 1), generator=generator)
     return torch.cat([offsets, flips], dim=1).to(torch.int16)
@@ -27,25 +40,55 @@ def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator) -
 def sample_views(
     geometry: ViewGeometry, policy: str, *, seed: int, source_index: np.ndarray, num_views: int
 ) -> np.ndarray:
-    """The views that the teacher sees of each image: (n, V, 3) int16.
+    """The views that the teacher sees of each image: (n, V, 3) int16, or (n, V, 5) of boxes.
 
     A view depends on (seed, source index, view number) alone, so a sample that grows keeps the views it had.
     """
     if policy not in VIEW_POLICIES:
         raise ValueError(f"view policy {policy!r} is not one of {VIEW_POLICIES}")
-    views = np.empty((len(source_index), num_views, 3), dtype=np.int16)
+    views = np.empty((len(source_index), num_views, numbers_of_view(policy)), dtype=np.int16)
     if policy == "plain":
         views[:] = geometry.plain_view
         return views
     for row, index in enumerate(source_index.tolist()):
+        if shows_boxes(policy):
+            views[row] = [_box(geometry, seed, index, view) for view in range(num_views)]
+            continue
         rng = np.random.default_rng([seed, index])
         views[row, :, :2] = rng.integers(0, geometry.num_offsets, size=(num_views, 2))
         views[row, :, 2] = rng.integers(0, 1 + geometry.flips, size=num_views)
     return views
 
 
+def _box(geometry: ViewGeometry, seed: int, index: int, view: int) -> tuple[int, ...]:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, view)))
+    return box_of(rng.random(NUM_DRAWN).tolist(), geometry.image_size, flips=geometry.flips)
+
+
+def view_pixels(images: Tensor, views: Tensor, rendering: Rendering) -> Tensor:
+    """Look at one view of each image, on the images' device: squares as they are cut, boxes at the network's size.
+
+    Args:
+        images: (B, H, W, 3) uint8 base images.
+        views: (B, 3) or (B, 5) integers.
+
+    Returns:
+        (B, 3, h, w) uint8, channels-last in memory.
+
+    Raises:
+        IndexError: a box does not lie inside its image.
+    """
+    if views.shape[1] == 3:
+        return apply_views(images, views, rendering.geometry)
+    shape = (len(images), 3, rendering.size, rendering.size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device=images.device, memory_format=torch.channels_last)
+    for place, box in enumerate(cut_boxes(images, views)):
+        pixels[place] = resize(box[None], rendering.size, rendering.interpolation)[0]
+    return pixels
+
+
 def apply_views(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor:
-    """Cut one view from each image, on the images' device.
+    """Cut one square from each image, on the images' device.
 
     Args:
         images: (B, H, W, 3) uint8 base images.

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ground.geometry import ViewGeometry
 from storage.schema import DIGEST_BYTES, OutputSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = 256
 
@@ -19,26 +24,34 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
 
     Args:
         images: (n, H, W, 3) uint8.
-        views: (n, V, 3).
+        views: (n, V, 3), or (n, V, 5) of boxes, which are digested before they are resized for anybody.
 
     Returns:
         n lists of V digests.
+
+    Raises:
+        IndexError: a box does not lie inside its image.
     """
     # Only here are views cut. Who opens a store, or computes digests of outputs, does without torch, which takes two
     # seconds to load.
     import torch
 
+    from ground.boxes import cut_boxes
     from ground.views import apply_views
 
-    header = repr((geometry.crop_size, geometry.crop_size, 3)).encode()
+    def pixels_of(block: Tensor, views: Tensor) -> Sequence[np.ndarray]:
+        if views.shape[1] == 3:
+            pixels: np.ndarray = apply_views(block, views, geometry).permute(0, 2, 3, 1).contiguous().numpy()
+            return list(pixels)
+        return [box.permute(1, 2, 0).numpy() for box in cut_boxes(block, views)]
+
     digests = []
     for first in range(0, len(images), _BLOCK):
         block = torch.from_numpy(images[first : first + _BLOCK])
         columns = []
         for view in range(views.shape[1]):
             chosen = torch.from_numpy(views[first : first + _BLOCK, view])
-            pixels = apply_views(block, chosen, geometry).permute(0, 2, 3, 1).contiguous().numpy()
-            columns.append([_digest(header, image) for image in pixels])
+            columns.append([_digest(_header(image.shape), image) for image in pixels_of(block, chosen)])
         digests += [list(row) for row in zip(*columns, strict=True)]
     return digests
 
@@ -78,6 +91,11 @@ def vouches(recorded: bytes | None, output: OutputSpec, value: np.ndarray, diges
         return False
     found = output_digests((replace(output, dtype="float16"),), {output.name: narrow})[0, 0]
     return bytes(found.tobytes()) == recorded
+
+
+@cache
+def _header(shape: tuple[int, ...]) -> bytes:
+    return repr(shape).encode()
 
 
 def _digest(header: bytes, array: np.ndarray) -> bytes:

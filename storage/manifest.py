@@ -23,7 +23,7 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
-from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
+from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry, shows_boxes
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -102,7 +102,7 @@ class Identity:
     Args:
         seed: of the sample's order and of the views.
         views: V, teacher calls per image.
-        view_policy: "augmented" or "plain".
+        view_policy: "augmented" or "plain" squares, or "resized" boxes.
         outputs: what is kept of each call, logits first, then layers in the teacher's order.
         parameters: what is kept of the teacher itself: its head, and the norms of kept pre-activations.
     """
@@ -352,7 +352,7 @@ def _check_content(manifest: Manifest) -> None:
     are opened.
     """
     _check_identity(manifest.identity)
-    known = {spec.name for spec in (*sample_arrays(1, 1), *parameter_arrays(manifest.identity.parameters))}
+    known = {spec.name for spec in (*sample_arrays(1, 1, 1), *parameter_arrays(manifest.identity.parameters))}
     _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
     for step in manifest.history:
         _require(step.keys() == {"store_id", "made_by"}, "history", step)
@@ -365,6 +365,8 @@ def _check_identity(identity: Identity) -> None:
     _require((teacher.input_size is None) == (teacher.interpolation is None), "interpolation", teacher.interpolation)
     _ = identity.teacher_rendering  # which refuses what no network has
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
+    # Boxes have no size that a teacher could take them in.
+    _require(teacher.input_size is not None or not shows_boxes(identity.view_policy), "input_size", None)
     for output in identity.outputs:
         _check_spec(output, output.name == LOGITS or is_layer_name(output.name))
     for parameter in identity.parameters:

@@ -19,6 +19,7 @@ SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
 TEACHER = "teacher"
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+VIEWS = "train/views"
 LOGITS = "train/logits"
 VALID = "train/valid"
 DIGEST = "train/digest"
@@ -97,15 +98,15 @@ def split_rows(n: int, num_val: int, num_test: int) -> dict[str, int]:
     return {"train": n, "val": num_val, "test": num_test, TEACHER: 1}
 
 
-def sample_arrays(image_size: int, views: int) -> tuple[ArraySpec, ...]:
-    """Arrays that say what the images are; no teacher needed."""
+def sample_arrays(image_size: int, views: int, view_numbers: int) -> tuple[ArraySpec, ...]:
+    """Arrays that say what the images are, and by how many numbers each view of them; no teacher needed."""
     image, index = np.dtype(np.uint8), np.dtype(np.int64)
     arrays = []
     for split in SPLITS:
         arrays.append(ArraySpec(f"{split}/images", (image_size, image_size, 3), image))
         arrays.append(ArraySpec(f"{split}/labels", (), index))
         arrays.append(ArraySpec(f"{split}/source_index", (), index))
-    arrays.append(ArraySpec("train/views", (views, 3), np.dtype(np.int16)))
+    arrays.append(ArraySpec(VIEWS, (views, view_numbers), np.dtype(np.int16)))
     return tuple(arrays)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
+from ground.geometry import lie_inside, numbers_of_view, shows_boxes
 from storage.digest import output_digests
 from storage.foreign import no_store
 from storage.formats import FORMATS
@@ -31,6 +32,7 @@ from storage.schema import (
     DIGEST,
     DIGEST_BYTES,
     VALID,
+    VIEWS,
     ArraySpec,
     OutputSpec,
     output_array,
@@ -280,6 +282,9 @@ class Store:
             kept[begin:end] = values[index[begin:end] - first]
         if hasher.hexdigest() != self.manifest.samples.get(name):
             raise self.arrays.unreadable(name, "it is not what the build wrote")
+        identity = self.manifest.identity
+        if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
+            raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
         return kept
 
     def require_sample(self, name: str) -> None:
@@ -486,7 +491,7 @@ def open_extension(folder: Path) -> Store | None:
 
 def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     """Every array of a store with this identity."""
-    samples = sample_arrays(identity.geometry.image_size, identity.views)
+    samples = sample_arrays(identity.geometry.image_size, identity.views, numbers_of_view(identity.view_policy))
     parameters = parameter_arrays(identity.parameters)
     return (*samples, *parameters, *output_arrays(identity.outputs, identity.views))
 

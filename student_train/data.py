@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable
-from ground.geometry import Rendering
+from ground.geometry import Rendering, shows_boxes
 from ground.seeding import generator_for
-from ground.views import apply_views, draw_views, render
+from ground.views import draw_views, render, view_pixels
 from models import Representation
 from models.compute import Compute
 from storage.manifest import Manifest
@@ -42,7 +42,7 @@ class StudentData:
     """The first n rows of a store, with its validation and test images.
 
     Args:
-        views: (n, V, 3), what the teacher saw.
+        views: (n, V, 3), or (n, V, 5) of boxes: what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
         rendering: how the student is shown images; the teacher's views are the store's all the same.
@@ -117,7 +117,9 @@ class StudentData:
         return "teacher" if any(len(shapes[name]) > 1 for name in self.outputs) else "fresh"
 
     def require_replay(self) -> None:
-        """Raise `InvalidInput` if the student is of another size than the views that the teacher saw."""
+        """Raise `InvalidInput` if the student takes squares of another size than those that the teacher saw."""
+        if shows_boxes(self.manifest.identity.view_policy):
+            return  # which are resized for each
         ours, theirs = self.rendering.geometry.crop_size, self.manifest.identity.geometry.crop_size
         if ours != theirs:
             raise InvalidInput(
@@ -139,8 +141,8 @@ class StudentData:
         """Student inputs of a step.
 
         Args:
-            student_view: "fresh" draws a new crop and flip; "teacher" replays the stored view, as a batch that holds
-                all views of its images always does.
+            student_view: "fresh" draws a new crop and flip, or a box where the store's views are boxes; "teacher"
+                replays the stored view, as a batch that holds all views of its images always does.
 
         Returns:
             (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
@@ -154,8 +156,9 @@ class StudentData:
             views, geometry = self.views[rows, which], identity.geometry
         else:
             geometry = self.rendering.geometry
-            views = draw_views(geometry, len(rows), generator)
-        pixels = apply_views(self.train.images[self.compute.to_device(rows)], views, geometry)
+            views = draw_views(geometry, len(rows), generator, boxes=shows_boxes(identity.view_policy))
+        rendering = replace(self.rendering, geometry=geometry)
+        pixels = view_pixels(self.train.images[self.compute.to_device(rows)], views, rendering)
         return render(pixels, self.rendering), which
 
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:

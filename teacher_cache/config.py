@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.names import is_placed
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.datasets.registry import is_folder
+from teacher_cache.rendering import RenderingOverrides
 
 FEATURE_DTYPES = ("float16", "float32")
 
@@ -56,6 +57,7 @@ class BuildConfig(CallConfig):
         input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
         code: what is done with a teacher that is code from outside this program.
         prompts: lines "class,prompt" of a teacher that compares images with texts.
+        rendering: how the teacher is shown images, where that is not its library's or the data set's way.
     """
 
     teacher: str
@@ -66,6 +68,7 @@ class BuildConfig(CallConfig):
     input_size: int | None = None
     code: UserCode = UserCode.REFUSED
     prompts: Path | None = None
+    rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
     download: bool = False
     weights: Path | None = None
     array_format: str = "zarr"
@@ -115,28 +118,34 @@ class ExtensionConfig(CallConfig):
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """What of a `BuildConfig` a store says of itself, so that nobody has to say it again.
+    """What of a `BuildConfig`, and of its rendering, a store says of itself, so that nobody has to say it again.
 
     An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
     user names it too.
     """
     identity = manifest.identity
     kept = [output for output in identity.outputs if output.name != LOGITS]
+    teacher, geometry = identity.teacher, identity.geometry
     settings = {
         "array_format": manifest.array_format,
         "features": ",".join(output.name for output in kept) or "none",
         "views": identity.views,
         "view_policy": identity.view_policy,
         "seed": identity.seed,
-        "precision": identity.teacher.precision,
-        "input_size": identity.teacher.input_size,
+        "precision": teacher.precision,
+        "input_size": teacher.input_size,
+        "interpolation": teacher.interpolation,
+        "mean": teacher.normalisation.mean,
+        "std": teacher.normalisation.std,
     }
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name
     if kept:
         settings["feature_dtype"] = kept[0].dtype
     if is_folder(identity.dataset.name):
-        settings["image_size"] = identity.geometry.image_size
+        settings["image_size"] = geometry.image_size
+        # Views that a data set cuts itself are padded, and no share of the image.
+        settings["crop_pct"] = None if geometry.padding else geometry.crop_size / geometry.image_size
     else:
         settings["dataset"] = identity.dataset.name
     return settings

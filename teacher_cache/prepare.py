@@ -12,7 +12,7 @@ import numpy as np
 
 from ground.documents import is_line
 from ground.errors import InvalidInput
-from ground.geometry import ViewGeometry
+from ground.geometry import shows_boxes
 from models import canonical_name
 from models.compute import Compute
 from models.names import absolute_name, is_placed
@@ -76,7 +76,6 @@ def prepare_test_build(
     Raises:
         CKDError: as `prepare_build`; InvalidInput if the test split is smaller than n.
     """
-    config = replace(config, views=1, view_policy="plain")
     if teacher is None:
         canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
@@ -85,8 +84,9 @@ def prepare_test_build(
             f"{config.n} test images are asked for, and {dataset.name} has {len(dataset.test)}; ask for 2 to that many"
         )
     if teacher is None:
-        # Its weights are looked for by the name of the whole data set.
+        # Its weights are looked for by the name of the whole data set, and it is the teacher of the training images.
         teacher = open_teacher(_source(config), dataset, compute)
+    config = replace(config, views=1, view_policy="plain")
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
@@ -97,7 +97,8 @@ def _source(config: BuildConfig) -> TeacherSource:
     return TeacherSource(
         name=config.teacher,
         weights=config.weights,
-        input_size=config.input_size,
+        rendering=config.rendering,
+        boxes=shows_boxes(config.view_policy),
         code=config.code,
         further=further_layers(config.features),
         prompts=config.prompts,
@@ -113,19 +114,23 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
 
 
 def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDataset:
-    """The images; those of a folder as the teacher's library prepares them, where it says how.
+    """The images; those of a folder as the user says, or as the teacher's library prepares them, where it says how.
 
     Then a plain view is what published preprocessing crops: 224 pixels from the centre of 256, say, or the same share
     of the size that is asked for.
     """
-    if own is None or not is_folder(config.dataset):
+    said = config.rendering
+    if not is_folder(config.dataset):
+        if said.crop_pct is not None:
+            raise InvalidInput(f"--crop-pct is for the images of a folder, and {config.dataset} has views of its own")
         return open_dataset(
             config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
         )
-    size = own.resize_size if config.image_size is None else config.image_size
-    crop = round(size * own.input_size / own.resize_size)
-    dataset = open_dataset(config.dataset, image_size=size, interpolation=own.interpolation)
-    return replace(dataset, geometry=ViewGeometry(image_size=size, crop_size=crop, padding=0))
+    geometry = said.folder_geometry(own, config.image_size)
+    size = config.image_size if geometry is None else geometry.image_size
+    usual = "bilinear" if own is None else own.interpolation
+    dataset = open_dataset(config.dataset, image_size=size, interpolation=said.interpolation or usual)
+    return dataset if geometry is None else replace(dataset, geometry=geometry)
 
 
 def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
@@ -133,7 +138,7 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
     shown = show(
-        dataset, sample, identity.geometry, policy=config.view_policy, seed=config.seed, num_views=config.views
+        dataset, sample, identity.teacher_rendering, policy=config.view_policy, seed=config.seed, num_views=config.views
     )
     plan = draw_up(
         config,

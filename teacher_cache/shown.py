@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.geometry import ViewGeometry
-from ground.views import apply_views, sample_views
+from ground.geometry import Rendering
+from ground.views import sample_views, view_pixels
 from storage.digest import input_digests
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
@@ -25,34 +25,35 @@ class Shown:
 
     Args:
         images: (n, H, W, 3) uint8 base images.
-        views: (n, V, 3).
+        views: (n, V, 3), or (n, V, 5) of boxes.
         source_index: (n,) int64, where in the training split each row comes from.
+        rendering: how the teacher is shown them.
         arrays: reads every sample array of a store, whole.
     """
 
     images: np.ndarray
     views: np.ndarray
     source_index: np.ndarray
-    geometry: ViewGeometry
+    rendering: Rendering
     arrays: Callable[[], Arrays]
 
     def pixels(self, cells: Sequence[int]) -> Tensor:
-        """What the teacher is shown for some cells, row * V + view: (C, 3, h, w) uint8."""
+        """What the teacher is shown for some cells, row * V + view: (C, 3, h, w) uint8; see `Teacher.call`."""
         rows, views = np.divmod(np.array(cells), self.views.shape[1])
         images, chosen = (torch.from_numpy(array) for array in (self.images[rows], self.views[rows, views]))
-        return apply_views(images, chosen, self.geometry)
+        return view_pixels(images, chosen, self.rendering)
 
     def input_digests(self) -> list[list[bytes]]:
         """n lists of V: digests of the exact inputs of all calls."""
-        return input_digests(self.images, self.views, self.geometry)
+        return input_digests(self.images, self.views, self.rendering.geometry)
 
 
 def show(
-    dataset: ImageDataset, sample: NestedSample, geometry: ViewGeometry, *, policy: str, seed: int, num_views: int
+    dataset: ImageDataset, sample: NestedSample, rendering: Rendering, *, policy: str, seed: int, num_views: int
 ) -> Shown:
     """The views that a policy gives of a sample of a data set; reads the images of the sample."""
     images = dataset.train.read(sample.train)
-    views = sample_views(geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
+    views = sample_views(rendering.geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
 
     def arrays() -> Arrays:
         pool, test = dataset.train, dataset.test
@@ -70,7 +71,7 @@ def show(
             "test/source_index": test_index,
         }
 
-    return Shown(images, views, sample.train, geometry, arrays)
+    return Shown(images, views, sample.train, rendering, arrays)
 
 
 def shown_in(store: Store) -> Shown:
@@ -80,6 +81,6 @@ def shown_in(store: Store) -> Shown:
         images=samples["train/images"],
         views=samples["train/views"],
         source_index=samples["train/source_index"],
-        geometry=store.manifest.identity.geometry,
+        rendering=store.manifest.identity.teacher_rendering,
         arrays=lambda: samples,
     )

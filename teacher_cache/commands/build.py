@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from ground.errors import InvalidInput
-from ground.geometry import MAX_INPUT_SIZE
+from ground.geometry import VIEW_POLICIES
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
@@ -28,10 +28,12 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
     origin_options,
+    rendering_options,
 )
 from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import is_folder
 from teacher_cache.prepare import Prepared, prepare_build
+from teacher_cache.rendering import RenderingOverrides
 
 
 @click.command()
@@ -45,16 +47,17 @@ from teacher_cache.prepare import Prepared, prepare_build
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
 @origin_options
-@click.option(
-    "--input-size",
-    type=click.IntRange(1, MAX_INPUT_SIZE),
-    help="Pixels of the teacher's input.  [default: its library's, or those of the views]",
-)
+@rendering_options
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
-@click.option("--view-policy", default="augmented", show_default=True, help="augmented or plain.")
+@click.option(
+    "--view-policy",
+    default="augmented",
+    show_default=True,
+    help=f"{', '.join(VIEW_POLICIES[:-1])} or {VIEW_POLICIES[-1]}.",
+)
 @click.option(
     "--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the sample and the views."
 )
@@ -77,8 +80,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, format, views, seed, precision, image size) need not be
-    said again; only where its image folder lies.
+    that exists says of itself (teacher, data set, features, format, views, seed, precision, sizes, mean and std) need
+    not be said again; only where its image folder lies.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
@@ -88,7 +91,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
     settings |= _own_settings(folder, settings)
-    settings["code"] = UserCode.of(allowed=allow_code)
+    said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
+    settings |= {"rendering": said, "code": UserCode.of(allowed=allow_code)}
     prepared = prepare_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
     plan = prepared.plan
     if dry_run:
@@ -126,7 +130,8 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{Store.open(folder).build_command(given['n'])}"
         )
     if not is_folder(given["dataset"]):
-        own.pop("image_size", None)
+        for name in ("image_size", "crop_pct"):
+            own.pop(name, None)
     return own
 
 

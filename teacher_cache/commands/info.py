@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from ground.geometry import BOX_AREA, shows_boxes
 from ground.options import json_option
 from ground.terminal import print_json, say
+from storage.manifest import Identity
 from storage.rows import Rows
 from storage.schema import LOGITS
 from storage.store import Store
@@ -67,7 +69,7 @@ def describe(store: Store) -> dict[str, Any]:
             "precision": identity.teacher.precision,
             "layers": list(identity.teacher.layers),
         },
-        "shown": str(identity.teacher_rendering),
+        "shown": _shown(identity),
         "teacher_accuracy": accuracy,
         "features": {name: list(shape) for name, shape in identity.features.items()},
         "parameters": {spec.name: list(spec.shape) for spec in identity.parameters},
@@ -80,6 +82,14 @@ def describe(store: Store) -> dict[str, Any]:
         "ledger": manifest.ledger or "own",
         "ledger_head": newest_head(store),
     }
+
+
+def _shown(identity: Identity) -> str:
+    """How the teacher was shown images, in one line."""
+    rendering = str(identity.teacher_rendering)
+    if not shows_boxes(identity.view_policy):
+        return rendering
+    return f"boxes of {BOX_AREA[0]:.0%} to {BOX_AREA[1]:.0%} of an image's area; plain {rendering}"
 
 
 def _whole_rows(store: Store) -> tuple[int, float | None]:

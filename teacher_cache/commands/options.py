@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
 from ground.options import device_option, precision_option
 from models.names import PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
@@ -47,6 +48,26 @@ _PROMPTS = click.option(
 _ALLOW_CODE = click.option(
     "--allow-code", is_flag=True, help="Run a teacher that is code from outside this program; look at it first."
 )
+_INPUT_SIZE = click.option(
+    "--input-size",
+    type=click.IntRange(1, MAX_INPUT_SIZE),
+    help="Pixels of the teacher's input.  [default: its library's, or those of the views]",
+)
+_INTERPOLATION = click.option(
+    "--interpolation", help=f"{' or '.join(INTERPOLATIONS)}.  [default: its library's, or bilinear]"
+)
+_CROP_PCT = click.option(
+    "--crop-pct",
+    type=float,
+    help="Share of an image's side that a plain view keeps, as 0.875; for imagefolder.  [default: its library's, or 1]",
+)
+_MEAN, _STD = (
+    click.option(name, nargs=3, type=float, help=f"{what} of pixels, red green blue, as {example}.")
+    for name, what, example in (
+        ("--mean", "Mean", "0.485 0.456 0.406"),
+        ("--std", "Standard deviation", "0.229 0.224 0.225"),
+    )
+)
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
@@ -71,6 +92,13 @@ def dataset_options(command: _Command) -> _Command:
 def origin_options(command: _Command) -> _Command:
     """--prompts and --allow-code, for teachers from elsewhere."""
     return _PROMPTS(_ALLOW_CODE(command))
+
+
+def rendering_options(command: _Command) -> _Command:
+    """--input-size, --interpolation, --crop-pct, --mean, --std: the fields of `RenderingOverrides`."""
+    for option in (_STD, _MEAN, _CROP_PCT, _INTERPOLATION, _INPUT_SIZE):
+        command = option(command)
+    return command
 
 
 def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:

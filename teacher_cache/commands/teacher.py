@@ -15,6 +15,7 @@ from ground.user_code import UserCode
 from models import canonical_name
 from models.compute import Compute
 from teacher_cache.commands.options import compute_options, origin_options
+from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.description import describe_teacher
 from teacher_cache.teachers.zoo import TeacherSource
 
@@ -45,7 +46,10 @@ def teacher(
     ckd-cache teacher timm:vit_small_patch14_dinov2 --modules
     """
     source = TeacherSource(
-        name=canonical_name(name), input_size=input_size, code=UserCode.of(allowed=allow_code), prompts=prompts
+        name=canonical_name(name),
+        rendering=RenderingOverrides(input_size=input_size),
+        code=UserCode.of(allowed=allow_code),
+        prompts=prompts,
     )
     compute = Compute.choose(device, "fp32" if precision == "auto" else precision)
     found = describe_teacher(source, compute)

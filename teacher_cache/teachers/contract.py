@@ -50,7 +50,7 @@ class Teacher(Protocol):
         """One teacher call per view, each made once.
 
         Args:
-            views: (C, 3, h, w) uint8, cut as the card's rendering says.
+            views: (C, 3, h, w) uint8: squares, cut as the card's rendering says; or boxes, at the size it says.
             outputs: names of what will be kept, of the card's.
         """
 

@@ -41,7 +41,7 @@ def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 
     own = preprocessing_of(canonical_name(source.name), source.asked(0))
     names = class_names_of(canonical_name(source.name), source.asked(0))
     shown = own or _PLAIN
-    size = shown.input_size if source.input_size is None else source.input_size
+    size = shown.input_size if source.rendering.input_size is None else source.rendering.input_size
     classes = names or tuple(map(str, range(_ANY_CLASSES)))
     rendering = Rendering(
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=0), normalisation=shown.normalisation

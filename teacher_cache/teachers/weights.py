@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ground.errors import InvalidInput, suggested
-from ground.geometry import Rendering
+from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
 from models import Loaded, Network, canonical_name, locate, model_names
 from models.names import identity_name
 from models.trained_on import TrainedOn
+from teacher_cache.rendering import RenderingOverrides
 
 _DIGITS = 8
 
@@ -123,7 +124,7 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
         if before.crop_size != now.crop_size:
             # Only of an image folder can the user choose the size.
             is_folder = dataset.name.startswith("imagefolder:")
-            remedy = f"give --image-size {before.image_size}" if is_folder else "give images of that size"
+            remedy = f"give {_sizes(before, now)}" if is_folder else "give images of that size"
             raise InvalidInput(
                 f"{weights} was trained on views of {before.crop_size} pixels, and those of {dataset.name} have "
                 f"{now.crop_size}; {remedy}, or other --weights"
@@ -135,6 +136,22 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
         )
 
 
+def _sizes(before: ViewGeometry, now: ViewGeometry) -> str:
+    """The options that give views as they were before."""
+    share, other = (geometry.crop_size / geometry.image_size for geometry in (before, now))
+    return f"--image-size {before.image_size}" + ("" if share == other else f" --crop-pct {share:.6g}")
+
+
+def require_normalisation(said: TrainedOn, overrides: RenderingOverrides, weights: Path) -> None:
+    """Raise `InvalidInput` if the user says another mean or deviation than a teacher's file."""
+    trained = said.normalisation
+    if trained is not None and (asked := overrides.normalisation(trained)) != trained:
+        raise InvalidInput(
+            f"{weights} was trained with {_constants(trained)}, and would be given {_constants(asked)}; leave out "
+            "--mean and --std, or give other --weights"
+        )
+
+
 def remarks(
     said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, rendering: Rendering, weights: Path
 ) -> Iterator[str]:
@@ -143,11 +160,10 @@ def remarks(
     Args:
         rendering: how the teacher is shown images where its file does not say.
     """
-    normalisation = rendering.normalisation
     taken = {
         "classes": f"{len(dataset.classes)} classes in the order of {dataset.name}",
         "pixel size": f"views of {rendering.size} pixels",
-        "normalisation": f"mean {_numbers(normalisation.mean)} and std {_numbers(normalisation.std)}",
+        "normalisation": _constants(rendering.normalisation),
     }
     known = dict(zip(taken, (said.classes, said.geometry, said.normalisation), strict=True))
     unsaid = [what for what, value in known.items() if value is None]
@@ -172,6 +188,10 @@ def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
         return "the same in another order"
     place = next(place for place, names in enumerate(zip(before, now, strict=True)) if names[0] != names[1])
     return f"label {place} is {plain(before[place])} there, {plain(now[place])} here"
+
+
+def _constants(normalisation: Normalisation) -> str:
+    return f"mean {_numbers(normalisation.mean)} and std {_numbers(normalisation.std)}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from models.registry import shape_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
+from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.contract import Answers, Card
 from teacher_cache.teachers.weights import (
     DatasetFacts,
@@ -41,6 +42,7 @@ from teacher_cache.teachers.weights import (
     is_published,
     remarks,
     require_classes,
+    require_normalisation,
     require_trained_for,
 )
 
@@ -99,7 +101,8 @@ class TeacherSource:
         name: in any spelling.
         weights: FILE, or FILE#key for one of several sets in it; None looks where `train-teacher` puts them, and then
             for those that its origin has published.
-        input_size: of its input, in pixels; None is its origin's, or that of the views.
+        rendering: how it is shown images, where that is not its origin's way, its file's or the data set's.
+        boxes: whether views are boxes, which have no size that it could take them in.
         code: what is done with teachers that are code from outside this program.
         further: layers to be read beside its own choice; others that are no layers of it are refused.
         prompts: file of lines "class,prompt", where its answers are likenesses to texts.
@@ -107,7 +110,8 @@ class TeacherSource:
 
     name: str
     weights: Path | None = None
-    input_size: int | None = None
+    rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
+    boxes: bool = False
     code: UserCode = UserCode.REFUSED
     further: tuple[str, ...] = ()
     prompts: Path | None = None
@@ -127,7 +131,7 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
         UnknownName: there is no such network, or it has no such layer.
         CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
         InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
-            of another size, than the data set's.
+            of another size, than the data set's, or with another mean and deviation than the user says.
     """
     rendering = _rendering(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
@@ -137,6 +141,7 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)
+    require_normalisation(said, source.rendering, path)
     network = create_model(
         source.name, len(dataset.classes), image_size=rendering.size, code=source.code, further=source.further
     )
@@ -175,7 +180,7 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
             input_size=own.input_size,
             interpolation=own.interpolation,
         )
-    return rendering if source.input_size is None else replace(rendering, input_size=source.input_size)
+    return source.rendering.rendering(rendering, boxes=source.boxes)
 
 
 def fingerprint(name: str, digest: str, rendering: Rendering) -> str:

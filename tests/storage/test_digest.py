@@ -35,6 +35,36 @@ def test_an_inputs_digest_is_that_of_its_shape_and_pixels(seed, rows, size, padd
             assert found[row][view] == hashlib.sha256(content).digest()[:16]
 
 
+@st.composite
+def boxes_in(draw: st.DrawFn, side: int) -> tuple[int, int, int, int, int]:
+    top, left = (draw(st.integers(0, side - 1)) for _ in range(2))
+    return top, left, draw(st.integers(0, 1)), draw(st.integers(1, side - top)), draw(st.integers(1, side - left))
+
+
+@given(seed=st.integers(0, 1000), box=boxes_in(8), other=boxes_in(8))
+def test_the_digest_of_a_box_is_that_of_its_own_shape_and_pixels(seed, box, other):
+    geometry, rng = ViewGeometry(image_size=8, crop_size=4, padding=2), np.random.default_rng(seed)
+    images, views = rng.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8), np.array([[box, other]], dtype=np.int16)
+    ((found, beside),) = input_digests(images, views, geometry)
+    top, left, flip, height, width = box
+    cut = images[0, top : top + height, left : left + width]
+    content = f"({height}, {width}, 3)".encode() + (cut[:, ::-1] if flip else cut).tobytes()
+    assert found == hashlib.sha256(content).digest()[:16]
+    # Of one column, a box and its mirror image are the same pixels.
+    differ = box[:2] != other[:2] or box[3:] != other[3:] or (flip != other[2] and width > 1)
+    assert (found != beside) == differ
+
+
+def test_boxes_of_equal_bytes_and_another_shape_are_other_inputs():
+    geometry, images = ViewGeometry(image_size=8, crop_size=4, padding=2), np.zeros((1, 8, 8, 3), dtype=np.uint8)
+    views = np.array([[(0, 0, 0, 2, 8), (0, 0, 0, 4, 4), (0, 0, 0, 8, 2), (3, 3, 1, 4, 4)]], dtype=np.int16)
+    ((wide, square, high, elsewhere),) = input_digests(images, views, geometry)
+    assert len({wide, square, high}) == 3
+    assert elsewhere == square
+    # The very input that a crop of these pixels is: nobody pays for it twice.
+    assert input_digests(images, views[:, 1:2, :3] + 2, geometry) == [[square]]
+
+
 def test_inputs_are_digested_alike_in_blocks_of_any_number():
     geometry, rng = ViewGeometry(image_size=2, crop_size=2, padding=0), np.random.default_rng(0)
     images, views = rng.integers(0, 256, (300, 2, 2, 3), dtype=np.uint8), np.zeros((300, 1, 3), dtype=np.int16)

@@ -29,7 +29,7 @@ def test_room_is_taken_for_whole_chunks():
 
 def test_a_store_has_the_arrays_of_its_format():
     # docs/store-format.md lists them.
-    images = {array.name: array.row_shape for array in sample_arrays(32, 2)}
+    images = {array.name: array.row_shape for array in sample_arrays(32, 2, 3)}
     assert images == {
         **{f"{split}/images": (32, 32, 3) for split in ("train", "val", "test")},
         **{f"{split}/{name}": () for split in ("train", "val", "test") for name in ("labels", "source_index")},

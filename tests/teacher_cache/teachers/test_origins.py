@@ -28,6 +28,7 @@ from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
+from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers import TeacherSource, open_teacher
 from tests.running import run_command
 
@@ -62,6 +63,10 @@ def weights(tmp_path_factory) -> Path:
 def config(store: Path, photographs: Path, weights: Path, **changes: object) -> BuildConfig:
     settings = {"view_policy": "plain", "features": "pooled", "device": "cpu", "batch_size": 4, "n": 6} | changes
     return BuildConfig(teacher=NAME, dataset=f"imagefolder:{photographs}", weights=weights, store=store, **settings)
+
+
+def shown_at(size: int | None) -> RenderingOverrides:
+    return RenderingOverrides(input_size=size)
 
 
 @pytest.fixture(scope="module")
@@ -115,18 +120,19 @@ def test_a_smaller_base_image_is_cropped_alike_and_shown_at_the_networks_size(tm
 
 def test_another_input_size_is_another_teacher(store, photographs, weights):
     plans = [
-        prepare_build(config(store.parent / "none", photographs, weights, input_size=size)).plan for size in (None, 96)
+        prepare_build(config(store.parent / "none", photographs, weights, rendering=shown_at(size))).plan
+        for size in (None, 96)
     ]
     fingerprints = {plan.identity.teacher.fingerprint for plan in plans}
     assert len(fingerprints) == 2
     assert Store.open(store).manifest.identity.teacher.fingerprint in fingerprints
     with pytest.raises(IdentityMismatch, match="another teacher.fingerprint"):
-        prepare_build(config(store, photographs, weights, input_size=96))
+        prepare_build(config(store, photographs, weights, rendering=shown_at(96)))
 
 
 def test_a_store_grows_and_is_extended_without_its_sizes_being_said_again(tmp_path, photographs, weights):
     folder = tmp_path / "store"
-    build(*prepare_build(config(folder, photographs, weights, input_size=96, image_size=100)))
+    build(*prepare_build(config(folder, photographs, weights, rendering=shown_at(96), image_size=100)))
     grown = run_command(
         "ckd-cache", "build", "--store", folder, "--n", 9, "--dataset", f"imagefolder:{photographs}",
         "--weights", weights, "--json",
@@ -190,7 +196,7 @@ def test_a_students_file_is_held_to_the_size_of_its_input(store, tmp_path):
         open_teacher(TeacherSource(name="resnet8", weights=run / "student.safetensors"), dataset, compute)
     assert (
         open_teacher(
-            TeacherSource(name="resnet8", weights=run / "student.safetensors", input_size=40), dataset, compute
+            TeacherSource(name="resnet8", weights=run / "student.safetensors", rendering=shown_at(40)), dataset, compute
         ).card.rendering.size
         == 40
     )
