@@ -51,6 +51,7 @@ class BuildConfig(CallConfig):
         weights: of the teacher; None looks where `train-teacher` puts them.
         features: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
+        trust_teacher: go on whatever its first answers look like; see `teacher_cache.sanity`.
         input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
     """
 
@@ -70,6 +71,7 @@ class BuildConfig(CallConfig):
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    trust_teacher: bool = False
 
     def __post_init__(self) -> None:
         choices = {
