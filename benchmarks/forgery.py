@@ -74,7 +74,19 @@ def build_arguments(folder: Path, store: Path, n: int) -> list[str]:
     """Of `ckd-cache`, for the store of n rows."""
     weights = str(folder / "teacher.safetensors")
     teacher = ["--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--features", "pooled"]
-    return ["build", *teacher, "--n", str(n), "--store", str(store), "--budget", "1000", "--device", "cpu"]
+    return [
+        "build",
+        *teacher,
+        "--n",
+        str(n),
+        "--store",
+        str(store),
+        "--budget",
+        "1000",
+        "--device",
+        "cpu",
+        "--trust-teacher",
+    ]
 
 
 # What is done to a store; each returns how many rows a build is to be asked for afterwards.

@@ -97,6 +97,7 @@ def make_store(folder: Path, array_format: str) -> Path:
             features="pooled,layer3.pre",
             budget=100,
             device="cpu",
+            trust_teacher=True,
         )
         build(*prepare_build(config))
     return store

@@ -101,6 +101,7 @@ def main(teacher: str, n: int, rounds: int, features: str, batch_size: int) -> N
             weights=folder / "teacher.safetensors",
             features=features,
             batch_size=batch_size,
+            trust_teacher=True,
         )
         for array_format in ("zarr", "hdf5"):
             asked = replace(base, array_format=array_format, store=folder / array_format)

@@ -55,6 +55,7 @@ def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
             dataset=f"imagefolder:{folder / 'images'}",
             weights=folder / "teacher.safetensors",
             batch_size=batch_size,
+            trust_teacher=True,
         )
         prepared = prepare_build(base)
         subjects: dict[str, Callable[[], object]] = {

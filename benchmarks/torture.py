@@ -161,6 +161,7 @@ def make_arena(folder: Path, array_format: str, ledger: str | None, place: Path 
         batch_size=16,
         device="cpu",
         lease_seconds=LEASE_SECONDS,
+        trust_teacher=True,
     )
     return Arena(folder, tuple(prepare_build(replace(base, n=n)) for n in N_STEPS), ledger, forwards())
 

@@ -78,6 +78,7 @@ class StoreSettings:
     array_format: str = "zarr"
     feature_dtype: str = "float16"
     budget: int | None = None
+    trust_teacher: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,7 @@ _STORE: dict[str, Callable[[Entry], Any]] = {
     "format": lambda entry: _one_of(entry, FORMATS),
     "feature_dtype": lambda entry: _one_of(entry, ("float16", "float32")),
     "budget": lambda entry: None if entry.is_none else entry.integer(1),
+    "trust_teacher": lambda entry: _one_of(entry, ("true", "false")) == "true",
 }
 _KEYS = (
     "name",
@@ -212,6 +214,7 @@ def single_grid(
     data_root: Path | None,
     weights: Path | None,
     seeds: int,
+    trust_teacher: bool = False,
     **training: Any,
 ) -> Grid:
     """A grid of one pair and one method, without sizes: what `until` grows.
@@ -230,6 +233,7 @@ def single_grid(
         methods=(MethodEntry(label=method, text=method, spec=spec, candidates=(training,), line=0),),
         sizes=(),
         seeds=tuple(range(seeds)),
+        store=StoreSettings(trust_teacher=trust_teacher),
     )
 
 

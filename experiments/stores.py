@@ -175,6 +175,7 @@ class Stores:
             seed=need.sample_seed,
             budget=settings.budget,
             device=self.device,
+            trust_teacher=settings.trust_teacher,
         )
 
     def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> Prepared:

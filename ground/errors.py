@@ -13,6 +13,7 @@
     ├── StoreIncomplete         rows are missing: run the build again
     ├── StoreBusy               another builder holds the store: wait for it
     ├── Diverged                a loss is not finite: lower the learning rate
+    ├── TeacherDoubted          exit 1: the first answers look wrong: check the teacher, or trust it
     ├── DiskFull                no room: free some, then run the same command again
     ├── OutputLost              what was to be printed was not: print it somewhere else
     │   └── NobodyReads         exit 141, as a shell says of a broken pipe
@@ -107,6 +108,12 @@ class StoreBusy(CKDError):
 
 class Diverged(CKDError):
     """A student's training went wrong in its numbers."""
+
+
+class TeacherDoubted(CKDError):
+    """A teacher's first answers do not go with the labels."""
+
+    exit_code = 1
 
 
 class DiskFull(CKDError):

@@ -45,6 +45,7 @@ def build(
         BudgetRefused: before the first call, if the budget does not allow all that are needed; or later, if other
             builders spent it meanwhile.
         Interrupted: the user asked to stop; everything called so far is kept.
+        TeacherDoubted: the first answers do not go with the labels; they are kept, and nothing more is called.
         StoreBusy: a build of fewer rows, or a repair, is at work on the store; or our lease was taken away.
         RolledBack: the ledger is older than its witness, or a fork.
         DiskFull, StoreUnreadable: nothing that was finished is lost.

@@ -34,6 +34,7 @@ from teacher_cache.outputs import as_said, find_misfit, rows_that_fit, to_arrays
 from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
 from teacher_cache.reuse import PaidAnswers
+from teacher_cache.sanity import is_past_gate, require_sane
 from teacher_cache.settle import Leftovers, Misfits, require_storable, settle_session
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Answers, Teacher
@@ -95,6 +96,8 @@ class Builder:
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         self._before = ledger.summary(plan.identity.teacher.fingerprint)
         self._work = WorkList(plan, store, ledger)
+        if not is_past_gate(plan, store):
+            self._work.hold({plan.input_of(cell) for cell in plan.gate})
         self._session = 0
         self._held: tuple[dict[Path, list[int]], float] = ({}, 0.0)
         self._stop = StopRequest()
@@ -103,6 +106,8 @@ class Builder:
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
+        if self._work.waits_for_verdict:
+            self._pass_gate()
         if self._work:
             self._check_budget()
             self._session = self._start_session()
@@ -175,11 +180,18 @@ class Builder:
             if pending is not None:
                 pending.result()
             pending = writer.submit(self._keep, answers) if answers is not None and answers.cells else None
-            if answers is None:
+            if self._work.waits_for_verdict and answers is None:
+                self._pass_gate()
+            elif answers is None:
                 self._wait_for_others(watch, heartbeat)
         if pending is not None:
             pending.result()
         require_storable(self.store, self._misfits, self.plan.rows)
+
+    def _pass_gate(self) -> None:
+        """Judge the first answers, all of which are whole, and go on; raises `TeacherDoubted`."""
+        require_sane(self.plan, self.store)
+        self._advance(self._work.release())
 
     def _next_answers(self) -> Answered:
         """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""

@@ -54,6 +54,7 @@ class BuildConfig(CallConfig):
         weights: of the teacher; None looks where `train-teacher` puts them.
         features: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
+        trust_teacher: go on whatever its first answers look like; see `teacher_cache.sanity`.
         input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
         code: what is done with a teacher that is code from outside this program.
         prompts: lines "class,prompt" of a teacher that compares images with texts.
@@ -79,6 +80,7 @@ class BuildConfig(CallConfig):
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    trust_teacher: bool = False
 
     def __post_init__(self) -> None:
         choices = {

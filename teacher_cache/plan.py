@@ -45,6 +45,7 @@ class BuildPlan:
         required: what a call that was made before must have kept to answer for an input; a new one is made otherwise.
         purpose: what the ledger says that the calls were for.
         sources: what the store's manifest is to say of where images and teacher lie.
+        gate: cells that are answered and judged before any other; see `teacher_cache.sanity`.
     """
 
     config: CallConfig
@@ -61,6 +62,7 @@ class BuildPlan:
     required: frozenset[str]
     purpose: str
     sources: Mapping[str, str] = field(default_factory=dict)
+    gate: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:

@@ -25,6 +25,7 @@ from teacher_cache.datasets.registry import is_folder
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
+from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.weights import default_weights
@@ -151,6 +152,8 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
         purpose="build",
         sources=_sources(config, dataset, teacher),
     )
+    if not config.trust_teacher:
+        plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)

@@ -21,6 +21,7 @@ class WorkList:
         cells_of: input -> its cells that are not whole; empty once they are.
         paid: committed calls on these inputs, as far as they are known.
         todo: inputs to be answered next, in this order.
+        held: inputs that have to wait until the first answers are judged.
         waiting: inputs that other builders have in hand.
         published: calls of other builders whose cells were whole already, and which were not committed yet.
     """
@@ -40,10 +41,29 @@ class WorkList:
         self.paid: dict[bytes, list[RecordedCall]] = {}
         self.waiting: list[bytes] = []
         self.todo = list(self.cells_of)
+        self.held: list[bytes] = []
         self.num_unpaid = sum(not plan.answered_by(calls) for calls in self._look_up(self.todo).values())
 
     def __bool__(self) -> bool:
-        return bool(self.todo or self.waiting or self.published)
+        return bool(self.todo or self.held or self.waiting or self.published)
+
+    def hold(self, first: Set[bytes]) -> None:
+        """Hold all inputs but the first ones, if a call has to be made for any of them."""
+        rest = [digest for digest in self.todo if digest not in first]
+        if not all(self.is_answered(digest) for digest in rest):
+            self.todo, self.held = [digest for digest in self.todo if digest in first], rest
+
+    @property
+    def waits_for_verdict(self) -> bool:
+        """Whether the first inputs are all answered, and others held."""
+        return bool(self.held) and not self.todo and not self.waiting
+
+    def release(self) -> int:
+        """Go on with what was held; returns how many cells others made whole meanwhile."""
+        self._look_up(self.held)
+        finished = self._drop_whole(self.held)
+        self.todo, self.held = [digest for digest in self.held if self.cells_of[digest]], []
+        return finished
 
     def next_batch(self) -> list[bytes]:
         """Inputs from the front of `todo`."""

@@ -107,6 +107,7 @@ def stores(made_once, weights) -> dict[str, Path]:
                 dataset="digits",
                 n=96,
                 features="all",
+                trust_teacher=True,
             )
             build(*prepare_build(config))
 

@@ -127,7 +127,7 @@ def test_a_budget_that_is_too_small_is_exit_3(build, tmp_path):
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_path, array_format):
     """A limit on file sizes stands in for a full disk: the kernel refuses the write in the same place."""
-    arguments = ("--n", 100, "--features", "all", "--format", array_format)
+    arguments = ("--n", 100, "--features", "all", "--format", array_format, "--trust-teacher")
 
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_
 @pytest.mark.slow
 def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_path):
     """Once the arrays have their room only the ledger grows; here it may not, after some calls were paid."""
-    arguments = ("--n", 500, "--batch-size", 16)
+    arguments = ("--n", 500, "--batch-size", 16, "--trust-teacher")
 
     def limit_files() -> None:
         # Above any chunk's size, below that of the ledger's write-ahead log.
@@ -174,7 +174,7 @@ def test_a_small_disk_that_really_fills(build, tmp_path):
     if mounted.returncode:
         pytest.skip("only root may mount a disk")
     try:
-        full = build("--n", 100, "--features", "all", "--store", disk / "store")
+        full = build("--n", 100, "--features", "all", "--store", disk / "store", "--trust-teacher")
         assert full.returncode == 2
         assert "the store needs" in full.stderr
         assert "MB free" in full.stderr

@@ -45,6 +45,7 @@ def test_the_real_teachers_outputs_come_back(photos, tmp_path, array_format):
         array_format=array_format,
         store=tmp_path / "store",
         device="cpu",
+        trust_teacher=True,
     )
     build(*prepare_build(config))
     store = Store.open(tmp_path / "store")

@@ -28,6 +28,7 @@ from student_train.train_config import TrainConfig
 @click.option("--dataset", default="cifar100", show_default=True, help="As for ckd-cache build.")
 @click.option("--data-root", type=click.Path(path_type=Path, file_okay=False), help="Where named data sets lie.")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the teacher.")
+@click.option("--trust-teacher", is_flag=True, help="As for ckd-cache build.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Students at each step.")
 @setting_option(TrainConfig, "lr")
 @setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")

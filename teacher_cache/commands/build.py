@@ -74,6 +74,7 @@ from teacher_cache.rendering import RenderingOverrides
 )
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
 @compute_options("fp32, since these calls are kept")
+@click.option("--trust-teacher", is_flag=True, help="Go on even if its first 64 answers do not go with the labels.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
 def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:

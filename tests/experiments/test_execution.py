@@ -436,7 +436,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-LONG = {"methods": ["kd", "ckd"], "n": [96], "training": {"max_evals": 6}}
+LONG = {"methods": ["kd", "ckd"], "n": [96], "store": {"trust_teacher": True}, "training": {"max_evals": 6}}
 
 
 def num_finished(out: Path) -> int:

@@ -42,6 +42,7 @@ def config(store: Path, weights: Path, array_format: str, n: int = 96) -> BuildC
         store=store,
         batch_size=32,
         device="cpu",
+        trust_teacher=True,  # it was never trained
     )
 
 

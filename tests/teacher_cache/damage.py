@@ -18,6 +18,7 @@ from tests.running import run_program
 
 def config_of(store: Path, weights: Path, array_format: str = "zarr", **changes) -> BuildConfig:
     settings = {"n": 70, "features": "layer1,pooled", "batch_size": 32, "dataset": "digits", "device": "cpu"}
+    settings |= {"trust_teacher": True}  # it was never trained
     return BuildConfig(
         teacher="resnet8", weights=weights, array_format=array_format, store=store, **(settings | changes)
     )

@@ -65,6 +65,7 @@ class Job:
     stop_in: int = 2
     idle_seconds: float = 0.0
     start_at: float = 0.0
+    trust_teacher: bool = True  # it was never trained
 
     def config(self) -> BuildConfig:
         return BuildConfig(
@@ -81,6 +82,7 @@ class Job:
             batch_size=self.batch_size,
             device="cpu",
             lease_seconds=self.lease_seconds,
+            trust_teacher=self.trust_teacher,
         )
 
 
