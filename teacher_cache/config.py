@@ -9,11 +9,10 @@ from typing import Any
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
 from ground.layers import LOGITS
+from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.datasets.registry import is_folder
-
-FEATURE_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ class BuildConfig(CallConfig):
     Args:
         n: training images the teacher is called on.
         weights: of the teacher; None looks where `train-teacher` puts them.
-        features: see `teacher_cache.outputs.choose_outputs`.
+        features, feature_dtype: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
         input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
     """
@@ -64,7 +63,7 @@ class BuildConfig(CallConfig):
     weights: Path | None = None
     array_format: str = "zarr"
     features: str = "none"
-    feature_dtype: str = "float16"
+    feature_dtype: str | None = None
     views: int = 1
     view_policy: str = "augmented"
     seed: int = 0
@@ -74,12 +73,12 @@ class BuildConfig(CallConfig):
     def __post_init__(self) -> None:
         choices = {
             "format": (self.array_format, FORMATS),
-            "feature dtype": (self.feature_dtype, FEATURE_DTYPES),
             "view policy": (self.view_policy, VIEW_POLICIES),
         }
         for kind, (name, known) in choices.items():
             if name not in known:
                 raise UnknownName(kind, name, known)
+        _require_type(self.feature_dtype)
         if self.view_policy == "plain" and self.views > 1:
             raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
         _require_between("views", self.views, MAX_VIEWS)
@@ -92,18 +91,22 @@ class ExtensionConfig(CallConfig):
     """Outputs to add to a whole store.
 
     Args:
-        features: see `teacher_cache.outputs.choose_outputs`.
+        features, feature_dtype: see `teacher_cache.outputs.choose_outputs`.
         weights: of the store's own teacher; None looks where `build` does.
     """
 
     features: str
     weights: Path | None = None
-    feature_dtype: str = "float16"
+    feature_dtype: str | None = None
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require_type(self.feature_dtype)
+        CallConfig.__post_init__(self)
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """What of a `BuildConfig` a store says of itself, so that nobody has to say it again.
+    """What of a `BuildConfig` a store says of itself, so that nobody has to say it again; types of features aside.
 
     An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
     user names it too.
@@ -120,8 +123,6 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "precision": identity.teacher.precision,
         "input_size": identity.teacher.input_size,
     }
-    if kept:
-        settings["feature_dtype"] = kept[0].dtype
     if is_folder(identity.dataset.name):
         settings["image_size"] = identity.geometry.image_size
     else:
@@ -132,6 +133,11 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
 def dataset_options_of(manifest: Manifest) -> dict[str, str]:
     """The options that opened a store's images when it was last built, as far as they are known."""
     return {name: manifest.sources[name] for name in ("dataset", "data_root") if name in manifest.sources}
+
+
+def _require_type(name: str | None) -> None:
+    if name is not None and name not in FLOAT_TYPES:
+        raise UnknownName("feature dtype", name, FLOAT_TYPES)
 
 
 def _require_between(name: str, value: int, most: int) -> None:

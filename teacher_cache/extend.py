@@ -66,7 +66,9 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
     teacher = teacher_of(store, config.weights, config.device)
-    asked = choose_outputs(teacher.card, config.features, config.feature_dtype)
+    begun = (config.store / EXTENSION).exists()
+    kept = (*identity.outputs, *(Manifest.load(config.store, EXTENSION).identity.outputs if begun else ()))
+    asked = choose_outputs(teacher.card, config.features, config.feature_dtype, kept)
     added = tuple(output for output in asked if output.name in {*new})
     identity = _extended(identity, added, teacher.card)
     staged = _staged(config.store, identity)
@@ -121,8 +123,12 @@ def extend(
     teacher: Teacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
+    report: BuildReport | None = None,
 ) -> BuildReport:
     """Call the teacher again on all views of a store, and keep the outputs that it lacks.
+
+    Args:
+        report: to be added to; None for a new one.
 
     Raises:
         BudgetRefused: before the first call.
@@ -158,8 +164,8 @@ def extend(
         record_store(staged, ledger, "extend")
         found = settle_store(staged, ledger, locks)
         require_storable(staged, found.misfits, plan.rows)
-        builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress)
-        builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
+        builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress, report)
+        builder.note(found)
         report = builder.run()
         staged.record_ledger_head(ledger.head(), ledger.genesis())
         _take_place(folder, store, staged)
@@ -186,7 +192,6 @@ def finish_command(staged: Store) -> str:
     return staged.command(
         "extend",
         features=",".join(output.name for output in added),
-        feature_dtype=added[0].dtype if added else None,
         weights=staged.manifest.sources.get("weights"),
     )
 

@@ -16,7 +16,7 @@ from ground.geometry import ViewGeometry
 from models import canonical_name
 from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
-from storage.manifest import DatasetIdentity, Identity, require_storable
+from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -151,7 +151,9 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
-    outputs = choose_outputs(card, config.features, config.feature_dtype)
+    there = (config.store / FILE_NAME).exists()
+    kept = Manifest.load(config.store).identity.outputs if there else ()
+    outputs = choose_outputs(card, config.features, config.feature_dtype, kept)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),

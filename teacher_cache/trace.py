@@ -24,7 +24,7 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.digest import input_digests
-from storage.inspection import is_answer_in_float16
+from storage.inspection import is_answer_narrower
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
@@ -228,7 +228,7 @@ def _row_problems(store: Store, inputs: list[list[bytes]], answers: dict[bytes, 
                 if not keepers:
                     yield f"row {row} view {view}: the ledger knows no call that kept its {output.name}"
                 elif here not in (known := [call.digest_of(output.name) for call in keepers]) and not (
-                    is_answer_in_float16(store, row * store.manifest.identity.views + view, output, here, known)
+                    is_answer_narrower(store, row * store.manifest.identity.views + view, output, here, known)
                 ):
                     yield f"row {row} view {view}: its {output.name} is not what call {keepers[-1].id} returned"
 

@@ -43,6 +43,7 @@ FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
+FEATURE_DTYPE_HELP = "float16, bfloat16 or float32.  [default: that of the store's features, or float16]"
 
 
 def ledger_url_of(store: Path, given: str | None) -> str | None:
