@@ -9,7 +9,9 @@ from typing import Any
 
 from ground.errors import UnknownName
 
+# Of trainings, and of a teacher's calls.
 PRECISIONS = ("fp32", "bf16")
+CALL_PRECISIONS = (*PRECISIONS, "fp16")
 # Libraries whose networks are called ORIGIN:NAME.
 ORIGINS = ("timm", "torchvision")
 

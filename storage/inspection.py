@@ -88,7 +88,8 @@ def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = Non
         inputs = [digest for row in input_digests(images, views, manifest.identity.geometry) for digest in row]
     except (RuntimeError, IndexError) as error:  # views that lie outside their images
         raise store.arrays.unreadable("train/views", "it is not what the build wrote") from error
-    known = ledger.known_calls(manifest.identity.teacher.fingerprint, sorted(set(inputs)))
+    teacher = manifest.identity.teacher
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(set(inputs)))
     calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]
     read = [store.found_digests(output, first, last) for output in store.outputs]
     found = np.stack([digests for digests, _ in read], axis=2)

@@ -148,7 +148,8 @@ def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     missing = set(store.missing_cells(plan.rows).tolist())
     cells = plan.rows.below(store.manifest.n).cells(plan.identity.views).tolist()
     inputs = {plan.input_of(cell) for cell in cells if cell not in missing}
-    unknown = inputs - ledger.known_calls(plan.identity.teacher.fingerprint, sorted(inputs)).keys()
+    teacher = plan.identity.teacher
+    unknown = inputs - ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(inputs)).keys()
     if unknown:
         raise StoreUnreadable(
             f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "

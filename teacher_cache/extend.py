@@ -21,6 +21,7 @@ from ground.errors import IdentityMismatch, InvalidInput, StoreBusy
 from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
+from models.names import CALL_PRECISIONS
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, require_same
 from storage.schema import OutputSpec
@@ -100,7 +101,7 @@ def teacher_of(store: Store, weights: Path | None, device: str) -> Teacher:
     facts = _StoredFacts(
         data.name, data.classes, data.digest, identity.teacher_rendering, dataset_options_of(store.manifest)
     )
-    compute = Compute.choose(device, identity.teacher.precision)
+    compute = Compute.choose(device, identity.teacher.precision, precisions=CALL_PRECISIONS)
     teacher = open_teacher(identity.teacher.name, weights, facts, compute)
     require_same(identity, replace(identity, teacher=teacher.card.identity), store.folder, store.manifest.ledger)
     return teacher

@@ -15,6 +15,7 @@ from ground.errors import InvalidInput
 from ground.geometry import ViewGeometry
 from models import canonical_name
 from models.compute import Compute
+from models.names import CALL_PRECISIONS
 from models.origins import Preprocessing, preprocessing_of
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
@@ -93,7 +94,8 @@ def prepare_test_build(
 
 
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
-    compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    compute = Compute.choose(config.device, precision, precisions=CALL_PRECISIONS)
     if dataset is None:
         dataset = _open_dataset(config, preprocessing_of(canonical_name(config.teacher)))
     return compute, dataset

@@ -150,10 +150,10 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
             store.folder,
         )
     without = f", or go without it: --n {row} or fewer" if row > 1 else ""
-    raise InvalidInput(
-        f"{what} cannot be kept in {store.folder}: {where}, which is no number; check the teacher's weights, and build "
-        f"a new store with other ones{without}"
-    )
+    remedy = "check the teacher's weights, and build a new store with other ones"
+    if store.manifest.identity.teacher.precision == "fp16":
+        remedy = "fp16 ends at 65504, so build a new store with --precision bf16 or fp32"
+    raise InvalidInput(f"{what} cannot be kept in {store.folder}: {where}, which is no number; {remedy}{without}")
 
 
 def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLocks) -> Leftovers:
@@ -296,7 +296,8 @@ def _retract_disowned(store: Store, ledger: Ledger) -> None:
         for call in ledger.calls_of_store(store.manifest.store_id, "lost")
         if call.row < len(valid) and valid[call.row, call.view]
     ]
-    known = ledger.known_calls(store.manifest.identity.teacher.fingerprint, [call.input_digest for call in lost])
+    teacher = store.manifest.identity.teacher
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, [call.input_digest for call in lost])
     disowned = set()
     for call in lost:
         cell = cell_of(store, call)

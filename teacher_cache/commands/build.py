@@ -15,6 +15,7 @@ from ground.geometry import MAX_INPUT_SIZE
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from models import canonical_name
+from models.names import CALL_PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from teacher_cache.build import build as run_build
@@ -69,7 +70,7 @@ from teacher_cache.prepare import Prepared, prepare_build
     help="Seconds without a sign of life after which builders at work on the same calls take over.",
 )
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
-@compute_options("fp32, since these calls are kept")
+@compute_options("fp32, since these calls are kept", CALL_PRECISIONS)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
 def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **settings: Any) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ground.options import device_option, precision_option
-from models.names import PRECISIONS
+from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -61,7 +61,8 @@ def dataset_options(command: _Command) -> _Command:
     return command
 
 
-def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:
+def compute_options(auto_precision: str, precisions: Sequence[str] = PRECISIONS) -> Callable[[_Command], _Command]:
     """--device and --precision; `auto_precision` says what auto means for the command."""
-    precision = precision_option(PRECISIONS, f"Number format of the network's forward; auto is {auto_precision}.")
+    what = f"Number format of the network's forward; auto is {auto_precision}."
+    precision = precision_option(precisions, what, refused=CALL_PRECISIONS)
     return lambda command: device_option(precision(command))
