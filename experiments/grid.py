@@ -19,6 +19,7 @@ from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
 from ground.user_code import UserCode
 from models import canonical_name, network_shape
+from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
 from student_train.method_spec import MethodSpec
@@ -76,7 +77,7 @@ class StoreSettings:
     view_policy: str = "augmented"
     seed: int = 0
     array_format: str = "zarr"
-    feature_dtype: str = "float16"
+    feature_dtype: str | None = None
     budget: int | None = None
     trust_teacher: bool = False
 
@@ -147,7 +148,7 @@ _STORE: dict[str, Callable[[Entry], Any]] = {
     "seed": lambda entry: entry.integer(0, _MAX_SEED),
     "sample_seeds": lambda entry: entry.refuse("sample_seeds stands beside seeds, not below store; move it there"),
     "format": lambda entry: _one_of(entry, FORMATS),
-    "feature_dtype": lambda entry: _one_of(entry, ("float16", "float32")),
+    "feature_dtype": lambda entry: _one_of(entry, FLOAT_TYPES),
     "budget": lambda entry: None if entry.is_none else entry.integer(1),
     "trust_teacher": lambda entry: _one_of(entry, ("true", "false")) == "true",
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, TeacherStudent, layers_of, slug
+from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, layers_of, slug
 from ground.errors import CKDError
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
@@ -198,11 +198,7 @@ def _run(
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
-        "store": {
-            name: value
-            for name, value in asdict(replace(grid.store, seed=sample_seed)).items()
-            if name not in _NOT_SEEN
-        },
+        "store": _as_seen(replace(grid.store, seed=sample_seed)),
         "recipe": method.described,
         # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
         "training": {**_as_given(config), "method": ""},
@@ -241,6 +237,12 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
 
 # What a store is told that students do not see.
 _NOT_SEEN = ("budget", "array_format")
+
+
+def _as_seen(settings: StoreSettings) -> dict[str, Any]:
+    """What a store is told that students see. A type that is left to the store was float16 once, and stands as that."""
+    settings = replace(settings, feature_dtype=settings.feature_dtype or "float16")
+    return {name: value for name, value in asdict(settings).items() if name not in _NOT_SEEN}
 
 
 def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:

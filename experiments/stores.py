@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
 from ground.errors import CKDError, InvalidInput
+from ground.layers import LOGITS
 from ground.terminal import note, progress
 from models.compute import Compute
 from storage.ledger import check_budget
@@ -19,9 +21,11 @@ from storage.manifest import FILE_NAME
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from teacher_cache.build import build
+from teacher_cache.builder import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.extend import extend, prepare_extension
+from teacher_cache.fallback import run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build, prepare_test_build
 from teacher_cache.sample import draw_sample
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
@@ -142,11 +146,17 @@ class Stores:
         """
         made = 0
         if plan.extension is not None:
-            total = plan.extension.plan.total_calls
-            with progress(f"{need.folder}: teacher calls for more outputs", total) as advance:
-                made += extend(*plan.extension, advance).new_calls
+            config = self._extension_config(need, self.out / need.folder, plan.extension.plan.called_names)
+            label = f"{need.folder}: teacher calls for more outputs"
+            made += run_wide_enough(config, plan.extension, prepare_extension, partial(_extend, label)).new_calls
             plan = self.plan(need)
-        return made + _build(need.folder, plan.build)
+        return made + self._build(need, plan.build)
+
+    def _build(self, need: StoreNeed, prepared: Prepared) -> int:
+        features = [name for name in prepared.plan.called_names if name != LOGITS]
+        config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
+        again = partial(prepare_build, dataset=self.dataset, teacher=prepared.teacher)
+        return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
 
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
         """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""
@@ -155,7 +165,9 @@ class Stores:
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
-        return _build(need.folder_of_tests, prepared)
+        report = BuildReport(prepared.plan.config.store, prepared.plan.n)
+        _build(need.folder_of_tests, prepared, report)
+        return report.new_calls
 
     def _build_config(self, need: StoreNeed, folder: Path, features: Sequence[str], n: int) -> BuildConfig:
         grid, settings = self.grid, self.grid.store
@@ -179,16 +191,17 @@ class Stores:
         )
 
     def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> Prepared:
+        return prepare_extension(self._extension_config(need, folder, missing))
+
+    def _extension_config(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> ExtensionConfig:
         settings = self.grid.store
-        return prepare_extension(
-            ExtensionConfig(
-                store=folder,
-                features=",".join(missing),
-                weights=need.weights,
-                budget=settings.budget,
-                feature_dtype=settings.feature_dtype,
-                device=self.device,
-            )
+        return ExtensionConfig(
+            store=folder,
+            features=",".join(missing),
+            weights=need.weights,
+            budget=settings.budget,
+            feature_dtype=settings.feature_dtype,
+            device=self.device,
         )
 
 
@@ -200,12 +213,17 @@ def open_images(grid: Grid) -> ImageDataset:
         raise grid.refused("dataset", error) from error
 
 
-def _build(label: str, prepared: Prepared) -> int:
+def _build(label: str, prepared: Prepared, report: BuildReport) -> None:
     plan = prepared.plan
     if not len(plan.missing_cells):
-        return 0
+        return
     with progress(f"{label}: teacher calls", plan.total_calls, plan.total_calls - len(plan.missing_cells)) as advance:
-        return build(*prepared, advance).new_calls
+        build(*prepared, advance, report)
+
+
+def _extend(label: str, prepared: Prepared, report: BuildReport) -> None:
+    with progress(label, prepared.plan.total_calls) as advance:
+        extend(*prepared, advance, report)
 
 
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 
     CKDError                    exit 2
     ├── InvalidInput            a name, value or file cannot be used: give another
+    │   └── TooNarrow           the type of a store's features does not hold an answer: widen it
     ├── UnknownName             no such thing: pick one of the names listed
     ├── CheckpointError         a file is not a checkpoint that can be read safely: give another
     ├── CheckpointMismatch      it is one, of another network or number of classes: give another
@@ -42,6 +43,19 @@ class CKDError(Exception):
 
 class InvalidInput(CKDError):
     """A name, value or file the user gave cannot be used."""
+
+
+class TooNarrow(InvalidInput):
+    """An answer that is paid for is not held by the type that a store keeps it in, and is by a wider one.
+
+    Args:
+        why: the part of the message that says so.
+        store: folder of the store; None for the one that is being built.
+    """
+
+    def __init__(self, message: str, why: str, store: Path | None = None) -> None:
+        super().__init__(message)
+        self.why, self.store = why, store
 
 
 class UnknownName(InvalidInput):

@@ -17,10 +17,21 @@ allow_code_option = click.option(
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 
 
-def precision_option(precisions: Sequence[str], help: str | None = None) -> Callable[[_Command], _Command]:
-    """--precision: auto, or one of these."""
+def precision_option(
+    precisions: Sequence[str], help: str | None = None, *, refused: Sequence[str] = ()
+) -> Callable[[_Command], _Command]:
+    """--precision: auto, or one of these.
+
+    Args:
+        refused: those that the command refuses itself, in a sentence.
+    """
     return click.option(
-        "--precision", type=click.Choice(("auto", *precisions)), default="auto", show_default=True, help=help
+        "--precision",
+        type=click.Choice(("auto", *dict.fromkeys((*precisions, *refused)))),
+        metavar=f"[{'|'.join(('auto', *precisions))}]",
+        default="auto",
+        show_default=True,
+        help=help,
     )
 
 

@@ -7,6 +7,7 @@ on every device we measured, so it is always used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -14,33 +15,44 @@ import torch
 from torch import Tensor
 
 from ground.errors import InvalidInput
-from models.names import PRECISIONS
+from models.names import CALL_PRECISIONS, PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """A device and a precision, "fp32" or "bf16"."""
+    """A device and a precision: "fp32", "bf16", or for a teacher's calls "fp16"."""
 
     device: torch.device
     precision: str
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto") -> Compute:
+    def choose(
+        cls, device: str = "auto", precision: str = "auto", *, precisions: Sequence[str] = PRECISIONS
+    ) -> Compute:
         """Resolve what the user asked for against what there is.
 
+        Args:
+            precisions: that can be used: by default those that train.
+
         Raises:
-            InvalidInput: the device is not there.
+            InvalidInput: the device is not there, or the precision is none of these.
         """
         chosen = _device(device)
         if precision == "auto":
             precision = "bf16" if _bf16_is_fast(chosen) else "fp32"
-        if precision not in PRECISIONS:
-            raise InvalidInput(f"no precision is called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+        if precision not in precisions:
+            if precision in CALL_PRECISIONS:
+                raise InvalidInput(
+                    f"{precision} is for a teacher's calls: training in it needs losses that are scaled, which they "
+                    f"are not here; give --precision {' or '.join(precisions)}"
+                )
+            raise InvalidInput(f"no precision is called {precision!r}; known: auto, {', '.join(precisions)}")
         return cls(chosen, precision)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which a network's forward runs."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        narrow = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, narrow, enabled=self.precision != "fp32")
 
     def exact(self) -> AbstractContextManager[object]:
         """Within it, a GPU repeats itself bit for bit and does not round float32 to TF32."""

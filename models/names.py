@@ -14,7 +14,9 @@ from typing import Any
 
 from ground.errors import UnknownName
 
+# Of trainings, and of a teacher's calls.
 PRECISIONS = ("fp32", "bf16")
+CALL_PRECISIONS = (*PRECISIONS, "fp16")
 # Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
 ORIGINS = {
     "python": "python_networks",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ground.geometry import ViewGeometry
+from storage.float_types import NARROW_TYPES, exactly
 from storage.schema import DIGEST_BYTES, OutputSpec
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarra
 def vouches(recorded: bytes | None, output: OutputSpec, value: np.ndarray, digest: bytes) -> bool:
     """Whether a digest that the ledger recorded is that of an output as it is stored here.
 
-    Where features were widened, it may be the digest of the same numbers in float16.
+    Where features were widened, it may be the digest of the same numbers in a narrower type.
 
     Args:
         value: (1, ...), as stored.
@@ -85,12 +86,15 @@ def vouches(recorded: bytes | None, output: OutputSpec, value: np.ndarray, diges
     """
     if recorded is None or recorded == digest or output.dtype != "float32":
         return recorded == digest
-    with np.errstate(over="ignore"):
-        narrow = value.astype(np.float16)
-    if not np.array_equal(narrow.astype(np.float32), value):
-        return False
-    found = output_digests((replace(output, dtype="float16"),), {output.name: narrow})[0, 0]
-    return bytes(found.tobytes()) == recorded
+    return any(_digest_in(narrow, output, value) == recorded for narrow in NARROW_TYPES)
+
+
+def _digest_in(narrow: str, output: OutputSpec, value: np.ndarray) -> bytes | None:
+    """What an output digests to in a narrower type; None where that does not hold it."""
+    kept = exactly(value, narrow)
+    if kept is None:
+        return None
+    return bytes(output_digests((replace(output, dtype=narrow),), {output.name: kept})[0, 0].tobytes())
 
 
 @cache

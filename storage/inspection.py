@@ -88,7 +88,8 @@ def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = Non
         inputs = [digest for row in input_digests(images, views, manifest.identity.geometry) for digest in row]
     except (RuntimeError, IndexError) as error:  # views that lie outside their images
         raise store.arrays.unreadable("train/views", "it is not what the build wrote") from error
-    known = ledger.known_calls(manifest.identity.teacher.fingerprint, sorted(set(inputs)))
+    teacher = manifest.identity.teacher
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(set(inputs)))
     calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]
     read = [store.found_digests(output, first, last) for output in store.outputs]
     found = np.stack([digests for digests, _ in read], axis=2)
@@ -99,16 +100,16 @@ def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = Non
             digests = [digest for call in answers if (digest := call.digest_of(output.name))]
             if digests:
                 here = flat[cell, place].tobytes()
-                is_here = here in digests or is_answer_in_float16(store, cell, output, here, digests)
+                is_here = here in digests or is_answer_narrower(store, cell, output, here, digests)
                 answered[cell, place] = np.frombuffer(here if is_here else digests[-1], np.uint8)
     readable = np.stack([there for _, there in read], axis=2)
     return Inspection(store, first, valid, readable, found, written, answered.reshape(found.shape), calls)
 
 
-def is_answer_in_float16(
+def is_answer_narrower(
     store: Store, cell: int, output: OutputSpec, here: bytes, digests: Sequence[bytes | None]
 ) -> bool:
-    """Whether an output of a widened store, which digests to `here`, is what a call returned before, in float16."""
+    """Whether an output of a widened store, which digests to `here`, is what a call returned in a narrower type."""
     if output.dtype != "float32":
         return False
     try:

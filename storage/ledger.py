@@ -37,6 +37,7 @@ from storage.ledger_records import (
     Session,
     Summary,
     find_calls,
+    in_precision,
     lookups,
     read_calls,
     select_calls,
@@ -170,12 +171,14 @@ class Ledger:
         query = sa.select(accounts.c.teacher, accounts.c.name).order_by(accounts.c.id)
         return dict(self._database.read(lambda connection: connection.execute(query).all()))
 
-    def known_calls(self, teacher: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-        """Calls to `teacher` on these inputs that are paid for and not lost; inputs without any are left out."""
+    def known_calls(self, teacher: str, precision: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+        """Calls to `teacher`, run in this precision, on these inputs that are paid for and not lost; inputs without any
+        are left out.
+        """
 
         def look(connection: sa.Connection) -> dict[bytes, list[RecordedCall]]:
             account = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
-            return {} if account is None else find_calls(connection, account, digests)
+            return {} if account is None else in_precision(find_calls(connection, account, digests), precision)
 
         return self._database.read(look)
 
@@ -327,7 +330,8 @@ class Ledger:
         self, connection: sa.Connection, session: int, requests: Sequence[CallRequest], required: Set[str]
     ) -> Reservation:
         who = _leaseholder(connection, session)
-        known = find_calls(connection, who.account, [request.input_digest for request in requests])
+        paid = find_calls(connection, who.account, [request.input_digest for request in requests])
+        known = in_precision(paid, who.precision)
         # An answer that was lost on its way back: the calls are charged, and ours.
         ids = {
             digest: call.id
@@ -342,7 +346,7 @@ class Ledger:
         }
         new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
         if new:
-            repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in known.items()}
+            repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in paid.items()}
             ids |= self._charge(connection, session, who, new, repeats)
         return Reservation(ids, answered)
 
@@ -603,7 +607,7 @@ def _look_at(database: Database) -> Schema:
 
 def _leaseholder(connection: sa.Connection, session: int) -> Any:
     """Session and account of a session that has its lease; raises `StoreBusy` for one that has not."""
-    columns = (sessions.c.account, accounts.c.name, accounts.c.budget)
+    columns = (sessions.c.account, sessions.c.precision, accounts.c.name, accounts.c.budget)
     query = (
         sa.select(*columns, *(accounts.c[name] for name in _COUNTS))
         .join(sessions, leases.c.session == sessions.c.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ class RecordedCall:
     session: int
     store: str
     location: str
+    precision: str
     outputs: tuple[str, ...]
     input_digest: bytes
     repeat: int
@@ -113,7 +114,7 @@ class Summary:
 def select_calls() -> sa.Select[Any]:
     """The columns that `read_calls` reads."""
     names = ("input_digest", "repeat", "row", "view", "status", "output_digest")
-    where = (sessions.c.store, sessions.c.location, sessions.c.outputs)
+    where = (sessions.c.store, sessions.c.location, sessions.c.precision, sessions.c.outputs)
     columns = (calls.c.id, calls.c.session, *where, *(calls.c[name] for name in names))
     return sa.select(*columns).join(sessions, calls.c.session == sessions.c.id)
 
@@ -129,7 +130,7 @@ def read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
 
 
 def find_calls(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-    """Calls of an account on these inputs that are paid for and not lost, in order of their ids."""
+    """Calls of an account on these inputs that are paid for and not lost, in any precision, in order of their ids."""
     found: dict[bytes, list[RecordedCall]] = {}
     for part in lookups(digests):
         query = select_calls().where(
@@ -138,6 +139,12 @@ def find_calls(connection: sa.Connection, account: int, digests: Sequence[bytes]
         for call in read_calls(connection.execute(query.order_by(calls.c.id))):
             found.setdefault(call.input_digest, []).append(call)
     return found
+
+
+def in_precision(found: Mapping[bytes, Sequence[RecordedCall]], precision: str) -> dict[bytes, list[RecordedCall]]:
+    """Those that a teacher answered in one precision, as in another it says something else."""
+    same = {digest: [call for call in calls if call.precision == precision] for digest, calls in found.items()}
+    return {digest: calls for digest, calls in same.items() if calls}
 
 
 def lookups(values: Sequence[_Value]) -> list[Sequence[_Value]]:

@@ -191,6 +191,7 @@ class CallHistory:
     reserved_in: int
     revoked_in: int | None
     kept: str
+    precision: str
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -295,6 +296,7 @@ _HISTORY: sa.Select[Any] = (
         calls.c.reserved_in,
         calls.c.revoked_in,
         sessions.c.outputs,
+        sessions.c.precision,
     )
     .join(sessions, calls.c.session == sessions.c.id)
     .join(accounts, calls.c.account == accounts.c.id)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
 
 import numpy as np
-from msgspec import Meta
 
 from ground.documents import Positive
+from storage.float_types import FloatType, stored_type
 
 SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
@@ -26,12 +25,11 @@ DIGEST = "train/digest"
 DIGEST_BYTES = 16
 _FEATURES = "train/features/"
 _MAX_CHUNK_BYTES = 8 << 20
-_FloatType = Annotated[str, Meta(pattern=r"\Afloat(16|32)\Z", description="float16 or float32")]
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array: `name` is its path in the store, `row_shape` its shape without the row axis."""
+    """One array: `name` is its path in the store, `row_shape` its shape without the row axis, `dtype` NumPy's."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -70,7 +68,7 @@ class OutputSpec:
 
     name: str
     shape: tuple[Positive, ...]
-    dtype: _FloatType
+    dtype: FloatType
 
 
 def feature_array(name: str) -> str:
@@ -112,12 +110,14 @@ def sample_arrays(image_size: int, views: int, view_numbers: int) -> tuple[Array
 
 def parameter_arrays(parameters: tuple[OutputSpec, ...]) -> tuple[ArraySpec, ...]:
     """Arrays that hold the teacher's parameters, one row each."""
-    return tuple(ArraySpec(parameter_array(spec.name), spec.shape, np.dtype(spec.dtype)) for spec in parameters)
+    return tuple(ArraySpec(parameter_array(spec.name), spec.shape, stored_type(spec.dtype)) for spec in parameters)
 
 
 def output_arrays(outputs: tuple[OutputSpec, ...], views: int) -> tuple[ArraySpec, ...]:
     """Arrays that hold what the teacher said, then `digest` and `valid`, which vouch for it."""
-    said = [ArraySpec(output_array(output.name), (views, *output.shape), np.dtype(output.dtype)) for output in outputs]
+    said = [
+        ArraySpec(output_array(output.name), (views, *output.shape), stored_type(output.dtype)) for output in outputs
+    ]
     return (
         *said,
         ArraySpec(DIGEST, (views, len(outputs), DIGEST_BYTES), np.dtype(np.uint8)),

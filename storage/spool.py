@@ -28,6 +28,7 @@ from msgspec import Meta, Struct
 from ground.documents import Count, Hex32, Malformed, Positive
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
 from ground.errors import InvalidInput, StoreUnreadable
+from storage.float_types import FloatType, stored_type, type_of
 from storage.ledger_chain import Seal
 from storage.schema import OutputSpec
 
@@ -39,7 +40,6 @@ _HEADER_BYTES_PER_CALL = 128
 _MOST_HEADER_BYTES = 2 * (1 << 16) * _HEADER_BYTES_PER_CALL + (1 << 20)
 _BLOCK = 1 << 20
 _Input = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", description="32 hexadecimal digits")]
-_Float = Annotated[str, Meta(pattern=r"\Afloat(16|32)\Z", description="float16 or float32")]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ class Group:
         calls: ids.
         cells: row * V + view, where each answer belongs.
         inputs: digest of each input.
-        values: name -> (C, ...) float16 or float32, for every output that the store keeps.
+        values: name -> (C, ...) in any type of `storage.float_types`, for every output that the store keeps.
     """
 
     calls: Sequence[int]
@@ -127,7 +127,7 @@ class Spool:
                     "arrays": [
                         {
                             "name": output.name,
-                            "dtype": group.values[output.name].dtype.name,
+                            "dtype": type_of(group.values[output.name]),
                             "shape": list(group.values[output.name].shape),
                         }
                         for output in self._outputs
@@ -196,12 +196,12 @@ def is_file(path: Path) -> bool:
 
 class _Array(Struct):
     name: str
-    dtype: _Float
+    dtype: FloatType
     shape: list[Positive]
 
     @property
     def size_bytes(self) -> int:
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return prod(self.shape) * stored_type(self.dtype).itemsize
 
 
 class _Group(Struct):
@@ -302,7 +302,7 @@ def _answers(
 def _read_row(descriptor: int, array: _Array, first: int, row: int) -> np.ndarray:
     size = array.size_bytes // array.shape[0]
     content = os.pread(descriptor, size, first + row * size)
-    return np.frombuffer(content, dtype=array.dtype).reshape(1, *array.shape[1:])
+    return np.frombuffer(content, dtype=stored_type(array.dtype)).reshape(1, *array.shape[1:])
 
 
 def _write_at(descriptor: int, content: bytes | memoryview, place: int) -> int:

@@ -23,6 +23,7 @@ from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
 from storage.digest import output_digests
+from storage.float_types import converted
 from storage.foreign import no_store
 from storage.formats import FORMATS
 from storage.locks import exclusive_lock
@@ -301,15 +302,13 @@ class Store:
 
         Args:
             cells: row * V + view, in increasing order.
-            outputs: name -> (C, ...) array, for every kept output.
+            outputs: name -> (C, ...) array of any type, for every kept output.
 
         Returns:
             Digests of the outputs, (C, O, 16) uint8.
         """
         self.require_current()
-        stored = {
-            output.name: np.ascontiguousarray(outputs[output.name], dtype=output.dtype) for output in self.outputs
-        }
+        stored = {output.name: converted(outputs[output.name], output.dtype) for output in self.outputs}
         digests, place = output_digests(self.outputs, stored), 0
         for first, count in runs_of(cells):
             for name, values in stored.items():

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ground.seeding import generator_for
 from ground.views import draw_views, render, view_pixels
 from models import Representation
 from models.compute import Compute
+from storage.float_types import type_of
 from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import output_array
@@ -89,7 +91,7 @@ class StudentData:
         _require_memory(store, names, len(rows))
         # With no teacher involved, what the teacher said does not have to be read.
         kept = store.read_outputs(names, rows) if names else {}
-        outputs = {name: torch.from_numpy(values) for name, values in kept.items()}
+        outputs = {name: _tensor(values) for name, values in kept.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
         # On a CPU they are where training happens already.
         if compute.device.type != "cpu" and size < free_memory(compute) / 2:
@@ -172,6 +174,13 @@ class StudentData:
     def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         chosen = tensor[rows.to(tensor.device), which.to(tensor.device)]
         return self.compute.to_device(chosen).float()
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """An output as it is stored, in its type."""
+    if type_of(values) == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def _require_size(store: Store, rendering: Rendering | None) -> Rendering:

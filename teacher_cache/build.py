@@ -38,14 +38,19 @@ def build(
     teacher: Teacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
+    report: BuildReport | None = None,
 ) -> BuildReport:
     """Make the plan's rows whole, calling the teacher on what nobody has paid for; see `prepare_build`.
+
+    Args:
+        report: to be added to; None for a new one.
 
     Raises:
         BudgetRefused: before the first call, if the budget does not allow all that are needed; or later, if other
             builders spent it meanwhile.
         Interrupted: the user asked to stop; everything called so far is kept.
         TeacherDoubted: the first answers do not go with the labels; they are kept, and nothing more is called.
+        TooNarrow: the store's types do not hold an answer; it is kept beside the store, and others are committed.
         StoreBusy: a build of fewer rows, or a repair, is at work on the store; or our lease was taken away.
         RolledBack: the ledger is older than its witness, or a fork.
         DiskFull, StoreUnreadable: nothing that was finished is lost.
@@ -61,8 +66,8 @@ def build(
         ledger = stack.enter_context(closing(_open_ledger(plan, store)))
         # However it ends, what it recorded is seen.
         stack.callback(witness_of(store, ledger).advance)
-        builder = Builder(plan, teacher, shown, store, ledger, locks, on_progress)
-        builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
+        builder = Builder(plan, teacher, shown, store, ledger, locks, on_progress, report)
+        builder.note(found)
         report = builder.run()
         store.record_ledger_head(ledger.head(), ledger.genesis())
     return report
@@ -144,7 +149,8 @@ def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     missing = set(store.missing_cells(plan.rows).tolist())
     cells = plan.rows.below(store.manifest.n).cells(plan.identity.views).tolist()
     inputs = {plan.input_of(cell) for cell in cells if cell not in missing}
-    unknown = inputs - ledger.known_calls(plan.identity.teacher.fingerprint, sorted(inputs)).keys()
+    teacher = plan.identity.teacher
+    unknown = inputs - ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(inputs)).keys()
     if unknown:
         raise StoreUnreadable(
             f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "

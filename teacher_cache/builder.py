@@ -23,6 +23,7 @@ import numpy as np
 
 from ground.errors import Interrupted, StoreBusy
 from ground.terminal import StopRequest, graceful_stop
+from storage.float_types import stored_type
 from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
 from storage.locks import CellLocks, locked_cells
@@ -76,6 +77,7 @@ class Builder:
         shown: the images and views of the plan's rows.
         locks: of the store's cells.
         on_progress: told how many cells were finished, and a note.
+        report: to be added to; None for a new one.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class Builder:
         ledger: Ledger,
         locks: CellLocks,
         on_progress: Callable[[int, str], None],
+        report: BuildReport | None = None,
     ) -> None:
         self.plan, self.store, self.ledger, self.locks = plan, store, ledger, locks
         self._teacher, self._shown = teacher, shown
-        self.report = BuildReport(store.folder, plan.n)
+        self.report = BuildReport(store.folder, plan.n) if report is None else report
         self._on_progress = on_progress
         self._kept = PaidAnswers(store)
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
@@ -103,6 +106,11 @@ class Builder:
         self._stop = StopRequest()
         self._in_hand = AnswersInHand(store, min(plan.config.batch_size, len(self._work.cells_of)))
         self._misfits: Misfits = {}
+
+    def note(self, found: Leftovers) -> None:
+        """Add what was settled of earlier builds to the report."""
+        self.report.adopted_calls += len(found.adopted)
+        self.report.lost_calls += len(found.lost)
 
     def run(self) -> BuildReport:
         """Fill every missing cell; see `build`."""
@@ -262,7 +270,10 @@ class Builder:
         places = {digest: place for place, digest in enumerate(called.ids if called else ())}
         if list(places) == inputs and len(said) == len(identity.outputs):
             return dict(said)
-        values = {output.name: np.empty((len(inputs), *output.shape), output.dtype) for output in identity.outputs}
+        values = {
+            output.name: np.empty((len(inputs), *output.shape), stored_type(output.dtype))
+            for output in identity.outputs
+        }
         for place, digest in enumerate(inputs):
             for name, array in copied[digest].items():
                 values[name][place] = array[0]
@@ -310,8 +321,7 @@ class Builder:
             if left.keeper is not None and not left.misfit_inputs.isdisjoint(self._work.waiting):
                 require_storable(left.keeper, left.misfits, Rows.first(left.keeper.manifest.n))
             found += left
-        self.report.adopted_calls += len(found.adopted)
-        self.report.lost_calls += len(found.lost)
+        self.note(found)
         self._require_patience(found)
         self._work.drop_settled(leases.keys(), time.monotonic())
         time.sleep(min(_POLL_SECONDS, self.plan.config.lease_seconds / 20))

@@ -43,7 +43,7 @@ _COMMANDS = {
     ),
     "widen": CommandAt(
         "teacher_cache.commands.widen:widen",
-        "Keep features in float32 from now on, where an answer does not fit float16; no call is made.",
+        "Keep features in float32 from now on, where an answer does not fit their type; no call is made.",
     ),
     "ledger": CommandAt(
         "teacher_cache.commands.ledger:ledger", "Show, export and check the record of every teacher call."

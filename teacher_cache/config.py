@@ -11,12 +11,11 @@ from ground.geometry import VIEW_POLICIES
 from ground.layers import LOGITS
 from ground.user_code import UserCode
 from models.names import is_placed
+from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.datasets.registry import is_folder
 from teacher_cache.rendering import RenderingOverrides
-
-FEATURE_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +51,9 @@ class BuildConfig(CallConfig):
     Args:
         n: training images the teacher is called on.
         weights: of the teacher; None looks where `train-teacher` puts them.
-        features: see `teacher_cache.outputs.choose_outputs`.
+        features, feature_dtype: see `teacher_cache.outputs.choose_outputs`.
         views: V, calls per image.
         trust_teacher: go on whatever its first answers look like; see `teacher_cache.sanity`.
-        input_size: of the teacher's input, to which views are resized; None is its library's, or that of the views.
         code: what is done with a teacher that is code from outside this program.
         prompts: lines "class,prompt" of a teacher that compares images with texts.
         rendering: how the teacher is shown images, where that is not its library's or the data set's way.
@@ -66,7 +64,6 @@ class BuildConfig(CallConfig):
     dataset: str = "cifar100"
     data_root: Path | None = None
     image_size: int | None = None
-    input_size: int | None = None
     code: UserCode = UserCode.REFUSED
     prompts: Path | None = None
     rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
@@ -74,7 +71,7 @@ class BuildConfig(CallConfig):
     weights: Path | None = None
     array_format: str = "zarr"
     features: str = "none"
-    feature_dtype: str = "float16"
+    feature_dtype: str | None = None
     views: int = 1
     view_policy: str = "augmented"
     seed: int = 0
@@ -85,12 +82,12 @@ class BuildConfig(CallConfig):
     def __post_init__(self) -> None:
         choices = {
             "format": (self.array_format, FORMATS),
-            "feature dtype": (self.feature_dtype, FEATURE_DTYPES),
             "view policy": (self.view_policy, VIEW_POLICIES),
         }
         for kind, (name, known) in choices.items():
             if name not in known:
                 raise UnknownName(kind, name, known)
+        _require_type(self.feature_dtype)
         if self.view_policy == "plain" and self.views > 1:
             raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
         _require_between("views", self.views, MAX_VIEWS)
@@ -103,7 +100,7 @@ class ExtensionConfig(CallConfig):
     """Outputs to add to a whole store.
 
     Args:
-        features: see `teacher_cache.outputs.choose_outputs`.
+        features, feature_dtype: see `teacher_cache.outputs.choose_outputs`.
         weights: of the store's own teacher; None looks where `build` does.
         teacher: its name, where the store's does not lead to it: of a file, or of code.
         code: what is done with a teacher that is code from outside this program.
@@ -115,12 +112,17 @@ class ExtensionConfig(CallConfig):
     teacher: str | None = None
     code: UserCode = UserCode.REFUSED
     prompts: Path | None = None
-    feature_dtype: str = "float16"
+    feature_dtype: str | None = None
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require_type(self.feature_dtype)
+        CallConfig.__post_init__(self)
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """What of a `BuildConfig`, and of its rendering, a store says of itself, so that nobody has to say it again.
+    """What of a `BuildConfig`, and of its rendering, a store says of itself, so that nobody has to say it again; types
+    of features aside.
 
     An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
     user names it too.
@@ -142,8 +144,6 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     }
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name
-    if kept:
-        settings["feature_dtype"] = kept[0].dtype
     if is_folder(identity.dataset.name):
         settings["image_size"] = geometry.image_size
         # Views that a data set cuts itself are padded, and no share of the image.
@@ -156,6 +156,11 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
 def dataset_options_of(manifest: Manifest) -> dict[str, str]:
     """The options that opened a store's images when it was last built, as far as they are known."""
     return {name: manifest.sources[name] for name in ("dataset", "data_root") if name in manifest.sources}
+
+
+def _require_type(name: str | None) -> None:
+    if name is not None and name not in FLOAT_TYPES:
+        raise UnknownName("feature dtype", name, FLOAT_TYPES)
 
 
 def _require_between(name: str, value: int, most: int) -> None:

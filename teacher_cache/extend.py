@@ -21,6 +21,7 @@ from ground.errors import IdentityMismatch, InvalidInput, StoreBusy
 from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
+from models.names import CALL_PRECISIONS
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, TeacherIdentity, require_same
 from storage.schema import OutputSpec
@@ -73,7 +74,9 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
-    asked = choose_outputs(teacher.card, config.features, config.feature_dtype)
+    begun = (config.store / EXTENSION).exists()
+    kept = (*identity.outputs, *(Manifest.load(config.store, EXTENSION).identity.outputs if begun else ()))
+    asked = choose_outputs(teacher.card, config.features, config.feature_dtype, kept)
     added = tuple(output for output in asked if output.name in {*new})
     identity = _extended(identity, added, teacher.card)
     staged = _staged(config.store, identity)
@@ -107,7 +110,7 @@ def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
     )
     # In a store, layers that were asked for by name are layers of its teacher as others are.
     source = replace(source, further=tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ())
-    opened = open_teacher(source, facts, Compute.choose(device, teacher.precision))
+    opened = open_teacher(source, facts, Compute.choose(device, teacher.precision, precisions=CALL_PRECISIONS))
     same = replace(opened.card.identity, layers=teacher.layers)
     require_same(identity, replace(identity, teacher=same), store.folder, store.manifest.ledger)
     return opened
@@ -142,8 +145,12 @@ def extend(
     teacher: Teacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
+    report: BuildReport | None = None,
 ) -> BuildReport:
     """Call the teacher again on all views of a store, and keep the outputs that it lacks.
+
+    Args:
+        report: to be added to; None for a new one.
 
     Raises:
         BudgetRefused: before the first call.
@@ -179,8 +186,8 @@ def extend(
         record_store(staged, ledger, "extend")
         found = settle_store(staged, ledger, locks)
         require_storable(staged, found.misfits, plan.rows)
-        builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress)
-        builder.report.adopted_calls, builder.report.lost_calls = len(found.adopted), len(found.lost)
+        builder = Builder(plan, teacher, shown, staged, ledger, locks, on_progress, report)
+        builder.note(found)
         report = builder.run()
         staged.record_ledger_head(ledger.head(), ledger.genesis())
         _take_place(folder, store, staged)
@@ -207,7 +214,6 @@ def finish_command(staged: Store) -> str:
     return staged.command(
         "extend",
         features=",".join(output.name for output in added),
-        feature_dtype=added[0].dtype if added else None,
         weights=staged.manifest.sources.get("weights"),
     )
 

@@ -11,24 +11,36 @@ import torch
 
 from ground.errors import UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
+from storage.float_types import as_float32
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
 from teacher_cache.teachers import Answers, Card
 
+_DEFAULT_TYPE = "float16"
 
-def choose_outputs(card: Card, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
+
+def choose_outputs(
+    card: Card, features: str, feature_dtype: str | None, kept: Sequence[OutputSpec] = ()
+) -> tuple[OutputSpec, ...]:
     """What to keep of each call: logits, and the feature maps that `features` names, in the teacher's order.
 
     Args:
         features: see `choose_layers`.
-        feature_dtype: "float16" or "float32".
+        feature_dtype: of `storage.float_types`; None leaves each layer in the type that a store keeps it in, and adds
+            others in that of its first one: float16 where it has none.
+        kept: what the store keeps.
 
     Raises:
         UnknownName: the teacher has no such layer.
     """
     layers = choose_layers(card.identity, features)
-    kept = (OutputSpec(layer, card.outputs[layer], feature_dtype) for layer in layers)
-    return (OutputSpec(LOGITS, card.outputs[LOGITS], "float32"), *kept)
+    types = {output.name: output.dtype for output in kept if output.name != LOGITS}
+    usual = next(iter(types.values()), _DEFAULT_TYPE)
+    chosen = (
+        OutputSpec(layer, card.outputs[layer], types.get(layer, usual) if feature_dtype is None else feature_dtype)
+        for layer in layers
+    )
+    return (OutputSpec(LOGITS, card.outputs[LOGITS], "float32"), *chosen)
 
 
 def choose_layers(teacher: TeacherIdentity, features: str) -> list[str]:
@@ -98,8 +110,8 @@ def find_misfit(values: Mapping[str, np.ndarray], outputs: Sequence[OutputSpec])
         values: name -> (1, ...) or (...), of any float type.
     """
     for output in outputs:
-        largest = np.abs(values[output.name].astype(np.float32)).max()  # NaN if one is
-        if not largest <= np.finfo(output.dtype).max:
+        largest = np.abs(as_float32(values[output.name])).max()  # NaN if one is
+        if not largest <= torch.finfo(getattr(torch, output.dtype)).max:
             return Misfit(output, float(largest))
     return None
 
@@ -114,7 +126,7 @@ def rows_that_fit(said: Answers, outputs: Sequence[OutputSpec]) -> np.ndarray:
 
 
 def to_arrays(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """What is kept of C calls: name -> (C, ...) in the stored type, which all values fit.
+    """What is kept of C calls: name -> (C, ...) as it lies in the store, whose types all values fit.
 
     Args:
         rows: (C,) bool; None for all calls.
@@ -123,7 +135,9 @@ def to_arrays(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | N
     arrays = {}
     for output in outputs:
         tensor = said[output.name] if chosen is None else said[output.name][chosen]
-        arrays[output.name] = tensor.to(getattr(torch, output.dtype)).cpu().contiguous().numpy()
+        kept = tensor.to(getattr(torch, output.dtype)).cpu().contiguous()
+        is_bfloat16 = kept.dtype == torch.bfloat16
+        arrays[output.name] = kept.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else kept.numpy()
     return arrays
 
 

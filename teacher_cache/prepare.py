@@ -15,9 +15,9 @@ from ground.errors import InvalidInput
 from ground.geometry import shows_boxes
 from models import canonical_name
 from models.compute import Compute
-from models.names import absolute_name, is_placed
+from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing, preprocessing_of
-from storage.manifest import DatasetIdentity, Identity, require_storable
+from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -107,7 +107,8 @@ def _source(config: BuildConfig) -> TeacherSource:
 
 
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
-    compute = Compute.choose(config.device, "fp32" if config.precision == "auto" else config.precision)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    compute = Compute.choose(config.device, precision, precisions=CALL_PRECISIONS)
     if dataset is None:
         own = preprocessing_of(canonical_name(config.teacher), _source(config).asked(0))
         dataset = _open_dataset(config, own)
@@ -176,7 +177,9 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
-    outputs = choose_outputs(card, config.features, config.feature_dtype)
+    there = (config.store / FILE_NAME).exists()
+    kept = Manifest.load(config.store).identity.outputs if there else ()
+    outputs = choose_outputs(card, config.features, config.feature_dtype, kept)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),

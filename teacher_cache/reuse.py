@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
+from ground.errors import CKDError, InvalidInput, StoreUnreadable, TooNarrow, store_command
 from storage.digest import vouches
+from storage.float_types import NARROW_TYPES
 from storage.ledger_records import RecordedCall
 from storage.manifest import EXTENSION, FILE_NAME, Identity
 from storage.schema import OutputSpec
@@ -119,15 +120,22 @@ def find_store(call: RecordedCall) -> Store | None:
 
 
 def require_alike(store: Store, ours: Identity, call: RecordedCall, output: OutputSpec) -> None:
-    """Raise `InvalidInput` when a store keeps an output in another type, or of another precision, than ours."""
+    """Refuse what a store keeps in another type, or of another precision, than ours.
+
+    Raises:
+        TooNarrow: it is kept in float32, and ours would be in a narrower type.
+        InvalidInput: it is something else in any other way.
+    """
     theirs = store.manifest.identity
     if output in theirs.outputs and theirs.teacher.answers_as(ours.teacher):
         return
     what = f"call {call.id} is paid for, and what is at {call.location} keeps something else of it"
-    is_wider = OutputSpec(output.name, output.shape, "float32") in theirs.outputs and output.dtype == "float16"
+    is_wider = OutputSpec(output.name, output.shape, "float32") in theirs.outputs and output.dtype in NARROW_TYPES
     if is_wider and theirs.teacher.answers_as(ours.teacher):
-        raise InvalidInput(
-            f"{what}: {output.name} in float32 and not in float16; give --feature-dtype float32, and a store that is "
-            "there already is widened first, which costs no call, with: ckd-cache widen --store DIR"
+        why = f"{what}: {output.name} in float32 and not in {output.dtype}"
+        raise TooNarrow(
+            f"{why}; give --feature-dtype float32, and a store that is there already is widened first, which costs no "
+            "call, with: ckd-cache widen --store DIR",
+            why,
         )
     raise InvalidInput(f"{what}; give the same --features, --feature-dtype and --precision, or use another --ledger")

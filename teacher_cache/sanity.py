@@ -184,7 +184,8 @@ def _confusion(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 def _best_assignment(confusion: np.ndarray) -> np.ndarray:
     """(P,) the answer that stands for each label in the assignment that is right most often, itself where equal."""
     size = len(confusion)
-    return linear_sum_assignment(confusion * (size + 1) + np.eye(size, dtype=np.int64), maximize=True)[1]
+    best: np.ndarray = linear_sum_assignment(confusion * (size + 1) + np.eye(size, dtype=np.int64), maximize=True)[1]
+    return best
 
 
 def _cycles(columns: np.ndarray) -> list[list[int]]:

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from ground.documents import Malformed
-from ground.errors import CKDError, InvalidInput
+from ground.errors import CKDError, InvalidInput, TooNarrow
 from storage.digest import output_digests, vouches
+from storage.float_types import converted
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
 from storage.locks import CellLocks
@@ -117,7 +118,7 @@ def _sort_out_spooled(store: Store, call: RecordedCall, answer: SpooledAnswer, f
         found.misfits[answer.cell] = misfit
         found.misfit_inputs.add(call.input_digest)
         return None
-    values = {output.name: answer.values[output.name].astype(output.dtype) for output in store.outputs}
+    values = {output.name: converted(answer.values[output.name], output.dtype) for output in store.outputs}
     found.spooled[answer.cell] = values
     digests = output_digests(store.outputs, values)[0]
     kept = [place for place, output in enumerate(store.outputs) if output.name in call.outputs]
@@ -125,7 +126,12 @@ def _sort_out_spooled(store: Store, call: RecordedCall, answer: SpooledAnswer, f
 
 
 def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
-    """Raise `InvalidInput` where answers to some of these rows are paid for, and the store's types cannot keep them."""
+    """Refuse where answers to some of these rows are paid for, and the store's types cannot keep them.
+
+    Raises:
+        TooNarrow: a wider type could.
+        InvalidInput: no type could.
+    """
     views = store.manifest.identity.views
     wanted = {cell: misfit for cell, misfit in misfits.items() if cell in rows.cells(views)}
     if not wanted:
@@ -136,16 +142,18 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
     what = f"{len(wanted)} answers that are paid for" if len(wanted) > 1 else "an answer that is paid for"
     where = f"of image {image} (row {row}, view {view}) the teacher's {misfit.output.name} holds {misfit.value:.6g}"
     if misfit.is_too_large:
-        raise InvalidInput(
-            f"{what} cannot be kept in {store.folder}: {where}, which {misfit.output.dtype} cannot hold; keep features "
-            f"in float32, which costs no call, with: {store.command('widen')}; then run the "
-            "same command with --feature-dtype float32"
+        why = f"{where}, which {misfit.output.dtype} cannot hold"
+        raise TooNarrow(
+            f"{what} cannot be kept in {store.folder}: {why}; keep features in float32, which costs no call, with: "
+            f"{store.command('widen')}; then run the same command with --feature-dtype float32",
+            why,
+            store.folder,
         )
     without = f", or go without it: --n {row} or fewer" if row > 1 else ""
-    raise InvalidInput(
-        f"{what} cannot be kept in {store.folder}: {where}, which is no number; check the teacher's weights, and build "
-        f"a new store with other ones{without}"
-    )
+    remedy = "check the teacher's weights, and build a new store with other ones"
+    if store.manifest.identity.teacher.precision == "fp16":
+        remedy = "fp16 ends at 65504, so build a new store with --precision bf16 or fp32"
+    raise InvalidInput(f"{what} cannot be kept in {store.folder}: {where}, which is no number; {remedy}{without}")
 
 
 def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLocks) -> Leftovers:
@@ -288,7 +296,8 @@ def _retract_disowned(store: Store, ledger: Ledger) -> None:
         for call in ledger.calls_of_store(store.manifest.store_id, "lost")
         if call.row < len(valid) and valid[call.row, call.view]
     ]
-    known = ledger.known_calls(store.manifest.identity.teacher.fingerprint, [call.input_digest for call in lost])
+    teacher = store.manifest.identity.teacher
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, [call.input_digest for call in lost])
     disowned = set()
     for call in lost:
         cell = cell_of(store, call)

@@ -24,11 +24,11 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.digest import input_digests
-from storage.inspection import is_answer_in_float16
+from storage.inspection import is_answer_narrower
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
-from storage.manifest import FILE_NAME
+from storage.manifest import FILE_NAME, TeacherIdentity
 from storage.rows import Rows
 from storage.run_proof import Proof, RunProofs
 from storage.run_record import RUN_FILE, RunRecord
@@ -162,7 +162,7 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
     manifest = store.manifest
     rows = min(run.record.n, manifest.n)
     inputs = StoreInputs(store, rows).digests
-    teacher = manifest.identity.teacher.fingerprint
+    teacher = manifest.identity.teacher
     answers = _answers(ledger, teacher, sorted({digest for row in inputs for digest in row}))
     head = ledger.entry_number(run.record.ledger_head)
     # A call that repeats an earlier one, for outputs that the run did not read, is none of its calls.
@@ -183,8 +183,8 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
     )
 
 
-def _answers(ledger: Ledger, teacher: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-    known = ledger.known_calls(teacher, digests)
+def _answers(ledger: Ledger, teacher: TeacherIdentity, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, digests)
     return {digest: [call for call in calls if call.status == "committed"] for digest, calls in known.items()}
 
 
@@ -228,18 +228,20 @@ def _row_problems(store: Store, inputs: list[list[bytes]], answers: dict[bytes, 
                 if not keepers:
                     yield f"row {row} view {view}: the ledger knows no call that kept its {output.name}"
                 elif here not in (known := [call.digest_of(output.name) for call in keepers]) and not (
-                    is_answer_in_float16(store, row * store.manifest.identity.views + view, output, here, known)
+                    is_answer_narrower(store, row * store.manifest.identity.views + view, output, here, known)
                 ):
                     yield f"row {row} view {view}: its {output.name} is not what call {keepers[-1].id} returned"
 
 
-def _revoked_problems(ledger: Ledger, teacher: str, head: int | None, inputs: list[list[bytes]]) -> Iterator[str]:
+def _revoked_problems(
+    ledger: Ledger, teacher: TeacherIdentity, head: int | None, inputs: list[list[bytes]]
+) -> Iterator[str]:
     """Calls that the run drew on, and whose outputs were found damaged since."""
     if head is None:
         return
     row_of = {digest: (row, view) for row, views in enumerate(inputs) for view, digest in enumerate(views)}
-    for call in calls_revoked_after(ledger, teacher, head):
-        if call.input_digest in row_of and call.answered_by(head):
+    for call in calls_revoked_after(ledger, teacher.fingerprint, head):
+        if call.precision == teacher.precision and call.input_digest in row_of and call.answered_by(head):
             row, view = row_of[call.input_digest]
             yield f"row {row} view {view}: call {call.id} answered it, and was given up for damaged after the run"
 
@@ -315,7 +317,10 @@ class _Search:
             return False
         if record.store_id == call.store and call.row < record.n:
             return True
-        return self._inputs_of(run).first_row.get(call.input_digest, record.n) < record.n
+        inputs = self._inputs_of(run)
+        if inputs.store.manifest.identity.teacher.precision != call.precision:
+            return False
+        return inputs.first_row.get(call.input_digest, record.n) < record.n
 
     def _inputs_of(self, run: Run) -> StoreInputs:
         store = self._open(run)

@@ -49,7 +49,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
         ledger.require_recordable()
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         summary = ledger.summary(teacher.fingerprint)
-        known = ledger.known_calls(teacher.fingerprint, sorted(wanted))
+        known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(wanted))
         if store is not None:
             known = _without_lost(known, store, ledger, plan.rows)
         needed = {digest for digest in wanted if not plan.answered_by(known.get(digest, ()))}

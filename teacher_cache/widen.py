@@ -1,6 +1,6 @@
-"""Keep features in float32 from now on, where float16 turned out too narrow for an answer; no call is made.
+"""Keep features in float32 from now on, where their type turned out too narrow for an answer; no call is made.
 
-What is there is copied into new arrays beside the old ones, number by number: what float16 rounded stays rounded. The
+What is there is copied into new arrays beside the old ones, number by number: what was rounded stays rounded. The
 new manifest takes the old one's place in one rename, and then answers that were spooled because they did not fit are
 committed. Stopped anywhere, it leaves the old store or the new one; the same command finishes.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from ground.durable import fsync_path, remove_own
 from ground.errors import DiskFull
 from ground.layers import LOGITS
+from storage.float_types import NARROW_TYPES
 from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
@@ -79,12 +80,12 @@ def widen(
 
 
 def _narrow(store: Store, base: Store) -> list[str]:
-    """Features that are kept in float16; of an extension, those that the store itself lacks."""
+    """Features that are kept in a narrower type; of an extension, those that the store itself lacks."""
     kept = set() if store.file_name == FILE_NAME else {output.name for output in base.outputs}
     return [
         output.name
         for output in store.outputs
-        if output.name != LOGITS and output.dtype == "float16" and output.name not in kept
+        if output.name != LOGITS and output.dtype in NARROW_TYPES and output.name not in kept
     ]
 
 

@@ -136,7 +136,8 @@ class WorkList:
 
     def _look_up(self, inputs: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
         """What the ledger knows of inputs now; remembers what is committed."""
-        known = self._ledger.known_calls(self._plan.identity.teacher.fingerprint, inputs)
+        teacher = self._plan.identity.teacher
+        known = self._ledger.known_calls(teacher.fingerprint, teacher.precision, inputs)
         found = {digest: known.get(digest, []) for digest in inputs}
         for digest, calls in found.items():
             self.paid[digest] = [call for call in calls if call.status == "committed"]

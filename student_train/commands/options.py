@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ground.options import allow_code_option, device_option, precision_option, setting_option
-from models.names import PRECISIONS
+from models.names import CALL_PRECISIONS, PRECISIONS
 from student_train.names import PAPER_METHODS
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import TrainConfig
@@ -43,7 +43,7 @@ _OPTIONS = (
         help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
     ),
     device_option,
-    precision_option(PRECISIONS),
+    precision_option(PRECISIONS, refused=CALL_PRECISIONS),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]"),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run."),
     click.option("--json", "as_json", is_flag=True, help="Print run.json."),

@@ -15,12 +15,13 @@ from ground.geometry import VIEW_POLICIES
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
-from models.names import identity_name, is_placed
+from models.names import CALL_PRECISIONS, identity_name, is_placed
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
 from teacher_cache.commands.options import (
+    FEATURE_DTYPE_HELP,
     FEATURES_HELP,
     accept_rollback_option,
     compute_options,
@@ -32,6 +33,7 @@ from teacher_cache.commands.options import (
 )
 from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import is_folder
+from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
 
@@ -50,7 +52,7 @@ from teacher_cache.rendering import RenderingOverrides
 @rendering_options
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
-@click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
+@click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
 @click.option(
     "--view-policy",
@@ -73,7 +75,7 @@ from teacher_cache.rendering import RenderingOverrides
     help="Seconds without a sign of life after which builders at work on the same calls take over.",
 )
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
-@compute_options("fp32, since these calls are kept")
+@compute_options("fp32, since these calls are kept", CALL_PRECISIONS)
 @click.option("--trust-teacher", is_flag=True, help="Go on even if its first 64 answers do not go with the labels.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
@@ -94,17 +96,22 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
     settings |= {"rendering": said, "code": UserCode.of(allowed=allow_code)}
-    prepared = prepare_build(BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings))
-    plan = prepared.plan
+    config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
     if dry_run:
+        prepared = prepare_build(config)
         estimate = _estimate(prepared)
         print_json(estimate) if as_json else say(_estimate_text(prepared, estimate))
         return
+    report = run_wide_enough(config, prepared_wide_enough(config, prepare_build), prepare_build, _run)
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
+
+
+def _run(prepared: Prepared, report: BuildReport) -> None:
+    plan = prepared.plan
     # The rows that are there already count as done, so that a resumed bar starts where it stopped.
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
-        report = run_build(*prepared, advance)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
+        run_build(*prepared, advance, report)
 
 
 def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

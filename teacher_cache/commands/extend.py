@@ -14,8 +14,10 @@ from ground.options import device_option, json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from storage.store import Store
+from teacher_cache.builder import BuildReport
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
+    FEATURE_DTYPE_HELP,
     FEATURES_HELP,
     accept_rollback_option,
     ledger_option,
@@ -23,15 +25,17 @@ from teacher_cache.commands.options import (
     origin_options,
     store_option,
 )
-from teacher_cache.config import ExtensionConfig, settings_of
+from teacher_cache.config import ExtensionConfig
 from teacher_cache.extend import extend as run_extension
 from teacher_cache.extend import keeps, prepare_extension
+from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
+from teacher_cache.prepare import Prepared
 
 
 @click.command()
 @store_option
 @click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}.")
-@click.option("--feature-dtype", help="float16 or float32.  [default: that of the store's features, or float16]")
+@click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
 @click.option("--teacher", help="Of the store, where only you can say where it lies: ORIGIN:FILE, or code.")
 @origin_options
@@ -54,8 +58,6 @@ def extend(
     ckd-cache extend --store stores/wrn40_2 --features layer2 --yes
     """
     found = Store.open(store)
-    if settings["feature_dtype"] is None:
-        settings["feature_dtype"] = settings_of(found.manifest).get("feature_dtype", "float16")
     if keeps(found, settings["features"]):
         say(f"{store} keeps these features already", err=as_json)
         if as_json:
@@ -63,7 +65,7 @@ def extend(
         return
     code = UserCode.of(allowed=allow_code)
     config = ExtensionConfig(store=store, ledger=ledger_url_of(store, url), code=code, **settings)
-    prepared = prepare_extension(config)
+    prepared = prepare_extension(config) if dry_run else prepared_wide_enough(config, prepare_extension)
     plan, names = prepared.plan, ", ".join(prepared.plan.called_names)
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"
     if dry_run:
@@ -74,7 +76,12 @@ def extend(
         if not sys.stdin.isatty():
             raise InvalidInput(f"{cost}; give the same command with --yes to make them")
         click.confirm(f"{cost}; make them?", abort=True, err=True)
+    report = run_wide_enough(config, prepared, prepare_extension, _run)
+    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
+
+
+def _run(prepared: Prepared, report: BuildReport) -> None:
+    plan = prepared.plan
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
-        report = run_extension(*prepared, advance)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
+        run_extension(*prepared, advance, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import click
 
 from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
 from ground.options import device_option, precision_option
-from models.names import PRECISIONS
+from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -72,6 +72,7 @@ FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
+FEATURE_DTYPE_HELP = "float16, bfloat16 or float32.  [default: that of the store's features, or float16]"
 
 
 def ledger_url_of(store: Path, given: str | None) -> str | None:
@@ -101,7 +102,8 @@ def rendering_options(command: _Command) -> _Command:
     return command
 
 
-def compute_options(auto_precision: str) -> Callable[[_Command], _Command]:
+def compute_options(auto_precision: str, precisions: Sequence[str] = PRECISIONS) -> Callable[[_Command], _Command]:
     """--device and --precision; `auto_precision` says what auto means for the command."""
-    precision = precision_option(PRECISIONS, f"Number format of the network's forward; auto is {auto_precision}.")
+    what = f"Number format of the network's forward; auto is {auto_precision}."
+    precision = precision_option(precisions, what, refused=CALL_PRECISIONS)
     return lambda command: device_option(precision(command))

@@ -20,9 +20,9 @@ from teacher_cache.widen import widen as run_widening
 @ledger_option
 @json_option
 def widen(store: Path, url: str | None, as_json: bool) -> None:
-    """Keep features in float32 from now on, where an answer does not fit float16; no call is made.
+    """Keep features in float32 from now on, where an answer does not fit their type; no call is made.
 
-    Answers that were paid for and did not fit are committed. What float16 rounded stays rounded. Of a store whose
+    Answers that were paid for and did not fit are committed. What was rounded stays rounded. Of a store whose
     extension is unfinished, the features that it adds are widened.
 
     \b
@@ -39,8 +39,8 @@ def widen(store: Path, url: str | None, as_json: bool) -> None:
 def _text(report: WideningReport) -> str:
     committed = f"answers that were paid for and are committed now: {report.committed}" if report.committed else ""
     if not report.outputs:
-        done = f"{report.store} keeps nothing in float16"
+        done = f"{report.store} keeps all in float32"
         return f"{done}; {committed}" if committed else f"{done}; nothing to do"
     names = ", ".join(report.outputs)
     lines = [f"{report.store} keeps {names} in float32 from now on; {report.cells} answers were copied", committed]
-    return "\n".join(filter(None, [*lines, "go on with the same command as before, and --feature-dtype float32"]))
+    return "\n".join(filter(None, [*lines, "go on with the same command as before, without another --feature-dtype"]))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ground.errors import InvalidInput
 from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
@@ -215,7 +216,22 @@ def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute
         device=compute.describe(),
     )
     compute.place(network)
+    if compute.precision != "fp32":
+        _require_precision(network, card, compute)
     return ZooTeacher(card, network, compute)
+
+
+def _require_precision(network: Network, card: Card, compute: Compute) -> None:
+    """Raise `InvalidInput` where the device cannot run the network in a precision; a black image is no call."""
+    size = card.rendering.geometry.crop_size
+    try:
+        _say(network, card, compute, torch.zeros(1, 3, size, size, dtype=torch.uint8), list(card.outputs))
+    except (RuntimeError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise InvalidInput(
+            f"{card.identity.name} cannot run in {compute.precision} on {card.device} ({why}); give another "
+            "--precision, or another --device"
+        ) from error
 
 
 def _parameters(network: Network) -> dict[str, np.ndarray]:

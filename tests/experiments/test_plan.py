@@ -130,6 +130,15 @@ def test_what_changes_no_result_changes_no_folder(tmp_path, weights, grid):
     assert folders(grid) == folders(same)
 
 
+def test_a_type_of_features_that_is_left_to_the_store_changes_no_folder(tmp_path, weights, grid):
+    said = {
+        name: folders(read_grid(write(tmp_path / name, small(weights, seeds=2, store={"feature_dtype": name}))))
+        for name in ("float16", "bfloat16")
+    }
+    assert folders(grid) == said["float16"]
+    assert not folders(grid) & said["bfloat16"]
+
+
 def test_a_label_changes_the_name_of_the_folder_and_not_the_digest(tmp_path, weights, grid):
     methods = ["vanilla", {"label": "Hinton's", "method": "kd"}]
     renamed = read_grid(write(tmp_path / "renamed.yaml", small(weights, seeds=2, methods=methods)))

@@ -95,7 +95,7 @@ def test_an_input_is_paid_once_and_a_lost_one_can_be_paid_again(ledger):
     assert ledger.lose(ids[3:]) == 1
     assert len(reserve(ledger, other, 3, 1)) == 1
     assert totals(ledger) == (0, 7, 1, 8)
-    known = ledger.known_calls(TEACHER, [request.input_digest for request in requests(0, 10)])
+    known = ledger.known_calls(TEACHER, "fp32", [request.input_digest for request in requests(0, 10)])
     assert sorted(call.row for calls in known.values() for call in calls) == list(range(7))
 
 

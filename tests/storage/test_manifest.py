@@ -190,7 +190,11 @@ def test_any_value_in_any_place_is_kept_as_it_is_or_refused_in_a_printable_sente
             "\x07",
             r"identity.dataset.classes\[2\] is '\\x07', not a line of text",
         ),
-        (("identity", "outputs", 1, "dtype"), "<f4", r"identity.outputs\[1\].dtype is '<f4', not float16 or float32"),
+        (
+            ("identity", "outputs", 1, "dtype"),
+            "<f4",
+            r"identity.outputs\[1\].dtype is '<f4', not float16, bfloat16 or float32",
+        ),
         (("identity", "outputs", 1, "shape"), [1] * 9, "layer1 has the impossible shape"),
         (("identity", "geometry", "crop_size"), 4000, "identity.geometry: a 4000-pixel crop does not fit"),
         (("identity", "view_policy"), "plane", "view_policy is 'plane'"),

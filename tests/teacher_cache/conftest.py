@@ -19,3 +19,23 @@ def forwards(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(ZooTeacher, "call", counting)
     return counted
+
+
+@pytest.fixture
+def loud(monkeypatch, forwards):
+    """Makes the teacher say a value of one output of one image, the `place`-th of its first call of that size."""
+
+    def make(value: float, name: str = "pooled", batch: int = 2, place: int = 3) -> None:
+        call, calls = ZooTeacher.call, []
+
+        def saying(self, views, outputs):
+            said = call(self, views, outputs)
+            calls.append(len(views))
+            if len(calls) == batch:
+                said = {**said, name: said[name].clone()}
+                said[name][(place, *(0 for _ in said[name].shape[1:]))] = value
+            return said
+
+        monkeypatch.setattr(ZooTeacher, "call", saying)
+
+    return make

@@ -23,33 +23,12 @@ from teacher_cache.convert import convert
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.repair import repair
-from teacher_cache.teachers import ZooTeacher
 from teacher_cache.widen import widen
 from tests.conftest import run_command
 from tests.teacher_cache.damage import build_store, change, config_of, problems, totals
 
 # The fourth answer of the second batch of 16.
 LOUD_ROW = 19
-
-
-@pytest.fixture
-def loud(monkeypatch, forwards):
-    """Makes the teacher say a value of one output of one image, the `place`-th of its first call of that size."""
-
-    def make(value: float, name: str = "pooled", batch: int = 2, place: int = 3) -> None:
-        call, calls = ZooTeacher.call, []
-
-        def saying(self, views, outputs):
-            said = call(self, views, outputs)
-            calls.append(len(views))
-            if len(calls) == batch:
-                said = {**said, name: said[name].clone()}
-                said[name][(place, *(0 for _ in said[name].shape[1:]))] = value
-            return said
-
-        monkeypatch.setattr(ZooTeacher, "call", saying)
-
-    return make
 
 
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])

@@ -22,7 +22,7 @@ class Ledger:
         assert (store_id, status) == ("s", "reserved")
         return list(self.reserved)
 
-    def known_calls(self, teacher, inputs):
+    def known_calls(self, teacher, precision, inputs):
         return {}
 
 
@@ -33,7 +33,7 @@ def call(number: int, row: int, session: int) -> SimpleNamespace:
 def worklist(ledger, missing=()) -> WorkList:
     plan = SimpleNamespace(
         rows=Rows.first(8),
-        identity=SimpleNamespace(views=1, teacher=SimpleNamespace(fingerprint="t")),
+        identity=SimpleNamespace(views=1, teacher=SimpleNamespace(fingerprint="t", precision="fp32")),
         config=SimpleNamespace(batch_size=4, lease_seconds=LEASE),
         input_of=lambda cell: bytes([cell]),
         answered_by=bool,

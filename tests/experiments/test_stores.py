@@ -1,0 +1,36 @@
+"""The stores of a grid whose teacher says what float16 cannot hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.grid import read_grid
+from experiments.plan import plan_stores
+from experiments.stores import Stores
+from ground.errors import TooNarrow
+from storage.store import Store
+from teacher_cache.teachers import ZooTeacher
+from tests.experiments.grids import small, write
+
+
+@pytest.mark.parametrize("settings", [{}, {"feature_dtype": "float16"}])
+def test_a_grid_goes_on_in_float32_unless_it_asks_for_float16(tmp_path, weights, monkeypatch, settings):
+    call, counted = ZooTeacher.call, []
+
+    def saying(self, views, outputs):
+        said = {name: tensor.contiguous().clone() for name, tensor in call(self, views, outputs).items()}
+        counted.append(len(views))
+        said[outputs[-1]].view(-1)[0] = 70001.0
+        return said
+
+    monkeypatch.setattr(ZooTeacher, "call", saying)
+    grid = read_grid(write(tmp_path / "grid.yaml", small(weights, methods=["fitnets"], n=[24, 96], store=settings)))
+    stores = Stores(grid, tmp_path / "out", "cpu")
+    (need,) = plan_stores(grid)
+    if settings:
+        with pytest.raises(TooNarrow, match="which float16 cannot hold"):
+            stores.make(need, stores.plan(need))
+        return
+    assert stores.make(need, stores.plan(need)) == sum(counted) == 96
+    assert [output.dtype for output in Store.open(tmp_path / "out" / need.folder).outputs] == ["float32", "float32"]
+    assert stores.plan(need).new_calls == 0
