@@ -1,0 +1,94 @@
+"""Photographs of many shapes, a store of them as a teacher's library prepares them, and students from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+CLASSES = ("cat", "dog", "owl")
+SIZES = ((80, 60), (64, 100), (72, 72), (300, 40), (60, 61), (96, 70))
+
+
+@pytest.fixture(scope="session")
+def photographs(made_once) -> Path:
+    """An image folder."""
+
+    def fill(root: Path) -> None:
+        generator = np.random.default_rng(0)
+        for split in ("train", "test"):
+            for name in CLASSES:
+                folder = root / split / name
+                folder.mkdir(parents=True)
+                for place, (width, height) in enumerate(SIZES):
+                    coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                    coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{place}.png")
+
+    return made_once("photographs", fill)
+
+
+@pytest.fixture(scope="session")
+def photograph_store(made_once, photographs) -> Path:
+    """Of an untrained timm network at 64 pixels, all of its layers kept; its library resizes bicubically."""
+    from models import create_model, save_weights
+    from teacher_cache.build import build
+    from teacher_cache.config import BuildConfig
+    from teacher_cache.prepare import prepare_build
+
+    def fill(folder: Path) -> None:
+        name = "timm:mobilenetv3_small_050"
+        weights = folder / "teacher.safetensors"
+        torch.manual_seed(0)
+        save_weights(create_model(name, len(CLASSES), image_size=64), weights, {})
+        config = BuildConfig(
+            teacher=name,
+            weights=weights,
+            store=folder / "store",
+            dataset=f"imagefolder:{photographs}",
+            image_size=72,
+            input_size=64,
+            features="all",
+            device="cpu",
+            n=12,
+        )
+        build(*prepare_build(config))
+
+    return made_once("photograph-store", fill) / "store"
+
+
+def train(store: Path, folder: Path, student: str, method: str = "kd", **changes: object) -> Path:
+    """A run of one evaluation."""
+    from models.compute import Compute
+    from student_train.methods import parse_method
+    from student_train.protocol import ProtocolConfig
+    from student_train.run_folder import RunFolder
+    from student_train.train_config import TrainConfig
+    from student_train.trainer import Trainer
+
+    config = TrainConfig(student=student, batch_size=8, lr=0.01, protocol=ProtocolConfig(max_evals=1), **changes)
+    compute = Compute.choose("cpu", "fp32")
+    Trainer.open(config, store, None, parse_method(method), compute, RunFolder(folder)).run()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(made_once, photograph_store) -> Path:
+    """A resnet8 at 32 pixels, trained on photographs; treat it as read-only."""
+
+    def fill(folder: Path) -> None:
+        train(photograph_store, folder / "run", "resnet8", student_size=32)
+
+    return made_once("finished-run", fill) / "run"
+
+
+@pytest.fixture(scope="session")
+def foreign_run(made_once, photograph_store) -> Path:
+    """A torchvision network at 64 pixels, likewise."""
+
+    def fill(folder: Path) -> None:
+        train(photograph_store, folder / "run", "torchvision:mobilenet_v3_small", student_size=64)
+
+    return made_once("foreign-run", fill) / "run"
