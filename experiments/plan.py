@@ -18,6 +18,7 @@ import torch
 
 from experiments.grid import Grid, MethodEntry, TeacherStudent, layers_of, slug
 from ground.errors import CKDError
+from models import model_names
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
 from student_train.train_config import TrainConfig
@@ -230,12 +231,15 @@ def _run(
 
 
 def _as_given(config: TrainConfig) -> dict[str, Any]:
-    """A training's settings. A size of its own came later, and is left out where it is not given: plans, results and
-    digests of earlier releases lack it.
+    """A training's settings. What came later is left out where it is not given, or is as the zoo has it: plans, results
+    and digests of earlier releases lack it.
     """
     settings = asdict(config)
+    del settings["init"]
     if config.student_size is None:
         del settings["student_size"]
+    if config.student in model_names():
+        del settings["student_preprocessing"]
     return settings
 
 
