@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, TeacherStudent, layers_of, slug
+from experiments.grid import Grid, MethodEntry, TeacherStudent, slug
+from experiments.layers import student_layers, teacher_layers
 from ground.errors import CKDError
 from models import model_names
 from student_train.method_spec import MethodSpec
@@ -115,7 +116,7 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
             teacher=teacher,
             weights=pair.weights,
             teacher_epochs=pair.teacher_epochs,
-            features=tuple(name for name in layers_of(teacher) if name in wanted[teacher]),
+            features=tuple(name for name in teacher_layers(teacher) if name in wanted[teacher]),
         )
         for teacher, pair in pairs.items()
         for sample_seed in grid.samples
@@ -153,7 +154,8 @@ def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
         for pair in grid.pairs:
             for n in grid.sizes:
                 for entry in grid.methods:
-                    for config in entry.configs(pair.student, seed):
+                    for given in entry.configs(pair.student, seed):
+                        config = replace(given, student_size=grid.size_of(pair))
                         yield _run(grid, pair, entry, methods[entry.label], n, sample_seed, config, precision)
 
 
@@ -235,7 +237,9 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
     and digests of earlier releases lack it.
     """
     settings = asdict(config)
-    del settings["init"]
+    # What a user allows is no setting, and a grid cannot begin with weights.
+    for name in ("code", "init"):
+        del settings[name]
     if config.student_size is None:
         del settings["student_size"]
     if config.student in model_names():
@@ -249,7 +253,7 @@ _NOT_SEEN = ("budget", "array_format")
 
 def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:
     try:
-        return entry.spec.wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
+        return entry.spec.wanted(student_layers(grid, pair), teacher_layers(pair.teacher)).teacher
     except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 

@@ -1,51 +1,23 @@
-"""Photographs of many shapes, a store of them as a teacher's library prepares them, and students from it."""
+"""Students that learned from photographs, which a teacher's library prepared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-
-CLASSES = ("cat", "dog", "owl")
-SIZES = ((80, 60), (64, 100), (72, 72), (300, 40), (60, 61), (96, 70))
 
 
 @pytest.fixture(scope="session")
-def photographs(made_once) -> Path:
-    """An image folder."""
-
-    def fill(root: Path) -> None:
-        generator = np.random.default_rng(0)
-        for split in ("train", "test"):
-            for name in CLASSES:
-                folder = root / split / name
-                folder.mkdir(parents=True)
-                for place, (width, height) in enumerate(SIZES):
-                    coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-                    coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{place}.png")
-
-    return made_once("photographs", fill)
-
-
-@pytest.fixture(scope="session")
-def photograph_store(made_once, photographs) -> Path:
+def photograph_store(made_once, photographs, timm_weights) -> Path:
     """Of an untrained timm network at 64 pixels, all of its layers kept; its library resizes bicubically."""
-    from models import create_model, save_weights
     from teacher_cache.build import build
     from teacher_cache.config import BuildConfig
     from teacher_cache.prepare import prepare_build
 
     def fill(folder: Path) -> None:
-        name = "timm:mobilenetv3_small_050"
-        weights = folder / "teacher.safetensors"
-        torch.manual_seed(0)
-        save_weights(create_model(name, len(CLASSES), image_size=64), weights, {})
         config = BuildConfig(
-            teacher=name,
-            weights=weights,
+            teacher="timm:mobilenetv3_small_050",
+            weights=timm_weights,
             store=folder / "store",
             dataset=f"imagefolder:{photographs}",
             image_size=72,

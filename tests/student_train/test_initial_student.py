@@ -24,8 +24,9 @@ from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
+from tests.photographs import CLASSES
 from tests.running import run_command
-from tests.student_train.conftest import CLASSES, train
+from tests.student_train.conftest import train
 
 FOREIGN = "torchvision:mobilenet_v3_small"
 CPU = Compute.choose("cpu", "fp32")
