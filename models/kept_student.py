@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ground.errors import InvalidInput
+from ground.user_code import UserCode
 from models.checkpoint import load_weights, read_weights
 from models.network import Network
 from models.registry import create_model
@@ -14,7 +15,9 @@ from models.reused_head import rebuild
 _REUSED_HEAD = "projector.0.weight"
 
 
-def load_student(path: Path, name: str, num_classes: int, image_size: int, advice: str) -> Network:
+def load_student(
+    path: Path, name: str, num_classes: int, image_size: int, advice: str, *, code: UserCode = UserCode.REFUSED
+) -> Network:
     """The network in a run's folder, in evaluation mode on the CPU; the caller's random numbers are left alone.
 
     Args:
@@ -22,6 +25,7 @@ def load_student(path: Path, name: str, num_classes: int, image_size: int, advic
         name: of the network, as the run has it.
         image_size: H and W of its input.
         advice: what to do where it cannot be used; ends the sentence.
+        code: what is done with a network that is code from outside this program.
 
     Raises:
         InvalidInput: the file is missing or damaged, or of another network or number of classes.
@@ -30,9 +34,9 @@ def load_student(path: Path, name: str, num_classes: int, image_size: int, advic
         state = read_weights(path).state_dict
         # A seed of its own, for the caller's random numbers; every initial value is overwritten.
         if _REUSED_HEAD in state:
-            network: Network = rebuild(name, state, image_size)
+            network: Network = rebuild(name, state, image_size, code=code)
         else:
-            network = create_model(name, num_classes, seed=0, image_size=image_size)
+            network = create_model(name, num_classes, 0, image_size, code=code)
         load_weights(network, path)
         if network.num_classes != num_classes:
             raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")

@@ -12,6 +12,7 @@ from msgspec import UnsetType
 
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from ground.geometry import Fit, Rendering
+from ground.user_code import UserCode
 from models import Network, read_metadata
 from models.kept_student import load_student
 from models.trained_on import TrainedOn
@@ -41,12 +42,13 @@ class FinishedStudent:
     classes: tuple[str, ...]
 
     @classmethod
-    def open(cls, folder: Path, store: Path | None = None) -> FinishedStudent:
+    def open(cls, folder: Path, store: Path | None = None, code: UserCode = UserCode.REFUSED) -> FinishedStudent:
         """The student of a run.
 
         Args:
             store: where the run's store is now; asked only for what the run itself does not say, None looks where it
                 was.
+            code: what is done with a student that is code from outside this program.
 
         Raises:
             InvalidInput: the run is not finished or damaged, or says too little and its store is not there.
@@ -66,7 +68,7 @@ class FinishedStudent:
             rendering = identity.teacher_rendering if isinstance(rendering, UnsetType) else rendering
             fit = identity.fit if isinstance(fit, UnsetType) else fit
             classes = identity.dataset.classes if classes is None else classes
-        network = load_student(path, record.student, len(classes), rendering.size, _ADVICE)
+        network = load_student(path, record.student, len(classes), rendering.size, _ADVICE, code=code)
         return cls(folder, record, network, rendering, fit, classes)
 
 

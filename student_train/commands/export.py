@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from ground.options import json_option
+from ground.options import allow_code_option, json_option
 from ground.terminal import note, print_json, say
+from ground.user_code import UserCode
 
 # As `student_train.export.SUFFIXES`, which torch has to be loaded for.
 _FORMATS = ("onnx", "export")
@@ -22,8 +23,9 @@ _FORMATS = ("onnx", "export")
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: in RUN]")
 @click.option("--store", type=click.Path(path_type=Path), help="Where the run's store is now; for runs that need it.")
+@allow_code_option
 @json_option
-def export(run: Path, to: str, out: Path | None, store: Path | None, as_json: bool) -> None:
+def export(run: Path, to: str, out: Path | None, store: Path | None, allow_code: bool, as_json: bool) -> None:
     """Write the student of a finished RUN as a file that runs without this package.
 
     \b
@@ -34,7 +36,7 @@ def export(run: Path, to: str, out: Path | None, store: Path | None, as_json: bo
     from student_train.export import TOLERANCE, export_student
     from student_train.finished_student import FinishedStudent
 
-    done = export_student(FinishedStudent.open(run, store), to, out)
+    done = export_student(FinishedStudent.open(run, store, UserCode.of(allowed=allow_code)), to, out)
     if as_json:
         # JSON has no word for what is no number.
         found = done.difference if done.difference is not None and math.isfinite(done.difference) else None

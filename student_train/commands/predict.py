@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ground.listing import LeftOut
-from ground.options import device_option, json_option
+from ground.options import allow_code_option, device_option, json_option
 from ground.terminal import note, print_json, print_table, progress
+from ground.user_code import UserCode
 
 if TYPE_CHECKING:
     from student_train.finished_student import FinishedStudent
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to name of each.")
 @click.option("--store", type=click.Path(path_type=Path), help="Where the run's store is now; for runs that need it.")
 @device_option
+@allow_code_option
 @json_option
 def predict_command(
-    run: Path, images: tuple[Path, ...], top: int, store: Path | None, device: str, as_json: bool
+    run: Path, images: tuple[Path, ...], top: int, store: Path | None, device: str, allow_code: bool, as_json: bool
 ) -> None:
     """Name the classes of photographs, files or folders of them, by the student of a finished RUN.
 
@@ -43,7 +45,7 @@ def predict_command(
     files = find_images(images, left_out)
     if left_out.names:
         note(left_out.said())
-    student = FinishedStudent.open(run, store)
+    student = FinishedStudent.open(run, store, UserCode.of(allowed=allow_code))
     compute = Compute.choose(device, student.record.precision)
     with progress(f"{student.record.student}: images", len(files)) as advance:
         found = list(predict(student, files, compute, lambda steps: advance(steps, "")))

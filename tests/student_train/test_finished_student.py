@@ -11,6 +11,7 @@ import safetensors.torch
 
 from ground.errors import IdentityMismatch, InvalidInput
 from student_train.finished_student import FinishedStudent
+from tests.running import run_command
 
 
 @pytest.fixture
@@ -61,3 +62,34 @@ def test_a_run_without_its_files_is_refused(finished_run, tmp_path, damage, says
     (folder / damage).unlink()
     with pytest.raises(InvalidInput, match=says):
         FinishedStudent.open(folder)
+
+
+MODULE = """
+from torch import nn
+
+
+def student(num_classes):
+    body = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(4, num_classes))
+"""
+
+
+def test_a_student_that_is_the_users_code_answers_only_where_that_is_allowed(photograph_store, photographs, tmp_path):
+    (tmp_path / "own_students.py").write_text(MODULE)
+
+    def run(*arguments: object):
+        return run_command("ckd-train", *arguments, cwd=tmp_path)
+
+    trained = run(
+        "--store", photograph_store, "--student", "python:own_students:student", "--student-size", 32, "--method", "kd",
+        "--max-evals", 1, "--out", "run", "--allow-code",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    images = photographs / "test" / "dog"
+    for command in (("predict", "run", images), ("export", "run", "--to", "export")):
+        refused = run(*command)
+        assert refused.returncode == 2
+        assert "--allow-code" in refused.stderr
+        done = run(*command, "--allow-code")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "student.pt2").exists()
