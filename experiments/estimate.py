@@ -73,9 +73,10 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     fingerprints = {need.folder: plan.fingerprint for need, plan in plans.items()}
     require_same_teachers(fingerprints, runs, config.out)
     left = [run for run in runs if not is_finished(config.out / run.folder)]
-    classes, size = stores.dataset.num_classes, stores.dataset.geometry.crop_size
-    images = {run.student: _speed(run.student, classes, size, compute) for run in left}
-    sizes = {student: network_shape(student, classes, size).num_bytes for student in images}
+    classes = stores.dataset.num_classes
+    inputs = {run.folder: (run.student, _input_size(run, stores)) for run in left}
+    speeds = {student: _speed(*student, classes, compute) for student in dict.fromkeys(inputs.values())}
+    sizes = {student: network_shape(student[0], classes, student[1]).num_bytes for student in speeds}
     return Estimate(
         runs=len(runs),
         samples=len(grid.samples),
@@ -83,10 +84,11 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
         **cost(grid, runs),
         new_calls=sum(plan.new_calls for plan in plans.values()) + sum(test.plan.needed_calls for test in tests),
         teacher_seconds=sum(plan.seconds() for plan in plans.values()),
-        student_seconds=_student_seconds(left, images, config.jobs),
+        student_seconds=_student_seconds([(run, speeds[inputs[run.folder]]) for run in left], config.jobs),
         evaluations=sum(map(_evaluations, left)),
         bounded=all(run.config.protocol.max_evals is not None for run in left),
-        bytes=sum(plan.bytes for plan in plans.values() if plan.new_calls) + sum(sizes[run.student] for run in left),
+        bytes=sum(plan.bytes for plan in plans.values() if plan.new_calls)
+        + sum(sizes[inputs[run.folder]] for run in left),
         by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
         unchecked=list(dict.fromkeys(name for entry in grid.methods for name in entry.spec.unseen)),
     )
@@ -97,7 +99,7 @@ def _with_stand_in(stores: Stores, need: StoreNeed) -> tuple[StoreNeed, Teacher 
     if need.teacher_epochs is None or stores.own_weights(need).exists():
         return stores.with_weights(need), None
     source = TeacherSource(name=need.teacher, boxes=shows_boxes(stores.grid.store.view_policy))
-    return need, untrained_teacher(source, stores.dataset, Compute.choose(stores.device, "fp32"))
+    return need, untrained_teacher(source, stores.images_of(need.teacher), Compute.choose(stores.device, "fp32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,17 @@ class _Speed:
     evaluate: float
 
 
-def _speed(student: str, classes: int, size: int, compute: Compute) -> _Speed:
+def _input_size(run: PlannedRun, stores: Stores) -> int:
+    """Of a student, in pixels."""
+    return run.config.student_size or stores.images_of(run.teacher).geometry.crop_size
+
+
+def _speed(student: str, size: int, classes: int, compute: Compute) -> _Speed:
     """Of one thread, as workers have it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        network = create_model(student, num_classes=classes, seed=0)
+        network = create_model(student, num_classes=classes, seed=0, image_size=size)
         compute.place(network)
         pixels = compute.to_device(torch.randn(_BATCH, 3, size, size))
         labels = compute.to_device(torch.arange(_BATCH) % classes)
@@ -148,9 +155,8 @@ def _evaluations(run: PlannedRun) -> int:
     return fewest if protocol.max_evals is None else protocol.max_evals
 
 
-def _student_seconds(runs: Sequence[PlannedRun], speeds: dict[str, _Speed], jobs: int) -> float:
+def _student_seconds(runs: Sequence[tuple[PlannedRun, _Speed]], jobs: int) -> float:
     total = 0.0
-    for run in runs:
-        speed = speeds[run.student]
+    for run, speed in runs:
         total += _evaluations(run) * (run.work * speed.train + run.n / 4 * speed.evaluate)
     return total / jobs

@@ -16,9 +16,9 @@ from typing import Any
 
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
-from ground.geometry import VIEW_POLICIES
+from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
 from ground.user_code import UserCode
-from models import canonical_name, network_shape
+from models import canonical_name
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
@@ -39,12 +39,14 @@ class TeacherStudent:
     Args:
         weights: of the teacher; None looks where `ckd-cache build` does.
         teacher_epochs: train the teacher for so long, in the grid's folder, if it is not there; None never does.
+        student_size: of the student's input, to which views are resized; None is the grid's.
     """
 
     teacher: str
     student: str
     weights: Path | None = None
     teacher_epochs: int | None = None
+    student_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ class Grid:
     """Everything a grid says.
 
     Args:
+        student_size: of students' inputs, where their pair does not say; None shows them views as they are.
         sizes: values of n, increasing.
         seeds: of the students' trainings.
         sample_seeds: of the samples, a store each; none for the one sample that `store.seed` draws.
@@ -100,6 +103,7 @@ class Grid:
     dataset: str
     data_root: Path | None = None
     image_size: int | None = None
+    student_size: int | None = None
     pairs: tuple[TeacherStudent, ...]
     methods: tuple[MethodEntry, ...]
     sizes: tuple[int, ...]
@@ -118,6 +122,10 @@ class Grid:
             return InvalidInput(str(reason))
         line = self.lines.get(key)
         return InvalidInput(f"{self.path}{'' if line is None else f', line {line}'}: {reason}")
+
+    def size_of(self, pair: TeacherStudent) -> int | None:
+        """Of a student's input; None where it takes the views as they are."""
+        return self.student_size if pair.student_size is None else pair.student_size
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -157,6 +165,7 @@ _KEYS = (
     "dataset",
     "data_root",
     "image_size",
+    "student_size",
     "pairs",
     "methods",
     "n",
@@ -188,6 +197,7 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         dataset=top["dataset"].text(),
         data_root=Path(top["data_root"].text()) if "data_root" in top else None,
         image_size=top["image_size"].integer(8, 1024) if "image_size" in top else None,
+        student_size=_student_size(top),
         pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
         methods=_methods(top["methods"], training, choose, code),
         sizes=_sizes(top["n"]),
@@ -267,7 +277,8 @@ def _network(entry: Entry) -> str:
 
 
 def _pair(entry: Entry) -> TeacherStudent:
-    found = entry.fields(("teacher", "student", "weights", "teacher_epochs"), required=("teacher", "student"))
+    keys = ("teacher", "student", "weights", "teacher_epochs", "student_size")
+    found = entry.fields(keys, required=("teacher", "student"))
     if "weights" in found and "teacher_epochs" in found:
         entry.refuse("weights are of a teacher that is trained, and teacher_epochs trains one; give one of them")
     return TeacherStudent(
@@ -275,7 +286,12 @@ def _pair(entry: Entry) -> TeacherStudent:
         student=_network(found["student"]),
         weights=Path(found["weights"].text()) if "weights" in found else None,
         teacher_epochs=found["teacher_epochs"].integer(1) if "teacher_epochs" in found else None,
+        student_size=_student_size(found),
     )
+
+
+def _student_size(found: Mapping[str, Entry]) -> int | None:
+    return found["student_size"].integer(1, MAX_INPUT_SIZE) if "student_size" in found else None
 
 
 def _check_pairs(grid: Grid, entry: Entry) -> None:
@@ -284,6 +300,11 @@ def _check_pairs(grid: Grid, entry: Entry) -> None:
         trained = (pair.weights, pair.teacher_epochs)
         if known.setdefault(pair.teacher, trained) != trained:
             entry.refuse(f"two pairs name {pair.teacher} with different weights or epochs; make a grid for each")
+    # Tables tell runs apart by teacher and student.
+    students = [(pair.teacher, pair.student) for pair in grid.pairs]
+    for teacher, student in students:
+        if students.count((teacher, student)) > 1:
+            entry.refuse(f"two pairs name {teacher} and {student}, at different sizes; make a grid for each")
 
 
 def _methods(
@@ -406,8 +427,3 @@ def _unique(entry: Entry, values: Sequence[Any]) -> tuple[Any, ...]:
 def slug(text: str) -> str:
     """Text as part of a file's name."""
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_.") else "-" for letter in text)[:60]
-
-
-def layers_of(name: str) -> list[str]:
-    """The outputs a network has beside its logits, in its order."""
-    return list(network_shape(name).layers)

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
-from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, layers_of, slug
+from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, slug
+from experiments.layers import student_layers, teacher_layers
 from ground.errors import CKDError
+from models import model_names
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
 from student_train.train_config import TrainConfig
@@ -114,7 +116,7 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
             teacher=teacher,
             weights=pair.weights,
             teacher_epochs=pair.teacher_epochs,
-            features=tuple(name for name in layers_of(teacher) if name in wanted[teacher]),
+            features=tuple(name for name in teacher_layers(teacher) if name in wanted[teacher]),
         )
         for teacher, pair in pairs.items()
         for sample_seed in grid.samples
@@ -152,7 +154,8 @@ def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
         for pair in grid.pairs:
             for n in grid.sizes:
                 for entry in grid.methods:
-                    for config in entry.configs(pair.student, seed):
+                    for given in entry.configs(pair.student, seed):
+                        config = replace(given, student_size=grid.size_of(pair))
                         yield _run(grid, pair, entry, methods[entry.label], n, sample_seed, config, precision)
 
 
@@ -226,12 +229,17 @@ def _run(
 
 
 def _as_given(config: TrainConfig) -> dict[str, Any]:
-    """A training's settings. A size of its own came later, and is left out where it is not given: plans, results and
-    digests of earlier releases lack it.
+    """A training's settings. What came later is left out where it is not given, or is as the zoo has it: plans, results
+    and digests of earlier releases lack it.
     """
     settings = asdict(config)
+    # What a user allows is no setting, and a grid cannot begin with weights.
+    for name in ("code", "init"):
+        del settings[name]
     if config.student_size is None:
         del settings["student_size"]
+    if config.student in model_names():
+        del settings["student_preprocessing"]
     return settings
 
 
@@ -247,7 +255,7 @@ def _as_seen(settings: StoreSettings) -> dict[str, Any]:
 
 def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tuple[str, ...]:
     try:
-        return entry.spec.wanted(layers_of(pair.student), layers_of(pair.teacher)).teacher
+        return entry.spec.wanted(student_layers(grid, pair), teacher_layers(pair.teacher)).teacher
     except CKDError as error:
         raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
 

@@ -16,6 +16,7 @@ from ground.errors import CKDError, InvalidInput
 from ground.layers import LOGITS
 from ground.terminal import note, progress
 from models.compute import Compute
+from models.origins import Preprocessing, preprocessing_of
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
 from storage.store import Store
@@ -23,10 +24,11 @@ from storage.store_ledger import own_ledger
 from teacher_cache.build import build
 from teacher_cache.builder import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
-from teacher_cache.datasets import ImageDataset, open_dataset
+from teacher_cache.datasets import ImageDataset
+from teacher_cache.datasets.registry import is_folder
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.fallback import run_wide_enough
-from teacher_cache.prepare import Prepared, prepare_build, prepare_test_build
+from teacher_cache.prepare import Prepared, images_of_build, prepare_build, prepare_test_build
 from teacher_cache.sample import draw_sample
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
@@ -73,7 +75,8 @@ class Stores:
 
     Args:
         out: the grid's folder.
-        dataset: its images, where they are open already: every file is read, once, for the digest.
+        dataset: its images, as `open_images` gives them, where they are open already: every file is read, once, for the
+            digest.
 
     Raises:
         InvalidInput: they cannot be opened; the message names the line.
@@ -82,6 +85,14 @@ class Stores:
     def __init__(self, grid: Grid, out: Path, device: str, dataset: ImageDataset | None = None) -> None:
         self.grid, self.out, self.device = grid, out, device
         self.dataset = open_images(grid) if dataset is None else dataset
+        self._prepared = {_preparation(grid, grid.pairs[0].teacher): self.dataset}
+
+    def images_of(self, teacher: str) -> ImageDataset:
+        """The images as a teacher's store keeps them: those of a folder as its library prepares them."""
+        preparation = _preparation(self.grid, teacher)
+        if preparation not in self._prepared:
+            self._prepared[preparation] = open_images(self.grid, teacher)
+        return self._prepared[preparation]
 
     def check_sizes(self) -> None:
         """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
@@ -102,7 +113,9 @@ class Stores:
             path.parent.mkdir(parents=True, exist_ok=True)
             training = TrainingConfig(teacher=need.teacher, epochs=need.teacher_epochs)
             with progress(f"teacher {need.teacher}: epochs", need.teacher_epochs) as advance:
-                report = train_teacher(training, self.dataset, path, Compute.choose(self.device), advance)
+                report = train_teacher(
+                    training, self.images_of(need.teacher), path, Compute.choose(self.device), advance
+                )
             note(f"teacher {need.teacher}: test accuracy {report['test_accuracy']:.4f}")
         return replace(need, weights=path)
 
@@ -127,7 +140,7 @@ class Stores:
         config = self._build_config(need, folder, features, self.grid.sizes[-1])
         plan = StorePlan(
             extension=self._plan_extension(need, folder, missing) if missing else None,
-            build=prepare_build(config, self.dataset, stand_in),
+            build=prepare_build(config, self.images_of(need.teacher), stand_in),
         )
         if plan.extension is not None:
             # Each of the two fits the budget by itself.
@@ -161,7 +174,8 @@ class Stores:
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
         """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""
         config = self._build_config(need, self.out / need.folder_of_tests, (), self.grid.test_images)
-        return prepare_test_build(replace(config, seed=self.grid.store.seed, budget=None), self.dataset, stand_in)
+        config = replace(config, seed=self.grid.store.seed, budget=None)
+        return prepare_test_build(config, self.images_of(need.teacher), stand_in)
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""
@@ -205,12 +219,29 @@ class Stores:
         )
 
 
-def open_images(grid: Grid) -> ImageDataset:
-    """The images that a grid names; raises `InvalidInput` with the line if they are not there."""
+def open_images(grid: Grid, teacher: str | None = None) -> ImageDataset:
+    """The images that a grid names, prepared for a teacher, its first one by default.
+
+    Raises:
+        InvalidInput: they are not there; with the line.
+    """
     try:
-        return open_dataset(grid.dataset, data_root=grid.data_root, image_size=grid.image_size)
+        return images_of_build(
+            BuildConfig(
+                teacher=teacher or grid.pairs[0].teacher,
+                n=grid.sizes[-1] if grid.sizes else 1,
+                store=Path(),
+                dataset=grid.dataset,
+                data_root=grid.data_root,
+                image_size=grid.image_size,
+            )
+        )
     except CKDError as error:
         raise grid.refused("dataset", error) from error
+
+
+def _preparation(grid: Grid, teacher: str) -> Preprocessing | None:
+    return preprocessing_of(teacher) if is_folder(grid.dataset) else None
 
 
 def _build(label: str, prepared: Prepared, report: BuildReport) -> None:

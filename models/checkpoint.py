@@ -8,7 +8,7 @@ which of their tensors are meant: `models.weight_sets`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,19 @@ class Loaded:
     low_precision: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun(Loaded):
+    """What a network begins with.
+
+    Args:
+        digest: SHA-256 over what was taken from the file, 64 hex digits.
+        left: keys of the network that keep their initial values.
+    """
+
+    digest: str
+    left: tuple[str, ...]
+
+
 def read_weights(path: str | Path) -> Weights:
     """Read a checkpoint; what kind it is follows from its first bytes, not from its name.
 
@@ -98,17 +111,44 @@ def load_weights(network: Network, path: str | Path) -> Loaded:
             sets of weights fit.
         CheckpointError: it cannot be read, or a weight is not finite.
     """
+    loaded, tensors = _fitting(network, path)
+    network.load_state_dict(tensors)
+    return loaded
+
+
+def begin_with(network: Network, path: str | Path, head: Collection[str], *, keep_head: bool = False) -> Begun:
+    """Put all of a checkpoint into a network but a head of other classes, which stays as it is initialised.
+
+    Args:
+        path: `FILE`, or `FILE#key` for one of several sets of weights in it.
+        head: the network's keys that belong to its classes.
+        keep_head: leave them as they are initialised whatever the file holds.
+
+    Raises:
+        CheckpointMismatch, CheckpointError: as `load_weights`, for anything but the head.
+    """
+    loaded, tensors = _fitting(network, path, head)
+    own = network.state_dict()
+    fits = all(key in tensors and tensors[key].shape == own[key].shape for key in head)
+    left = tuple(sorted(head)) if keep_head or not fits else ()
+    taken = {key: tensor for key, tensor in tensors.items() if key not in left}
+    network.load_state_dict({**own, **taken})
+    return Begun(loaded.label, loaded.metadata, loaded.low_precision, digest=_digest_of(taken), left=left)
+
+
+def _fitting(network: Network, path: str | Path, free: Collection[str] = ()) -> tuple[Loaded, dict[str, Tensor]]:
+    """The tensors of a checkpoint that are a network's, in its kinds of numbers, all of them finite."""
     file, chosen = locate(path)
     weights = read_weights(file)
-    found = choose(file, weights.sets, network, chosen)
+    found = choose(file, weights.sets, network, chosen, free)
     kinds = {key: tensor.dtype for key, tensor in network.state_dict().items()}
     low = {tensor.dtype for tensor in found.tensors.values() if tensor.is_floating_point() and tensor.itemsize < 4}
     tensors = {key: tensor.to(kinds[key]) for key, tensor in found.tensors.items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file} holds values in {key} that are not finite; get another checkpoint")
-    network.load_state_dict(tensors)
-    return Loaded(found.label, weights.metadata, tuple(sorted(str(kind).removeprefix("torch.") for kind in low)))
+    names = tuple(sorted(str(kind).removeprefix("torch.") for kind in low))
+    return Loaded(found.label, weights.metadata, names), tensors
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -138,12 +178,16 @@ def save_weights(network: Network, path: str | Path, metadata: Mapping[str, str]
 
 def weights_digest(network: Network) -> str:
     """SHA-256 over all weights and buffers, 64 hex digits; device and memory layout do not matter."""
+    return _digest_of(network.state_dict())
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
     hasher = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
+    for key, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         hasher.update(repr((key, str(values.dtype), tuple(values.shape))).encode())
         # As bytes: numpy has no bfloat16.
-        hasher.update(values.reshape(-1).view(torch.uint8).numpy())
+        hasher.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ground.errors import CheckpointMismatch, InvalidInput
 from ground.layers import LAST, POOLED
+from ground.user_code import UserCode
 from models.names import NETWORKS, canonical_name
 from models.network import Network, require_extras
 from models.registry import create_model
@@ -95,13 +96,16 @@ class ReusedHead(Network):
         return maps if size == (height, length) else F.adaptive_avg_pool2d(maps, size)
 
 
-def rebuild(student: str, state: Mapping[str, Tensor], image_size: int = 32) -> ReusedHead:
+def rebuild(
+    student: str, state: Mapping[str, Tensor], image_size: int = 32, *, code: UserCode = UserCode.REFUSED
+) -> ReusedHead:
     """The network that a state dict is of, with its weights.
 
     Args:
         student: name of the body, in any spelling.
         state: as `ReusedHead.state_dict` gives it.
         image_size: H and W of its input.
+        code: what is done with a body that is code from outside this program.
 
     Raises:
         CheckpointMismatch: it is of another kind of network, or the body is not this one.
@@ -116,7 +120,7 @@ def rebuild(student: str, state: Mapping[str, Tensor], image_size: int = 32) -> 
     weight, size, width = state[_HEAD], state[_GRID].shape, len(state[_NARROWED])
 
     def made() -> ReusedHead:
-        body = create_model(student, num_classes=len(weight), image_size=image_size)
+        body = create_model(student, num_classes=len(weight), image_size=image_size, code=code)
         return ReusedHead(body, weight, weight.new_zeros(len(weight)), size, width)
 
     try:

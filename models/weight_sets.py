@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,18 +59,25 @@ def sets_of(content: Any) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def choose(path: Path, sets: Mapping[str, Mapping[str, Tensor]], network: Network, chosen: str | None) -> Candidate:
+def choose(
+    path: Path,
+    sets: Mapping[str, Mapping[str, Tensor]],
+    network: Network,
+    chosen: str | None,
+    free: Collection[str] = (),
+) -> Candidate:
     """The one set, and the one prefix in it, that fits a network.
 
     Args:
         chosen: a label, or the beginning of one; None for whichever alone fits.
+        free: keys of the network that need not be there, or may be of another shape.
 
     Raises:
         CheckpointMismatch: none fits, or several do, and which is meant is not said.
     """
     wanted = network.state_dict()
-    every = [candidate for label, tensors in sets.items() for candidate in _candidates(label, tensors, wanted)]
-    fitting = [each for each in every if not any(_mismatches(network, each.tensors))]
+    every = [candidate for label, tensors in sets.items() for candidate in _candidates(label, tensors, wanted, free)]
+    fitting = [each for each in every if not any(_mismatches(network, each.tensors, free))]
     fitting_and_meant = [each for each in fitting if _is_meant(each.label, chosen)]
     if len(fitting_and_meant) > 1:
         labels = [each.label for each in fitting_and_meant]
@@ -85,7 +92,7 @@ def choose(path: Path, sets: Mapping[str, Mapping[str, Tensor]], network: Networ
         raise CheckpointMismatch(f"{path} has no weights under {plain(chosen or '')!a}; choose {_listed(path, labels)}")
     nearest = max(meant, key=lambda each: sum(key in wanted for key in each.tensors))
     where = f" (of it, {plain(nearest.label)})" if nearest.label else ""
-    problems = "; ".join(_mismatches(network, nearest.tensors))
+    problems = "; ".join(_mismatches(network, nearest.tensors, free))
     raise CheckpointMismatch(f"{path}{where} does not fit the network: {problems}")
 
 
@@ -93,18 +100,20 @@ def _is_meant(label: str, chosen: str | None) -> bool:
     return chosen is None or label == chosen or label.startswith(f"{chosen}.")
 
 
-def _candidates(label: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[Candidate]:
+def _candidates(
+    label: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], free: Collection[str]
+) -> Iterator[Candidate]:
     """A set's tensors by each prefix under which all the network's keys are; or else by the likeliest."""
     counts: Counter[str] = Counter()
     for key in tensors:
         start = 0
         while True:
-            if key[start:] in wanted and not key.endswith(_OPTIONAL):
+            if key[start:] in wanted and key[start:] not in free and not key.endswith(_OPTIONAL):
                 counts[key[:start]] += 1
             start = key.find(".", start) + 1
             if not start:
                 break
-    needed = sum(not key.endswith(_OPTIONAL) for key in wanted)
+    needed = sum(key not in free and not key.endswith(_OPTIONAL) for key in wanted)
     whole = [prefix for prefix, count in counts.items() if count == needed]
     # Without one key in common there is still something to say of it.
     for prefix in whole or [prefix for prefix, _ in counts.most_common(1)] or [""]:
@@ -127,8 +136,9 @@ def _listed(path: Path, labels: Sequence[str]) -> str:
     return f"{' or '.join(typed)}{more}"
 
 
-def _mismatches(network: Network, found: Mapping[str, Tensor]) -> Iterator[str]:
-    wanted = network.state_dict()
+def _mismatches(network: Network, found: Mapping[str, Tensor], free: Collection[str]) -> Iterator[str]:
+    wanted = {key: tensor for key, tensor in network.state_dict().items() if key not in free}
+    found = {key: tensor for key, tensor in found.items() if key not in free}
     layer = network.head
     head = next((key for key, tensor in network.named_parameters() if layer and tensor is layer.weight), "")
     if head in found and found[head].dim() == 2 and len(found[head]) != network.num_classes:

@@ -13,9 +13,9 @@ from typing import Any, Self
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ground.documents import Amount, Count, Line, Positive, Share, read_object, read_record, typed
+from ground.documents import Amount, Count, Hex64, Line, Positive, Share, read_object, read_record, typed
 from ground.durable import write_json
-from ground.geometry import Rendering
+from ground.geometry import Fit, Rendering
 
 RUN_FILE = "run.json"
 FAILURE_FILE = "failure.json"
@@ -41,6 +41,8 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         recipe: what the method was made of.
         n: rows of the store that it learns from.
         student_size: of the student's input, where it is not that of the teacher's views.
+        student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
+        init: digest of the weights that it began with, where those were given.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -61,6 +63,8 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     teacher_fingerprint: Line
     dataset: Line
     student_size: Positive | UnsetType = UNSET
+    student_preprocessing: Line | UnsetType = UNSET
+    init: Hex64 | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""
@@ -74,6 +78,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     Args:
         student_rendering: how the student was shown images; runs of earlier releases say nothing, and mean the
             teacher's.
+        fit: how the images that it was shown had been made of photographs; runs of earlier releases do not say.
         sample_seed: of the images in the store; runs of earlier releases do not say.
         store: absolute folder of the store when the run was made; it may hold any character that a path can.
         ledger_head: hash of the ledger's newest entry, but for those of runs, when the store was read; None where
@@ -87,6 +92,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     """
 
     student_rendering: Rendering | UnsetType = UNSET
+    fit: Fit | UnsetType = UNSET
     sample_seed: Count | UnsetType = UNSET
     store: str | None = None
     ledger_head: Line | None = None

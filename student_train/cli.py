@@ -11,11 +11,19 @@ from ground.terminal import CommandAt, CommandGroup
 from student_train.commands.options import train_options
 
 _COMMANDS = {
+    "export": CommandAt(
+        "student_train.commands.export:export",
+        "Write the student of a finished RUN as a file that runs without this package.",
+    ),
     "losses": CommandAt(
         "student_train.commands.losses:losses",
         "List every loss with needs, defaults and source, or explain the one of this NAME.",
     ),
     "methods": CommandAt("student_train.commands.methods:methods", "List every method with the losses it adds up."),
+    "predict": CommandAt(
+        "student_train.commands.predict:predict_command",
+        "Name the classes of photographs, files or folders of them, by the student of a finished RUN.",
+    ),
     "verify": CommandAt(
         "student_train.commands.verify:verify",
         "Check that a finished RUN's results, metrics and weights are what they were when it ended.",
@@ -37,6 +45,8 @@ def main(context: click.Context, /, store: Path | None, **settings: Any) -> None
     ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2 --allow-code
     ckd-train losses
     ckd-train verify RUN
+    ckd-train predict RUN photographs/
+    ckd-train export RUN --to onnx
 
     Exit status: 0 done, 2 bad usage or bad input, 130 interrupted.
     """

@@ -80,6 +80,17 @@ class RunFolder:
         self._require_same(record, settings, stores)
         return record.document()
 
+    def started(self) -> RunSettings | None:
+        """The settings of the run that is here, finished or not; None where there is none that can be read."""
+        try:
+            if is_finished(self.path):
+                return RunRecord.read(self.path)
+            state = torch.load(self.path / RESUME_FILE, weights_only=True, map_location="cpu", mmap=True)
+            return typed(json.loads(state["config"]), RunSettings)
+        except Exception:
+            # What is wrong with it is said where it is gone on with; none of it runs code.
+            return None
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep what resuming needs, tensors, numbers and text only, with a digest of it all."""
         content = io.BytesIO()

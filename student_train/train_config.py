@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE
@@ -11,6 +12,7 @@ from ground.user_code import UserCode
 from student_train.protocol import ProtocolConfig
 
 STUDENT_VIEWS = ("auto", "fresh", "teacher")
+STUDENT_PREPROCESSING = ("own", "teacher")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,10 @@ class TrainConfig:
     Args:
         student_size: height and width of the student's input, to which views are resized; None takes them as they are.
         code: what is done with a student that is code from outside this program.
+        student_preprocessing: "own" shows the student pixels as its library does, with that one's mean, deviation and
+            filter, where it is another library's network; "teacher" as the teacher was shown them, which runs of
+            earlier releases mean. For the zoo both are the same.
+        init: weights that it begins with, as FILE or FILE#key; None initialises them by the seed.
         student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
             where feature maps are learned from, and else "fresh".
     """
@@ -27,6 +33,8 @@ class TrainConfig:
     student: str
     student_size: int | None = None
     code: UserCode = UserCode.REFUSED
+    student_preprocessing: str = "own"
+    init: Path | None = None
     seed: int = 0
     lr: float = 0.05
     momentum: float = 0.9
@@ -38,6 +46,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.student_view not in STUDENT_VIEWS:
             raise UnknownName("student view", self.student_view, STUDENT_VIEWS)
+        if self.student_preprocessing not in STUDENT_PREPROCESSING:
+            raise UnknownName("student preprocessing", self.student_preprocessing, STUDENT_PREPROCESSING)
         if self.student_size is not None and not 1 <= self.student_size <= MAX_INPUT_SIZE:
             raise InvalidInput(f"--student-size must be 1 to {MAX_INPUT_SIZE} pixels, got {self.student_size}")
         if self.batch_size < 4:

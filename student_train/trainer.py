@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import UNSET, structs
+from msgspec import UNSET, UnsetType, structs
 from torch import Tensor
 
 from ground.documents import Positive, shown, typed
@@ -26,7 +26,7 @@ from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.terminal import StopRequest, graceful_stop
 from ground.views import evaluation_batches
-from models import Network, Representation, canonical_name, create_model, network_shape
+from models import Network, Representation, canonical_name, network_shape
 from models.compute import Compute
 from models.evaluation import accuracy
 from storage.manifest import Manifest
@@ -36,6 +36,7 @@ from student_train.anchor import anchor, require_head
 from student_train.binding import Binding
 from student_train.bound_method import Losses, bind_method
 from student_train.data import LabelledImages, StudentData, free_memory
+from student_train.initial_student import InitialStudent, own_preprocessing, student_rendering
 from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
@@ -62,6 +63,7 @@ class Trainer:
         method: how.
         folder: where its results go.
         config: the rest.
+        initial: the student, where it is made already.
 
     Attributes:
         state: the student, and all that changes with it.
@@ -69,15 +71,23 @@ class Trainer:
         threads: how many CPU threads the steps so far had, a number each time that it changed.
     """
 
-    def __init__(self, config: TrainConfig, data: StudentData, method: MethodSpec, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: StudentData,
+        method: MethodSpec,
+        folder: RunFolder,
+        initial: InitialStudent | None = None,
+    ) -> None:
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
         sampling = method.sampling_of(data.manifest.identity.views)
         sampling.check(data.n)
         if config.student_view == "teacher" or isinstance(sampling, AllViews):
             data.require_replay()
-        size = data.rendering.size
-        student = create_model(config.student, data.num_classes, config.seed, size, code=config.code)
+        if initial is None:
+            initial = InitialStudent.make(config, data.manifest.identity.dataset.classes, data.rendering)
+        student, self.init_digest = initial.network, initial.digest
         self.wanted = wanted_by(method, student.layers, data.manifest)
         labels = data.train.labels.cpu()
         require_head(student, method)
@@ -118,11 +128,17 @@ class Trainer:
         """
         folder.check(resume=resume)
         opened = Store.open(store)
-        shown = rendering or replace(opened.manifest.identity.teacher_rendering, input_size=config.student_size)
+        identity = opened.manifest.identity
+        config = _as_it_began(config, folder)
+        shown = rendering or student_rendering(config, identity)
+        initial = None
+        # A file that does not fit is refused before anything is loaded.
+        if config.init is not None:
+            initial = InitialStudent.make(config, identity.dataset.classes, shown)
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
-        rendering = None if shown == opened.manifest.identity.teacher_rendering else shown
-        return cls(config, load(opened, n, wanted, compute, rendering), method, folder)
+        rendering = None if shown == identity.teacher_rendering else shown
+        return cls(config, load(opened, n, wanted, compute, rendering), method, folder, initial)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -263,6 +279,7 @@ class Trainer:
         record = RunRecord(
             **structs.asdict(self.settings()),
             student_rendering=self.data.rendering,
+            fit=self.data.manifest.identity.fit,
             sample_seed=self.data.manifest.identity.seed,
             store=str(self.data.folder),
             ledger_head=self.data.ledger_head,
@@ -292,6 +309,8 @@ class Trainer:
         return RunSettings(
             student=canonical_name(config.student),
             student_size=UNSET if config.student_size is None else config.student_size,
+            student_preprocessing=UNSET if own_preprocessing(config) is None else "own",
+            init=UNSET if self.init_digest is None else self.init_digest,
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,
@@ -340,6 +359,14 @@ class Trainer:
         since = self.state.step - self.state.protocol.evals * self.eval_every
         if not 0 <= since <= self.eval_every or since != len(self.state.losses):
             raise ValueError(f"{len(self.state.losses)} losses are kept of {since} steps since an evaluation")
+
+
+def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """The configuration; a run of an earlier release goes on being shown pixels as the teacher was."""
+    started = folder.started() if own_preprocessing(config) is not None else None
+    if started is not None and isinstance(started.student_preprocessing, UnsetType):
+        return replace(config, student_preprocessing="teacher")
+    return config
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:

@@ -106,6 +106,15 @@ def _source(config: BuildConfig) -> TeacherSource:
     )
 
 
+def images_of_build(config: BuildConfig) -> ImageDataset:
+    """The images that a build shows its teacher, for several builds of one data set.
+
+    Raises:
+        CKDError: they are not there, or cannot be used.
+    """
+    return _open_names(config, None)[1]
+
+
 def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Compute, ImageDataset]:
     precision = "fp32" if config.precision == "auto" else config.precision
     compute = Compute.choose(config.device, precision, precisions=CALL_PRECISIONS)

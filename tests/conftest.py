@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.photographs import CLASSES, write_photographs
 from tests.running import COMMANDS, run_command
 
 __all__ = ["COMMANDS", "run_command"]
@@ -123,6 +124,24 @@ def built_store(stores) -> Path:
 @pytest.fixture(scope="session", params=("zarr", "hdf5"))
 def store_of_each_format(request, stores) -> Path:
     return stores[request.param]
+
+
+@pytest.fixture(scope="session")
+def photographs(made_once) -> Path:
+    """An image folder; see `tests.photographs`."""
+    return made_once("photographs", write_photographs)
+
+
+@pytest.fixture(scope="session")
+def timm_weights(made_once) -> Path:
+    """Of an untrained timm:mobilenetv3_small_050 for the photographs' classes."""
+    from models import create_model, save_weights
+
+    def fill(folder: Path) -> None:
+        network = create_model("timm:mobilenetv3_small_050", len(CLASSES), seed=0, image_size=64)
+        save_weights(network, folder / "weights.safetensors", {})
+
+    return made_once("timm-teacher", fill) / "weights.safetensors"
 
 
 @pytest.fixture(scope="session")

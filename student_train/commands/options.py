@@ -21,6 +21,7 @@ _OPTIONS = (
     click.option("--store", type=click.Path(path_type=Path), help="Store that stage one built; needed."),
     click.option("--student", default="wrn16_2", show_default=True, help="Network to train, perhaps ORIGIN:NAME."),
     click.option("--student-size", type=int, help="Pixels of its input.  [default: those of the teacher's views]"),
+    click.option("--init", type=click.Path(path_type=Path), help="Weights to begin with, as FILE or FILE#key."),
     click.option(
         "--method",
         help=f"Recipe with settings, as ckd:pairs=all: {_METHODS}, or the name of a loss.  [default: ckd]",

@@ -16,7 +16,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.connectors import resizing_layers
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import require_positive, same_shape
+from student_train.losses.tensors import pooled_like, require_positive, same_shape
 from student_train.signals import Signals
 
 # The released code's, so that the loss is of the size of a cross-entropy.
@@ -59,6 +59,10 @@ class ActivationBoundary(LayerwiseLoss):
         layers: which pre-activations, as in `Needs.outputs`.
         margin: how far on the right side counts as right; above 0.
 
+    Note:
+        a teacher's map that is larger than the student's, but not twice as large, is average-pooled to what c makes, so
+        that the boundary is that of the mean (ours; the CRD benchmark's code has no connector for such pairs).
+
     Recipe:
         ours: added to the loss, in one stage. The authors and the CRD benchmark train with AB alone first, without
         labels (30 epochs of the benchmark's 270), and then with cross-entropy (the authors: KD) alone, starting from
@@ -81,15 +85,16 @@ class ActivationBoundary(LayerwiseLoss):
 
     def build(self, binding: Binding) -> None:
         """A connector for each pair of maps."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
-            learned = [] if student == teacher else resizing_layers(self.name, binding, pair, student, teacher)
+        for student, teacher in binding.shapes(self.pairs):
+            learned = [] if student == teacher else resizing_layers(student, teacher)
             self.connectors.append(nn.Sequential(*learned))
 
     def summands(self, signals: Signals) -> Iterator[Tensor]:
         """One for each pair of maps, with its weight."""
         weights = stage_weights(len(self.pairs))
         for weight, connector, (student, teacher) in zip(weights, self.connectors, self.outputs(signals), strict=True):
-            yield weight * activation_boundary(connector(student), teacher, self.margin)
+            connected = connector(student)
+            yield weight * activation_boundary(connected, pooled_like(teacher, connected), self.margin)
 
     def forward(self, signals: Signals) -> Tensor:
         """The sum of all, scaled."""

@@ -53,7 +53,7 @@ class AttentionTransfer(LayerwiseLoss):
     """Mean of (q(s) - q(t))^2 over samples and positions, summed over layers; q = channel mean of f^2, L2-normalised.
 
     Args:
-        layers: which maps, as in `Needs.outputs`.
+        layers: which maps, as in `Needs.outputs`; the larger is average-pooled to the smaller.
         squared: as in the released code; false for the paper's distance: half of the L2 norm of the difference,
             batch mean.
     """

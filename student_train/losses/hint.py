@@ -5,6 +5,7 @@ Source: Romero et al. 2015, arXiv:1412.6550, eq. 3; the regressor and the mean a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.connectors import resizing_layers
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import same_shape
+from student_train.losses.tensors import pooled_like, same_shape
 from student_train.signals import Signals
 
 
@@ -43,11 +44,15 @@ class Hint(LayerwiseLoss):
         relu: whether the regressor ends in a ReLU, as in the CRD benchmark's and in CKD's code. It then cannot reach
             what is negative: in differences between samples, in the maps of wide residual networks.
 
+    Note:
+        a teacher's map that is larger than the student's, but not twice as large, is average-pooled to what r makes
+        (ours, as the CRD benchmark's code does for AT; it has no regressor for such pairs).
+
     Recipe:
         kd=1 as in CKD's white-box runs (white_box.yml: w_kd 1); the CRD benchmark's own run has kd=0.
 
     Checked:
-        the regressor reaches every size that it accepts.
+        the regressor reaches the smaller size of every pair; the value with a pooled map in float64.
     """
 
     name: ClassVar[str] = "hint"
@@ -62,11 +67,12 @@ class Hint(LayerwiseLoss):
 
     def build(self, binding: Binding) -> None:
         """A regressor for each pair of maps."""
-        for pair, (student, teacher) in zip(self.pairs, binding.shapes(self.pairs), strict=True):
+        for student, teacher in binding.shapes(self.pairs):
             last = [nn.ReLU()] if self.relu else []
-            self.regressors.append(nn.Sequential(*resizing_layers(self.name, binding, pair, student, teacher), *last))
+            self.regressors.append(nn.Sequential(*resizing_layers(student, teacher), *last))
 
-    def summands(self, signals: Signals) -> list[Tensor]:
+    def summands(self, signals: Signals) -> Iterator[Tensor]:
         """One for each pair of maps."""
-        pairs = zip(self.regressors, self.outputs(signals), strict=True)
-        return [hint(regressor(student), teacher) for regressor, (student, teacher) in pairs]
+        for regressor, (student, teacher) in zip(self.regressors, self.outputs(signals), strict=True):
+            regressed = regressor(student)
+            yield hint(regressed, pooled_like(teacher, regressed))

@@ -63,7 +63,7 @@ class ReviewKD(LayerwiseLoss):
             code has 20; 0 for none.
 
     Note:
-        targets are stages after their activation.
+        targets are stages after their activation; maps of another size than the teacher's take the nearest positions.
 
     Recipe:
         the released CIFAR-100 runs: 5 for wrn_40_2 to wrn_16_2, wrn_40_1 or ShuffleNetV1 and for resnet32x4 to

@@ -81,7 +81,8 @@ class SemCKD(DistillationLoss):
     """Mean over samples, student layers i of sum_j a_ij * MSE(p_ij(s_i), t_j); a_ij: softmax over j of query_i . key_j.
 
     Args:
-        layers: pairs, as in `Needs.outputs`; all student layers in them are matched with all teacher layers in them.
+        layers: pairs, as in `Needs.outputs`; all student layers in them are matched with all teacher layers in them,
+            the larger map average-pooled to the smaller.
         batch: with how many samples of the batch each one is compared to find the association. The released code
             takes the batch size, 64, and can do no other; here missing ones count as zero, and further ones not at all.
 

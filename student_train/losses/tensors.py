@@ -115,6 +115,11 @@ def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if tuple(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size)
 
 
+def pooled_like(maps: Tensor, other: Tensor) -> Tensor:
+    """(B, C, H, W) average-pooled to the height and width of other maps, which are at most its own."""
+    return pooled_to(maps, (other.shape[2], other.shape[3]))
+
+
 def smaller_size(one: Tensor, other: Tensor) -> tuple[int, int]:
     """The smaller height and the smaller width of two maps (B, C, H, W)."""
     return min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])

@@ -42,6 +42,10 @@ def test_the_regressor_reaches_the_teachers_shape_as_in_the_benchmark(size, kind
     assert (convolution.kernel_size, convolution.stride, convolution.padding) == (kernel, stride, padding)
 
 
-@pytest.mark.parametrize("size", [(32, 24), (9, 7), (16, 6), (8, 12), (4, 12), (16, 16)])
-def test_no_regressor_leads_to_other_sizes(size):
-    assert resizing_convolution((3, 8, 6), (6, *size)) is None
+@pytest.mark.parametrize(
+    ("size", "reached"),
+    [((32, 24), (8, 6)), ((9, 7), (8, 6)), ((16, 6), (8, 6)), ((8, 12), (8, 6)), ((4, 12), (4, 6)), ((28, 28), (8, 6))],
+)
+def test_where_the_teachers_map_is_larger_the_student_keeps_its_own_size(size, reached):
+    convolution = resizing_convolution((3, 8, 6), (6, *size))
+    assert convolution(torch.zeros(2, 3, 8, 6)).shape == (2, 6, *reached)
