@@ -17,6 +17,7 @@ from ground.errors import UnknownName
 PRECISIONS = ("fp32", "bf16")
 # Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
 ORIGINS = {
+    "export": "export_file",
     "onnx": "onnx_file",
     "python": "python_networks",
     "timm": "timm_networks",
