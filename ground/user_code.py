@@ -29,6 +29,19 @@ class UserCode(Enum):
         return cls.ALLOWED if allowed else cls.REFUSED
 
 
+def require_allowed(what: str, code: UserCode) -> None:
+    """Raise `InvalidInput` for code from outside this program, unless the user allowed it.
+
+    Args:
+        what: it is, with the name it was given by: "the loss my_losses:Huber", "the program export:teacher.pt2".
+    """
+    if code is not UserCode.ALLOWED:
+        raise InvalidInput(
+            f"{what} is code from outside this program, and is only run where you say so; look at it, then give "
+            "--allow-code"
+        )
+
+
 def import_user_code(what: str, address: str, code: UserCode) -> object:
     """A class or function from a module of the user's, looked for in the working directory last.
 
@@ -39,11 +52,7 @@ def import_user_code(what: str, address: str, code: UserCode) -> object:
     Raises:
         InvalidInput: it is not allowed, or cannot be imported.
     """
-    if code is not UserCode.ALLOWED:
-        raise InvalidInput(
-            f"{what} is code from outside this program, and is only run where you say so; look at it, then give "
-            "--allow-code"
-        )
+    require_allowed(what, code)
     # Last, so that a file here never stands in for an installed module.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

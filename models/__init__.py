@@ -9,14 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from models.names import canonical_name, model_names
+from models.names import canonical_name, locate, model_names
 
 if TYPE_CHECKING:
     from models.checkpoint import (
         Loaded,
         Weights,
         load_weights,
-        locate,
         read_metadata,
         read_weights,
         save_weights,
@@ -49,7 +48,6 @@ _NEED_TORCH = {
         "Loaded",
         "Weights",
         "load_weights",
-        "locate",
         "read_metadata",
         "read_weights",
         "save_weights",

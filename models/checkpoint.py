@@ -20,6 +20,7 @@ from torch import Tensor
 from ground.durable import write_bytes
 from ground.errors import CheckpointError
 from models.foreign_weights import read_foreign
+from models.names import locate
 from models.network import Network
 from models.weight_sets import choose, sets_of
 
@@ -87,17 +88,6 @@ def read_weights(path: str | Path) -> Weights:
     if not sets:
         raise CheckpointError(f"{path} holds no weights; give a file with a state_dict")
     return Weights(sets, {})
-
-
-def locate(path: str | Path) -> tuple[Path, str | None]:
-    """The file that `FILE` or `FILE#key` means, and the key; a file whose own name has a # is that file."""
-    text = str(path)
-    marks = [place for place, letter in enumerate(text) if letter == "#"]
-    if not marks or Path(path).exists():
-        return Path(path), None
-    # From the right, so that of a file's name as much is taken as there is.
-    place = next((place for place in reversed(marks) if Path(text[:place]).is_file()), marks[-1])
-    return Path(text[:place]), text[place + 1 :]
 
 
 def load_weights(network: Network, path: str | Path) -> Loaded:
@@ -177,8 +167,11 @@ def save_weights(network: Network, path: str | Path, metadata: Mapping[str, str]
 
 
 def weights_digest(network: Network) -> str:
-    """SHA-256 over all weights and buffers, 64 hex digits; device and memory layout do not matter."""
-    return _digest_of(network.state_dict())
+    """SHA-256 over all weights and buffers, or over the file that a network is: 64 hex digits.
+
+    Device and memory layout do not matter.
+    """
+    return _digest_of(network.state_dict()) if network.source_digest is None else network.source_digest
 
 
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:

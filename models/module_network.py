@@ -251,13 +251,24 @@ def _layers(module: nn.Module, seen: Mapping[str, Tensor], twice: Collection[str
     for name, said in seen.items():
         if name in twice or said.shape[0] != _PROBES or not is_layer_name(name):
             continue
-        if said.ndim == 2 or (said.ndim == 4 and said.shape[2] == said.shape[3]):
-            yield Layer(name, tuple(said.shape[1:]))
-        elif said.ndim == 4 and said.shape[1] == said.shape[2]:
-            yield Layer(name, (said.shape[3], *said.shape[1:3]), is_channels_last=True)
-        elif said.ndim == 3 and (square := _square(said.shape[1], prefix)) is not None:
-            before, side = square
-            yield Layer(name, (said.shape[2], side, side), prefix=before)
+        if (layer := layer_of_shape(name, said.shape, prefix)) is not None:
+            yield layer
+
+
+def layer_of_shape(name: str, shape: Sequence[int], prefix: int | None) -> Layer | None:
+    """A layer that says tensors of this shape, images first; None for what is neither map, tokens nor vector.
+
+    Args:
+        prefix: tokens before those of the image; None where that is not known.
+    """
+    if len(shape) == 2 or (len(shape) == 4 and shape[2] == shape[3]):
+        return Layer(name, tuple(shape[1:]))
+    if len(shape) == 4 and shape[1] == shape[2]:
+        return Layer(name, (shape[3], *shape[1:3]), is_channels_last=True)
+    if len(shape) == 3 and (square := _square(shape[1], prefix)) is not None:
+        before, side = square
+        return Layer(name, (shape[2], side, side), prefix=before)
+    return None
 
 
 def _depth(layer: Layer) -> int:

@@ -19,6 +19,8 @@ PRECISIONS = ("fp32", "bf16")
 CALL_PRECISIONS = (*PRECISIONS, "fp16")
 # Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
 ORIGINS = {
+    "export": "export_file",
+    "onnx": "onnx_file",
     "python": "python_networks",
     "timm": "timm_networks",
     "torchvision": "torchvision_networks",
@@ -93,15 +95,32 @@ def identity_name(name: str) -> str:
     origin, colon, own = canonical_name(name).partition(":")
     if not colon:
         return origin
-    own = Path(own).name if origin in _PATHS else own.replace(":", ".")
+    if origin in _PATHS:
+        file, key = locate(own)
+        own = file.name if key is None else f"{file.name}#{key}"
+    else:
+        own = own.replace(":", ".")
     return f"{origin}:{re.sub(r'[^A-Za-z0-9_.-]+', '-', own)}"
 
 
 def absolute_name(name: str) -> str:
     """The same network by a name that leads to it from any working directory."""
     origin, colon, own = name.partition(":")
-    is_path = origin in _PATHS and Path(own).exists()
-    return f"{origin}{colon}{Path(own).absolute()}" if is_path else name
+    file, key = locate(own)
+    if origin not in _PATHS or not file.exists():
+        return name
+    return f"{origin}{colon}{file.absolute()}{'' if key is None else f'#{key}'}"
+
+
+def locate(path: str | Path) -> tuple[Path, str | None]:
+    """The file that `FILE` or `FILE#key` means, and the key; a file whose own name has a # is that file."""
+    text = str(path)
+    marks = [place for place, letter in enumerate(text) if letter == "#"]
+    if not marks or Path(path).exists():
+        return Path(path), None
+    # From the right, so that of a file's name as much is taken as there is.
+    place = next((place for place in reversed(marks) if Path(text[:place]).is_file()), marks[-1])
+    return Path(text[:place]), text[place + 1 :]
 
 
 def is_file(name: str) -> bool:

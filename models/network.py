@@ -47,6 +47,14 @@ class Network(nn.Module, ABC):
         """
         return {}
 
+    @property
+    def source_digest(self) -> str | None:
+        """SHA-256 of a network that is a file, program and weights; None where the state_dict holds all there is.
+
+        Such a network runs in the numbers that its file says.
+        """
+        return None
+
     @abstractmethod
     def represent(self, images: Tensor, extras: Collection[str] = ()) -> Representation:
         """Logits and features of (B, 3, H, W) normalised images.

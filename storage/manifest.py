@@ -84,8 +84,9 @@ class TeacherIdentity:
     interpolation: str | None = None
 
     def answers_as(self, other: TeacherIdentity) -> bool:
-        """Whether both say the same of a view; which layers are read does not matter."""
-        return replace(self, layers=other.layers) == other
+        """Whether both say the same of a view; which layers are read, and what a file is called, does not matter."""
+        # Where the name means anything, the fingerprint covers it.
+        return replace(self, layers=other.layers, name=other.name) == other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +316,9 @@ def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | 
     Raises:
         IdentityMismatch: names every field that differs, with both values.
     """
+    if found.teacher.fingerprint == wanted.teacher.fingerprint:
+        # A file that was renamed: where the name means anything, the fingerprint covers it.
+        wanted = replace(wanted, teacher=replace(wanted.teacher, name=found.teacher.name))
     differing = list(_differences(asdict(found), asdict(wanted), ""))
     if not found.parameters and found == replace(wanted, parameters=()) and differing:
         raise IdentityMismatch(

@@ -73,7 +73,7 @@ def student_rendering(config: TrainConfig, identity: Identity) -> Rendering:
     shown, own = replace(identity.teacher_rendering, input_size=config.student_size), own_preprocessing(config)
     if own is None:
         return shown
-    return replace(shown, normalisation=own.normalisation, interpolation=own.interpolation)
+    return replace(shown, normalisation=own.normalisation or shown.normalisation, interpolation=own.interpolation)
 
 
 def _keys_of_classes(config: TrainConfig, network: Network, size: int) -> frozenset[str]:

@@ -109,7 +109,9 @@ def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
         data.name, data.classes, data.digest, identity.teacher_rendering, dataset_options_of(store.manifest)
     )
     # In a store, layers that were asked for by name are layers of its teacher as others are.
-    source = replace(source, further=tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ())
+    further = tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ()
+    shown = replace(source.rendering, input_size=teacher.input_size)
+    source = replace(source, further=further, rendering=shown)
     opened = open_teacher(source, facts, Compute.choose(device, teacher.precision, precisions=CALL_PRECISIONS))
     same = replace(opened.card.identity, layers=teacher.layers)
     require_same(identity, replace(identity, teacher=same), store.folder, store.manifest.ledger)

@@ -20,12 +20,13 @@ class Preprocessing:
         resize_size: the image's shorter side, in pixels.
         input_size: side of the central square.
         interpolation: of the resizing.
+        normalisation: None is that of the data set.
     """
 
     resize_size: int
     input_size: int
     interpolation: str
-    normalisation: Normalisation
+    normalisation: Normalisation | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Asked:
 
     Args:
         name: without the origin: of a library's network, of a file, or of a factory.
-        image_size: H and W of the network's input.
+        image_size: H and W of the network's input; 0 where that is not known yet.
         code: what is done with networks that are code from outside this program.
         prompts: lines "class,prompt", where the answers are likenesses to texts.
     """

@@ -59,7 +59,7 @@ def teacher(
 def _print(found: Mapping[str, Any], *, modules: bool) -> None:
     prepared, names = found["preparation"], found["class_names"]
     lines = {
-        "teacher": f"{found['name']}, {found['parameters']:,} parameters",
+        "teacher": found["name"] + ("" if found["parameters"] is None else f", {found['parameters']:,} parameters"),
         "classes": f"{found['classes']} ({', '.join(names)}, ...)" if names else "as many as its weights have",
         "shown": (
             "as its data set says"

@@ -12,13 +12,15 @@ from ground.layers import LOGITS, is_extra
 from models import canonical_name
 from models.compute import Compute
 from models.module_network import ModuleNetwork
+from models.names import is_file
 from models.origins import Preprocessing, class_names_of, preprocessing_of
 from teacher_cache.teachers.zoo import TeacherSource, trained_or_not
 
 _LOGIT_BYTES, _FEATURE_BYTES = 4, 2
 # Of a network whose classes nobody names: as many as its weights have.
 _ANY_CLASSES = 2
-_PLAIN = Preprocessing(32, 32, "bilinear", Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+_IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_PLAIN = Preprocessing(32, 32, "bilinear", _IMAGENET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 
     size = shown.input_size if source.rendering.input_size is None else source.rendering.input_size
     classes = names or tuple(map(str, range(_ANY_CLASSES)))
     rendering = Rendering(
-        geometry=ViewGeometry(image_size=size, crop_size=size, padding=0), normalisation=shown.normalisation
+        geometry=ViewGeometry(image_size=size, crop_size=size, padding=0),
+        normalisation=shown.normalisation or _IMAGENET,
     )
     teacher = trained_or_not(source, _NoImages(classes, rendering), compute)
     card, network = teacher.card, teacher.network
@@ -57,7 +60,7 @@ def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 
         "input_size": card.rendering.size,
         "mean": list(card.rendering.normalisation.mean),
         "std": list(card.rendering.normalisation.std),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": None if is_file(source.name) else sum(part.numel() for part in network.parameters()),
         "precision": card.identity.precision,
         "device": card.device,
         "calls_per_second": round(1 / teacher.seconds_per_call([*card.outputs], batch_size), 2),

@@ -13,7 +13,7 @@ from ground.errors import InvalidInput, suggested
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
 from models import Loaded, Network, canonical_name, locate, model_names
-from models.names import identity_name
+from models.names import identity_name, is_file
 from models.trained_on import TrainedOn
 from teacher_cache.rendering import RenderingOverrides
 
@@ -78,7 +78,7 @@ def find_weights(name: str, dataset: DatasetFacts, weights: Path | None) -> Path
 
 def is_published(name: str, dataset: DatasetFacts) -> bool:
     """Whether its origin is asked for the weights of a network: it is of one, and no file of it is here."""
-    return ":" in name and not locate(default_weights(name, dataset))[0].exists()
+    return is_file(name) or (":" in name and not locate(default_weights(name, dataset))[0].exists())
 
 
 def require_classes(name: str, network: Network, dataset: DatasetFacts) -> None:

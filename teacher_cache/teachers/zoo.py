@@ -117,9 +117,18 @@ class TeacherSource:
     further: tuple[str, ...] = ()
     prompts: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.weights is not None and is_file(self.name):
+            raise InvalidInput(f"{self.name} has its weights in it; leave out --weights")
+
     def asked(self, image_size: int) -> Asked:
-        """What its origin is asked for."""
-        return Asked(name=canonical_name(self.name).partition(":")[2], image_size=image_size, code=self.code)
+        """What its origin is asked for.
+
+        Args:
+            image_size: 0 where it is not known yet; then it is what the user says, if he does.
+        """
+        own = canonical_name(self.name).partition(":")[2]
+        return Asked(name=own, image_size=image_size or self.rendering.input_size or 0, code=self.code)
 
 
 def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
@@ -177,7 +186,7 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     if own is not None and rendering.input_size is None:
         rendering = replace(
             rendering,
-            normalisation=own.normalisation,
+            normalisation=own.normalisation or rendering.normalisation,
             input_size=own.input_size,
             interpolation=own.interpolation,
         )
@@ -187,8 +196,11 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
 def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
     """SHA-256 over architecture, digest of weights and buffers, and how it is shown a view: 64 hex digits.
 
-    The size of the views is not part of it: they are what the ledger's input digests are of.
+    The size of the views is not part of it: they are what the ledger's input digests are of. Of a file with its weights
+    in it, the name counts as little.
     """
+    if is_file(name):
+        name = name.partition(":")[0]
     normalisation = rendering.normalisation
     parts: list[object] = [name, digest, list(normalisation.mean), list(normalisation.std)]
     if rendering.input_size is not None:
@@ -197,6 +209,10 @@ def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
 
 
 def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
+    if network.source_digest is not None and compute.precision != "fp32":
+        raise InvalidInput(
+            f"{name} runs in the numbers of its file and not in {compute.precision}; leave out --precision"
+        )
     name = identity_name(name)
     shape = shape_of(network.eval(), rendering.size)
     card = Card(

@@ -315,6 +315,7 @@ def test_digest_tells_dtypes_apart_and_reads_bfloat16(network: Network) -> None:
 def test_digest_tells_names_and_shapes_apart() -> None:
     def digest(**buffers: Tensor) -> str:
         module = torch.nn.Module()
+        module.source_digest = None
         for name, tensor in buffers.items():
             module.register_buffer(name, tensor)
         return weights_digest(module)  # type: ignore[arg-type]
