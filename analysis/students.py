@@ -11,16 +11,13 @@ from msgspec import UnsetType
 from ground.errors import IdentityMismatch, InvalidInput
 from ground.geometry import Rendering
 from ground.views import evaluation_batches
-from models import Network, create_model, load_weights, read_weights
 from models.compute import Compute
-from models.reused_head import rebuild
+from models.kept_student import load_student
 from storage.rows import Rows
 from storage.run_record import STUDENT_FILE, RunRecord
 from storage.store import Store
 
 _ADVICE = "delete the folder of this run and train the student again"
-# Only a student with its teacher's last layer has this in its state dict; see models/reused_head.py.
-_REUSED_HEAD = "projector.0.weight"
 
 
 def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndarray:
@@ -42,10 +39,10 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
-    network = _load(run_folder, student, manifest.identity.teacher.num_classes, rendering.size)
+    path, classes = run_folder / STUDENT_FILE, manifest.identity.teacher.num_classes
+    network = load_student(path, student, classes, rendering.size, _ADVICE)
     compute = Compute.choose("cpu", "fp32")
     compute.place(network)
-    network.eval()
     rows = Rows.first(images)
     pixels, labels = (torch.from_numpy(store.read_sample(f"test/{name}", rows)) for name in ("images", "labels"))
     batches = evaluation_batches(pixels, labels, rendering)
@@ -81,21 +78,3 @@ def _rendering(record: RunRecord, store: Store) -> Rendering:
             "give the store that the run was trained from"
         )
     return record.student_rendering
-
-
-def _load(run_folder: Path, student: str, num_classes: int, size: int) -> Network:
-    path = run_folder / STUDENT_FILE
-    try:
-        state = read_weights(path).state_dict
-        # A seed of its own, for the caller's random numbers; every initial value is overwritten.
-        if _REUSED_HEAD in state:
-            network: Network = rebuild(student, state, size)
-        else:
-            network = create_model(student, num_classes, seed=0, image_size=size)
-        load_weights(network, path)
-        if network.num_classes != num_classes:
-            raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")
-    except (InvalidInput, ValueError, RuntimeError, IndexError) as error:  # the last two for shapes of no such network
-        reason = " ".join(str(error).split())  # PyTorch says it in several lines
-        raise InvalidInput(f"the student of {run_folder} cannot be used ({reason}); {_ADVICE}") from error
-    return network

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 VIEW_POLICIES = ("augmented", "plain")
 INTERPOLATIONS = ("bilinear", "bicubic")
+FIT_SHAPES = ("centre", "squashed")
 MAX_INPUT_SIZE = 4096
 
 
@@ -68,6 +69,25 @@ class Normalisation:
         pixels = images_u8.float()
         mean, std = (pixels.new_tensor(constants).view(1, 3, 1, 1) for constants in (self.mean, self.std))
         return pixels.div_(255.0).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How an image of any shape becomes a square base image; `ground.fitting` does it.
+
+    Args:
+        shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides.
+        interpolation: of the resizing, with antialiasing.
+    """
+
+    shape: str = "centre"
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.shape not in FIT_SHAPES:
+            raise ValueError(f"the shape {self.shape!r} is not one of {FIT_SHAPES}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"the interpolation {self.interpolation!r} is not one of {INTERPOLATIONS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

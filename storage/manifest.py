@@ -23,7 +23,7 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
-from ground.geometry import VIEW_POLICIES, Normalisation, Rendering, ViewGeometry
+from ground.geometry import VIEW_POLICIES, Fit, Normalisation, Rendering, ViewGeometry
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -49,6 +49,8 @@ _MAX_LAYERS = 1 << 10
 _PARAMETER = re.compile(r"[A-Za-z0-9_./-]{1,160}")
 MAX_VIEWS = 1 << 10
 _MAX_SIZE = 1 << 14
+# The data set whose images are resized to squares whatever their shape.
+_SQUASHED = "stanford_cars"
 ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 
 _Rows = Annotated[int, Meta(ge=0, le=1 << 24, description=f"a number of rows up to {1 << 24}")]
@@ -124,6 +126,17 @@ class Identity:
         return Rendering(
             geometry=self.geometry, normalisation=teacher.normalisation, input_size=teacher.input_size, **own
         )
+
+    @property
+    def fit(self) -> Fit:
+        """How base images were made of photographs: the user's own as the teacher's library prepares them, if one does.
+
+        Named data sets have a fit of their own, and images that are squares already keep their pixels in any.
+        """
+        if self.dataset.name.startswith(_SQUASHED):
+            return Fit(shape="squashed")
+        is_own, own = ":" in self.dataset.name, self.teacher.interpolation
+        return Fit(interpolation=own) if is_own and own is not None else Fit()
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:

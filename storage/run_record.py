@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ground.documents import Amount, Count, Line, Positive, Share, read_object, read_record, typed
 from ground.durable import write_json
-from ground.geometry import Rendering
+from ground.geometry import Fit, Rendering
 
 RUN_FILE = "run.json"
 FAILURE_FILE = "failure.json"
@@ -74,6 +74,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     Args:
         student_rendering: how the student was shown images; runs of earlier releases say nothing, and mean the
             teacher's.
+        fit: how the images that it was shown had been made of photographs; runs of earlier releases do not say.
         sample_seed: of the images in the store; runs of earlier releases do not say.
         store: absolute folder of the store when the run was made; it may hold any character that a path can.
         ledger_head: hash of the ledger's newest entry, but for those of runs, when the store was read; None where
@@ -87,6 +88,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     """
 
     student_rendering: Rendering | UnsetType = UNSET
+    fit: Fit | UnsetType = UNSET
     sample_seed: Count | UnsetType = UNSET
     store: str | None = None
     ledger_head: Line | None = None

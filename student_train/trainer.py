@@ -263,6 +263,7 @@ class Trainer:
         record = RunRecord(
             **structs.asdict(self.settings()),
             student_rendering=self.data.rendering,
+            fit=self.data.manifest.identity.fit,
             sample_seed=self.data.manifest.identity.seed,
             store=str(self.data.folder),
             ledger_head=self.data.ledger_head,

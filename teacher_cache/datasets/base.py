@@ -22,11 +22,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from ground.decoding import Undecodable, decode, reads_anew, reason
 from ground.documents import is_line, shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
-from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew, reason
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from ground.errors import InvalidInput
+from ground.fitting import fit_to_square
 from ground.geometry import ViewGeometry
+from ground.listing import NOT_LISTED, LeftOut, class_folders, images_below
 from ground.terminal import plain
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
-from teacher_cache.datasets.decoding import require_pixels
 from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
-from teacher_cache.datasets.listing import NOT_LISTED, LeftOut, class_folders, images_below
 
 DEFAULT_IMAGE_SIZE = 32
 log = logging.getLogger(__name__)
@@ -77,24 +77,6 @@ def open_image_folder(path: str, image_size: int | None = None, interpolation: s
     for line in [dataset.listing, *map(plain, _doubts(dataset, _listed_classes(root)))]:
         log.info("%s", line)
     return dataset
-
-
-def fit_to_square(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:
-    """Shorter side to `size`, then the central square; an image of that size already keeps its pixels.
-
-    Rounding follows torchvision's `Resize(size)` and `CenterCrop(size)`.
-    """
-    width, height = image.size
-    if min(width, height) != size:
-        longer = int(size * max(width, height) / min(width, height))
-        # A strip of one pixel grows by `size` both ways.
-        require_pixels(size, longer)
-        new_size = (size, longer) if width <= height else (longer, size)
-        # Pillow's filters widen when they shrink an image, which is what "antialias" means.
-        image = image.resize(new_size, Image.Resampling[interpolation.upper()])
-        width, height = new_size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 def _require_classes(root: Path, train: str, classes: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ground.errors import DatasetMissing, InvalidInput
-from teacher_cache.datasets.listing import is_hidden
+from ground.listing import is_hidden
 
 LAYOUT = "an image folder has train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)"
 _TRAIN = ("train", "training")

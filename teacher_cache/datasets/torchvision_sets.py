@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ground.errors import DatasetMissing, DiskFull, InvalidInput
+from ground.fitting import squash_to_square
 from ground.geometry import Normalisation, ViewGeometry
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, ArraySplit, FileSplit, ImageDataset
 
@@ -153,8 +153,3 @@ def _cars_split(folder: Path, images: str, source: Any) -> FileSplit:
         fit=squash_to_square,
         remedy="replace",
     )
-
-
-def squash_to_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize to `size` x `size` whatever the shape, as torchvision's `Resize((size, size))` does."""
-    return image.resize((size, size), Image.Resampling.BILINEAR)

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from ground.errors import DatasetMissing, InvalidInput
+from ground.fitting import fit_to_square
 from teacher_cache.datasets import base, open_dataset
-from teacher_cache.datasets.image_folder import fit_to_square
 
 
 def noise(seed, width=32, height=32):

@@ -19,7 +19,7 @@ def test_the_largest_images_take_a_few_times_the_room_of_their_pixels(tmp_path, 
     Image.new("RGBA" if mode == "turned" else mode, (8192, 8192)).save(path, exif=exif)
     program = (
         "import re, sys\nfrom pathlib import Path\n"
-        "from teacher_cache.datasets.decoding import decode, reads_anew\n"
+        "from ground.decoding import decode, reads_anew\n"
         "path = Path(sys.argv[1])\nassert decode(path).size == (8192, 8192)\nreads_anew(path.read_bytes())\n"
         # Not getrusage: its peak is also that of the process which this one was forked from.
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"

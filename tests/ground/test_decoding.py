@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from teacher_cache.datasets import decoding
-from teacher_cache.datasets.decoding import Undecodable, decode, reads_anew
+from ground import decoding
+from ground.decoding import Undecodable, decode, reads_anew
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
