@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 VIEW_POLICIES = ("augmented", "plain")
 INTERPOLATIONS = ("bilinear", "bicubic")
-FIT_SHAPES = ("centre", "squashed")
+FIT_SHAPES = ("centre", "centre-low", "centre-high", "squashed")
 MAX_INPUT_SIZE = 4096
 
 
@@ -76,7 +76,9 @@ class Fit:
     """How an image of any shape becomes a square base image; `ground.fitting` does it.
 
     Args:
-        shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides.
+        shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides. Half a
+            pixel beside the square goes to the even side in "centre", as in torchvision; "centre-low" rounds it down,
+            "centre-high" up.
         interpolation: of the resizing, with antialiasing.
     """
 

@@ -17,6 +17,7 @@ from ground.errors import UnknownName
 PRECISIONS = ("fp32", "bf16")
 # Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
 ORIGINS = {
+    "hf": "huggingface",
     "python": "python_networks",
     "timm": "timm_networks",
     "torchvision": "torchvision_networks",

@@ -124,7 +124,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         )
     size = own.resize_size if config.image_size is None else config.image_size
     crop = round(size * own.input_size / own.resize_size)
-    dataset = open_dataset(config.dataset, image_size=size, interpolation=own.interpolation)
+    dataset = open_dataset(config.dataset, image_size=size, interpolation=own.interpolation, squares=own.shape)
     return replace(dataset, geometry=ViewGeometry(image_size=size, crop_size=crop, padding=0))
 
 
@@ -171,7 +171,9 @@ def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identit
     outputs = choose_outputs(card, config.features, config.feature_dtype)
     return Identity(
         teacher=card.identity,
-        dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),
+        dataset=DatasetIdentity(
+            name=dataset.name, digest=dataset.digest, classes=dataset.classes, squares=dataset.squares
+        ),
         geometry=card.rendering.geometry,
         seed=config.seed,
         views=config.views,

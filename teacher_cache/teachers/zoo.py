@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ground.errors import InvalidInput
 from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
@@ -35,6 +36,7 @@ from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
 from teacher_cache.teachers.contract import Answers, Card
+from teacher_cache.teachers.prompts import read_prompts
 from teacher_cache.teachers.weights import (
     DatasetFacts,
     find_weights,
@@ -112,9 +114,21 @@ class TeacherSource:
     further: tuple[str, ...] = ()
     prompts: Path | None = None
 
-    def asked(self, image_size: int) -> Asked:
-        """What its origin is asked for."""
-        return Asked(name=canonical_name(self.name).partition(":")[2], image_size=image_size, code=self.code)
+    def asked(self, image_size: int, classes: Sequence[str] | None = None) -> Asked:
+        """What its origin is asked for.
+
+        Args:
+            classes: that it is to answer for, by prompts; None where none are needed yet.
+
+        Raises:
+            InvalidInput: the prompts are not those of these classes.
+        """
+        return Asked(
+            name=canonical_name(self.name).partition(":")[2],
+            image_size=image_size,
+            code=self.code,
+            prompts=None if self.prompts is None or classes is None else read_prompts(self.prompts, classes),
+        )
 
 
 def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
@@ -131,9 +145,15 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     """
     rendering = _rendering(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
-        network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
+        asked = source.asked(rendering.size, dataset.classes)
+        network = open_trained(canonical_name(source.name), asked, source.further)
         require_classes(source.name, network, dataset)
         return _teacher(source.name, network, rendering, compute)
+    if source.prompts is not None:
+        raise InvalidInput(
+            f"--prompts is for networks that compare images with texts, by weights of their own; {source.name} is to "
+            "have those of a file: leave out --prompts, or --weights"
+        )
     path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)
@@ -168,6 +188,8 @@ def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Comput
 def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     """How it is shown views: as its origin shows it images, unless a size is given or known of it already."""
     rendering, own = dataset.rendering, preprocessing_of(canonical_name(source.name), source.asked(0))
+    if own is not None and own.remark is not None:
+        log.info("%s", plain(own.remark))
     if own is not None and rendering.input_size is None:
         rendering = replace(
             rendering,
