@@ -20,7 +20,7 @@ CONFIG = "config.json"
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = "pytorch_model.bin"
 _MOST_LISTED = 3
-# The plain implementation: others round otherwise for batches of other sizes.
+# The plain implementation, on every device; which one the default is depends on what there is.
 _ATTENTION = "eager"
 _Result = TypeVar("_Result")
 

@@ -14,25 +14,26 @@ _MOST_BYTES = 1 << 25
 _MOST_LISTED = 3
 
 
-def read_prompts(path: Path, classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def read_prompts(path: Path, classes: Sequence[str] | None = None) -> tuple[tuple[str, str], ...]:
     """(class, prompt) of every line, in the order of the classes, however the file has them.
 
     Args:
-        classes: those of the data set.
+        classes: those of the data set; None takes those of the file, in its order.
 
     Raises:
         InvalidInput: the file cannot be read, names another class, or has no prompt for one.
     """
-    found: dict[str, list[str]] = {name: [] for name in classes}
+    found: dict[str, list[str]] = {name: [] for name in classes or ()}
     for place, label, prompt in _lines(path):
+        if classes is None:
+            found.setdefault(label, [])
         if label not in found:
-            try:
-                raise UnknownName("class of the data set", label, found)
-            except UnknownName as unknown:
-                raise InvalidInput(f"{place}: {unknown}") from unknown
+            raise InvalidInput(f"{place}: {UnknownName('class of the data set', label, found)}")
         if not prompt.strip():
             raise InvalidInput(f"{place} has no prompt for {plain(label)}; give one, or leave the line out")
         found[label].append(prompt)
+    if not found:
+        raise InvalidInput(f"{path} has no prompts; give one or several for each class of the data set")
     if missing := [name for name, prompts in found.items() if not prompts]:
         more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
         raise InvalidInput(

@@ -118,7 +118,7 @@ class TeacherSource:
         """What its origin is asked for.
 
         Args:
-            classes: that it is to answer for, by prompts; None where none are needed yet.
+            classes: that it is to answer for, where that is by prompts; None takes those that have some.
 
         Raises:
             InvalidInput: the prompts are not those of these classes.
@@ -127,7 +127,7 @@ class TeacherSource:
             name=canonical_name(self.name).partition(":")[2],
             image_size=image_size,
             code=self.code,
-            prompts=None if self.prompts is None or classes is None else read_prompts(self.prompts, classes),
+            prompts=None if self.prompts is None else read_prompts(self.prompts, classes),
         )
 
 
@@ -177,8 +177,8 @@ def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Com
 
 
 def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
-    """A stand-in where the network can be made without weights; the teacher itself where they are in its file."""
-    if not is_file(source.name):
+    """A stand-in where the network can be made without weights; the teacher itself where it is its file, or prompts."""
+    if not is_file(source.name) and source.prompts is None:
         return untrained_teacher(source, dataset, compute)
     rendering = _rendering(source, dataset)
     network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)

@@ -93,6 +93,22 @@ def test_a_stored_clip_says_what_transformers_says_by_prompts(photographs, tmp_p
     assert "another teacher.fingerprint" in refused.stderr
 
 
+def test_a_network_is_described_without_a_data_set(tmp_path):
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("class,prompt\nowl,a photo of a owl\ncat,a cat\ncat,a photo of a cat\n")
+    described = run_command("ckd-cache", "teacher", f"hf:{folders.save_vit(tmp_path / 'vit')}", "--device", "cpu")
+    assert described.returncode == 0, described.stderr
+    assert "classes   3 (cat, dog, owl, ...)" in described.stdout
+    assert "shown     both sides 32, centre 32 (bilinear)" in described.stdout
+    clip = ("ckd-cache", "teacher", f"hf:{folders.save_clip(tmp_path / 'clip')}", "--device", "cpu")
+    described = run_command(*clip, "--prompts", prompts)
+    assert described.returncode == 0, described.stderr
+    assert "classes   2 (owl, cat, ...)" in described.stdout
+    refused = run_command(*clip)
+    assert refused.returncode == 2
+    assert "give --prompts FILE" in refused.stderr
+
+
 def test_what_prompts_lack_is_refused_before_a_call(photographs, tmp_path):
     folder, prompts = folders.save_clip(tmp_path / "clip"), tmp_path / "prompts.csv"
     prompts.write_text("class,prompt\ncat,a cat\ndgo,a dog\n")

@@ -18,6 +18,7 @@ def test_prompts_come_in_the_order_of_the_classes(tmp_path):
     assert read_prompts(path, CLASSES) == (
         ("cat", "a cat, asleep"), ("cat", "two cats"), ("dog", "a dog"), ("owl", "an owl"),
     )  # fmt: skip
+    assert [label for label, _ in read_prompts(path)] == ["owl", "cat", "cat", "dog"]
 
 
 @pytest.mark.parametrize(
