@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 VIEW_POLICIES = ("augmented", "plain", "resized")
 INTERPOLATIONS = ("bilinear", "bicubic")
-FIT_SHAPES = ("centre", "squashed")
+FIT_SHAPES = ("centre", "centre-low", "centre-high", "squashed")
 MAX_INPUT_SIZE = 4096
 # Of a box, share of the image's area, and width over height; the latter is drawn evenly on a logarithmic scale.
 BOX_AREA = (0.08, 1.0)
@@ -97,7 +97,9 @@ class Fit:
     """How an image of any shape becomes a square base image; `ground.fitting` does it.
 
     Args:
-        shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides.
+        shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides. Half a
+            pixel beside the square goes to the even side in "centre", as in torchvision; "centre-low" rounds it down,
+            "centre-high" up.
         interpolation: of the resizing, with antialiasing.
     """
 

@@ -277,7 +277,7 @@ def _depth(layer: Layer) -> int:
 
 def _square(tokens: int, prefix: int | None) -> tuple[int, int] | None:
     """(prefix, side) of so many tokens; None where they are no square."""
-    for before in range(_MOST_PREFIX) if prefix is None else {prefix, 0}:
+    for before in range(_MOST_PREFIX) if prefix is None else (prefix, 0):
         side = isqrt(max(0, tokens - before))
         if side > 1 and side * side == tokens - before:
             return before, side

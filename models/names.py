@@ -20,6 +20,7 @@ CALL_PRECISIONS = (*PRECISIONS, "fp16")
 # Where networks called ORIGIN:NAME come from -> the module of `models.origins` that knows them.
 ORIGINS = {
     "export": "export_file",
+    "hf": "huggingface",
     "onnx": "onnx_file",
     "python": "python_networks",
     "timm": "timm_networks",

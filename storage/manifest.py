@@ -23,7 +23,7 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
-from ground.geometry import VIEW_POLICIES, Fit, Normalisation, Rendering, ViewGeometry, shows_boxes
+from ground.geometry import FIT_SHAPES, VIEW_POLICIES, Fit, Normalisation, Rendering, ViewGeometry, shows_boxes
 from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -91,11 +91,18 @@ class TeacherIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetIdentity:
-    """Which images: `digest` covers the content of both splits."""
+    """Which images.
+
+    Args:
+        digest: of the content of both splits.
+        squares: of `ground.geometry.FIT_SHAPES`, how base images were made of photographs of any shape; None is the
+            usual way.
+    """
 
     name: Line
     digest: Hex64
     classes: tuple[Line, ...]
+    squares: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +144,9 @@ class Identity:
         if self.dataset.name.startswith(_SQUASHED):
             return Fit(shape="squashed")
         is_own, own = ":" in self.dataset.name, self.teacher.interpolation
-        return Fit(interpolation=own) if is_own and own is not None else Fit()
+        if not is_own or own is None:
+            return Fit()
+        return Fit(shape=self.dataset.squares or Fit().shape, interpolation=own)
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -239,6 +248,8 @@ class Manifest:
         for name in ("input_size", "interpolation"):
             if teacher[name] is None:
                 del teacher[name]
+        if document["identity"]["dataset"]["squares"] is None:
+            del document["identity"]["dataset"]["squares"]
         return document
 
     @classmethod
@@ -272,11 +283,12 @@ class Manifest:
             # Manifests from before they were noted, or of teachers that have none, lack these.
             identity = document["identity"]
             teacher = {"input_size": None, "interpolation": None, **identity["teacher"]}
+            dataset = {"squares": None, **identity["dataset"]}
             document = {
                 "ledger_genesis": None,
                 "sources": {},
                 **document,
-                "identity": {**identity, "teacher": teacher},
+                "identity": {**identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
             }
             manifest = replace(typed(document, cls, exact=True), older=older)
@@ -381,6 +393,7 @@ def _check_identity(identity: Identity) -> None:
     _require(max(sizes) <= _MAX_SIZE, "geometry", geometry)
     _require((teacher.input_size is None) == (teacher.interpolation is None), "interpolation", teacher.interpolation)
     _ = identity.teacher_rendering  # which refuses what no network has
+    _require(dataset.squares is None or dataset.squares in FIT_SHAPES, "dataset.squares", dataset.squares)
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
     # Boxes have no size that a teacher could take them in.
     _require(teacher.input_size is not None or not shows_boxes(identity.view_policy), "input_size", None)

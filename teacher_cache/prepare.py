@@ -12,7 +12,7 @@ import numpy as np
 
 from ground.documents import is_line
 from ground.errors import InvalidInput
-from ground.geometry import shows_boxes
+from ground.geometry import Fit, shows_boxes
 from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
@@ -139,8 +139,10 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
-    usual = "bilinear" if own is None else own.interpolation
-    dataset = open_dataset(config.dataset, image_size=size, interpolation=said.interpolation or usual)
+    usual, shape = ("bilinear", None) if own is None else (own.interpolation, own.shape)
+    dataset = open_dataset(
+        config.dataset, image_size=size, interpolation=said.interpolation or usual, squares=shape or Fit().shape
+    )
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
 
@@ -191,7 +193,9 @@ def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identit
     outputs = choose_outputs(card, config.features, config.feature_dtype, kept)
     return Identity(
         teacher=card.identity,
-        dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),
+        dataset=DatasetIdentity(
+            name=dataset.name, digest=dataset.digest, classes=dataset.classes, squares=dataset.squares
+        ),
         geometry=card.rendering.geometry,
         seed=config.seed,
         views=config.views,

@@ -16,7 +16,7 @@ from benchmarks.stand_ins.fabricated_grid import make_grid
 from ground.terminal import CommandAt, LazyGroup
 
 GROUPS = ("teacher_cache.cli:main", "teacher_cache.commands.ledger:ledger", "student_train.cli:main", "pipeline:main")
-HEAVY = ("torch", "torchvision", "sklearn", "zarr", "h5py", "altair", "pandas", "sqlalchemy")
+HEAVY = ("torch", "torchvision", "sklearn", "zarr", "h5py", "altair", "pandas", "sqlalchemy", "transformers")
 
 # Runs commands one after the other, those that need least first, and says what each has imported that is heavy.
 OBSERVER = """

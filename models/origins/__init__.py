@@ -24,6 +24,9 @@ from models.origins.contract import Asked, Origin, Preprocessing
 __all__ = ["Asked", "Origin", "Preprocessing", "class_names_of", "open_trained", "open_untrained", "preprocessing_of"]
 
 _Result = TypeVar("_Result")
+_NEXT_BEST = "bicubic"
+# Of the origins here, those that have networks which compare images with texts.
+_PROMPTED = ("hf",)
 
 
 def open_untrained(name: str, num_classes: int, asked: Asked, further: Sequence[str] = ()) -> Network:
@@ -43,6 +46,9 @@ def open_untrained(name: str, num_classes: int, asked: Asked, further: Sequence[
 
 def open_trained(name: str, asked: Asked, further: Sequence[str] = ()) -> Network:
     """A network with its published weights; see `open_untrained`, and `InvalidInput` where they cannot be had."""
+    scheme = name.partition(":")[0]
+    if asked.prompts is not None and scheme in ORIGINS and scheme not in _PROMPTED:
+        raise InvalidInput(f"{name} does not compare images with texts; leave out --prompts")
     return _made(name, lambda origin: origin.trained(asked), asked, further)
 
 
@@ -55,11 +61,14 @@ def preprocessing_of(name: str, asked: Asked | None = None) -> Preprocessing | N
     if ":" not in name:
         return None
     found = _within(name, lambda origin: origin.preprocessing(_own(name, asked)))
-    if found is None:
-        return None
-    # Of a few networks that were published with another filter; one of those that are offered comes next to it.
-    known = found.interpolation if found.interpolation in INTERPOLATIONS else "bicubic"
-    return replace(found, interpolation=known)
+    if found is None or found.interpolation in INTERPOLATIONS:
+        return found
+    # Of a few networks that were published with another filter; this one comes next to most.
+    remark = (
+        f"{name} was published with images resized by {found.interpolation} interpolation, and is shown them by "
+        f"{_NEXT_BEST}, so its answers differ a little from those it gives in its library"
+    )
+    return replace(found, interpolation=_NEXT_BEST, remark=remark)
 
 
 def class_names_of(name: str, asked: Asked | None = None) -> tuple[str, ...] | None:

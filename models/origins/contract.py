@@ -17,16 +17,20 @@ class Preprocessing:
     """How a network of another library is shown an image: resized, its centre cropped, normalised.
 
     Args:
-        resize_size: the image's shorter side, in pixels.
+        resize_size: the image's shorter side, or both sides, in pixels.
         input_size: side of the central square.
         interpolation: of the resizing.
         normalisation: None is that of the data set.
+        shape: of `ground.geometry.FIT_SHAPES`, how a square is made of an image.
+        remark: what a user has to know of it, as a sentence without its full stop; None for nothing.
     """
 
     resize_size: int
     input_size: int
     interpolation: str
     normalisation: Normalisation | None
+    shape: str = "centre"
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ class Timm:
             input_size=size,
             interpolation=shown["interpolation"],
             normalisation=Normalisation(mean=tuple(shown["mean"]), std=tuple(shown["std"])),
+            shape="squashed" if shown["crop_mode"] == "squash" else "centre",
         )
 
     def class_names(self, asked: Asked) -> tuple[str, ...] | None:

@@ -18,6 +18,8 @@ from storage.store_ledger import newest_head
 from teacher_cache.commands.options import store_option
 
 _BLOCK_ROWS = 1 << 10
+# What of the making of base images is worth a word.
+_SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squares, not cropped"}
 
 
 @click.command()
@@ -37,6 +39,7 @@ def info(store: Path, as_json: bool) -> None:
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
+        "prompts": description["prompts"],
         "accuracy": "no rows yet" if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
         "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
         "listed": description["listing"],
@@ -69,7 +72,8 @@ def describe(store: Store) -> dict[str, Any]:
             "precision": identity.teacher.precision,
             "layers": list(identity.teacher.layers),
         },
-        "shown": _shown(identity),
+        "shown": f"{_shown(identity)}{_SQUARES.get(identity.dataset.squares, '')}",
+        "prompts": manifest.sources.get("prompts"),
         "teacher_accuracy": accuracy,
         "features": {name: list(shape) for name, shape in identity.features.items()},
         "parameters": {spec.name: list(spec.shape) for spec in identity.parameters},

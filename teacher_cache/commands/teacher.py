@@ -64,7 +64,8 @@ def _print(found: Mapping[str, Any], *, modules: bool) -> None:
         "shown": (
             "as its data set says"
             if prepared is None
-            else f"shorter side {prepared['resize']}, centre {prepared['crop']} ({prepared['interpolation']})"
+            else f"{'both sides' if prepared['squashed'] else 'shorter side'} {prepared['resize']}, "
+            f"centre {prepared['crop']} ({prepared['interpolation']})"
         ),
         "input": f"{found['input_size']} pixels; mean {_numbers(found['mean'])}, std {_numbers(found['std'])}",
         "speed": f"about {found['calls_per_second']:g} calls a second in {found['precision']} on {found['device']}",

@@ -185,6 +185,7 @@ class ImageDataset:
         normalisation: what networks trained on it expect.
         options: of a command, that open it again from anywhere on this machine: name -> value.
         listing: what was listed of a folder and what was left out, in one line; None for other data sets.
+        squares: of `ground.geometry.FIT_SHAPES`, how squares are made of photographs; None is the usual way.
     """
 
     name: str
@@ -195,6 +196,7 @@ class ImageDataset:
     normalisation: Normalisation
     options: Mapping[str, str] = field(default_factory=dict)
     listing: str | None = None
+    squares: str | None = None
 
     def __post_init__(self) -> None:
         # By this rule a store's readers hold these names.

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from ground.errors import InvalidInput
-from ground.fitting import fit_to_square
-from ground.geometry import ViewGeometry
+from ground.fitting import fitted
+from ground.geometry import Fit, ViewGeometry
 from ground.listing import NOT_LISTED, LeftOut, class_folders, images_below
 from ground.terminal import plain
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
@@ -35,13 +35,16 @@ CLASS_LIST = "classes.txt"
 _MOST_LIST_BYTES = 1 << 20
 
 
-def open_image_folder(path: str, image_size: int | None = None, interpolation: str = "bilinear") -> ImageDataset:
+def open_image_folder(
+    path: str, image_size: int | None = None, interpolation: str = "bilinear", squares: str = "centre"
+) -> ImageDataset:
     """Open the images below `path`, and say in the log what was listed.
 
     Args:
         path: the folder; `~` stands for the user's home.
         image_size: side of the base images in pixels, by default 32.
         interpolation: of the resizing to that side; of `ground.geometry.INTERPOLATIONS`.
+        squares: how squares are made of the images; of `ground.geometry.FIT_SHAPES`.
 
     Raises:
         DatasetMissing: no splits are there.
@@ -59,7 +62,7 @@ def open_image_folder(path: str, image_size: int | None = None, interpolation: s
     empty = [f"{layout.train}/{name}" for label, name in enumerate(classes) if label not in filled]
     if empty:
         raise InvalidInput(f"no images in {_listed(empty)} of {root}; add some or remove it{_because(left_out)}")
-    fit = partial(fit_to_square, interpolation=interpolation)
+    fit = partial(fitted, fit=Fit(shape=squares, interpolation=interpolation))
     train = _split(root, samples, size, fit)
     test = _split(root, _test_samples(layout, classes, left_out), size, fit)
     if not len(test):
@@ -71,6 +74,7 @@ def open_image_folder(path: str, image_size: int | None = None, interpolation: s
         test=test,
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=size // 8),
         normalisation=IMAGENET_NORMALISATION,
+        squares=None if squares == Fit().shape else squares,
         options={"dataset": f"imagefolder:{root}"} | ({} if image_size is None else {"image_size": str(image_size)}),
     )
     dataset = replace(dataset, listing=plain(_listing(dataset, layout, left_out)))

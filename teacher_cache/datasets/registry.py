@@ -24,6 +24,7 @@ class Request:
         image_size: side of the base images, where the user may choose it.
         download: fetch the data set if it is absent and can be fetched.
         interpolation: of `ground.geometry.INTERPOLATIONS`, where images are resized to that side.
+        squares: of `ground.geometry.FIT_SHAPES`, how squares are made of them.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Request:
     image_size: int | None
     download: bool
     interpolation: str = "bilinear"
+    squares: str = "centre"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
 
 
 def _open_folder(request: Request) -> ImageDataset:
-    return open_image_folder(request.path, request.image_size, request.interpolation)
+    return open_image_folder(request.path, request.image_size, request.interpolation, request.squares)
 
 
 DATASETS: dict[str, Opener] = {
@@ -76,6 +78,7 @@ def open_dataset(
     image_size: int | None = None,
     download: bool = False,
     interpolation: str = "bilinear",
+    squares: str = "centre",
 ) -> ImageDataset:
     """Open a data set by name; no image is decoded yet.
 
@@ -86,6 +89,7 @@ def open_dataset(
         image_size: side of the base images in pixels; only an image folder takes it.
         download: fetch CIFAR if it is absent; the other sets cannot be fetched.
         interpolation: of the images of a folder to that side.
+        squares: how squares are made of them, of `ground.geometry.FIT_SHAPES`.
 
     Raises:
         UnknownName: no data set is called that.
@@ -107,5 +111,12 @@ def open_dataset(
     # Unlike `Path.expanduser` this leaves a home that is not known as it is written.
     root = Path(os.path.expanduser(root))
     return opener.open(
-        Request(path=path, data_root=root, image_size=image_size, download=download, interpolation=interpolation)
+        Request(
+            path=path,
+            data_root=root,
+            image_size=image_size,
+            download=download,
+            interpolation=interpolation,
+            squares=squares,
+        )
     )

@@ -77,7 +77,12 @@ def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 
 
 
 def _prepared(own: Preprocessing) -> dict[str, Any]:
-    return {"resize": own.resize_size, "crop": own.input_size, "interpolation": own.interpolation}
+    return {
+        "resize": own.resize_size,
+        "squashed": own.shape == "squashed",
+        "crop": own.input_size,
+        "interpolation": own.interpolation,
+    }
 
 
 def _row_bytes(name: str, shape: tuple[int, ...]) -> int:

@@ -37,6 +37,7 @@ from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.contract import Answers, Card
+from teacher_cache.teachers.prompts import read_prompts
 from teacher_cache.teachers.weights import (
     DatasetFacts,
     find_weights,
@@ -121,14 +122,22 @@ class TeacherSource:
         if self.weights is not None and is_file(self.name):
             raise InvalidInput(f"{self.name} has its weights in it; leave out --weights")
 
-    def asked(self, image_size: int) -> Asked:
+    def asked(self, image_size: int, classes: Sequence[str] | None = None) -> Asked:
         """What its origin is asked for.
 
         Args:
             image_size: 0 where it is not known yet; then it is what the user says, if he does.
+            classes: that it is to answer for, where that is by prompts; None takes those that have some.
+
+        Raises:
+            InvalidInput: the prompts are not those of these classes.
         """
-        own = canonical_name(self.name).partition(":")[2]
-        return Asked(name=own, image_size=image_size or self.rendering.input_size or 0, code=self.code)
+        return Asked(
+            name=canonical_name(self.name).partition(":")[2],
+            image_size=image_size or self.rendering.input_size or 0,
+            code=self.code,
+            prompts=None if self.prompts is None else read_prompts(self.prompts, classes),
+        )
 
 
 def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
@@ -145,9 +154,15 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     """
     rendering = _rendering(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
-        network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
+        asked = source.asked(rendering.size, dataset.classes)
+        network = open_trained(canonical_name(source.name), asked, source.further)
         require_classes(source.name, network, dataset)
         return _teacher(source.name, network, rendering, compute)
+    if source.prompts is not None:
+        raise InvalidInput(
+            f"--prompts is for networks that compare images with texts, by weights of their own; {source.name} is to "
+            "have those of a file: leave out --prompts, or --weights"
+        )
     path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)
@@ -172,8 +187,8 @@ def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Com
 
 
 def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
-    """A stand-in where the network can be made without weights; the teacher itself where they are in its file."""
-    if not is_file(source.name):
+    """A stand-in where the network can be made without weights; the teacher itself where it is its file, or prompts."""
+    if not is_file(source.name) and source.prompts is None:
         return untrained_teacher(source, dataset, compute)
     rendering = _rendering(source, dataset)
     network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
@@ -183,6 +198,8 @@ def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Comput
 def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     """How it is shown views: as its origin shows it images, unless a size is given or known of it already."""
     rendering, own = dataset.rendering, preprocessing_of(canonical_name(source.name), source.asked(0))
+    if own is not None and own.remark is not None:
+        log.info("%s", plain(own.remark))
     if own is not None and rendering.input_size is None:
         rendering = replace(
             rendering,

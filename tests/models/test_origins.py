@@ -69,6 +69,15 @@ def test_a_network_that_needs_larger_images_is_refused_by_name():
         create_model("torchvision:inception_v3", 10, image_size=32)
 
 
+def test_a_network_that_was_published_with_squashed_images_says_so():
+    pytest.importorskip("timm")
+    found = {name: preprocessing_of(f"timm:{name}") for name in ("coat_lite_medium_384", "resnet18")}
+    assert {name: (own.shape, own.remark) for name, own in found.items()} == {
+        "coat_lite_medium_384": ("squashed", None),
+        "resnet18": ("centre", None),
+    }
+
+
 @pytest.mark.slow
 def test_a_network_with_classifiers_beside_its_last_one_is_trained_without_them():
     network = create_model("torchvision:googlenet", num_classes=4, seed=0, image_size=64).train()

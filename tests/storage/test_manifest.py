@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import StoreUnreadable
-from storage.manifest import Manifest, digest_of, is_sealed
+from storage.manifest import FILE_NAME, Manifest, digest_of, is_sealed
 from storage.schema import parameter_array
 from tests.storage.conftest import make_identity
 
@@ -43,6 +43,8 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     for name in ("input_size", "interpolation"):
         if content["identity"]["teacher"][name] is None:
             del content["identity"]["teacher"][name]
+    if content["identity"]["dataset"]["squares"] is None:
+        del content["identity"]["dataset"]["squares"]
     return content
 
 
@@ -107,6 +109,19 @@ def test_a_teachers_own_input_size_is_written_and_read_back(tmp_path):
 def test_an_input_size_that_no_teacher_has_is_refused(tmp_path, size, interpolation):
     teacher = replace(MANIFEST.identity.teacher, input_size=size, interpolation=interpolation)
     replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher)).save(tmp_path)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)
+
+
+def test_how_squares_are_made_is_written_where_it_is_not_the_usual_way(tmp_path):
+    MANIFEST.save(tmp_path)
+    assert "squares" not in (tmp_path / FILE_NAME).read_text()
+    dataset = replace(MANIFEST.identity.dataset, squares="squashed")
+    manifest = replace(MANIFEST, identity=replace(MANIFEST.identity, dataset=dataset))
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.digest != MANIFEST.digest
+    replace(manifest, identity=replace(manifest.identity, dataset=replace(dataset, squares="round"))).save(tmp_path)
     with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
         Manifest.load(tmp_path)
 

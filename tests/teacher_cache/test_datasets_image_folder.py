@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from ground.errors import DatasetMissing, InvalidInput
-from ground.fitting import fit_to_square
+from ground.fitting import fit_to_square, fitted
+from ground.geometry import Fit
 from teacher_cache.datasets import base, open_dataset
 
 
@@ -94,6 +95,16 @@ def test_fit_matches_torchvision_resize_and_centre_crop(width, height, size):
     resized = Resize(size, interpolation=InterpolationMode.BILINEAR, antialias=True)(image)
     expected = CenterCrop(size)(resized)
     np.testing.assert_array_equal(np.asarray(fit_to_square(image, size)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("margin", "shape"), [(0, "centre-low"), (8, "centre-low"), (11, "centre-high")])
+def test_half_a_pixel_beside_the_square_is_rounded_so_that_its_own_centre_is_that_of_the_image(margin, shape):
+    for longer in (64, 65, 66, 67):
+        image = noise(longer, longer, 40)
+        base = np.asarray(fitted(image, 40, Fit(shape=shape)))
+        crop, inner, whole = 40 - margin, margin // 2, (longer - (40 - margin)) // 2
+        expected = np.asarray(image)[inner : inner + crop, whole : whole + crop]
+        np.testing.assert_array_equal(base[inner : inner + crop, inner : inner + crop], expected)
 
 
 def test_image_size_sets_base_images_and_geometry(tmp_path):
