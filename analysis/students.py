@@ -42,7 +42,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
-    network = _load(run_folder, student, manifest.identity.teacher.num_classes, rendering.size)
+    network = _load(run_folder, student, len(manifest.identity.dataset.classes), rendering.size)
     compute = Compute.choose("cpu", "fp32")
     compute.place(network)
     network.eval()

@@ -9,25 +9,35 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ground.errors import UnknownName
+from ground.errors import InvalidInput, UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
 from teacher_cache.teachers import Answers, Card
 
 
-def choose_outputs(card: Card, features: str, feature_dtype: str) -> tuple[OutputSpec, ...]:
+def choose_outputs(
+    card: Card, features: str, feature_dtype: str, *, features_only: bool = False
+) -> tuple[OutputSpec, ...]:
     """What to keep of each call: logits, and the feature maps that `features` names, in the teacher's order.
 
     Args:
         features: see `choose_layers`.
         feature_dtype: "float16" or "float32".
+        features_only: no logits.
 
     Raises:
         UnknownName: the teacher has no such layer.
+        InvalidInput: it gives no logits, and they are to be kept.
     """
     layers = choose_layers(card.identity, features)
-    kept = (OutputSpec(layer, card.outputs[layer], feature_dtype) for layer in layers)
+    kept = tuple(OutputSpec(layer, card.outputs[layer], feature_dtype) for layer in layers)
+    if features_only:
+        return kept
+    if LOGITS not in card.outputs:
+        raise InvalidInput(
+            f"{card.identity.name} gives no logits; keep its features alone, with --features LAYERS --features-only"
+        )
     return (OutputSpec(LOGITS, card.outputs[LOGITS], "float32"), *kept)
 
 
@@ -52,12 +62,12 @@ def choose_layers(teacher: TeacherIdentity, features: str) -> list[str]:
 
 def further_layers(features: str) -> tuple[str, ...]:
     """Layers that a text names one by one, which a network from elsewhere may have to read beside its own choice."""
-    return tuple(sorted({*features.split(",")} - {"none", "all"}))
+    return tuple(sorted({*features.split(",")} - {"none", "all", LOGITS}))
 
 
 def kept_parameters(card: Card, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
-    """What is kept of the teacher itself beside these outputs: its head, and the norms of kept pre-activations."""
-    names = [HEAD_WEIGHT, HEAD_BIAS]
+    """What is kept of the teacher itself beside these outputs: the head of its logits, the norms of pre-activations."""
+    names = [HEAD_WEIGHT, HEAD_BIAS] if any(output.name == LOGITS for output in outputs) else []
     for output in outputs:
         if is_before(output.name):
             names += norm_parameters(layer_of(output.name))

@@ -26,7 +26,7 @@ from teacher_cache.outputs import choose_outputs, further_layers, kept_parameter
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.shown import Shown, show
-from teacher_cache.teachers import Card, Teacher, TeacherSource, ZooTeacher, open_teacher
+from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
@@ -101,6 +101,7 @@ def _source(config: BuildConfig) -> TeacherSource:
         code=config.code,
         further=further_layers(config.features),
         prompts=config.prompts,
+        classes=ClassChoice(config.class_map, config.features_only),
     )
 
 
@@ -168,7 +169,7 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
-    outputs = choose_outputs(card, config.features, config.feature_dtype)
+    outputs = choose_outputs(card, config.features, config.feature_dtype, features_only=config.features_only)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(name=dataset.name, digest=dataset.digest, classes=dataset.classes),

@@ -21,6 +21,7 @@ from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
 from teacher_cache.commands.options import (
+    CLASS_MAP_HELP,
     FEATURES_HELP,
     accept_rollback_option,
     compute_options,
@@ -52,6 +53,10 @@ from teacher_cache.prepare import Prepared, prepare_build
 )
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
+@click.option(
+    "--features-only", is_flag=True, help="Keep features and no logits: for a teacher of other classes, or of none."
+)
+@click.option("--class-map", help=CLASS_MAP_HELP)
 @click.option("--feature-dtype", default="float16", show_default=True, help="float16 or float32.")
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
 @click.option("--view-policy", default="augmented", show_default=True, help="augmented or plain.")
@@ -77,8 +82,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, format, views, seed, precision, image size) need not be
-    said again; only where its image folder lies.
+    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, image size) need
+    not be said again; only where its image folder lies.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400

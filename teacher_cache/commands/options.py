@@ -51,6 +51,10 @@ FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
+CLASS_MAP_HELP = (
+    "For a teacher of other classes than the data set's: a CSV file with the header teacher,data, or names, to match "
+    "them by name."
+)
 
 
 def ledger_url_of(store: Path, given: str | None) -> str | None:

@@ -7,23 +7,26 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ground.errors import CheckpointMismatch
 from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
 from ground.user_code import UserCode
 from ground.views import resize
 from models import (
+    Loaded,
     Network,
     canonical_name,
     create_model,
     load_weights,
+    num_classes_in,
     read_metadata,
     weights_digest,
 )
@@ -34,13 +37,14 @@ from models.registry import shape_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
+from teacher_cache.class_map import ClassMap, mapped_logits, rows_of_head
+from teacher_cache.teachers.classes import ClassChoice, TeacherClasses, agree
 from teacher_cache.teachers.contract import Answers, Card
 from teacher_cache.teachers.weights import (
     DatasetFacts,
     find_weights,
     is_published,
     remarks,
-    require_classes,
     require_trained_for,
 )
 
@@ -103,6 +107,7 @@ class TeacherSource:
         code: what is done with teachers that are code from outside this program.
         further: layers to be read beside its own choice; others that are no layers of it are refused.
         prompts: file of lines "class,prompt", where its answers are likenesses to texts.
+        classes: how its classes become those of the data set.
     """
 
     name: str
@@ -111,6 +116,7 @@ class TeacherSource:
     code: UserCode = UserCode.REFUSED
     further: tuple[str, ...] = ()
     prompts: Path | None = None
+    classes: ClassChoice = field(default_factory=ClassChoice)
 
     def asked(self, image_size: int) -> Asked:
         """What its origin is asked for."""
@@ -125,26 +131,47 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
 
     Raises:
         UnknownName: there is no such network, or it has no such layer.
-        CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
-        InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
-            of another size, than the data set's.
+        CheckpointError, CheckpointMismatch: the weights are not those of such a network.
+        InvalidInput: there are no weights, they are of other classes than the data set's and the source does not say
+            what those mean, or by what their file says they were trained on images of another size.
     """
     rendering = _rendering(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
         network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
-        require_classes(source.name, network, dataset)
-        return _teacher(source.name, network, rendering, compute)
+        own = TeacherClasses.published(source.name, network.num_classes, source.asked(rendering.size))
+        class_map = agree(own, dataset.name, dataset.classes, source.classes).class_map
+        return _teacher(source.name, network, rendering, compute, class_map)
     path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)
-    network = create_model(
-        source.name, len(dataset.classes), image_size=rendering.size, code=source.code, further=source.further
-    )
-    loaded = load_weights(network, path)
-    for remark in remarks(said, loaded, dataset, rendering, path):
+    known = TeacherClasses.said_by(said, path)
+    # Before weights are read, where that can be.
+    agreed = None if known is None else agree(known, dataset.name, dataset.classes, source.classes)
+    network, loaded = _loaded(source, path, len(said.classes or dataset.classes), rendering.size)
+    if agreed is None:
+        likely = TeacherClasses.of_weights(source.name, network.num_classes, source.asked(rendering.size), path)
+        agreed = agree(likely, dataset.name, dataset.classes, source.classes)
+    for remark in remarks(said, loaded, dataset, rendering, path, agreed.taken):
         log.info("%s", plain(remark))
     rendering = replace(rendering, normalisation=said.normalisation or rendering.normalisation)
-    return _teacher(source.name, network, rendering, compute)
+    return _teacher(source.name, network, rendering, compute, agreed.class_map)
+
+
+def _loaded(source: TeacherSource, path: Path, num_classes: int, image_size: int) -> tuple[Network, Loaded]:
+    """The network with its weights, made for as many classes as they are of."""
+
+    def made(count: int) -> Network:
+        return create_model(source.name, count, image_size=image_size, code=source.code, further=source.further)
+
+    network = made(num_classes)
+    try:
+        return network, load_weights(network, path)
+    except CheckpointMismatch:
+        found = num_classes_in(path, network)
+        if found is None or found == network.num_classes:
+            raise
+    network = made(found)
+    return network, load_weights(network, path)
 
 
 def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
@@ -178,8 +205,9 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     return rendering if source.input_size is None else replace(rendering, input_size=source.input_size)
 
 
-def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
-    """SHA-256 over architecture, digest of weights and buffers, and how it is shown a view: 64 hex digits.
+def fingerprint(name: str, digest: str, rendering: Rendering, class_map: ClassMap | None = None) -> str:
+    """SHA-256 over architecture, digest of weights and buffers, how it is shown a view, and its class map, where it has
+    one: 64 hex digits.
 
     The size of the views is not part of it: they are what the ledger's input digests are of.
     """
@@ -187,36 +215,43 @@ def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
     parts: list[object] = [name, digest, list(normalisation.mean), list(normalisation.std)]
     if rendering.input_size is not None:
         parts += [rendering.input_size, rendering.interpolation]
+    if class_map is not None:
+        parts.append({"class_map": class_map})
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
+def _teacher(
+    name: str, network: Network, rendering: Rendering, compute: Compute, class_map: ClassMap | None = None
+) -> ZooTeacher:
     name = identity_name(name)
     shape = shape_of(network.eval(), rendering.size)
+    mapped = {} if class_map is None else {LOGITS: (len(class_map),)}
     card = Card(
         identity=TeacherIdentity(
             name=name,
-            fingerprint=fingerprint(name, weights_digest(network), rendering),
+            fingerprint=fingerprint(name, weights_digest(network), rendering, class_map),
             num_classes=network.num_classes,
             normalisation=rendering.normalisation,
             precision=compute.precision,
             layers=network.layers,
             input_size=rendering.input_size,
             interpolation=None if rendering.input_size is None else rendering.interpolation,
+            class_map=class_map,
         ),
         rendering=rendering,
-        outputs=shape.outputs,
-        parameters=_parameters(network),
+        outputs={**shape.outputs, **mapped},
+        parameters=_parameters(network, class_map),
         device=compute.describe(),
     )
     compute.place(network)
     return ZooTeacher(card, network, compute)
 
 
-def _parameters(network: Network) -> dict[str, np.ndarray]:
+def _parameters(network: Network, class_map: ClassMap | None) -> dict[str, np.ndarray]:
     found: dict[str, Tensor] = {}
     if network.head is not None:
-        found = {HEAD_WEIGHT: network.head.weight, HEAD_BIAS: network.head.bias}
+        rows = rows_of_head(network.num_classes, class_map)
+        found = {HEAD_WEIGHT: network.head.weight[rows], HEAD_BIAS: network.head.bias[rows]} if rows else {}
     for layer, norm in network.stage_norms.items():
         if f"{layer}{BEFORE}" in network.layers:
             found |= zip(norm_parameters(layer), (norm.weight, norm.bias), strict=True)
@@ -231,5 +266,7 @@ def _say(network: Network, card: Card, compute: Compute, views: Tensor, outputs:
         resized = resize(views, rendering.size, rendering.interpolation)
         pixels = rendering.normalisation.apply(compute.to_device(resized))
         said = network.represent(pixels, extras)
-    known = {LOGITS: said.logits, **said.features}
+        class_map = card.identity.class_map
+        logits = said.logits if class_map is None else mapped_logits(said.logits, class_map)
+    known = {LOGITS: logits, **said.features}
     return {name: known[name] for name in outputs}
