@@ -139,8 +139,10 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     if source.weights is None and is_published(source.name, dataset):
         network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
         own = TeacherClasses.published(source.name, network.num_classes, source.asked(rendering.size))
-        class_map = agree(own, dataset.name, dataset.classes, source.classes).class_map
-        return _teacher(source.name, network, rendering, compute, class_map)
+        settled = agree(own, dataset.name, dataset.classes, source.classes)
+        if settled.taken is not None:
+            log.info("%s does not say what its classes are called; they are taken to be %s", source.name, settled.taken)
+        return _teacher(source.name, network, rendering, compute, settled.class_map)
     path = find_weights(source.name, dataset, source.weights)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)

@@ -208,3 +208,19 @@ def test_its_answers_are_copied_by_a_shared_ledger(tmp_path, other_classes, forw
     second = build(tmp_path / "b", other_classes, "--features-only", "--features", "pooled", *ledger)
     assert second.returncode == 0, second.stderr
     assert sum(forwards) == 24
+
+
+SUMS = {
+    "standardised, which only logits are": ("--loss", "ce", "--loss", "hint:standardised=true"),
+    "of all pairs": ("--loss", "ce", "--loss", "pkt:compared=true", "--comparison", "all"),
+    "anchored": ("--loss", "ce", "--loss", "hint:compared=true", "--comparison", "sampled"),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_what_is_done_to_logits_does_nothing_where_there_are_none(featured, tmp_path, case):
+    trained = run_command(
+        "ckd-train", "--store", featured, *SUMS[case], "--student", "resnet8", "--max-evals", 1, "--out",
+        tmp_path / "run",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
