@@ -34,11 +34,18 @@ def require_answers(method: MethodSpec, student: Sequence[str], identity: Identi
             f"keeps features only; give {_that_fit(student, identity)}{later}"
         )
     through = [loss.name for loss in method.losses if loss.needs.head]
-    if through and all(spec.name != HEAD_WEIGHT for spec in identity.parameters):
+    if through and _has_no_head(identity):
         raise InvalidInput(
             f"{' and '.join(through)} go{'es' if len(through) == 1 else ''} through the teacher's last layer, and the "
             f"store keeps none that gives the logits of its classes; give {_that_fit(student, identity)}"
         )
+
+
+def _has_no_head(identity: Identity) -> bool:
+    """Whether a build kept no last layer; a store of an older format may lack it too, and can be upgraded."""
+    adds_classes = any(len(group) > 1 for group in identity.teacher.class_map or ())
+    is_kept = any(spec.name == HEAD_WEIGHT for spec in identity.parameters)
+    return not identity.keeps_logits or adds_classes or (bool(identity.parameters) and not is_kept)
 
 
 def _asks_logits(loss: LossSpec, student: Sequence[str], identity: Identity) -> bool:

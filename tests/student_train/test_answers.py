@@ -60,6 +60,6 @@ def test_where_nothing_fits_that_is_said():
 
 
 def test_what_goes_through_a_last_layer_needs_one():
-    no_head = replace(keeping("logits", "last"), parameters=())
+    no_head = replace(keeping("logits", "last"), parameters=make_identity().parameters[2:])
     assert refusal(parse_method("simkd"), no_head).startswith("simkd goes through the teacher's last layer, and the")
     assert "simkd" not in refusal(parse_method("simkd"), no_head).partition(", as ")[2]
