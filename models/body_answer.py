@@ -67,7 +67,7 @@ def square_of(tokens: int, prefix: int | None) -> tuple[int, int] | None:
     Args:
         prefix: as the network says; None tries a few.
     """
-    for before in range(_MOST_PREFIX) if prefix is None else {prefix, 0}:
+    for before in range(_MOST_PREFIX) if prefix is None else (prefix, 0):
         side = isqrt(max(0, tokens - before))
         if side > 1 and side * side == tokens - before:
             return before, side
