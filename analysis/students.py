@@ -39,7 +39,7 @@ def student_logits(run_folder: Path, store_folder: Path, images: int) -> np.ndar
     manifest = store.manifest
     if not 1 <= images <= manifest.num_test:
         raise InvalidInput(f"{images} test images are asked for, {store_folder} has {manifest.num_test}; ask for those")
-    path, classes = run_folder / STUDENT_FILE, manifest.identity.teacher.num_classes
+    path, classes = run_folder / STUDENT_FILE, len(manifest.identity.dataset.classes)
     network = load_student(path, student, classes, rendering.size, _ADVICE)
     compute = Compute.choose("cpu", "fp32")
     compute.place(network)

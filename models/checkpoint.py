@@ -22,7 +22,7 @@ from ground.errors import CheckpointError
 from models.foreign_weights import read_foreign
 from models.names import locate
 from models.network import Network
-from models.weight_sets import choose, sets_of
+from models.weight_sets import choose, class_counts, sets_of
 
 # Of the JSON that a safetensors file begins with; a network of a thousand tensors has 0.1 MB.
 _MOST_HEADER_BYTES = 4 << 20
@@ -139,6 +139,24 @@ def _fitting(network: Network, path: str | Path, free: Collection[str] = ()) -> 
             raise CheckpointError(f"{file} holds values in {key} that are not finite; get another checkpoint")
     names = tuple(sorted(str(kind).removeprefix("torch.") for kind in low))
     return Loaded(found.label, weights.metadata, names), tensors
+
+
+def num_classes_in(path: str | Path, network: Network) -> int | None:
+    """How many classes a checkpoint is of, where it would fit a network but for that.
+
+    Args:
+        network: of any number of classes; its weights are not changed.
+        path: `FILE`, or `FILE#key`.
+
+    Returns:
+        None where no set of weights in it is of such a network, or several are, of different numbers.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    file, chosen = locate(path)
+    counts = class_counts(read_weights(file).sets, network, chosen)
+    return counts.pop() if len(counts) == 1 else None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

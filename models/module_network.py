@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from math import isqrt
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ground.errors import InvalidInput, UnknownName
 from ground.layers import LAST, POOLED, is_layer_name
+from models.body_answer import Answer, square_of
 from models.network import Network, require_extras
 from models.representation import Representation
 
@@ -25,7 +25,6 @@ from models.representation import Representation
 NUM_STAGES = 4
 _PROBES = 2
 _MODULE = "module."
-_MOST_PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +51,23 @@ class Survey:
     """What there is to read in a module, found by one pass of noise.
 
     Args:
-        num_classes: width of its answer.
+        num_classes: width of its answer; 0 of a body, whose answer is no logits.
         layers: in the order in which they are computed.
         head: the linear layer that makes the logits of a vector; None for a module that ends in another way.
-        last: the layer whose mean over positions that vector is.
+        last: the layer whose mean over positions that vector, or a body's, is.
+        body: reads the vector in a body's answer; None for a classifier, and a body that answers with none.
     """
 
     num_classes: int
     layers: tuple[Layer, ...]
     head: str | None
     last: str | None
+    body: Answer | None = None
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether there is one for each image."""
+        return self.head is not None or self.body is not None
 
     @property
     def maps(self) -> tuple[Layer, ...]:
@@ -70,23 +76,24 @@ class Survey:
 
 
 class ModuleNetwork(Network):
-    """A classifier of another library.
+    """A network of another library.
 
     Args:
         module: takes (B, 3, H, W) normalised images and answers with logits, as a tensor, as the first of a tuple, or
             as the attribute `logits`.
         size: H and W of its input.
         further: layers to be read beside those of `choose_stages`, where they are asked for.
+        classifies: whether its answer is logits; that of a body is a vector, tokens or a map, see `models.body_answer`.
 
     Raises:
         InvalidInput: it does not take such images, or does not answer with logits.
         UnknownName: it has no such layer.
     """
 
-    def __init__(self, module: nn.Module, size: int, further: Sequence[str] = ()) -> None:
+    def __init__(self, module: nn.Module, size: int, further: Sequence[str] = (), *, classifies: bool = True) -> None:
         super().__init__()
         self.module = module
-        self.survey = survey(module, size)
+        self.survey = survey(module, size, classifies=classifies)
         self.num_classes = self.survey.num_classes
         self._layers = {layer.name: layer for layer in self.survey.layers}
         # Weights are kept under the library's own names, so that it can load them without us.
@@ -103,7 +110,7 @@ class ModuleNetwork(Network):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The stages, then the pooled vector."""
-        return (*self._stages, *((POOLED,) if self.survey.head is not None else ()))
+        return (*self._stages, *((POOLED,) if self.survey.has_vector else ()))
 
     @property
     def extra_names(self) -> tuple[str, ...]:
@@ -130,9 +137,12 @@ class ModuleNetwork(Network):
                 hooks.enter_context(_outputs_of(self.module, self._layers[name], said))
             if self.survey.head is not None:
                 hooks.enter_context(_vector_before(self.module, self.survey.head, said))
-            logits = logits_of(self.module(images))
+            answer = self.module(images)
+        if self.survey.body is not None:
+            said[POOLED] = self.survey.body.vector_in(answer)
+        logits = logits_of(answer) if self.num_classes else images.new_empty(len(images), 0)
         features = {name: as_feature(said[source], self._layers[source]) for name, source in sources.items() if source}
-        pooled = {POOLED: said[POOLED]} if self.survey.head is not None else {}
+        pooled = {POOLED: said[POOLED]} if self.survey.has_vector else {}
         stages = {name: features.pop(name) for name in self._stages}
         return Representation(logits=logits, features={**stages, **pooled, **features})
 
@@ -147,8 +157,11 @@ def _with_prefix(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
         state[f"{prefix}{_MODULE}{key.removeprefix(prefix)}"] = state.pop(key)
 
 
-def survey(module: nn.Module, size: int) -> Survey:
+def survey(module: nn.Module, size: int, *, classifies: bool = True) -> Survey:
     """Pass noise through a module, and note what each part of it says.
+
+    Args:
+        classifies: whether it answers with logits.
 
     Raises:
         InvalidInput: it does not take such images, or does not answer with logits.
@@ -174,6 +187,11 @@ def survey(module: nn.Module, size: int) -> Survey:
             ) from error
         finally:
             module.train(was_training)
+    layers = tuple(_layers(module, seen, twice))
+    if not classifies:
+        body = Answer.of(answer, getattr(module, "num_prefix_tokens", None))
+        last = None if body is None else _pooled_map(seen, layers, body.vector_in(answer))
+        return Survey(0, layers, None, last, body)
     logits = logits_of(answer)
     head = next((name for name in reversed(seen) if seen[name] is logits and _is_head(module, name, inputs)), None)
     layers = tuple(
@@ -265,7 +283,7 @@ def layer_of_shape(name: str, shape: Sequence[int], prefix: int | None) -> Layer
         return Layer(name, tuple(shape[1:]))
     if len(shape) == 4 and shape[1] == shape[2]:
         return Layer(name, (shape[3], *shape[1:3]), is_channels_last=True)
-    if len(shape) == 3 and (square := _square(shape[1], prefix)) is not None:
+    if len(shape) == 3 and (square := square_of(shape[1], prefix)) is not None:
         before, side = square
         return Layer(name, (shape[2], side, side), prefix=before)
     return None
@@ -273,15 +291,6 @@ def layer_of_shape(name: str, shape: Sequence[int], prefix: int | None) -> Layer
 
 def _depth(layer: Layer) -> int:
     return layer.name.count(".")
-
-
-def _square(tokens: int, prefix: int | None) -> tuple[int, int] | None:
-    """(prefix, side) of so many tokens; None where they are no square."""
-    for before in range(_MOST_PREFIX) if prefix is None else (prefix, 0):
-        side = isqrt(max(0, tokens - before))
-        if side > 1 and side * side == tokens - before:
-            return before, side
-    return None
 
 
 def _is_head(module: nn.Module, name: str, inputs: Mapping[str, Tensor]) -> bool:

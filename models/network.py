@@ -14,12 +14,12 @@ from models.representation import Representation
 
 
 class Network(nn.Module, ABC):
-    """A classifier of square images; any size that survives its strides.
+    """What says something of square images, a classifier mostly; any size that survives its strides.
 
     Layers are named as `ground.layers` says; a feature is a map (B, C, H, W), tokens (B, N, D) or a vector (B, D).
 
     Attributes:
-        num_classes: K.
+        num_classes: K; 0 for a network without a head, whose logits are (B, 0).
     """
 
     num_classes: int

@@ -73,7 +73,7 @@ class NetworkShape:
     """What a network of the zoo can give, without one.
 
     Args:
-        outputs: "logits" and every layer, in order -> shape of one image's.
+        outputs: "logits", where there are classes, and every layer, in order -> shape of one image's.
         num_bytes: of its weights and buffers.
     """
 
@@ -91,7 +91,8 @@ def shape_of(network: Network, image_size: int) -> NetworkShape:
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     with torch.inference_mode():
         said = network.represent(torch.zeros(1, 3, image_size, image_size, device=device), network.extra_names)
-    shapes = {LOGITS: said.logits.shape} | {layer: tensor.shape for layer, tensor in said.features.items()}
+    shapes = {LOGITS: said.logits.shape} if network.num_classes else {}
+    shapes |= {layer: tensor.shape for layer, tensor in said.features.items()}
     return NetworkShape(
         outputs={output: tuple(shape[1:]) for output, shape in shapes.items()},
         num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),

@@ -14,7 +14,7 @@ class Representation:
     """Logits and named feature maps.
 
     Args:
-        logits: (B, K), before softmax.
+        logits: (B, K), before softmax; K is 0 where there are none, as of a network without a head.
         features: layer name -> (B, C, H, W) map, (B, N, D) tokens or (B, D) vector, in the order of
             `Network.feature_names` (for the zoo, that of the CRD benchmark's feature list); then the extras that were
             asked for (`Network.extra_names`).

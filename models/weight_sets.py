@@ -96,6 +96,33 @@ def choose(
     raise CheckpointMismatch(f"{path}{where} does not fit the network: {problems}")
 
 
+def class_counts(sets: Mapping[str, Mapping[str, Tensor]], network: Network, chosen: str | None) -> set[int]:
+    """Numbers of classes that the sets which may be meant are of, where they fit the network but for that.
+
+    Args:
+        chosen: as for `choose`.
+    """
+    wanted = network.state_dict()
+    every = [candidate for label, tensors in sets.items() for candidate in _candidates(label, tensors, wanted, ())]
+    counts = [
+        _class_count(each.tensors, wanted, network.num_classes) for each in every if _is_meant(each.label, chosen)
+    ]
+    return {count for count in counts if count is not None}
+
+
+def _class_count(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], num_classes: int) -> int | None:
+    """How long the tensors are that ought to be as long as there are classes, where nothing else differs."""
+    needed = {key for key in wanted if not key.endswith(_OPTIONAL)}
+    if not needed <= found.keys() <= wanted.keys():
+        return None
+    misshapen = [key for key in needed if _describe(found[key]) != _describe(wanted[key])]
+    # Longer or shorter where the network has its classes, and alike in every other axis.
+    if any(not found[key].dim() or wanted[key].shape != (num_classes, *found[key].shape[1:]) for key in misshapen):
+        return None
+    counts = {len(found[key]) for key in misshapen} or {num_classes}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def _is_meant(label: str, chosen: str | None) -> bool:
     return chosen is None or label == chosen or label.startswith(f"{chosen}.")
 

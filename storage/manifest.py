@@ -72,6 +72,9 @@ class TeacherIdentity:
         input_size: of its input, to which views are resized; None where it takes them as they are.
         interpolation: of that.
         layers: every layer it can give, in order, whether it is kept or not.
+        num_classes: of its own head; 0 for a network without one.
+        class_map: for each class of the data, those of the teacher that mean it, in order; None where both have the
+            same ones. Logits are kept as mapped by it.
     """
 
     name: _Name
@@ -82,6 +85,7 @@ class TeacherIdentity:
     layers: tuple[str, ...]
     input_size: int | None = None
     interpolation: str | None = None
+    class_map: tuple[tuple[int, ...], ...] | None = None
 
     def answers_as(self, other: TeacherIdentity) -> bool:
         """Whether both say the same of a view; which layers are read, and what a file is called, does not matter."""
@@ -113,8 +117,9 @@ class Identity:
         seed: of the sample's order and of the views.
         views: V, teacher calls per image.
         view_policy: "augmented" or "plain" squares, or "resized" boxes.
-        outputs: what is kept of each call, logits first, then layers in the teacher's order.
-        parameters: what is kept of the teacher itself: its head, and the norms of kept pre-activations.
+        outputs: what is kept of each call, logits first, then layers in the teacher's order; either may be left out.
+        parameters: what is kept of the teacher itself: its head, where its logits are kept and each is of one of the
+            data's classes, and the norms of kept pre-activations.
     """
 
     teacher: TeacherIdentity
@@ -147,6 +152,11 @@ class Identity:
         if not is_own or own is None:
             return Fit()
         return Fit(shape=self.dataset.squares or Fit().shape, interpolation=own)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the teacher's logits are kept, (K,) over the classes of the data; features always may be."""
+        return any(output.name == LOGITS for output in self.outputs)
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -245,7 +255,7 @@ class Manifest:
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
-        for name in ("input_size", "interpolation"):
+        for name in ("input_size", "interpolation", "class_map"):
             if teacher[name] is None:
                 del teacher[name]
         if document["identity"]["dataset"]["squares"] is None:
@@ -282,7 +292,7 @@ class Manifest:
                 raise Malformed("it has a key older, which is not for a document to say")
             # Manifests from before they were noted, or of teachers that have none, lack these.
             identity = document["identity"]
-            teacher = {"input_size": None, "interpolation": None, **identity["teacher"]}
+            teacher = {"input_size": None, "interpolation": None, "class_map": None, **identity["teacher"]}
             dataset = {"squares": None, **identity["dataset"]}
             document = {
                 "ledger_genesis": None,
@@ -388,12 +398,13 @@ def _check_content(manifest: Manifest) -> None:
 
 
 def _check_identity(identity: Identity) -> None:
-    teacher, dataset, geometry = identity.teacher, identity.dataset, identity.geometry
+    teacher, geometry = identity.teacher, identity.geometry
     sizes = (geometry.image_size, geometry.crop_size, geometry.padding)
     _require(max(sizes) <= _MAX_SIZE, "geometry", geometry)
     _require((teacher.input_size is None) == (teacher.interpolation is None), "interpolation", teacher.interpolation)
     _ = identity.teacher_rendering  # which refuses what no network has
-    _require(dataset.squares is None or dataset.squares in FIT_SHAPES, "dataset.squares", dataset.squares)
+    squares = identity.dataset.squares
+    _require(squares is None or squares in FIT_SHAPES, "dataset.squares", squares)
     _require(identity.view_policy in VIEW_POLICIES, "view_policy", identity.view_policy)
     # Boxes have no size that a teacher could take them in.
     _require(teacher.input_size is not None or not shows_boxes(identity.view_policy), "input_size", None)
@@ -401,10 +412,10 @@ def _check_identity(identity: Identity) -> None:
         _check_spec(output, output.name == LOGITS or is_layer_name(output.name))
     for parameter in identity.parameters:
         _check_spec(parameter, _PARAMETER.fullmatch(parameter.name) is not None and ".." not in parameter.name)
+    _require(bool(identity.outputs), "outputs", identity.outputs)
     _check_layers(teacher.layers, [output.name for output in identity.outputs])
+    _check_classes(identity)
     _check_parameters(identity)
-    classes = {teacher.num_classes, len(dataset.classes), *identity.outputs[0].shape}
-    _require(classes == {len(dataset.classes)}, "the number of classes", classes)
 
 
 def _check_spec(spec: OutputSpec, has_good_name: bool) -> None:
@@ -417,7 +428,22 @@ def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
     """Refuse outputs other than logits and layers of the teacher, in its order."""
     are_plain = len(layers) <= _MAX_LAYERS and all(map(is_layer_name, layers))
     _require(are_plain and len({"logits", *layers}) == len(layers) + 1, "teacher.layers", layers)
-    _require(names == ["logits", *(layer for layer in layers if layer in names)], "outputs", names)
+    _require(names == [name for name in (LOGITS, *layers) if name in names], "outputs", names)
+
+
+def _check_classes(identity: Identity) -> None:
+    """Refuse a class map that is none, and logits of other classes than the data's; features may be of any teacher."""
+    teacher, count = identity.teacher, len(identity.dataset.classes)
+    _require(teacher.num_classes >= 0, "teacher.num_classes", teacher.num_classes)
+    if teacher.class_map is not None:
+        mapped = [place for group in teacher.class_map for place in group]
+        are_groups = all(group == tuple(sorted(group)) and group for group in teacher.class_map)
+        are_classes = len(set(mapped)) == len(mapped) and all(0 <= place < teacher.num_classes for place in mapped)
+        _require(are_groups and are_classes and len(teacher.class_map) == count, "class_map", teacher.class_map)
+    if identity.keeps_logits:
+        own = teacher.num_classes if teacher.class_map is None else len(teacher.class_map)
+        classes = {own, count, *identity.outputs[0].shape}
+        _require(classes == {count}, "the number of classes", classes)
 
 
 def _check_parameters(identity: Identity) -> None:
@@ -428,7 +454,9 @@ def _check_parameters(identity: Identity) -> None:
     if HEAD_WEIGHT in found or HEAD_BIAS in found:
         width = found[HEAD_WEIGHT].shape[-1:] if HEAD_WEIGHT in found else ()
         _require(identity.features.get(POOLED, width) == width, HEAD_WEIGHT, width)
-        wanted = {HEAD_WEIGHT: (identity.teacher.num_classes, *width), HEAD_BIAS: (identity.teacher.num_classes,)}
+        count = len(identity.dataset.classes)
+        _require(identity.keeps_logits, HEAD_WEIGHT, width)
+        wanted = {HEAD_WEIGHT: (count, *width), HEAD_BIAS: (count,)}
     for layer, shape in identity.features.items():
         names = norm_parameters(layer_of(layer))
         if is_before(layer) and names[0] in found:

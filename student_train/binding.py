@@ -22,7 +22,7 @@ class Binding:
         teacher: output name -> shape of what was loaded from the store.
         teacher_layers: every layer the teacher can give, stored or not.
         labels: (n,) int64 on the CPU, the class of each row.
-        num_classes: K.
+        num_classes: K, of the data.
         num_views: V, stored views of each image.
         parameters: the teacher's, if asked for: "head/weight" (K, D), "head/bias" (K,), "norm/layer1/scale" (C,), ...
         student_head: the student's last layer, for losses that go through it; not theirs to train or save.

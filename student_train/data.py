@@ -136,8 +136,8 @@ class StudentData:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the teacher, and so of the student."""
-        return self.manifest.identity.teacher.num_classes
+        """Classes of the data, and so of the student."""
+        return len(self.manifest.identity.dataset.classes)
 
     def inputs(self, batch: Batch, step: int, *, seed: int, student_view: str) -> tuple[Tensor, Tensor]:
         """Student inputs of a step.
@@ -164,11 +164,15 @@ class StudentData:
         return render(pixels, self.rendering), which
 
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
-        """What the teacher said of some rows, float32 on the device; None when nothing was loaded."""
+        """What the teacher said of some rows, float32 on the device; None when nothing was loaded.
+
+        Of a store without logits these are (B, 0).
+        """
         if not self.outputs:
             return None
         said = {name: self._rows(tensor, rows, which) for name, tensor in self.outputs.items()}
-        logits = said.pop("logits")
+        some = next(iter(said.values()))
+        logits = said.pop("logits", some.new_empty(len(some), 0))
         return Representation(logits=logits, features=said)
 
     def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ def _require_measurable(store: Store) -> None:
             raise InvalidInput(
                 f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
             )
-    if manifest.identity.teacher.num_classes < 2:
+    if len(manifest.identity.dataset.classes) < 2:
         raise InvalidInput(
             f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
         )
@@ -231,7 +235,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
             f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
             f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
-    return sorted({"logits", *wanted})
+    return sorted({*(["logits"] if identity.keeps_logits else []), *wanted})
 
 
 def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
@@ -265,7 +269,7 @@ def free_memory(compute: Compute) -> float:
 
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
     images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
-    classes = store.manifest.identity.teacher.num_classes
+    classes = len(store.manifest.identity.dataset.classes)
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond the {classes} of its teacher")
+        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
     return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))

@@ -177,16 +177,20 @@ class MethodSpec:
         counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
         return tuple(name if count == 1 else f"{name}.{count}" for name, count in zip(names, counts, strict=True))
 
-    def wanted(self, student: Sequence[str], teacher: Sequence[str]) -> Wanted:
+    def wanted(self, student: Sequence[str], teacher: Sequence[str], *, logits: bool = True) -> Wanted:
         """What is to be loaded and computed, for the layer names that student and teacher have.
+
+        Args:
+            logits: whether the teacher's are there; then they are loaded with any other output of it.
 
         Raises:
             UnknownName, InvalidInput: a loss asks for layers that one of them lacks.
         """
         pairs = [pair for needs in self.needs for pair in needs.pairs(student, teacher)]
+        answers = [*(["logits"] if logits else []), *(theirs for _, theirs in pairs)]
         return Wanted(
             student=tuple(dict.fromkeys(ours for ours, _ in pairs if ours != "logits")),
-            teacher=tuple(dict.fromkeys(["logits", *(theirs for _, theirs in pairs)])) if pairs else (),
+            teacher=tuple(dict.fromkeys(answers)) if pairs else (),
             parameters=any(needs.head or needs.norms for needs in self.needs),
         )
 

@@ -33,6 +33,7 @@ from storage.manifest import Manifest
 from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings
 from storage.store import Store
 from student_train.anchor import anchor, require_head
+from student_train.answers import require_answers
 from student_train.binding import Binding
 from student_train.bound_method import Losses, bind_method
 from student_train.data import LabelledImages, StudentData, free_memory
@@ -370,8 +371,14 @@ def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:
-    """What a method needs of a student with these layers and of this store; see `MethodSpec.wanted`."""
-    return method.wanted(student, manifest.identity.teacher.layers)
+    """What a method needs of a student with these layers and of this store; see `MethodSpec.wanted`.
+
+    Raises:
+        InvalidInput: it needs logits or a last layer of the teacher, and the store has none; or as `MethodSpec.wanted`.
+    """
+    identity = manifest.identity
+    require_answers(method, student, identity)
+    return method.wanted(student, identity.teacher.layers, logits=identity.keeps_logits)
 
 
 def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:

@@ -35,7 +35,7 @@ _COMMANDS = {
     ),
     "extend": CommandAt(
         "teacher_cache.commands.extend:extend",
-        "Add feature maps to a whole store, by calling its teacher again on every view.",
+        "Add feature maps, or logits, to a whole store, by calling its teacher again on every view.",
     ),
     "upgrade": CommandAt(
         "teacher_cache.commands.upgrade:upgrade",

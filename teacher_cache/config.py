@@ -14,6 +14,7 @@ from models.names import is_placed
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
+from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import is_folder
 from teacher_cache.rendering import RenderingOverrides
 
@@ -57,6 +58,9 @@ class BuildConfig(CallConfig):
         code: what is done with a teacher that is code from outside this program.
         prompts: lines "class,prompt" of a teacher that compares images with texts.
         rendering: how the teacher is shown images, where that is not its library's or the data set's way.
+        class_map: file that says what the teacher's classes are here, or "names", or a map that was read before; None
+            where both sides have the same classes.
+        features_only: keep no logits.
     """
 
     teacher: str
@@ -71,6 +75,8 @@ class BuildConfig(CallConfig):
     weights: Path | None = None
     array_format: str = "zarr"
     features: str = "none"
+    class_map: str | ClassMap | None = None
+    features_only: bool = False
     feature_dtype: str | None = None
     views: int = 1
     view_policy: str = "augmented"
@@ -90,6 +96,10 @@ class BuildConfig(CallConfig):
         _require_type(self.feature_dtype)
         if self.view_policy == "plain" and self.views > 1:
             raise InvalidInput("every plain view of an image is the same; use --views 1, or --view-policy augmented")
+        if self.features_only and self.features == "none":
+            raise InvalidInput("--features-only keeps no logits, so there is nothing to keep; give --features too")
+        if self.features_only and self.class_map is not None:
+            raise InvalidInput("--features-only keeps no logits, so there is nothing to map; leave out --class-map")
         _require_between("views", self.views, MAX_VIEWS)
         # Not super(): a dataclass with slots is another class than the one that is being defined.
         CallConfig.__post_init__(self)
@@ -100,7 +110,8 @@ class ExtensionConfig(CallConfig):
     """Outputs to add to a whole store.
 
     Args:
-        features, feature_dtype: see `teacher_cache.outputs.choose_outputs`.
+        features: see `teacher_cache.extend.added_outputs`.
+        feature_dtype: see `teacher_cache.outputs.choose_outputs`.
         weights: of the store's own teacher; None looks where `build` does.
         teacher: its name, where the store's does not lead to it: of a file, or of code.
         code: what is done with a teacher that is code from outside this program.
@@ -141,6 +152,8 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "interpolation": teacher.interpolation,
         "mean": teacher.normalisation.mean,
         "std": teacher.normalisation.std,
+        "class_map": teacher.class_map,
+        "features_only": not identity.keeps_logits,
     }
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name

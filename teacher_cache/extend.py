@@ -35,7 +35,7 @@ from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
 from teacher_cache.prepare import Prepared
 from teacher_cache.settle import require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown, shown_in
-from teacher_cache.teachers import Card, Teacher, TeacherSource, open_teacher
+from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, open_teacher
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -69,15 +69,15 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
         further=further_layers(config.features),
         prompts=config.prompts,
     )
-    teacher = teacher_of(store, source, config.device)
-    new = added_layers(store, teacher.card.identity, config.features)
+    teacher = teacher_of(store, source, config.device, logits=LOGITS in config.features.split(","))
+    new = added_outputs(store, teacher.card.identity, config.features)
     if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
     begun = (config.store / EXTENSION).exists()
     kept = (*identity.outputs, *(Manifest.load(config.store, EXTENSION).identity.outputs if begun else ()))
-    asked = choose_outputs(teacher.card, config.features, config.feature_dtype, kept)
-    added = tuple(output for output in asked if output.name in {*new})
+    layers = ",".join(name for name in new if name != LOGITS) or "none"
+    added = choose_outputs(teacher.card, layers, config.feature_dtype, kept, features_only=LOGITS not in new)
     identity = _extended(identity, added, teacher.card)
     staged = _staged(config.store, identity)
     plan = draw_up(
@@ -97,11 +97,15 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     return Prepared(plan, teacher, shown)
 
 
-def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
+def teacher_of(store: Store, source: TeacherSource, device: str, *, logits: bool = False) -> Teacher:
     """A store's own teacher; what of it the store says need not be given.
+
+    Args:
+        logits: they are to be kept, where the store has none.
 
     Raises:
         IdentityMismatch: it is not the store's.
+        InvalidInput: logits are to be kept, and its classes are not those of the data set.
     """
     identity = store.manifest.identity
     data, teacher = identity.dataset, identity.teacher
@@ -111,7 +115,8 @@ def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
     # In a store, layers that were asked for by name are layers of its teacher as others are.
     further = tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ()
     shown = replace(source.rendering, input_size=teacher.input_size)
-    source = replace(source, further=further, rendering=shown)
+    classes = ClassChoice(teacher.class_map, features_only=not (logits or identity.keeps_logits))
+    source = replace(source, further=further, rendering=shown, classes=classes)
     opened = open_teacher(source, facts, Compute.choose(device, teacher.precision, precisions=CALL_PRECISIONS))
     same = replace(opened.card.identity, layers=teacher.layers)
     require_same(identity, replace(identity, teacher=same), store.folder, store.manifest.ledger)
@@ -119,18 +124,24 @@ def teacher_of(store: Store, source: TeacherSource, device: str) -> Teacher:
 
 
 def keeps(store: Store, features: str) -> bool:
-    """Whether a store has all the layers that are asked for; raises `UnknownName` for what is certainly none."""
+    """Whether a store has all that is asked for; raises `UnknownName` for what is certainly none."""
     teacher = store.manifest.identity.teacher
     # Of a network from elsewhere any module may be a layer; the network itself is asked.
     if ":" in teacher.name and not {*further_layers(features)} <= {*teacher.layers}:
         return False
-    return not added_layers(store, teacher, features)
+    return not added_outputs(store, teacher, features)
 
 
-def added_layers(store: Store, teacher: TeacherIdentity, features: str) -> list[str]:
-    """Of the features that are asked for, those that a store does not keep; raises `UnknownName` for no layers."""
-    kept = store.manifest.identity.features
-    return [layer for layer in choose_layers(teacher, features) if layer not in kept]
+def added_outputs(store: Store, teacher: TeacherIdentity, features: str) -> list[str]:
+    """Of what is asked for, that which a store does not keep; raises `UnknownName` for no layers.
+
+    Args:
+        features: as for `build`, and `logits` among them, for a store without.
+    """
+    asked, kept = features.split(","), {output.name for output in store.outputs}
+    layers = ",".join(name for name in asked if name != LOGITS) or "none"
+    wanted = [*([LOGITS] if LOGITS in asked else []), *choose_layers(teacher, layers)]
+    return [name for name in wanted if name not in kept]
 
 
 def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> Identity:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ground.errors import UnknownName
+from ground.errors import InvalidInput, UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
 from storage.float_types import as_float32
 from storage.manifest import TeacherIdentity
@@ -20,7 +20,12 @@ _DEFAULT_TYPE = "float16"
 
 
 def choose_outputs(
-    card: Card, features: str, feature_dtype: str | None, kept: Sequence[OutputSpec] = ()
+    card: Card,
+    features: str,
+    feature_dtype: str | None,
+    kept: Sequence[OutputSpec] = (),
+    *,
+    features_only: bool = False,
 ) -> tuple[OutputSpec, ...]:
     """What to keep of each call: logits, and the feature maps that `features` names, in the teacher's order.
 
@@ -29,17 +34,25 @@ def choose_outputs(
         feature_dtype: of `storage.float_types`; None leaves each layer in the type that a store keeps it in, and adds
             others in that of its first one: float16 where it has none.
         kept: what the store keeps.
+        features_only: no logits.
 
     Raises:
         UnknownName: the teacher has no such layer.
+        InvalidInput: it gives no logits, and they are to be kept.
     """
     layers = choose_layers(card.identity, features)
     types = {output.name: output.dtype for output in kept if output.name != LOGITS}
     usual = next(iter(types.values()), _DEFAULT_TYPE)
-    chosen = (
+    chosen = tuple(
         OutputSpec(layer, card.outputs[layer], types.get(layer, usual) if feature_dtype is None else feature_dtype)
         for layer in layers
     )
+    if features_only:
+        return chosen
+    if LOGITS not in card.outputs:
+        raise InvalidInput(
+            f"{card.identity.name} gives no logits; keep its features alone, with --features LAYERS --features-only"
+        )
     return (OutputSpec(LOGITS, card.outputs[LOGITS], "float32"), *chosen)
 
 
@@ -64,12 +77,12 @@ def choose_layers(teacher: TeacherIdentity, features: str) -> list[str]:
 
 def further_layers(features: str) -> tuple[str, ...]:
     """Layers that a text names one by one, which a network from elsewhere may have to read beside its own choice."""
-    return tuple(sorted({*features.split(",")} - {"none", "all"}))
+    return tuple(sorted({*features.split(",")} - {"none", "all", LOGITS}))
 
 
 def kept_parameters(card: Card, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
-    """What is kept of the teacher itself beside these outputs: its head, and the norms of kept pre-activations."""
-    names = [HEAD_WEIGHT, HEAD_BIAS]
+    """What is kept of the teacher itself beside these outputs: the head of its logits, the norms of pre-activations."""
+    names = [HEAD_WEIGHT, HEAD_BIAS] if any(output.name == LOGITS for output in outputs) else []
     for output in outputs:
         if is_before(output.name):
             names += norm_parameters(layer_of(output.name))

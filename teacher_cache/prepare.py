@@ -27,7 +27,7 @@ from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, requi
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
-from teacher_cache.teachers import Card, Teacher, TeacherSource, ZooTeacher, open_teacher
+from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
@@ -103,6 +103,7 @@ def _source(config: BuildConfig) -> TeacherSource:
         code=config.code,
         further=further_layers(config.features),
         prompts=config.prompts,
+        classes=ClassChoice(config.class_map, config.features_only),
     )
 
 
@@ -190,7 +191,7 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
     there = (config.store / FILE_NAME).exists()
     kept = Manifest.load(config.store).identity.outputs if there else ()
-    outputs = choose_outputs(card, config.features, config.feature_dtype, kept)
+    outputs = choose_outputs(card, config.features, config.feature_dtype, kept, features_only=config.features_only)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(

@@ -89,7 +89,7 @@ def _made(name: str, make: Callable[[Origin], nn.Module], asked: Asked, further:
     if isinstance(module, Network):
         return module
     try:
-        return ModuleNetwork(module, asked.image_size, further)
+        return ModuleNetwork(module, asked.image_size, further, classifies=getattr(module, "classifies", True))
     except UnknownName:
         raise
     except InvalidInput as error:

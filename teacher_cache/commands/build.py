@@ -21,6 +21,7 @@ from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.builder import BuildReport
 from teacher_cache.commands.options import (
+    CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,
     FEATURES_HELP,
     accept_rollback_option,
@@ -52,6 +53,10 @@ from teacher_cache.rendering import RenderingOverrides
 @rendering_options
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
+@click.option(
+    "--features-only", is_flag=True, help="Keep features and no logits: for a teacher of other classes, or of none."
+)
+@click.option("--class-map", help=CLASS_MAP_HELP)
 @click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
 @click.option(
@@ -83,7 +88,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, format, views, seed, precision, sizes, mean and std) need
+    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, sizes, mean, std)
+    need
     not be said again; only where its image folder lies.
 
     \b

@@ -34,7 +34,7 @@ from teacher_cache.prepare import Prepared
 
 @click.command()
 @store_option
-@click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}.")
+@click.option("--features", required=True, help=f"What to add: {FEATURES_HELP}; also logits, to a store without.")
 @click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the store's own teacher.")
 @click.option("--teacher", help="Of the store, where only you can say where it lies: ORIGIN:FILE, or code.")
@@ -50,7 +50,7 @@ from teacher_cache.prepare import Prepared
 def extend(
     store: Path, url: str | None, allow_code: bool, yes: bool, dry_run: bool, as_json: bool, **settings: Any
 ) -> None:
-    """Add feature maps to a whole store, by calling its teacher again on every view.
+    """Add feature maps, or logits, to a whole store, by calling its teacher again on every view.
 
     What the store has stays as it is. Without --yes it asks first, and away from a terminal it refuses.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from storage.rows import Rows
 from storage.schema import LOGITS
 from storage.store import Store
 from storage.store_ledger import newest_head
+from teacher_cache.class_map import described
 from teacher_cache.commands.options import store_option
 
 _BLOCK_ROWS = 1 << 10
@@ -34,14 +36,16 @@ def info(store: Path, as_json: bool) -> None:
     teacher = description["teacher"]
     features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
     correct = description["teacher_accuracy"]
+    unknown = "no rows yet" if description["keeps_logits"] else "no logits are kept to tell the teacher's"
     for name, value in {
         "store": store,
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
         "prompts": description["prompts"],
-        "accuracy": "no rows yet" if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
+        "accuracy": unknown if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
         "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
+        "classes": _classes_text(teacher, description["num_classes"]),
         "listed": description["listing"],
         "held out": f"{description['num_val']} validation and {description['num_test']} test images",
         "features": features,
@@ -51,6 +55,14 @@ def info(store: Path, as_json: bool) -> None:
     }.items():
         if value is not None:
             say(f"{name:<9} {value}")
+
+
+def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
+    """Nothing where the teacher's are those of the data."""
+    if teacher["class_map"] is not None:
+        return described(teacher["class_map"], teacher["num_classes"])
+    own = teacher["num_classes"]
+    return None if own == num_classes else f"the teacher's are others, {own} of them" if own else "the teacher has none"
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -70,10 +82,13 @@ def describe(store: Store) -> dict[str, Any]:
             "name": identity.teacher.name,
             "fingerprint": identity.teacher.fingerprint,
             "precision": identity.teacher.precision,
+            "num_classes": identity.teacher.num_classes,
+            "class_map": identity.teacher.class_map,
             "layers": list(identity.teacher.layers),
         },
         "shown": f"{_shown(identity)}{_SQUARES.get(identity.dataset.squares, '')}",
         "prompts": manifest.sources.get("prompts"),
+        "keeps_logits": identity.keeps_logits,
         "teacher_accuracy": accuracy,
         "features": {name: list(shape) for name, shape in identity.features.items()},
         "parameters": {spec.name: list(spec.shape) for spec in identity.parameters},
@@ -97,12 +112,12 @@ def _shown(identity: Identity) -> str:
 
 
 def _whole_rows(store: Store) -> tuple[int, float | None]:
-    """How many rows are whole, and the teacher's top-1 on the stored views, from the stored logits: no call is made."""
+    """How many rows are whole, and the teacher's top-1 on the stored views by its stored logits: no call is made."""
     whole = cells = correct = 0
     for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS):
         valid = store.valid(first, last)
         whole += int(valid.all(axis=1).sum())
-        if valid.any():
+        if valid.any() and store.manifest.identity.keeps_logits:
             logits, labels = (store.arrays.read(name, first, last) for name in (LOGITS, "train/labels"))
             cells += int(valid.sum())
             correct += int((logits.argmax(axis=2) == labels[:, None])[valid].sum())

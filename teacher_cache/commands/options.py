@@ -73,6 +73,10 @@ FEATURES_HELP = (
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
 FEATURE_DTYPE_HELP = "float16, bfloat16 or float32.  [default: that of the store's features, or float16]"
+CLASS_MAP_HELP = (
+    "For a teacher of other classes than the data set's: a CSV file with the header teacher,data, or names, to match "
+    "them by name."
+)
 
 
 def ledger_url_of(store: Path, given: str | None) -> str | None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from teacher_cache.teachers.classes import ClassChoice
 from teacher_cache.teachers.contract import Answers, Card, Teacher
 from teacher_cache.teachers.zoo import TeacherSource, ZooTeacher, open_teacher, untrained_teacher
 
-__all__ = ["Answers", "Card", "Teacher", "TeacherSource", "ZooTeacher", "open_teacher", "untrained_teacher"]
+__all__ = [
+    "Answers",
+    "Card",
+    "ClassChoice",
+    "Teacher",
+    "TeacherSource",
+    "ZooTeacher",
+    "open_teacher",
+    "untrained_teacher",
+]

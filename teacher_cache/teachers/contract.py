@@ -26,9 +26,9 @@ class Card:
     Args:
         identity: what stores and ledgers know it by.
         rendering: how it is shown images.
-        outputs: everything it can say of a view, logits first, then its layers in order -> shape.
-        parameters: of the teacher itself, as float32: head/weight (K, D) and head/bias (K,) where it ends in a linear
-            layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
+        outputs: everything it can say of a view, logits first where it has any, then its layers in order -> shape.
+        parameters: of the teacher itself, as float32: head/weight (K, D) and head/bias (K,) where its logits come out
+            of a linear layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
         device: where it runs, for the record.
     """
 

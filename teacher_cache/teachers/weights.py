@@ -12,7 +12,7 @@ from typing import Protocol
 from ground.errors import InvalidInput, suggested
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
-from models import Loaded, Network, canonical_name, locate, model_names
+from models import Loaded, canonical_name, locate, model_names
 from models.names import identity_name, is_file
 from models.trained_on import TrainedOn
 from teacher_cache.rendering import RenderingOverrides
@@ -81,15 +81,6 @@ def is_published(name: str, dataset: DatasetFacts) -> bool:
     return is_file(name) or (":" in name and not locate(default_weights(name, dataset))[0].exists())
 
 
-def require_classes(name: str, network: Network, dataset: DatasetFacts) -> None:
-    """Raise `InvalidInput` unless a trained network answers for as many classes as the data set has."""
-    if network.num_classes != len(dataset.classes):
-        raise InvalidInput(
-            f"{name} answers for {network.num_classes} classes, and {dataset.name} has {len(dataset.classes)}; give "
-            "--weights of a network that was trained on these"
-        )
-
-
 def _teachers() -> Path:
     return Path(os.environ.get("CKD_TEACHERS") or "teachers")
 
@@ -108,17 +99,11 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
         rendering: how it is to be shown them.
 
     Raises:
-        InvalidInput: it is of another network, of other classes, or of images of another size.
+        InvalidInput: it is of another network, or of images of another size.
     """
     network = plain(said.network or "")
     if (network in model_names() or ":" in network) and network != identity_name(name):
         raise InvalidInput(f"{weights} is of a {network}; give --teacher {network}, or other --weights")
-    if said.classes is not None and said.classes != tuple(dataset.classes):
-        raise InvalidInput(
-            f"{weights} was trained on {plain(said.dataset or 'other data')}, whose classes are not those of "
-            f"{dataset.name} ({_difference(said.classes, tuple(dataset.classes))}); give that data set, or other "
-            "--weights"
-        )
     if said.geometry is not None:
         before, now = said.geometry, dataset.rendering.geometry
         if before.crop_size != now.crop_size:
@@ -153,41 +138,36 @@ def require_normalisation(said: TrainedOn, overrides: RenderingOverrides, weight
 
 
 def remarks(
-    said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, rendering: Rendering, weights: Path
+    said: TrainedOn, loaded: Loaded, dataset: DatasetFacts, rendering: Rendering, weights: Path, classes: str | None
 ) -> Iterator[str]:
     """What the user has to know of weights that can be used, a line each: what is taken at their word above all.
 
     Args:
         rendering: how the teacher is shown images where its file does not say.
+        classes: what its classes are taken to be; None where that is known.
     """
     taken = {
-        "classes": f"{len(dataset.classes)} classes in the order of {dataset.name}",
+        "classes": classes,
         "pixel size": f"views of {rendering.size} pixels",
         "normalisation": _constants(rendering.normalisation),
     }
-    known = dict(zip(taken, (said.classes, said.geometry, said.normalisation), strict=True))
-    unsaid = [what for what, value in known.items() if value is None]
+    is_known = dict(
+        zip(taken, (classes is None, said.geometry is not None, said.normalisation is not None), strict=True)
+    )
+    unsaid = [what for what, known in is_known.items() if not known]
     if unsaid:
         says = (
-            "what it was trained on" if len(unsaid) == len(known) else f"the {' and the '.join(unsaid)} of its training"
+            "what it was trained on" if len(unsaid) == len(taken) else f"the {' and the '.join(unsaid)} of its training"
         )
-        yield f"{weights} does not say {says}; it is taken to be {', '.join(taken[what] for what in unsaid)}"
+        yield f"{weights} does not say {says}; it is taken to be {', '.join(str(taken[what]) for what in unsaid)}"
+    same = "; its classes are the same" if said.classes in (None, tuple(dataset.classes)) else ""
     # A store of test calls says "/test" after the name, and has a digest of its own.
     if said.dataset is not None and said.dataset != dataset.name.removesuffix("/test"):
-        yield f"{weights} was trained on {plain(said.dataset)} and not on {dataset.name}; its classes are the same"
+        yield f"{weights} was trained on {plain(said.dataset)} and not on {dataset.name}{same}"
     elif said.dataset == dataset.name and said.dataset_digest not in (None, dataset.digest):
-        yield f"{weights} was trained on other images called {dataset.name} too; its classes are the same"
+        yield f"{weights} was trained on other images called {dataset.name} too{same}"
     if loaded.low_precision:
         yield f"{weights} keeps its weights as {' and '.join(loaded.low_precision)}; they are used as float32"
-
-
-def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
-    if len(before) != len(now):
-        return f"{len(before)} there, {len(now)} here"
-    if sorted(before) == sorted(now):
-        return "the same in another order"
-    place = next(place for place, names in enumerate(zip(before, now, strict=True)) if names[0] != names[1])
-    return f"label {place} is {plain(before[place])} there, {plain(now[place])} here"
 
 
 def _constants(normalisation: Normalisation) -> str:

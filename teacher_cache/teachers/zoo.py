@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.errors import InvalidInput
+from ground.errors import CheckpointMismatch, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import BEFORE, LOGITS
 from ground.terminal import plain
 from ground.user_code import UserCode
 from ground.views import resize
 from models import (
+    Loaded,
     Network,
     canonical_name,
     create_model,
     load_weights,
+    num_classes_in,
     read_metadata,
     weights_digest,
 )
@@ -35,7 +37,9 @@ from models.registry import shape_of
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
+from teacher_cache.class_map import ClassMap, mapped_logits, rows_of_head
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.teachers.classes import ClassChoice, TeacherClasses, agree
 from teacher_cache.teachers.contract import Answers, Card
 from teacher_cache.teachers.prompts import read_prompts
 from teacher_cache.teachers.weights import (
@@ -43,7 +47,6 @@ from teacher_cache.teachers.weights import (
     find_weights,
     is_published,
     remarks,
-    require_classes,
     require_normalisation,
     require_trained_for,
 )
@@ -108,6 +111,7 @@ class TeacherSource:
         code: what is done with teachers that are code from outside this program.
         further: layers to be read beside its own choice; others that are no layers of it are refused.
         prompts: file of lines "class,prompt", where its answers are likenesses to texts.
+        classes: how its classes become those of the data set.
     """
 
     name: str
@@ -117,6 +121,7 @@ class TeacherSource:
     code: UserCode = UserCode.REFUSED
     further: tuple[str, ...] = ()
     prompts: Path | None = None
+    classes: ClassChoice = field(default_factory=ClassChoice)
 
     def __post_init__(self) -> None:
         if self.weights is not None and is_file(self.name):
@@ -148,16 +153,20 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
 
     Raises:
         UnknownName: there is no such network, or it has no such layer.
-        CheckpointError, CheckpointMismatch: the weights are not those of such a network for this many classes.
-        InvalidInput: there are no weights, or by what their file says they were trained on other classes, or on images
-            of another size, than the data set's, or with another mean and deviation than the user says.
+        CheckpointError, CheckpointMismatch: the weights are not those of such a network.
+        InvalidInput: there are no weights, they are of other classes than the data set's and the source does not say
+            what those mean, or by what their file says they were trained on images of another size, or with another
+            mean and deviation than the user says.
     """
     rendering = _rendering(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
         asked = source.asked(rendering.size, dataset.classes)
         network = open_trained(canonical_name(source.name), asked, source.further)
-        require_classes(source.name, network, dataset)
-        return _teacher(source.name, network, rendering, compute)
+        own = TeacherClasses.published(source.name, network.num_classes, asked)
+        settled = agree(own, dataset.name, dataset.classes, source.classes)
+        if settled.taken is not None:
+            log.info("%s does not say what its classes are called; they are taken to be %s", source.name, settled.taken)
+        return _teacher(source.name, network, rendering, compute, settled.class_map)
     if source.prompts is not None:
         raise InvalidInput(
             f"--prompts is for networks that compare images with texts, by weights of their own; {source.name} is to "
@@ -167,14 +176,34 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
     said = TrainedOn.read(read_metadata(path), path)
     require_trained_for(said, source.name, dataset, rendering, path)
     require_normalisation(said, source.rendering, path)
-    network = create_model(
-        source.name, len(dataset.classes), image_size=rendering.size, code=source.code, further=source.further
-    )
-    loaded = load_weights(network, path)
-    for remark in remarks(said, loaded, dataset, rendering, path):
+    known = TeacherClasses.said_by(said, path)
+    # Before weights are read, where that can be.
+    agreed = None if known is None else agree(known, dataset.name, dataset.classes, source.classes)
+    network, loaded = _loaded(source, path, len(said.classes or dataset.classes), rendering.size)
+    if agreed is None:
+        likely = TeacherClasses.of_weights(source.name, network.num_classes, source.asked(rendering.size), path)
+        agreed = agree(likely, dataset.name, dataset.classes, source.classes)
+    for remark in remarks(said, loaded, dataset, rendering, path, agreed.taken):
         log.info("%s", plain(remark))
     rendering = replace(rendering, normalisation=said.normalisation or rendering.normalisation)
-    return _teacher(source.name, network, rendering, compute)
+    return _teacher(source.name, network, rendering, compute, agreed.class_map)
+
+
+def _loaded(source: TeacherSource, path: Path, num_classes: int, image_size: int) -> tuple[Network, Loaded]:
+    """The network with its weights, made for as many classes as they are of."""
+
+    def made(count: int) -> Network:
+        return create_model(source.name, count, image_size=image_size, code=source.code, further=source.further)
+
+    network = made(num_classes)
+    try:
+        return network, load_weights(network, path)
+    except CheckpointMismatch:
+        found = num_classes_in(path, network)
+        if found is None or found == network.num_classes:
+            raise
+    network = made(found)
+    return network, load_weights(network, path)
 
 
 def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
@@ -210,8 +239,9 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     return source.rendering.rendering(rendering, boxes=source.boxes)
 
 
-def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
-    """SHA-256 over architecture, digest of weights and buffers, and how it is shown a view: 64 hex digits.
+def fingerprint(name: str, digest: str, rendering: Rendering, class_map: ClassMap | None = None) -> str:
+    """SHA-256 over architecture, digest of weights and buffers, how it is shown a view, and its class map, where it has
+    one: 64 hex digits.
 
     The size of the views is not part of it: they are what the ledger's input digests are of. Of a file with its weights
     in it, the name counts as little.
@@ -222,30 +252,36 @@ def fingerprint(name: str, digest: str, rendering: Rendering) -> str:
     parts: list[object] = [name, digest, list(normalisation.mean), list(normalisation.std)]
     if rendering.input_size is not None:
         parts += [rendering.input_size, rendering.interpolation]
+    if class_map is not None:
+        parts.append({"class_map": class_map})
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _teacher(name: str, network: Network, rendering: Rendering, compute: Compute) -> ZooTeacher:
+def _teacher(
+    name: str, network: Network, rendering: Rendering, compute: Compute, class_map: ClassMap | None = None
+) -> ZooTeacher:
     if network.source_digest is not None and compute.precision != "fp32":
         raise InvalidInput(
             f"{name} runs in the numbers of its file and not in {compute.precision}; leave out --precision"
         )
     name = identity_name(name)
     shape = shape_of(network.eval(), rendering.size)
+    mapped = {} if class_map is None else {LOGITS: (len(class_map),)}
     card = Card(
         identity=TeacherIdentity(
             name=name,
-            fingerprint=fingerprint(name, weights_digest(network), rendering),
+            fingerprint=fingerprint(name, weights_digest(network), rendering, class_map),
             num_classes=network.num_classes,
             normalisation=rendering.normalisation,
             precision=compute.precision,
             layers=network.layers,
             input_size=rendering.input_size,
             interpolation=None if rendering.input_size is None else rendering.interpolation,
+            class_map=class_map,
         ),
         rendering=rendering,
-        outputs=shape.outputs,
-        parameters=_parameters(network),
+        outputs={**shape.outputs, **mapped},
+        parameters=_parameters(network, class_map),
         device=compute.describe(),
     )
     compute.place(network)
@@ -267,10 +303,11 @@ def _require_precision(network: Network, card: Card, compute: Compute) -> None:
         ) from error
 
 
-def _parameters(network: Network) -> dict[str, np.ndarray]:
+def _parameters(network: Network, class_map: ClassMap | None) -> dict[str, np.ndarray]:
     found: dict[str, Tensor] = {}
     if network.head is not None:
-        found = {HEAD_WEIGHT: network.head.weight, HEAD_BIAS: network.head.bias}
+        rows = rows_of_head(network.num_classes, class_map)
+        found = {HEAD_WEIGHT: network.head.weight[rows], HEAD_BIAS: network.head.bias[rows]} if rows else {}
     for layer, norm in network.stage_norms.items():
         if f"{layer}{BEFORE}" in network.layers:
             found |= zip(norm_parameters(layer), (norm.weight, norm.bias), strict=True)
@@ -285,5 +322,7 @@ def _say(network: Network, card: Card, compute: Compute, views: Tensor, outputs:
         resized = resize(views, rendering.size, rendering.interpolation)
         pixels = rendering.normalisation.apply(compute.to_device(resized))
         said = network.represent(pixels, extras)
-    known = {LOGITS: said.logits, **said.features}
+        class_map = card.identity.class_map
+        logits = said.logits if class_map is None else mapped_logits(said.logits, class_map)
+    known = {LOGITS: logits, **said.features}
     return {name: known[name] for name in outputs}

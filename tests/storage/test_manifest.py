@@ -40,7 +40,7 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     left_out = {"older"} if manifest.ledger_genesis else {"older", "ledger_genesis"}
     fields = {name: value for name, value in asdict(manifest).items() if name not in left_out}
     content = json.loads(json.dumps({"format_version": 3, **fields}))
-    for name in ("input_size", "interpolation"):
+    for name in ("input_size", "interpolation", "class_map"):
         if content["identity"]["teacher"][name] is None:
             del content["identity"]["teacher"][name]
     if content["identity"]["dataset"]["squares"] is None:
@@ -261,3 +261,73 @@ def test_without_a_key_or_a_seal_a_manifest_is_read_as_it_always_was(tmp_path, m
         Manifest.load(tmp_path)
     monkeypatch.delenv("CKD_LEDGER_KEY")
     assert Manifest.load(tmp_path) == MANIFEST
+
+
+def mapped(class_map: Any, num_classes: int = 9) -> Manifest:
+    teacher = replace(MANIFEST.identity.teacher, num_classes=num_classes, class_map=class_map)
+    return replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher))
+
+
+def test_a_class_map_is_written_and_read_back(tmp_path):
+    manifest = mapped(((8,), (0, 3), (1,), (2,), (7,)))
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.digest != MANIFEST.digest
+
+
+@pytest.mark.parametrize(
+    "class_map",
+    [
+        ((0,), (1,), (2,), (3,)),
+        ((0,), (1,), (2,), (3,), (9,)),
+        ((0,), (1,), (2,), (3,), (-1,)),
+        ((0,), (1,), (2,), (3,), ()),
+        ((0,), (1,), (2,), (3,), (0,)),
+        ((0,), (1,), (2,), (3,), (8, 7)),
+        ((0,), (1,), (2,), (3,), (8, 8)),
+        (0, 1, 2, 3, 4),
+        {},
+    ],
+)
+def test_what_is_no_class_map_is_refused(tmp_path, class_map):
+    mapped(class_map).save(tmp_path)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)
+
+
+def featured(**changes: Any) -> Manifest:
+    """Without logits and last layer, of a teacher of other classes."""
+    identity = MANIFEST.identity
+    fields = {
+        "teacher": replace(identity.teacher, num_classes=3),
+        "outputs": identity.outputs[1:],
+        "parameters": identity.parameters[2:],
+    }
+    identity = replace(identity, **fields | changes)
+    samples = dict.fromkeys(
+        [*SAMPLES, "train/views", *(parameter_array(it.name) for it in identity.parameters)], "ef" * 32
+    )
+    return replace(MANIFEST, identity=identity, samples=samples)
+
+
+def test_a_store_may_keep_no_logits_and_then_the_teachers_classes_are_its_own_affair(tmp_path):
+    for classes in (0, 3, 4000):
+        manifest = featured(teacher=replace(MANIFEST.identity.teacher, num_classes=classes))
+        manifest.save(tmp_path)
+        assert Manifest.load(tmp_path) == manifest
+        assert not manifest.identity.keeps_logits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outputs": (), "parameters": ()},
+        {"parameters": MANIFEST.identity.parameters},
+        {"teacher": replace(MANIFEST.identity.teacher, num_classes=-1)},
+        {"outputs": MANIFEST.identity.outputs},
+    ],
+)
+def test_a_store_that_no_build_makes_is_refused(tmp_path, changes):
+    featured(**changes).save(tmp_path)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)

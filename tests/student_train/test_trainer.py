@@ -176,9 +176,9 @@ def test_a_store_that_measures_nothing_is_not_trained_from(built_store, tmp_path
 
 def test_a_store_of_one_class_is_not_trained_from(built_store, tmp_path):
     store = Store.open(built_store)
-    teacher = dataclasses.replace(store.manifest.identity.teacher, num_classes=1)
+    dataset = dataclasses.replace(store.manifest.identity.dataset, classes=("0",))
     store.manifest = dataclasses.replace(
-        store.manifest, identity=dataclasses.replace(store.manifest.identity, teacher=teacher)
+        store.manifest, identity=dataclasses.replace(store.manifest.identity, dataset=dataset)
     )
     with pytest.raises(InvalidInput, match="has a single class"):
         StudentData.load(store, None, Wanted(student=(), teacher=("logits",), parameters=False), CPU)

@@ -107,3 +107,38 @@ def test_a_network_of_the_zoo_is_described_too(tmp_path):
     described = json.loads(run(tmp_path, "ckd-cache", "teacher", "resnet8", "--json").stdout)
     assert (described["name"], described["classes"], described["further_layers"]) == ("resnet8", None, [])
     assert [layer["name"] for layer in described["layers"]][:2] == ["logits", "stem"]
+
+
+WITH_CLASSES = """
+import torch
+
+
+def unnamed():
+    torch.manual_seed(0)
+    return made(8, 10)
+
+
+def others():
+    torch.manual_seed(0)
+    return made(8, 12)
+
+
+others.classes = ("eleven", "ten", *map(str, range(9, -1, -1)))
+"""
+
+
+def test_a_teacher_with_classes_of_its_own_is_mapped_like_any_other(tmp_path):
+    (tmp_path / "networks_of_mine.py").write_text(MODULE + WITH_CLASSES)
+    build = ("ckd-cache", "build", "--dataset", "digits", "--n", 20, "--allow-code", "--teacher")
+    built = run(tmp_path, *build, "python:networks_of_mine:unnamed", "--store", "unnamed")
+    assert built.returncode == 0, built.stderr
+    said = " ".join(built.stderr.split())
+    assert "does not say what its classes are called; they are taken to be 10 classes in the order of digits" in said
+    others = (*build, "python:networks_of_mine:others", "--store", "others")
+    refused = run(tmp_path, *others)
+    assert refused.returncode == 2
+    assert "the classes of python:networks_of_mine:others are not those of digits (12 there, 10 here)" in refused.stderr
+    assert run(tmp_path, *others, "--class-map", "names").returncode == 0
+    teacher = Manifest.load(tmp_path / "others").identity.teacher
+    assert teacher.class_map == tuple((11 - digit,) for digit in range(10))
+    assert run(tmp_path, *others[:5], 24, *others[6:]).stdout.startswith("4 new teacher calls")
