@@ -83,7 +83,7 @@ class Stores:
         """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
         try:
             # One sample is as large as another.
-            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0])
+            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0], self.dataset.is_labelled)
         except InvalidInput as error:
             raise self.grid.refused("n", error) from error
         if self.grid.test_images > len(self.dataset.test):

@@ -428,7 +428,9 @@ class Store:
 
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows; its own settings need not be said."""
-        places = {name: self.manifest.sources.get(name) for name in ("dataset", "data_root", "weights")}
+        places = {
+            name: self.manifest.sources.get(name) for name in ("dataset", "data_root", "split", "split_seed", "weights")
+        }
         if places["dataset"] is None and ":" in self.manifest.identity.dataset.name:
             # Of a store from before it was noted the name is known, not where this machine keeps the images.
             places["dataset"] = f"{self.manifest.identity.dataset.name.partition(':')[0]}:PATH"

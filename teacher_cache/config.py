@@ -11,7 +11,7 @@ from ground.geometry import VIEW_POLICIES
 from ground.layers import LOGITS
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 
 FEATURE_DTYPES = ("float16", "float32")
 
@@ -59,6 +59,8 @@ class BuildConfig(CallConfig):
     dataset: str = "cifar100"
     data_root: Path | None = None
     image_size: int | None = None
+    split: str | None = None
+    split_seed: int = 0
     input_size: int | None = None
     download: bool = False
     weights: Path | None = None
@@ -105,8 +107,8 @@ class ExtensionConfig(CallConfig):
 def settings_of(manifest: Manifest) -> dict[str, Any]:
     """What of a `BuildConfig` a store says of itself, so that nobody has to say it again.
 
-    An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
-    user names it too.
+    The user's own images have no place there: what a manifest names, which may come from anybody, is not opened unless
+    the user names it too.
     """
     identity = manifest.identity
     kept = [output for output in identity.outputs if output.name != LOGITS]
@@ -122,16 +124,25 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     }
     if kept:
         settings["feature_dtype"] = kept[0].dtype
-    if is_folder(identity.dataset.name):
-        settings["image_size"] = identity.geometry.image_size
+    if takes_path(identity.dataset.name):
+        settings |= {"image_size": identity.geometry.image_size, **_division_of(manifest)}
     else:
         settings["dataset"] = identity.dataset.name
     return settings
 
 
+def _division_of(manifest: Manifest) -> dict[str, Any]:
+    """How its images were divided, where they came without splits."""
+    split, seed = (manifest.sources.get(name) for name in ("split", "split_seed"))
+    if split is None or seed is None or not (seed.isascii() and seed.isdecimal()):
+        return {}
+    return {"split": split, "split_seed": int(seed)}
+
+
 def dataset_options_of(manifest: Manifest) -> dict[str, str]:
     """The options that opened a store's images when it was last built, as far as they are known."""
-    return {name: manifest.sources[name] for name in ("dataset", "data_root") if name in manifest.sources}
+    names = ("dataset", "data_root", "split", "split_seed")
+    return {name: manifest.sources[name] for name in names if name in manifest.sources}
 
 
 def _require_between(name: str, value: int, most: int) -> None:

@@ -20,7 +20,7 @@ from storage.manifest import DatasetIdentity, Identity, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
@@ -57,7 +57,7 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
     if teacher is None:
         canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
-    sample = draw_sample(len(dataset.train), config.n, config.seed)
+    sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled)
     if teacher is None:
         teacher = open_teacher(config.teacher, config.weights, dataset, compute, config.input_size)
     return _prepare(config, dataset, teacher, sample)
@@ -100,18 +100,29 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
 
 
 def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDataset:
-    """The images; those of a folder as the teacher's library prepares them, where it says how.
+    """The images; the user's own as the teacher's library prepares them, where it says how.
 
     Then a plain view is what published preprocessing crops: 224 pixels from the centre of 256, say, or the same share
     of the size that is asked for.
     """
-    if own is None or not is_folder(config.dataset):
+    if own is None or not takes_path(config.dataset):
         return open_dataset(
-            config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
+            config.dataset,
+            data_root=config.data_root,
+            image_size=config.image_size,
+            download=config.download,
+            split=config.split,
+            split_seed=config.split_seed,
         )
     size = own.resize_size if config.image_size is None else config.image_size
     crop = round(size * own.input_size / own.resize_size)
-    dataset = open_dataset(config.dataset, image_size=size, interpolation=own.interpolation)
+    dataset = open_dataset(
+        config.dataset,
+        image_size=size,
+        interpolation=own.interpolation,
+        split=config.split,
+        split_seed=config.split_seed,
+    )
     return replace(dataset, geometry=ViewGeometry(image_size=size, crop_size=crop, padding=0))
 
 

@@ -28,7 +28,7 @@ from teacher_cache.commands.options import (
     ledger_url_of,
 )
 from teacher_cache.config import BuildConfig, settings_of
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.prepare import Prepared, prepare_build
 
 
@@ -75,7 +75,7 @@ def build(store: Path | None, url: str | None, dry_run: bool, as_json: bool, **s
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
     that exists says of itself (teacher, data set, features, format, views, seed, precision, image size) need not be
-    said again; only where its image folder lies.
+    said again; only where its images lie, if they are yours.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
@@ -111,13 +111,13 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if context.get_parameter_source(name) is ParameterSource.DEFAULT
     }
     dataset = manifest.identity.dataset.name
-    if is_folder(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
+    if takes_path(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
         raise InvalidInput(
             f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
             f"{Store.open(folder).build_command(given['n'])}"
         )
-    if not is_folder(given["dataset"]):
-        own.pop("image_size", None)
+    if not takes_path(given["dataset"]):
+        own = {name: value for name, value in own.items() if name not in ("image_size", "split", "split_seed")}
     return own
 
 

@@ -26,6 +26,7 @@ from ground.documents import is_line, shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
+from storage.schema import UNLABELLED
 from teacher_cache.datasets.decoding import Undecodable, decode, decode_bytes, reads_anew, reason
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -39,9 +40,6 @@ _NUM_FILES_NAMED = 3
 
 # What the digest of a file whose pixels are read otherwise than by earlier releases covers besides its bytes.
 _READ_ANEW = b"read as viewers show it"
-
-# The label of a training image that has none.
-UNLABELLED = -1
 
 _Result = TypeVar("_Result")
 
@@ -259,6 +257,12 @@ class ImageDataset:
     def rendering(self) -> Rendering:
         """How networks trained on it are shown its images."""
         return Rendering(geometry=self.geometry, normalisation=self.normalisation)
+
+    @property
+    def is_labelled(self) -> np.ndarray | None:
+        """Which training images have a label: (N,) bool; None where all have."""
+        found: np.ndarray = self.train.labels != UNLABELLED
+        return None if found.all() else found
 
     @property
     def num_classes(self) -> int:

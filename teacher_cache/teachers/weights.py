@@ -14,6 +14,7 @@ from ground.geometry import Rendering
 from ground.terminal import plain
 from models import Loaded, canonical_name, locate, model_names
 from models.trained_on import TrainedOn
+from teacher_cache.datasets.registry import takes_path
 
 _DIGITS = 8
 
@@ -106,9 +107,10 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
     if said.geometry is not None:
         before, now = said.geometry, dataset.rendering.geometry
         if before.crop_size != now.crop_size:
-            # Only of an image folder can the user choose the size.
-            is_folder = dataset.name.startswith("imagefolder:")
-            remedy = f"give --image-size {before.image_size}" if is_folder else "give images of that size"
+            # Only of their own images can users choose the size.
+            remedy = (
+                f"give --image-size {before.image_size}" if takes_path(dataset.name) else "give images of that size"
+            )
             raise InvalidInput(
                 f"{weights} was trained on views of {before.crop_size} pixels, and those of {dataset.name} have "
                 f"{now.crop_size}; {remedy}, or other --weights"
