@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.grid import Grid, TeacherStudent
 from models import network_shape
 from models.origins import preprocessing_of
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 
 # Of the named data sets, and of folders without another size. The zoo's networks have the same layers at any.
 _USUAL_SIZE = 32
@@ -24,7 +24,7 @@ def student_layers(grid: Grid, pair: TeacherStudent) -> list[str]:
 
 def _view_size(grid: Grid, teacher: str) -> int:
     """Of a store's views: of a folder what the teacher's library crops of its images, or all of them."""
-    if not is_folder(grid.dataset):
+    if not takes_path(grid.dataset):
         return _USUAL_SIZE
     own = preprocessing_of(teacher)
     if own is None:

@@ -25,7 +25,7 @@ from teacher_cache.build import build
 from teacher_cache.builder import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.fallback import run_wide_enough
 from teacher_cache.prepare import Prepared, images_of_build, prepare_build, prepare_test_build
@@ -98,7 +98,7 @@ class Stores:
         """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
         try:
             # One sample is as large as another.
-            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0])
+            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0], self.dataset.is_labelled)
         except InvalidInput as error:
             raise self.grid.refused("n", error) from error
         if self.grid.test_images > len(self.dataset.test):
@@ -241,7 +241,7 @@ def open_images(grid: Grid, teacher: str | None = None) -> ImageDataset:
 
 
 def _preparation(grid: Grid, teacher: str) -> Preprocessing | None:
-    return preprocessing_of(teacher) if is_folder(grid.dataset) else None
+    return preprocessing_of(teacher) if takes_path(grid.dataset) else None
 
 
 def _build(label: str, prepared: Prepared, report: BuildReport) -> None:

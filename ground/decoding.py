@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,9 +55,20 @@ def decode(path: Path) -> Image.Image:
     Raises:
         Undecodable: it is damaged, too large, or of a mode that has no rule.
     """
+    with _undecodable(), path.open("rb") as file:
+        return _decode(file)
+
+
+def decode_bytes(data: bytes) -> Image.Image:
+    """The same of a file's bytes, which lie in an archive or a table."""
+    with _undecodable():
+        return _decode(io.BytesIO(data))
+
+
+@contextmanager
+def _undecodable() -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return _decode(file)
+        yield
     except (MemoryError, Undecodable):
         raise
     except Exception as error:  # damaged bytes make Pillow raise OSError, SyntaxError, struct.error, ...

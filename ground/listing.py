@@ -9,6 +9,7 @@ this one.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _OF_SYSTEMS = frozenset(
     | {"thumbs.db", "desktop.ini"}
 )
 _NUM_NAMED = 3
+# Training images without a label lie in one of these, beside the splits or the classes.
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
 
 @dataclass(slots=True)
@@ -41,13 +44,13 @@ class LeftOut:
 
 
 def class_folders(root: Path, split: str, left_out: LeftOut) -> tuple[str, ...]:
-    """Names of the class folders in `root`/`split`, sorted.
+    """Names of the class folders in `root`/`split`, sorted; `split` is empty where classes lie in `root` itself.
 
     A class folder may be a link, as subsets of a data set are made, unless it leads back into the data set.
     """
     classes = []
     for entry in sorted((root / split).iterdir()):
-        name = f"{split}/{entry.name}"
+        name = f"{split}/{entry.name}" if split else entry.name
         if is_hidden(entry.name):
             left_out.add(_HIDDEN, name)
         elif not entry.is_dir():
@@ -80,6 +83,11 @@ def images_below(root: Path, folder: str, left_out: LeftOut) -> list[str]:
     return [name for place in sorted(images) for name in images[place]]
 
 
+def unlabelled_images(root: Path, left_out: LeftOut) -> list[str]:
+    """The images in the folders of `root` that are for images without a label."""
+    return [file for folder in UNLABELLED_FOLDERS for file in images_below(root, folder, left_out)]
+
+
 def _reason(path: Path) -> str | None:
     """Why a file or folder is left out whatever its suffix."""
     if is_hidden(path.name):
@@ -94,3 +102,10 @@ def is_hidden(name: str) -> bool:
 
 def _is_within_each_other(path: Path, root: Path) -> bool:
     return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Up to three names, and how many more there are."""
+    every = list(names)
+    shown = ", ".join(every[:3])
+    return shown if len(every) <= 3 else f"{shown} and {len(every) - 3} more"

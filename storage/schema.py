@@ -76,6 +76,10 @@ def feature_array(name: str) -> str:
     return _FEATURES + name
 
 
+# The label of a training row that has none.
+UNLABELLED = -1
+
+
 def output_array(name: str) -> str:
     """Path of the array of one kept output, `logits` or a layer name."""
     return LOGITS if name == "logits" else feature_array(name)

@@ -433,7 +433,8 @@ class Store:
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows; its own settings need not be said."""
         places = {
-            name: self.manifest.sources.get(name) for name in ("teacher", "prompts", "dataset", "data_root", "weights")
+            name: self.manifest.sources.get(name)
+            for name in ("teacher", "prompts", "dataset", "data_root", "split", "split_seed", "weights")
         }
         if places["dataset"] is None and ":" in self.manifest.identity.dataset.name:
             # Of a store from before it was noted the name is known, not where this machine keeps the images.

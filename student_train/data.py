@@ -24,7 +24,7 @@ from models.compute import Compute
 from storage.float_types import type_of
 from storage.manifest import Manifest
 from storage.rows import Rows
-from storage.schema import output_array
+from storage.schema import UNLABELLED, output_array
 from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
@@ -33,7 +33,7 @@ from student_train.sampling import Batch
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images (N, H, W, 3) uint8 and labels (N,) int64, on the device."""
+    """Images (N, H, W, 3) uint8 and labels (N,) int64, on the device; `UNLABELLED` for training rows without one."""
 
     images: Tensor
     labels: Tensor
@@ -270,6 +270,7 @@ def free_memory(compute: Compute) -> float:
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
     images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
     classes = len(store.manifest.identity.dataset.classes)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    least = UNLABELLED if split == "train" else 0
+    if len(labels) and not least <= labels.min() <= labels.max() < classes:
         raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
     return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))

@@ -27,6 +27,7 @@ class Needs:
         head: the teacher's last layer.
         norms: scale and shift of the batch norms before the outputs' pre-activations.
         labels: the class of every single sample; differences between samples have none.
+        targets: labels in a form that differences have too; either way every row must have one.
         index: which row of the store a sample is; differences have none either.
         views: all stored views of an image in one batch.
     """
@@ -35,6 +36,7 @@ class Needs:
     head: bool = False
     norms: bool = False
     labels: bool = False
+    targets: bool = False
     index: bool = False
     views: bool = False
 
@@ -42,6 +44,11 @@ class Needs:
     def comparable(self) -> bool:
         """Whether differences between samples can give it."""
         return not (self.labels or self.index or self.views)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it cannot do with images that have no label."""
+        return self.labels or self.targets
 
     @property
     def teacher(self) -> bool:

@@ -47,6 +47,7 @@ from student_train.signals import Moment
 from student_train.stepper import Stepper
 from student_train.student_state import StudentState, make_optimizer
 from student_train.train_config import TrainConfig
+from student_train.unlabelled import require_labels
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Trainer:
     ) -> None:
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
+        require_labels(method, data.train.labels, data.folder)
         sampling = method.sampling_of(data.manifest.identity.views)
         sampling.check(data.n)
         if config.student_view == "teacher" or isinstance(sampling, AllViews):

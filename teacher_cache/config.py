@@ -15,7 +15,7 @@ from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.class_map import ClassMap
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.rendering import RenderingOverrides
 
 
@@ -68,6 +68,8 @@ class BuildConfig(CallConfig):
     dataset: str = "cifar100"
     data_root: Path | None = None
     image_size: int | None = None
+    split: str | None = None
+    split_seed: int = 0
     code: UserCode = UserCode.REFUSED
     prompts: Path | None = None
     rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
@@ -135,8 +137,8 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     """What of a `BuildConfig`, and of its rendering, a store says of itself, so that nobody has to say it again; types
     of features aside.
 
-    An image folder has no place there: what a manifest names, which may come from anybody, is not opened unless the
-    user names it too.
+    The user's own images have no place there: what a manifest names, which may come from anybody, is not opened unless
+    the user names it too.
     """
     identity = manifest.identity
     kept = [output for output in identity.outputs if output.name != LOGITS]
@@ -157,8 +159,8 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     }
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name
-    if is_folder(identity.dataset.name):
-        settings["image_size"] = geometry.image_size
+    if takes_path(identity.dataset.name):
+        settings |= {"image_size": geometry.image_size, **_division_of(manifest)}
         # Views that a data set cuts itself are padded, and no share of the image.
         settings["crop_pct"] = None if geometry.padding else geometry.crop_size / geometry.image_size
     else:
@@ -166,9 +168,18 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     return settings
 
 
+def _division_of(manifest: Manifest) -> dict[str, Any]:
+    """How its images were divided, where they came without splits."""
+    split, seed = (manifest.sources.get(name) for name in ("split", "split_seed"))
+    if split is None or seed is None or not (seed.isascii() and seed.isdecimal()):
+        return {}
+    return {"split": split, "split_seed": int(seed)}
+
+
 def dataset_options_of(manifest: Manifest) -> dict[str, str]:
     """The options that opened a store's images when it was last built, as far as they are known."""
-    return {name: manifest.sources[name] for name in ("dataset", "data_root") if name in manifest.sources}
+    names = ("dataset", "data_root", "split", "split_seed")
+    return {name: manifest.sources[name] for name in names if name in manifest.sources}
 
 
 def _require_type(name: str | None) -> None:

@@ -21,7 +21,7 @@ from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, req
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
 from teacher_cache.sample import NestedSample, draw_sample
@@ -59,7 +59,7 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
     if teacher is None:
         canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
-    sample = draw_sample(len(dataset.train), config.n, config.seed)
+    sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled)
     if teacher is None:
         teacher = open_teacher(_source(config), dataset, compute)
     return _prepare(config, dataset, teacher, sample)
@@ -126,23 +126,33 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
 
 
 def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDataset:
-    """The images; those of a folder as the user says, or as the teacher's library prepares them, where it says how.
+    """The images; the user's own as he says, or as the teacher's library prepares them, where it says how.
 
     Then a plain view is what published preprocessing crops: 224 pixels from the centre of 256, say, or the same share
     of the size that is asked for.
     """
     said = config.rendering
-    if not is_folder(config.dataset):
+    if not takes_path(config.dataset):
         if said.crop_pct is not None:
-            raise InvalidInput(f"--crop-pct is for the images of a folder, and {config.dataset} has views of its own")
+            raise InvalidInput(f"--crop-pct is for images of your own, and {config.dataset} has views of its own")
         return open_dataset(
-            config.dataset, data_root=config.data_root, image_size=config.image_size, download=config.download
+            config.dataset,
+            data_root=config.data_root,
+            image_size=config.image_size,
+            download=config.download,
+            split=config.split,
+            split_seed=config.split_seed,
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
     usual, shape = ("bilinear", None) if own is None else (own.interpolation, own.shape)
     dataset = open_dataset(
-        config.dataset, image_size=size, interpolation=said.interpolation or usual, squares=shape or Fit().shape
+        config.dataset,
+        image_size=size,
+        interpolation=said.interpolation or usual,
+        squares=shape or Fit().shape,
+        split=config.split,
+        split_seed=config.split_seed,
     )
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 

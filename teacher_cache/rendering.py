@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE, Normalisation, Rendering, ViewGeometry
-from teacher_cache.datasets.image_folder import DEFAULT_IMAGE_SIZE
+from teacher_cache.datasets.photographs import DEFAULT_IMAGE_SIZE
 
 if TYPE_CHECKING:
     from models.origins import Preprocessing

@@ -1,7 +1,8 @@
 """The nested sample: which images the teacher is called on, and in which order.
 
 One seeded permutation orders the whole training pool and every fifth position is validation, so the sample for
-n = 1600 is the beginning of the one for n = 2400 and a store can grow. Validation images cost no call.
+n = 1600 is the beginning of the one for n = 2400 and a store can grow. Validation images cost no call. Where some
+images have no label, every fifth of those that have one is validation.
 """
 
 from __future__ import annotations
@@ -34,20 +35,29 @@ def largest_sample(pool_size: int) -> int:
     return pool_size - pool_size // _VALIDATION_EVERY
 
 
-def draw_sample(pool_size: int, n: int, seed: int) -> NestedSample:
+def draw_sample(pool_size: int, n: int, seed: int, is_labelled: np.ndarray | None = None) -> NestedSample:
     """The first n training images, and n/4 validation images, of the permutation that `seed` gives.
+
+    Args:
+        is_labelled: (pool_size,) bool, which images can be validation images; None for all.
 
     Raises:
         InvalidInput: n is below 2 or the pool is too small for it.
     """
     order = np.random.default_rng(seed).permutation(pool_size)
-    is_val = np.arange(pool_size) % _VALIDATION_EVERY == _VALIDATION_EVERY - 1
+    can_be = np.ones(pool_size, dtype=np.bool_) if is_labelled is None else is_labelled[order]
+    is_val = can_be & (can_be.cumsum() % _VALIDATION_EVERY == 0)
     train, val = order[~is_val], order[is_val]
     if n < 2:
         raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
+    if not len(val) and is_labelled is not None:
+        raise InvalidInput(
+            f"{can_be.sum()} training images have a label, and every fifth of those is for validation; label more"
+        )
     if n > len(train) or not len(val):
         raise InvalidInput(
-            f"--n {n} is more than the {len(train)} images that can be sampled: every fifth of the {pool_size} "
-            f"training images is kept for validation; give --n {len(train)} or less"
+            f"--n {n} is more than the {len(train)} images that can be sampled: every fifth of the {can_be.sum()} "
+            f"{'training images' if is_labelled is None else 'labelled images'} is kept for validation; "
+            f"give --n {len(train)} or less"
         )
     return NestedSample(train[:n].astype(np.int64), val[: num_validation(n)].astype(np.int64))

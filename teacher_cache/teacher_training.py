@@ -29,6 +29,7 @@ from models import Network, canonical_name, create_model, model_names, save_weig
 from models.compute import Compute
 from models.evaluation import accuracy
 from models.trained_on import TrainedOn
+from storage.schema import UNLABELLED
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.base import Split
 
@@ -137,8 +138,10 @@ def _resume_file(out: Path) -> Path:
 
 
 def _on_device(split: Split, compute: Compute) -> tuple[Tensor, Tensor]:
-    images = split.read(np.arange(len(split)))
-    return compute.to_device(torch.from_numpy(images)), compute.to_device(torch.from_numpy(split.labels))
+    """The images that have a label, and their labels."""
+    rows = np.flatnonzero(split.labels != UNLABELLED)
+    images, labels = (torch.from_numpy(values) for values in (split.read(rows), split.labels[rows]))
+    return compute.to_device(images), compute.to_device(labels)
 
 
 def _train_epoch(

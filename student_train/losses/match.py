@@ -118,7 +118,7 @@ class MatchLabels(DistillationLoss):
     source: ClassVar[str] = "Xu et al., WACV 2025, eq. 3"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
     # No teacher, and not the class of every sample: labels are averaged where a group holds several.
-    needs = Needs()
+    needs = Needs(targets=True)
     constrains_logits = True
 
     def forward(self, signals: Signals) -> Tensor:

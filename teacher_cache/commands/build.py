@@ -33,7 +33,7 @@ from teacher_cache.commands.options import (
     rendering_options,
 )
 from teacher_cache.config import BuildConfig, settings_of
-from teacher_cache.datasets.registry import is_folder
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
@@ -88,9 +88,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, sizes, mean, std)
-    need
-    not be said again; only where its image folder lies.
+    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, sizes, mean and
+    std) need not be said again; only where its images lie, if they are yours.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
@@ -138,13 +137,13 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder} was built with {manifest.identity.teacher.name}, and only you can say where that lies: say it, "
             f"with: {Store.open(folder).build_command(given['n'])}"
         )
-    if is_folder(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
+    if takes_path(dataset) and context.get_parameter_source("dataset") is ParameterSource.DEFAULT:
         raise InvalidInput(
             f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
             f"{Store.open(folder).build_command(given['n'])}"
         )
-    if not is_folder(given["dataset"]):
-        for name in ("image_size", "crop_pct"):
+    if not takes_path(given["dataset"]):
+        for name in ("image_size", "crop_pct", "split", "split_seed"):
             own.pop(name, None)
     return own
 

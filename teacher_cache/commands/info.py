@@ -13,7 +13,7 @@ from ground.options import json_option
 from ground.terminal import print_json, say
 from storage.manifest import Identity
 from storage.rows import Rows
-from storage.schema import LOGITS
+from storage.schema import LOGITS, UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head
 from teacher_cache.class_map import described
@@ -40,6 +40,9 @@ def info(store: Path, as_json: bool) -> None:
     for name, value in {
         "store": store,
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
+        "labels": f"of {description['labelled']} rows; {description['unlabelled']} have none"
+        if description["unlabelled"]
+        else None,
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
         "prompts": description["prompts"],
@@ -68,11 +71,13 @@ def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
 def describe(store: Store) -> dict[str, Any]:
     """What `info --json` prints."""
     manifest, identity = store.manifest, store.manifest.identity
-    whole, accuracy = _whole_rows(store)
+    whole, unlabelled, accuracy = _counted_rows(store)
     return {
         "n": manifest.n,
         "views": identity.views,
         "rows_valid": whole,
+        "labelled": manifest.n - unlabelled,
+        "unlabelled": unlabelled,
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
@@ -111,14 +116,20 @@ def _shown(identity: Identity) -> str:
     return f"boxes of {BOX_AREA[0]:.0%} to {BOX_AREA[1]:.0%} of an image's area; plain {rendering}"
 
 
-def _whole_rows(store: Store) -> tuple[int, float | None]:
-    """How many rows are whole, and the teacher's top-1 on the stored views by its stored logits: no call is made."""
-    whole = cells = correct = 0
+def _counted_rows(store: Store) -> tuple[int, int, float | None]:
+    """How many rows are whole, how many have no label, and the teacher's top-1 on the stored views of the others.
+
+    It comes from the stored logits: no call is made.
+    """
+    whole = unlabelled = cells = correct = 0
     for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS):
         valid = store.valid(first, last)
         whole += int(valid.all(axis=1).sum())
+        labels = store.arrays.read("train/labels", first, last)
+        unlabelled += int((labels == UNLABELLED).sum())
         if valid.any() and store.manifest.identity.keeps_logits:
-            logits, labels = (store.arrays.read(name, first, last) for name in (LOGITS, "train/labels"))
+            logits = store.arrays.read(LOGITS, first, last)
+            valid &= (labels != UNLABELLED)[:, None]
             cells += int(valid.sum())
             correct += int((logits.argmax(axis=2) == labels[:, None])[valid].sum())
-    return whole, correct / cells if cells else None
+    return whole, unlabelled, correct / cells if cells else None

@@ -31,14 +31,20 @@ _DATASET = click.option(
     "--dataset",
     default="cifar100",
     show_default=True,
-    help="cifar10, cifar100, stanford_cars, digits, or imagefolder:PATH.",
+    help="cifar10, cifar100, stanford_cars, digits, imagefolder:PATH, csv:FILE, parquet:FOLDER or tar:FOLDER.",
 )
 _DATA_ROOT = click.option(
     "--data-root",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where named data sets lie.  [default: $CKD_DATA or ./data]",
 )
-_IMAGE_SIZE = click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels; for imagefolder.  [default: 32]")
+_IMAGE_SIZE = click.option(
+    "--image-size", type=click.IntRange(8, 1024), help="Pixels; for your own images.  [default: 32]"
+)
+_SPLIT = click.option("--split", help="Shares of training and test images without splits, as 0.8/0.2, in each class.")
+_SPLIT_SEED = click.option(
+    "--split-seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Which images those are."
+)
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
 _PROMPTS = click.option(
     "--prompts",
@@ -88,8 +94,8 @@ def ledger_url_of(store: Path, given: str | None) -> str | None:
 
 
 def dataset_options(command: _Command) -> _Command:
-    """--dataset, --data-root, --image-size, --download."""
-    for option in (_DOWNLOAD, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
+    """--dataset, --data-root, --image-size, --split, --split-seed, --download."""
+    for option in (_DOWNLOAD, _SPLIT_SEED, _SPLIT, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
         command = option(command)
     return command
 

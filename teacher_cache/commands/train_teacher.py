@@ -40,6 +40,8 @@ def train_teacher(
     dataset: str,
     data_root: Path | None,
     image_size: int | None,
+    split: str | None,
+    split_seed: int,
     download: bool,
     out: Path | None,
     epochs: int,
@@ -70,7 +72,14 @@ def train_teacher(
     )
     compute = Compute.choose(device, precision)
     canonical_name(teacher)  # an unknown name is refused before any image is read
-    images = open_dataset(dataset, data_root=data_root, image_size=image_size, download=download)
+    images = open_dataset(
+        dataset,
+        data_root=data_root,
+        image_size=image_size,
+        download=download,
+        split=split,
+        split_seed=split_seed,
+    )
     path = default_weights(teacher, images) if out is None else out
     require_new_file(path)
     with progress(f"{teacher}: epochs", epochs) as advance:

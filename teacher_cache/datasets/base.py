@@ -22,11 +22,12 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from ground.decoding import Undecodable, decode, reads_anew, reason
+from ground.decoding import Undecodable, decode, decode_bytes, reads_anew, reason
 from ground.documents import is_line, shown
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
+from storage.schema import UNLABELLED
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -49,7 +50,7 @@ class Split(ABC):
     """One half of a data set, train or test.
 
     Attributes:
-        labels: (N,) int64, the class of each image.
+        labels: (N,) int64, the class of each image; `UNLABELLED` for training images that have none.
     """
 
     labels: np.ndarray
@@ -103,20 +104,18 @@ class ArraySplit(Split):
         return digest.digest()
 
 
-@dataclass(frozen=True, eq=False)
-class FileSplit(Split):
-    """Images that are files, decoded when they are read.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedSplit(Split):
+    """Images that are encoded somewhere, each under a name of its own, decoded when they are read.
 
     Args:
-        root: the data set's folder.
-        files: each image's path relative to `root`, with forward slashes.
+        files: each image's name within the data set, as a path relative to its folder, with forward slashes.
         labels: (N,) int64.
         image_size: S, the side of a base image in pixels.
         fit: turns a decoded RGB image into one of S x S pixels.
-        remedy: what a user can do to a file that does not decode, for instance "replace or delete".
+        remedy: what a user can do to an image that does not decode, for instance "replace or delete".
     """
 
-    root: Path
     files: Sequence[str]
     labels: np.ndarray
     image_size: int
@@ -127,19 +126,29 @@ class FileSplit(Split):
         assert self.labels.dtype == np.int64, self.labels.dtype
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
 
+    @abstractmethod
+    def encoded(self, name: str) -> bytes:
+        """The bytes of an image; raises `OSError` where they cannot be read."""
+
+    @abstractmethod
+    def decoded(self, name: str) -> Image.Image:
+        """The pixels of an image; raises `Undecodable` where there are none."""
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """See `Split.read`."""
-        chosen = [self.files[index] for index in np.asarray(indices, dtype=np.int64).tolist()]
+        chosen = np.asarray(indices, dtype=np.int64)
         images = np.empty((len(chosen), self.image_size, self.image_size, 3), dtype=np.uint8)
         problems: dict[str, str] = {}
 
         def decode_into(row: int) -> None:
+            name = self.files[int(chosen[row])]
             try:
-                images[row] = np.asarray(self.fit(decode(self.root / chosen[row]), self.image_size))
+                images[row] = np.asarray(self.fit(self.decoded(name), self.image_size))
             except Undecodable as error:
-                problems[chosen[row]] = str(error)
+                problems[name] = str(error)
 
-        _map_files(decode_into, range(len(chosen)))
+        # In the order in which they lie: what lies together is read together.
+        _map_files(decode_into, chosen.argsort(kind="stable").tolist())
         if problems:
             pronoun = "it" if len(problems) == 1 else "them"
             raise InvalidInput(f"cannot decode {_sentence(problems)}; {self.remedy} {pronoun}")
@@ -159,22 +168,64 @@ class FileSplit(Split):
         """SHA-256 of each file, in the order of `files`; reads every file once."""
         return _map_files(self._file_digest, range(len(self.files)))
 
-    def files_also_in(self, other: FileSplit) -> list[str]:
+    def files_also_in(self, other: EncodedSplit) -> list[str]:
         """Files of `other` with the very bytes of one of this split."""
         own = set(self.file_digests)
         return [name for name, digest in zip(other.files, other.file_digests, strict=True) if digest in own]
 
     def _file_digest(self, row: int) -> bytes:
         try:
-            data = (self.root / self.files[row]).read_bytes()
+            data = self.encoded(self.files[row])
         except OSError as error:
             raise InvalidInput(f"cannot read {self.files[row]}: {reason(error)}; {self.remedy} it") from error
         return hashlib.sha256(data + _READ_ANEW if reads_anew(data) else data).digest()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class FileSplit(EncodedSplit):
+    """Images that are files.
+
+    Args:
+        root: the data set's folder.
+    """
+
+    root: Path
+
+    def encoded(self, name: str) -> bytes:
+        """See `EncodedSplit.encoded`."""
+        return (self.root / name).read_bytes()
+
+    def decoded(self, name: str) -> Image.Image:
+        """See `EncodedSplit.decoded`."""
+        return decode(self.root / name)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ArchivedSplit(EncodedSplit):
+    """Images that lie in files with others.
+
+    Args:
+        fetch: the bytes of an image, by its name; raises `OSError` where they cannot be read.
+    """
+
+    fetch: Callable[[str], bytes]
+
+    def encoded(self, name: str) -> bytes:
+        """See `EncodedSplit.encoded`."""
+        return self.fetch(name)
+
+    def decoded(self, name: str) -> Image.Image:
+        """See `EncodedSplit.decoded`."""
+        try:
+            data = self.fetch(name)
+        except OSError as error:
+            raise Undecodable(reason(error)) from error
+        return decode_bytes(data)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ImageDataset:
-    """A labelled image data set, ready to be sampled.
+    """A labelled image data set, ready to be sampled; some of its training images may have no label.
 
     Args:
         name: the canonical name; never a path of this machine.
@@ -210,6 +261,12 @@ class ImageDataset:
         return Rendering(geometry=self.geometry, normalisation=self.normalisation)
 
     @property
+    def is_labelled(self) -> np.ndarray | None:
+        """Which training images have a label: (N,) bool; None where all have."""
+        found: np.ndarray = self.train.labels != UNLABELLED
+        return None if found.all() else found
+
+    @property
     def num_classes(self) -> int:
         """How many labels there are."""
         return len(self.classes)
@@ -222,7 +279,7 @@ class ImageDataset:
         """
         train, test = self.train, self.test
         # A store of test calls takes the test images as both.
-        if isinstance(train, FileSplit) and isinstance(test, FileSplit) and train is not test:
+        if isinstance(train, EncodedSplit) and isinstance(test, EncodedSplit) and train is not test:
             leaked = train.files_also_in(test)
             if leaked:
                 log.info("%d test images are training images too, the first %s", len(leaked), plain(leaked[0]))

@@ -2,16 +2,13 @@
 
 Files are listed by torchvision's `ImageFolder` rules: what has an image's extension counts, at any depth
 below a class folder, but for what `listing` leaves out. Classes are the folder names in train/, sorted.
-`layouts` says which other layouts are read.
+`layouts` says which other layouts are read, `flat_folder` reads those without splits. Images in a folder
+`unlabelled` beside the splits are training images without a label.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import unicodedata
 from collections.abc import Callable, Container, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,40 +17,30 @@ from PIL import Image
 
 from ground.errors import InvalidInput
 from ground.fitting import fitted
-from ground.geometry import Fit, ViewGeometry
-from ground.listing import NOT_LISTED, LeftOut, class_folders, images_below
-from ground.terminal import plain
+from ground.geometry import ViewGeometry
+from ground.listing import NOT_LISTED, LeftOut, class_folders, images_below, listed, unlabelled_images
+from storage.schema import UNLABELLED
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
+from teacher_cache.datasets.flat_folder import is_flat, open_flat_folder
 from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
-
-DEFAULT_IMAGE_SIZE = 32
-log = logging.getLogger(__name__)
-
-
-# A list of classes that some archives have beside their splits.
-CLASS_LIST = "classes.txt"
-_MOST_LIST_BYTES = 1 << 20
+from teacher_cache.datasets.photographs import place_of, require_size, said
+from teacher_cache.datasets.request import Request
 
 
-def open_image_folder(
-    path: str, image_size: int | None = None, interpolation: str = "bilinear", squares: str = "centre"
-) -> ImageDataset:
-    """Open the images below `path`, and say in the log what was listed.
-
-    Args:
-        path: the folder; `~` stands for the user's home.
-        image_size: side of the base images in pixels, by default 32.
-        interpolation: of the resizing to that side; of `ground.geometry.INTERPOLATIONS`.
-        squares: how squares are made of the images; of `ground.geometry.FIT_SHAPES`.
+def open_image_folder(request: Request) -> ImageDataset:
+    """Open the images below a folder, and say in the log what was listed.
 
     Raises:
         DatasetMissing: no splits are there.
         InvalidInput: the classes of the two splits do not fit, are fewer than two, or a name is not a line of text.
     """
-    size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
-    if size < 1:
-        raise InvalidInput(f"image size {size} is not positive; give the side of the images in pixels")
-    layout = find_layout(Path(os.path.abspath(os.path.expanduser(path))))
+    size = require_size(request.image_size)
+    given = place_of(request)
+    if is_flat(given, request.division):
+        return open_flat_folder(given, request)
+    layout = find_layout(given)
+    if request.division is not None:
+        raise InvalidInput(f"{layout.root} has its own splits, {layout.train}/ and {layout.test}/; leave out --split")
     root, left_out = layout.root, LeftOut()
     classes = class_folders(root, layout.train, left_out)
     _require_classes(root, layout.train, classes)
@@ -61,12 +48,14 @@ def open_image_folder(
     filled = {label for _, label in samples}
     empty = [f"{layout.train}/{name}" for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise InvalidInput(f"no images in {_listed(empty)} of {root}; add some or remove it{_because(left_out)}")
-    fit = partial(fitted, fit=Fit(shape=squares, interpolation=interpolation))
+        raise InvalidInput(f"no images in {listed(empty)} of {root}; add some or remove it{_because(left_out)}")
+    samples += [(file, UNLABELLED) for file in unlabelled_images(root, left_out)]
+    fit = partial(fitted, fit=request.fit)
     train = _split(root, samples, size, fit)
     test = _split(root, _test_samples(layout, classes, left_out), size, fit)
     if not len(test):
         raise InvalidInput(f"no images in {root / layout.test}; {LAYOUT}{_because(left_out)}")
+    asked = {} if request.image_size is None else {"image_size": str(request.image_size)}
     dataset = ImageDataset(
         name=f"imagefolder:{root.name}",
         classes=classes,
@@ -74,13 +63,11 @@ def open_image_folder(
         test=test,
         geometry=ViewGeometry(image_size=size, crop_size=size, padding=size // 8),
         normalisation=IMAGENET_NORMALISATION,
-        squares=None if squares == Fit().shape else squares,
-        options={"dataset": f"imagefolder:{root}"} | ({} if image_size is None else {"image_size": str(image_size)}),
+        squares=request.own_squares,
+        options={"dataset": f"imagefolder:{root}"} | asked,
     )
-    dataset = replace(dataset, listing=plain(_listing(dataset, layout, left_out)))
-    for line in [dataset.listing, *map(plain, _doubts(dataset, _listed_classes(root)))]:
-        log.info("%s", line)
-    return dataset
+    where = f" in {layout.train}/ and {layout.test}/" + (" with val_annotations.txt" if layout.is_annotated else "")
+    return said(dataset, where, left_out, root)
 
 
 def _require_classes(root: Path, train: str, classes: tuple[str, ...]) -> None:
@@ -136,7 +123,7 @@ def _annotated_samples(layout: Layout, classes: tuple[str, ...], left_out: LeftO
 def _require_known(layout: Layout, present: Iterable[str], classes: tuple[str, ...]) -> None:
     if unknown := sorted(set(present) - set(classes)):
         raise InvalidInput(
-            f"{layout.root / layout.test} has {_listed(unknown)}, which {layout.train}/ lacks; "
+            f"{layout.root / layout.test} has {listed(unknown)}, which {layout.train}/ lacks; "
             f"add the same folder to {layout.train}/ or remove it"
         )
 
@@ -154,64 +141,5 @@ def _split(
     )
 
 
-def _listing(dataset: ImageDataset, layout: Layout, left_out: LeftOut) -> str:
-    """What was listed, in one line."""
-    counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
-    where = f"{layout.train}/ and {layout.test}/" + (" with val_annotations.txt" if layout.is_annotated else "")
-    line = (
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images in {where}, "
-        f"{dataset.num_classes} classes of {counts.min()} to {counts.max()} training images"
-    )
-    return f"{line}; {left_out.said()}" if left_out.names else line
-
-
-def _listed_classes(root: Path) -> list[str]:
-    """The classes that a list beside the splits names, in its order; none where there is no such list."""
-    path = root / CLASS_LIST
-    if not path.is_file() or path.stat().st_size > _MOST_LIST_BYTES:
-        return []
-    return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-
-
-def _doubts(dataset: ImageDataset, listed: list[str]) -> list[str]:
-    """What may not be meant, though it can be used as it is.
-
-    Args:
-        listed: class names in the order of a list beside the splits.
-    """
-    doubts, classes = [], dataset.classes
-    if listed and listed != list(classes):
-        how = "in another order than" if sorted(listed) == list(classes) else "that are not"
-        doubts.append(
-            f"{CLASS_LIST} names classes {how} the folders' ({', '.join(listed[:4])}, ... there, "
-            f"{', '.join(classes[:4])}, ... here); labels follow the folders, and a teacher that was trained by that "
-            "list answers for others"
-        )
-    if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
-        doubts.append(
-            f"class names are numbers and are taken as text: {', '.join(classes[:4])}, ...; a teacher that was trained "
-            "with them in the order of their values needs names of one width (01, 02, 10)"
-        )
-    absent = [name for label, name in enumerate(classes) if not (dataset.test.labels == label).any()]
-    if absent:
-        doubts.append(f"no test images of {_listed(absent)}: accuracy says nothing of them")
-    same: dict[str, list[str]] = {}
-    for name in classes:
-        same.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
-    doubts += [
-        f"classes {', '.join(map(ascii, names))} differ only by case or by how letters are composed; are they one?"
-        for names in same.values()
-        if len(names) > 1
-    ]
-    return doubts
-
-
 def _because(left_out: LeftOut) -> str:
     return f" ({left_out.said()})" if left_out.names else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Up to three names, and how many more there are."""
-    every = list(names)
-    shown = ", ".join(every[:3])
-    return shown if len(every) <= 3 else f"{shown} and {len(every) - 3} more"

@@ -9,6 +9,9 @@ from ground.errors import DatasetMissing, InvalidInput
 from ground.listing import is_hidden
 
 LAYOUT = "an image folder has train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)"
+FLAT = (
+    "one that has only CLASS/*.jpg is divided by --split 0.8/0.2, or by lists train.txt and test.txt beside the classes"
+)
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")
 _ANNOTATIONS = "val_annotations.txt"
@@ -40,20 +43,33 @@ def find_layout(given: Path) -> Layout:
         raise DatasetMissing(f"{given} is not a folder; {LAYOUT}")
     root = given
     if _split(given, _TRAIN) is None:
-        inner = [entry for entry in given.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
-        holders = [entry for entry in inner if _split(entry, _TRAIN) and _split(entry, _TEST)]
+        holders = _holders(given)
         if len(holders) != 1:
-            raise DatasetMissing(f"{given} has no train/; {LAYOUT}")
+            raise DatasetMissing(f"{given} has no train/; {LAYOUT}; {FLAT}")
         root = holders[0]
     train, test = _split(root, _TRAIN), _split(root, _TEST)
     if test is None:
-        raise DatasetMissing(f"{root} has neither test/ nor val/; {LAYOUT}")
+        raise DatasetMissing(f"{root} has neither test/ nor val/; {LAYOUT}; {FLAT}")
     assert train is not None
     annotated = _split(root, _TEST[2:])
     if annotated is not None and _is_tiny_imagenet(root / annotated):
         # Its test/ has no labels.
         return Layout(root, train, annotated, is_annotated=True)
     return Layout(root, train, test, is_annotated=False)
+
+
+def has_splits(given: Path) -> bool:
+    """Whether `given`, or its only folder that has them, has folders for both splits."""
+    return given.is_dir() and (_holds_both(given) or len(_holders(given)) == 1)
+
+
+def _holds_both(folder: Path) -> bool:
+    return all(_split(folder, spellings) is not None for spellings in (_TRAIN, _TEST))
+
+
+def _holders(given: Path) -> list[Path]:
+    inner = [entry for entry in given.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
+    return [entry for entry in inner if _holds_both(entry)]
 
 
 def annotated_images(root: Path, split: str) -> list[tuple[str, str]]:

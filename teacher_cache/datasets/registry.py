@@ -10,37 +10,31 @@ from pathlib import Path
 from ground.errors import InvalidInput, UnknownName
 from teacher_cache.datasets.base import ImageDataset
 from teacher_cache.datasets.digits import open_digits
+from teacher_cache.datasets.division import Division
 from teacher_cache.datasets.image_folder import open_image_folder
+from teacher_cache.datasets.parquet_files import open_parquet
+from teacher_cache.datasets.request import Request
+from teacher_cache.datasets.table import open_table
+from teacher_cache.datasets.tar_shards import open_shards
 from teacher_cache.datasets.torchvision_sets import open_cifar10, open_cifar100, open_stanford_cars
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the user asked for, beside the name.
-
-    Args:
-        path: what follows the colon in the spec; empty where the data set takes no path.
-        data_root: where named data sets lie.
-        image_size: side of the base images, where the user may choose it.
-        download: fetch the data set if it is absent and can be fetched.
-        interpolation: of `ground.geometry.INTERPOLATIONS`, where images are resized to that side.
-        squares: of `ground.geometry.FIT_SHAPES`, how squares are made of them.
-    """
-
-    path: str
-    data_root: Path
-    image_size: int | None
-    download: bool
-    interpolation: str = "bilinear"
-    squares: str = "centre"
 
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """How a name is opened, and whether the user says where it is and how large its images get."""
+    """How a name is opened.
+
+    Args:
+        place: what the user names after a colon, FILE for instance, whose images then get the size that the user
+            chooses; None for data sets that are found by their name.
+    """
 
     open: Callable[[Request], ImageDataset]
-    is_folder: bool = False
+    place: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What lies at its place."""
+        return "file" if self.place == "FILE" else "folder"
 
 
 def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
@@ -52,23 +46,22 @@ def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
     return Opener(opened)
 
 
-def _open_folder(request: Request) -> ImageDataset:
-    return open_image_folder(request.path, request.image_size, request.interpolation, request.squares)
-
-
 DATASETS: dict[str, Opener] = {
     "cifar10": _in_root("cifar10", lambda request: open_cifar10(request.data_root, download=request.download)),
     "cifar100": _in_root("cifar100", lambda request: open_cifar100(request.data_root, download=request.download)),
     "stanford_cars": _in_root("stanford_cars", lambda request: open_stanford_cars(request.data_root)),
     "digits": Opener(lambda request: open_digits()),
-    "imagefolder": Opener(_open_folder, is_folder=True),
+    "imagefolder": Opener(open_image_folder, "PATH"),
+    "csv": Opener(open_table, "FILE"),
+    "parquet": Opener(open_parquet, "FOLDER"),
+    "tar": Opener(open_shards, "FOLDER"),
 }
 
 
-def is_folder(spec: str) -> bool:
-    """Whether a data set, or its name, is a folder of the user's, which a path leads to."""
+def takes_path(spec: str) -> bool:
+    """Whether a data set, or its name, is the user's own, which a path leads to."""
     opener = DATASETS.get(spec.partition(":")[0])
-    return opener is not None and opener.is_folder
+    return opener is not None and opener.place is not None
 
 
 def open_dataset(
@@ -79,17 +72,22 @@ def open_dataset(
     download: bool = False,
     interpolation: str = "bilinear",
     squares: str = "centre",
+    split: str | None = None,
+    split_seed: int = 0,
 ) -> ImageDataset:
     """Open a data set by name; no image is decoded yet.
 
     Args:
-        spec: `cifar10`, `cifar100`, `stanford_cars`, `digits` or `imagefolder:PATH`.
-        data_root: where the named sets lie; by default the folder in CKD_DATA, else ./data. A PATH and the
+        spec: `cifar10`, `cifar100`, `stanford_cars`, `digits`, `imagefolder:PATH`, `csv:FILE`, `parquet:FOLDER` or
+            `tar:FOLDER`.
+        data_root: where the named sets lie; by default the folder in CKD_DATA, else ./data. A path and the
             digits do not depend on it.
-        image_size: side of the base images in pixels; only an image folder takes it.
+        image_size: side of the base images in pixels; only the user's own data take it.
         download: fetch CIFAR if it is absent; the other sets cannot be fetched.
-        interpolation: of the images of a folder to that side.
+        interpolation: of those images to that side.
         squares: how squares are made of them, of `ground.geometry.FIT_SHAPES`.
+        split: shares of training and test images, as "0.8/0.2", for the user's own data without splits.
+        split_seed: which images those are, 0 to 2**40.
 
     Raises:
         UnknownName: no data set is called that.
@@ -99,24 +97,34 @@ def open_dataset(
     name, _, path = spec.partition(":")
     opener = DATASETS.get(name)
     if opener is None:
-        known = [f"{known}:PATH" if DATASETS[known].is_folder else known for known in DATASETS]
-        raise UnknownName("dataset", name, known)
-    if opener.is_folder and not path:
-        raise InvalidInput(f"{name} needs a folder; write {name}:PATH")
-    if path and not opener.is_folder:
-        raise InvalidInput(f"{name} takes no path, got {spec!r}; name its folder with --data-root")
-    if image_size is not None and not opener.is_folder:
-        raise InvalidInput(f"{name} has images of a fixed size, got image size {image_size}; leave it out")
+        raise UnknownName("dataset", name, [_spec(known) for known in DATASETS])
+    if opener.place is not None and not path:
+        raise InvalidInput(f"{name} needs a {opener.kind}; write {_spec(name)}")
+    if opener.place is None:
+        if path:
+            raise InvalidInput(f"{name} takes no path, got {spec!r}; name its folder with --data-root")
+        if image_size is not None:
+            raise InvalidInput(f"{name} has images of a fixed size, got image size {image_size}; leave it out")
+        if split is not None:
+            raise InvalidInput(f"{name} has its own splits; leave out --split")
+    if split is None and split_seed:
+        raise InvalidInput("--split-seed decides how --split divides images; give that too, or leave both out")
     root = Path(os.environ.get("CKD_DATA") or "data") if data_root is None else data_root
-    # Unlike `Path.expanduser` this leaves a home that is not known as it is written.
-    root = Path(os.path.expanduser(root))
     return opener.open(
         Request(
             path=path,
-            data_root=root,
+            # Unlike `Path.expanduser` this leaves a home that is not known as it is written.
+            data_root=Path(os.path.expanduser(root)),
             image_size=image_size,
             download=download,
             interpolation=interpolation,
             squares=squares,
+            division=None if split is None else Division(split, split_seed),
         )
     )
+
+
+def _spec(name: str) -> str:
+    """How a data set is written."""
+    place = DATASETS[name].place
+    return name if place is None else f"{name}:{place}"

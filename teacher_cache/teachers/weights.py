@@ -15,6 +15,7 @@ from ground.terminal import plain
 from models import Loaded, canonical_name, locate, model_names
 from models.names import identity_name, is_file
 from models.trained_on import TrainedOn
+from teacher_cache.datasets.registry import takes_path
 from teacher_cache.rendering import RenderingOverrides
 
 _DIGITS = 8
@@ -107,9 +108,8 @@ def require_trained_for(said: TrainedOn, name: str, dataset: DatasetFacts, rende
     if said.geometry is not None:
         before, now = said.geometry, dataset.rendering.geometry
         if before.crop_size != now.crop_size:
-            # Only of an image folder can the user choose the size.
-            is_folder = dataset.name.startswith("imagefolder:")
-            remedy = f"give {_sizes(before, now)}" if is_folder else "give images of that size"
+            # Only of their own images can users choose the size.
+            remedy = f"give {_sizes(before, now)}" if takes_path(dataset.name) else "give images of that size"
             raise InvalidInput(
                 f"{weights} was trained on views of {before.crop_size} pixels, and those of {dataset.name} have "
                 f"{now.crop_size}; {remedy}, or other --weights"

@@ -24,7 +24,7 @@ def test_unknown_name_lists_the_nearest():
 
 
 def test_unknown_name_far_from_all_lists_every_name():
-    known = r"known: cifar10, cifar100, digits, imagefolder:PATH, stanford_cars"
+    known = r"known: cifar10, cifar100, csv:FILE, digits, imagefolder:PATH, parquet:FOLDER, stanford_cars, tar:FOLDER"
     with pytest.raises(UnknownName, match=known):
         open_dataset("/x")
 
