@@ -244,7 +244,7 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
 
 
 # What a store is told that students do not see.
-_NOT_SEEN = ("budget", "array_format")
+_NOT_SEEN = ("budget", "array_format", "trust_teacher")
 
 
 def _as_seen(settings: StoreSettings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ def photograph_store(made_once, photographs, timm_weights) -> Path:
     from teacher_cache.build import build
     from teacher_cache.config import BuildConfig
     from teacher_cache.prepare import prepare_build
+    from teacher_cache.rendering import RenderingOverrides
 
     def fill(folder: Path) -> None:
         config = BuildConfig(
@@ -21,7 +22,7 @@ def photograph_store(made_once, photographs, timm_weights) -> Path:
             store=folder / "store",
             dataset=f"imagefolder:{photographs}",
             image_size=72,
-            input_size=64,
+            rendering=RenderingOverrides(input_size=64),
             features="all",
             device="cpu",
             n=12,

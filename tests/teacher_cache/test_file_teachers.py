@@ -63,7 +63,10 @@ def test_a_store_keeps_what_onnxruntime_says_and_a_renamed_file_is_the_same_teac
     silent = run_command("ckd-cache", "build", "--store", "s", "--n", 8, cwd=place)
     assert (silent.returncode, "only you can say where that lies" in silent.stderr) == (2, True)
     (place / "renamed.json").write_text(json.dumps(CARD | {"mean": [0, 0, 0]}))
-    other = build(place, "--teacher", "onnx:renamed.onnx", "--features", "all")
+    # A store shows its teacher images as it did before; a new one as the card says now.
+    again = build(place, "--teacher", "onnx:renamed.onnx", "--features", "all", "--json")
+    assert (again.returncode, json.loads(again.stdout)["new_calls"]) == (0, 0)
+    other = build(place, "--teacher", "onnx:renamed.onnx", "--features", "all", "--mean", 0, 0, 0)
     assert (other.returncode, "teacher.fingerprint (store: " in other.stderr) == (2, True)
 
 

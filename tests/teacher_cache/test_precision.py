@@ -21,7 +21,7 @@ from storage.store import Store
 from teacher_cache.build import build
 from teacher_cache.datasets import open_dataset
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import ZooTeacher, untrained_teacher
+from teacher_cache.teachers import TeacherSource, ZooTeacher, untrained_teacher
 from teacher_cache.trace import runs_of_call
 from tests.conftest import run_command
 from tests.teacher_cache.damage import build_store, config_of, problems
@@ -33,7 +33,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @pytest.mark.parametrize("precision", TYPES)
 def test_a_teacher_answers_as_the_network_under_autocast(name, precision):
     teacher = untrained_teacher(
-        name, open_dataset("digits"), Compute.choose("cpu", precision, precisions=CALL_PRECISIONS)
+        TeacherSource(name=name), open_dataset("digits"), Compute.choose("cpu", precision, precisions=CALL_PRECISIONS)
     )
     rendering = teacher.card.rendering
     views = torch.randint(0, 256, (2, 3, *2 * [rendering.geometry.crop_size]), dtype=torch.uint8)

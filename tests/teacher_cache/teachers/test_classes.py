@@ -23,6 +23,7 @@ from storage.store import Store
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.prepare import prepare_build
+from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers import ClassChoice, TeacherSource, ZooTeacher, open_teacher
 from tests.running import run_command
 
@@ -227,8 +228,10 @@ def test_a_published_network_is_matched_by_the_names_of_its_library(tmp_path, ph
     data = open_dataset(f"imagefolder:{photographs_of('tench', 'warplane', 'abacus')}", image_size=64)
     name = "torchvision:mobilenet_v3_small"
     with pytest.raises(InvalidInput, match=r"\(1000 there, 3 here\); match them by name, with --class-map names"):
-        opened(name, tmp_path / "w.safetensors", data, input_size=64)
-    teacher = opened(name, tmp_path / "w.safetensors", data, ClassChoice("names"), input_size=64)
+        opened(name, tmp_path / "w.safetensors", data, rendering=RenderingOverrides(input_size=64))
+    teacher = opened(
+        name, tmp_path / "w.safetensors", data, ClassChoice("names"), rendering=RenderingOverrides(input_size=64)
+    )
     names = class_names_of(name)
     assert [names[place] for (place,) in teacher.card.identity.class_map] == ["abacus", "tench", "warplane"]
     assert teacher.card.parameters["head/weight"].shape == (3, 1024)
