@@ -306,8 +306,10 @@ def _require_precision(network: Network, card: Card, compute: Compute) -> None:
 def _parameters(network: Network, class_map: ClassMap | None) -> dict[str, np.ndarray]:
     found: dict[str, Tensor] = {}
     if network.head is not None:
-        rows = rows_of_head(network.num_classes, class_map)
-        found = {HEAD_WEIGHT: network.head.weight[rows], HEAD_BIAS: network.head.bias[rows]} if rows else {}
+        rows, weight, bias = rows_of_head(network.num_classes, class_map), network.head.weight, network.head.bias
+        # Some have none, which adds nothing.
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        found = {HEAD_WEIGHT: weight[rows], HEAD_BIAS: bias[rows]} if rows else {}
     for layer, norm in network.stage_norms.items():
         if f"{layer}{BEFORE}" in network.layers:
             found |= zip(norm_parameters(layer), (norm.weight, norm.bias), strict=True)

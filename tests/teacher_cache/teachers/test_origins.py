@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from ground.errors import CheckpointMismatch, IdentityMismatch, InvalidInput, UnknownName
+from ground.user_code import UserCode
 from models import read_metadata
 from models.compute import Compute
 from models.origins import preprocessing_of
@@ -200,3 +201,20 @@ def test_a_students_file_is_held_to_the_size_of_its_input(store, tmp_path):
         ).card.rendering.size
         == 40
     )
+
+
+def without_bias(num_classes):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 2),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, num_classes, False),
+    )
+
+
+def test_a_last_layer_without_a_bias_is_kept_with_one_that_adds_nothing(tmp_path):
+    torch.save(without_bias(10).state_dict(), tmp_path / "w.pth")
+    source = TeacherSource(name=f"python:{__name__}:without_bias", weights=tmp_path / "w.pth", code=UserCode.ALLOWED)
+    parameters = open_teacher(source, open_dataset("digits"), Compute.choose("cpu", "fp32")).card.parameters
+    assert parameters["head/weight"].shape == (10, 4)
+    np.testing.assert_array_equal(parameters["head/bias"], np.zeros(10))
