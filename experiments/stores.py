@@ -168,7 +168,7 @@ class Stores:
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [name for name in prepared.plan.called_names if name != LOGITS]
         config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
-        again = partial(prepare_build, dataset=self.dataset, teacher=prepared.teacher)
+        again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
 
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:

@@ -178,7 +178,7 @@ def test_a_new_method_a_new_seed_and_a_larger_n_run_just_what_is_new(finished, t
 
 @pytest.mark.slow
 def test_a_run_that_was_begun_goes_on_after_its_store_was_extended(tmp_path, weights):
-    document = small(weights, methods=["kd"], n=[96], training={"max_evals": 40})
+    document = small(weights, methods=["kd"], n=[96], training={"max_evals": 40}, store={"trust_teacher": True})
     grid, out = write(tmp_path / "grid.yaml", document), tmp_path / "out"
     process = begin(grid, out)
     wait_for(lambda: any("loaded;" in log.read_text() for log in out.rglob("train.log")), process)

@@ -232,7 +232,7 @@ def test_a_data_set_that_cuts_its_own_views_takes_no_crop(weights, tmp_path):
         "--store", tmp_path / "s", "--crop-pct", 0.9,
     )  # fmt: skip
     assert refused.returncode == 2
-    assert "--crop-pct is for the images of a folder, and digits has views of its own" in refused.stderr
+    assert "--crop-pct is for images of your own, and digits has views of its own" in refused.stderr
 
 
 @pytest.fixture
