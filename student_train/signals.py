@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ground.seeding import generator_for, numpy_generator_for
@@ -57,10 +56,13 @@ class Signals:
 
     @property
     def label_targets(self) -> Tensor:
-        """Labels as vectors, (B, K) one-hot or (G, K) compared."""
+        """Labels as vectors, (B, K) one-hot or (G, K) compared; zeros for a row without a label."""
         if self.labels.is_floating_point():
             return self.labels
-        return F.one_hot(self.labels, self.student.logits.shape[1]).to(self.student.logits.dtype)
+        # Not F.one_hot: every comparison makes these, also of rows without a label, which no loss then reads.
+        logits = self.student.logits
+        classes = torch.arange(logits.shape[1], device=self.labels.device)
+        return (self.labels.unsqueeze(1) == classes).to(logits.dtype)
 
     def reordered(self, order: Tensor) -> Signals:
         """The student as it is, and the teacher, the labels and the index of other samples of the batch.

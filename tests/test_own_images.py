@@ -112,8 +112,9 @@ def test_a_method_that_reads_labels_is_refused_where_rows_have_none(method, stor
     assert not list(store.parent.glob("run/metrics.csv"))
 
 
-def test_losses_that_need_no_label_learn_from_rows_without_one(store):
-    trained = json.loads(succeeded(train(store, "--loss", "kd", "--json")))
+@pytest.mark.parametrize("loss", ["kd", "match_logits:compared=true"])
+def test_losses_that_need_no_label_learn_from_rows_without_one(loss, store):
+    trained = json.loads(succeeded(train(store, "--loss", loss, "--json")))
     assert (trained["n"], trained["teacher_calls"]) == (24, 24)
     unlabelled_first = int((Store.open(store).read_sample("train/labels")[:2] == -1).sum())
     few = train(store, "--method", "vanilla", "--n", 2)
