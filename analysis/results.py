@@ -19,7 +19,7 @@ from ground.cells import neutral
 from ground.documents import Malformed, unreadable
 from ground.durable import replacing
 from ground.errors import CKDError, Diverged, InvalidInput
-from models import canonical_name
+from models.names import identity_name
 from storage.run_proof import ProvenBy, RunProofs
 from storage.run_record import RUN_FILE, Failure, RunRecord, has_failed, is_finished
 
@@ -190,9 +190,9 @@ def _require_planned(record: RunRecord, planned: GridRun) -> None:
 
 
 def _network(name: Any) -> Any:
-    """A network's name in the benchmark's spelling, and anything else as it is."""
+    """What runs and stores know a network by, of any spelling or path of it, and anything else as it is."""
     try:
-        return canonical_name(name) if isinstance(name, str) else name
+        return identity_name(name) if isinstance(name, str) else name
     except InvalidInput:
         return name
 

@@ -67,6 +67,7 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     runs = plan_runs(grid, compute.precision)
     stores = Stores(grid, config.out, config.device)
     stores.check_sizes()
+    stores.check_labels()
     asked = dict(_with_stand_in(stores, need) for need in plan_stores(grid))
     plans = {need: stores.plan(need, teacher) for need, teacher in asked.items()}
     tests = [stores.plan_test(need, asked[need]) for need in one_a_teacher(asked) if grid.test_images]

@@ -83,6 +83,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     with exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"):
         stores = Stores(grid, config.out, config.device, dataset)
         stores.check_sizes()
+        stores.check_labels()
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
         plans = {need: stores.plan(need) for need in needs}

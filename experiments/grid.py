@@ -19,6 +19,7 @@ from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
 from ground.user_code import UserCode
 from models import canonical_name
+from models.names import is_code
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS
@@ -234,7 +235,7 @@ def single_grid(
         CKDError: a name is not known, or a setting is refused.
     """
     spec = parse_method(method)
-    pair = TeacherStudent(teacher=canonical_name(teacher), student=canonical_name(student), weights=weights)
+    pair = TeacherStudent(teacher=_network_called(teacher), student=_network_called(student), weights=weights)
     train_config(pair.student, 0, training)
     return Grid(
         name="until",
@@ -271,9 +272,19 @@ def _one_of(entry: Entry, known: Iterable[str]) -> str:
 
 def _network(entry: Entry) -> str:
     try:
-        return canonical_name(entry.text())
+        return _network_called(entry.text())
     except InvalidInput as error:
         entry.refuse(error)
+
+
+def _network_called(name: str) -> str:
+    """Its canonical name; raises `InvalidInput` for code, which workers would run without having been asked."""
+    if is_code(name):
+        raise InvalidInput(
+            f"{name} is code from outside this program, and grids take none; build with ckd-cache and train with "
+            "ckd-train, each with --allow-code"
+        )
+    return canonical_name(name)
 
 
 def _pair(entry: Entry) -> TeacherStudent:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+
+import torch
 
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
@@ -21,6 +24,7 @@ from storage.ledger import check_budget
 from storage.manifest import FILE_NAME
 from storage.store import Store
 from storage.store_ledger import own_ledger
+from student_train.unlabelled import require_labels
 from teacher_cache.build import build
 from teacher_cache.builder import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
@@ -103,6 +107,20 @@ class Stores:
             raise self.grid.refused("n", error) from error
         if self.grid.test_images > len(self.dataset.test):
             raise self.grid.refused("test_images", f"{self.dataset.name} has {len(self.dataset.test)} test images")
+
+    def check_labels(self) -> None:
+        """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have."""
+        dataset, grid = self.dataset, self.grid
+        if dataset.is_labelled is None:
+            return
+        for seed in grid.samples:
+            sample = draw_sample(len(dataset.train), grid.sizes[-1], seed, dataset.is_labelled)
+            labels = torch.from_numpy(dataset.train.labels[sample.train])
+            for entry, n in product(grid.methods, grid.sizes):
+                try:
+                    require_labels(entry.spec, labels[:n], dataset.name)
+                except InvalidInput as error:
+                    raise replace(grid, lines={"method": entry.line}).refused("method", error) from error
 
     def with_weights(self, need: StoreNeed) -> StoreNeed:
         """The need with the file of a teacher that the grid trains; trains it if it is not there."""

@@ -16,6 +16,10 @@ from enum import Enum
 from ground.errors import InvalidInput
 
 
+class CodeRefused(InvalidInput):
+    """Code from outside this program that the user has not allowed."""
+
+
 class UserCode(Enum):
     """What a command does with code from outside this program."""
 
@@ -30,13 +34,13 @@ class UserCode(Enum):
 
 
 def require_allowed(what: str, code: UserCode) -> None:
-    """Raise `InvalidInput` for code from outside this program, unless the user allowed it.
+    """Raise `CodeRefused` for code from outside this program, unless the user allowed it.
 
     Args:
         what: it is, with the name it was given by: "the loss my_losses:Huber", "the program export:teacher.pt2".
     """
     if code is not UserCode.ALLOWED:
-        raise InvalidInput(
+        raise CodeRefused(
             f"{what} is code from outside this program, and is only run where you say so; look at it, then give "
             "--allow-code"
         )
@@ -70,8 +74,8 @@ def import_address(what: str, address: str) -> object:
         found: object = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:
-        # Importing runs code that is not ours, which may fail in any way.
+    except (Exception, SystemExit) as error:
+        # Importing runs code that is not ours, which may fail in any way, and may not end the command as if done.
         raise InvalidInput(
             f"{what} cannot be imported ({type(error).__name__}: {error}); give it as package.module:Class, from a "
             "module that Python can find here"

@@ -123,7 +123,7 @@ def begin_with(network: Network, path: str | Path, head: Collection[str], *, kee
     left = tuple(sorted(head)) if keep_head or not fits else ()
     taken = {key: tensor for key, tensor in tensors.items() if key not in left}
     network.load_state_dict({**own, **taken})
-    return Begun(loaded.label, loaded.metadata, loaded.low_precision, digest=_digest_of(taken), left=left)
+    return Begun(loaded.label, loaded.metadata, loaded.low_precision, digest=tensors_digest(taken), left=left)
 
 
 def _fitting(network: Network, path: str | Path, free: Collection[str] = ()) -> tuple[Loaded, dict[str, Tensor]]:
@@ -189,10 +189,11 @@ def weights_digest(network: Network) -> str:
 
     Device and memory layout do not matter.
     """
-    return _digest_of(network.state_dict()) if network.source_digest is None else network.source_digest
+    return tensors_digest(network.state_dict()) if network.source_digest is None else network.source_digest
 
 
-def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The same over tensors by name."""
     hasher = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ground.errors import InvalidInput
-from ground.user_code import UserCode
+from ground.user_code import CodeRefused, UserCode
 from models.checkpoint import load_weights, read_weights
 from models.network import Network
 from models.registry import create_model
@@ -28,6 +28,7 @@ def load_student(
         code: what is done with a network that is code from outside this program.
 
     Raises:
+        CodeRefused: the network is code that was not allowed.
         InvalidInput: the file is missing or damaged, or of another network or number of classes.
     """
     try:
@@ -40,6 +41,8 @@ def load_student(
         load_weights(network, path)
         if network.num_classes != num_classes:
             raise InvalidInput(f"{path} has {network.num_classes} classes, the store {num_classes}")
+    except CodeRefused:
+        raise
     except (InvalidInput, ValueError, RuntimeError, IndexError) as error:  # the last two for shapes of no such network
         reason = " ".join(str(error).split())  # PyTorch says it in several lines
         raise InvalidInput(f"the student of {path.parent} cannot be used ({reason}); {advice}") from error

@@ -237,7 +237,10 @@ def logits_of(answer: Any) -> Tensor:
     first = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
     found: object = getattr(answer, "logits", first)
     if not isinstance(found, Tensor) or found.ndim != 2:
-        raise InvalidInput("the network does not answer with logits (samples, classes); give one that classifies")
+        raise InvalidInput(
+            "the network does not answer with logits (samples, classes); give one that classifies, or "
+            "set its attribute classifies to False, and keep features only"
+        )
     return found
 
 

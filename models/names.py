@@ -129,6 +129,16 @@ def is_file(name: str) -> bool:
     return name.partition(":")[0] in _FILES
 
 
+def is_code(name: str) -> bool:
+    """Whether making a network runs code from outside this program."""
+    return name.partition(":")[0] in (*_CODE, "export")
+
+
+def is_path(name: str) -> bool:
+    """Whether a network is called by the file or folder that its weights are in, or by where such a folder is kept."""
+    return name.partition(":")[0] in _PATHS
+
+
 def is_placed(name: str) -> bool:
     """Whether only the user can say where a network that a store knows by this name lies: in a file, or in his code."""
     return name.partition(":")[0] in (*_PATHS, *_CODE)

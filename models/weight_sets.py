@@ -158,7 +158,7 @@ def _joined(*parts: str) -> str:
 
 def _listed(path: Path, labels: Sequence[str]) -> str:
     """Choices as a shell takes them."""
-    typed = [shlex.quote(plain(f"{path}#{label}")) for label in labels[:_MAX_LISTED]]
+    typed = [shlex.quote(plain(f"{path}#{label}" if label else f"{path}")) for label in labels[:_MAX_LISTED]]
     more = f" and {len(labels) - _MAX_LISTED} more" if len(labels) > _MAX_LISTED else ""
     return f"{' or '.join(typed)}{more}"
 

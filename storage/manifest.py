@@ -348,10 +348,13 @@ def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | 
             f"weights; add it with: {store_command('upgrade', folder, ledger=ledger, weights='FILE')}"
         )
     if differing:
-        raise IdentityMismatch(
-            f"the store at {folder} was built with another {'; '.join(differing)}; "
-            "leave out what the store says itself, or give another --store"
-        )
+        remedy = "leave out what the store says itself, or give another --store"
+        if found == replace(wanted, teacher=replace(wanted.teacher, fingerprint=found.teacher.fingerprint)):
+            remedy = (
+                "give the very weights that it was built with, or another --store (a teacher whose weights are made "
+                "anew each time is another one each time)"
+            )
+        raise IdentityMismatch(f"the store at {folder} was built with another {'; '.join(differing)}; {remedy}")
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> list[str]:

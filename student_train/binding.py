@@ -44,7 +44,8 @@ class Binding:
 
     def pairs(self, needs: Needs) -> tuple[LayerPair, ...]:
         """See `Needs.pairs`."""
-        return needs.pairs(list(self.student), [*self.teacher_layers, *self.teacher])
+        # Each once: stages of networks that share no name are paired by their places.
+        return needs.pairs(list(self.student), list(dict.fromkeys([*self.teacher_layers, *self.teacher])))
 
     def shapes(self, pairs: Sequence[LayerPair]) -> list[tuple[Shape, Shape]]:
         """(student's, teacher's) shape of each pair."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -14,12 +12,12 @@ from student_train.method_spec import MethodSpec
 from student_train.sampling import ClassSampling
 
 
-def require_labels(method: MethodSpec, labels: Tensor, store: Path) -> None:
+def require_labels(method: MethodSpec, labels: Tensor, source: object) -> None:
     """Refuse rows without a label where a method reads labels.
 
     Args:
         labels: (n,) int64, of the rows that are to be trained on.
-        store: where they are from.
+        source: what they are from, for the message.
 
     Raises:
         InvalidInput: the message names what reads labels, and the losses that do not.
@@ -30,7 +28,7 @@ def require_labels(method: MethodSpec, labels: Tensor, store: Path) -> None:
         return
     fitting = ", ".join(name for name, kind in LOSSES.items() if not kind().needs.reads_labels)
     raise InvalidInput(
-        f"{unlabelled} of {len(labels)} rows of {store} have no label, and {' and '.join(readers)} of {method.name} "
+        f"{unlabelled} of {len(labels)} rows of {source} have no label, and {' and '.join(readers)} of {method.name} "
         f"cannot do without; give a sum of losses that can, as --loss kd: {fitting}"
     )
 

@@ -8,6 +8,7 @@ import shlex
 import numpy as np
 import pytest
 import torchvision
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,6 +16,7 @@ from models import create_model, save_weights
 from storage.manifest import Manifest
 from storage.store import Store
 from teacher_cache.config import BuildConfig
+from teacher_cache.datasets import open_dataset
 from teacher_cache.prepare import prepare_build
 from teacher_cache.sample import draw_sample
 from tests.running import run_command
@@ -167,3 +169,38 @@ def test_images_of_a_table_are_prepared_as_the_teachers_library_does(photos, tmp
     )  # fmt: skip
     geometry = prepare_build(config).plan.identity.geometry
     assert (geometry.image_size, geometry.crop_size) == (256, 224)
+
+
+def test_minus_one_in_a_table_or_a_list_is_no_label(photos):
+    rows = [f"{name}/{number:02}.png,{name},train" for name in ("ant", "bee") for number in range(4)]
+    rows += ["ant/05.png,-1,train", "ant/06.png,ant,test", "bee/06.png,bee,test"]
+    (photos / "p.csv").write_text("\n".join(["path,label,split", *rows]))
+    table = open_dataset(f"csv:{photos / 'p.csv'}")
+    assert (table.classes, (table.train.labels == -1).sum()) == (("ant", "bee"), 1)
+    (photos / "train.txt").write_text("ant/00.png\nbee/00.png\nbee/01.png -1\n")
+    (photos / "test.txt").write_text("ant/06.png\nbee/06.png\n")
+    listed = open_dataset(f"imagefolder:{photos}")
+    assert (listed.classes, (listed.train.labels == -1).sum()) == (("ant", "bee"), 1)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_grid_whose_methods_read_labels_that_rows_lack_is_refused_before_a_call(photos, weights, tmp_path, more):
+    rows = [f"{name}/{number:02}.png,{name},train" for name in ("ant", "bee") for number in range(12)]
+    rows += [f"unlabelled/{number:02}.png,,train" for number in range(UNLABELLED)]
+    rows += ["ant/13.png,ant,test", "bee/13.png,bee,test"]
+    (photos / "p.csv").write_text("\n".join(["path,label,split", *rows]))
+    grid = {
+        "name": "unlabelled",
+        "dataset": f"csv:{photos / 'p.csv'}",
+        "pairs": [{"teacher": "resnet8", "student": "resnet8", "weights": str(weights)}],
+        "methods": ["vanilla"],
+        "n": [24],
+        "seeds": 1,
+        "training": {"max_evals": 1},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    refused = run_command("ckd-pipeline", "run", tmp_path / "grid.yaml", "--out", tmp_path / "out", *more)
+    assert refused.returncode == 2
+    assert "have no label, and" in refused.stderr
+    assert "line 8" in refused.stderr
+    assert not (tmp_path / "out" / "stores").exists()

@@ -16,6 +16,7 @@ from torch import nn
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation
 from ground.user_code import import_user_code
+from models.checkpoint import tensors_digest
 from models.origins.contract import Asked, Preprocessing
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
@@ -54,7 +55,13 @@ class Python:
                 f"python:{asked.name} makes a network of any number of classes, which is not trained; give --weights "
                 "FILE, or a factory without num_classes that loads them"
             )
-        return _made(asked, None)
+        module = _made(asked, None)
+        if tensors_digest(module.state_dict()) != tensors_digest(_made(asked, None).state_dict()):
+            raise InvalidInput(
+                f"python:{asked.name} makes other weights each time, so no later build could go on with its answers; "
+                "let it load weights, or seed it"
+            )
+        return module
 
 
 def _factory(asked: Asked) -> Any:
@@ -74,8 +81,8 @@ def _made(asked: Asked, num_classes: int | None) -> nn.Module:
     given = {name: value for name, value in known.items() if name in _taken(asked, factory)}
     try:
         module = factory(**given)
-    except Exception as error:
-        # Code that is not ours may fail in any way.
+    except (Exception, SystemExit) as error:
+        # Code that is not ours may fail in any way, and may not end the command as if all were done.
         raise InvalidInput(
             f"python:{asked.name} failed when it was called with {given} ({type(error).__name__}: {error}); mend it, "
             "or give another network"

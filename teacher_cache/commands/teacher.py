@@ -39,7 +39,8 @@ def teacher(
 ) -> None:
     """Say what the network of this NAME would be as a teacher: its layers, classes, images, size and speed.
 
-    No call is made and no weights are fetched; the speed is that of black images, on this machine as it is now.
+    No call is made, and no weights are fetched but those of hf:OWNER/NAME; the speed is that of black images, on this
+    machine as it is now.
 
     \b
     ckd-cache teacher timm:tf_efficientnet_lite0

@@ -15,7 +15,7 @@ from teacher_cache.datasets.base import ImageDataset
 from teacher_cache.datasets.division import Division
 from teacher_cache.datasets.layouts import FLAT, LAYOUT, has_splits
 from teacher_cache.datasets.named_files import NamedFiles
-from teacher_cache.datasets.photographs import Entry, Listing, as_dataset, split_called
+from teacher_cache.datasets.photographs import Entry, Listing, as_dataset, label_of, split_called
 from teacher_cache.datasets.request import Request
 
 _TRAIN_LIST = "train.txt"
@@ -78,7 +78,7 @@ def _listed_entries(root: Path, lists: list[str]) -> Iterator[Entry]:
         for line, text in _lines(root / file_name):
             path, label = _columns(root, text)
             kept = named.require(path, line)
-            entries.append(Entry(kept, _class_folder(kept, line) if label is None else label, split))
+            entries.append(Entry(kept, _class_folder(kept, line) if label is None else label_of(label), split))
     yield from sorted(entries, key=lambda entry: entry.name)
 
 

@@ -93,6 +93,11 @@ def split_called(word: str) -> str | None:
     return _SPELLINGS.get(word.lower())
 
 
+def label_of(text: str) -> str | None:
+    """The label that a text says; None for no text, and for -1, as data sets write that there is none."""
+    return None if text.strip() in ("", str(UNLABELLED)) else text.strip()
+
+
 def place_of(request: Request) -> Path:
     """The file or folder that the user named, as a full path; `~` stands for the user's home."""
     return Path(os.path.abspath(os.path.expanduser(request.path)))

@@ -14,7 +14,7 @@ from ground.errors import DatasetMissing, InvalidInput
 from ground.terminal import plain
 from teacher_cache.datasets.base import ImageDataset
 from teacher_cache.datasets.named_files import NamedFiles
-from teacher_cache.datasets.photographs import Entry, Listing, as_dataset, place_of, split_called
+from teacher_cache.datasets.photographs import Entry, Listing, as_dataset, label_of, place_of, split_called
 from teacher_cache.datasets.request import Request
 
 TABLE = "a table has the header path,label or path,label,split, and in split train, test or val"
@@ -49,7 +49,7 @@ def _entries(path: Path) -> Iterator[Entry]:
         split = split_called(said)
         if said and split is None:
             raise InvalidInput(f"{line} has the split {plain(said)}, which is none of train, test and val")
-        yield Entry(named.require(row[_PATH].strip(), line), row[_LABEL].strip() or None, split)
+        yield Entry(named.require(row[_PATH].strip(), line), label_of(row[_LABEL]), split)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

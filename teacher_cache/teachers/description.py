@@ -35,7 +35,9 @@ class _NoImages:
 
 
 def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 16) -> dict[str, Any]:
-    """What `ckd-cache teacher --json` prints; no call is made, and no weights are fetched.
+    """What `ckd-cache teacher --json` prints; no call is made.
+
+    Weights are fetched only of a network of Hugging Face, whose kind they decide.
 
     Raises:
         UnknownName, InvalidInput: as `open_teacher`, but for weights.

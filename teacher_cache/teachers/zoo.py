@@ -31,7 +31,7 @@ from models import (
     weights_digest,
 )
 from models.compute import Compute
-from models.names import identity_name, is_file
+from models.names import identity_name, is_file, is_path
 from models.origins import Asked, open_trained, preprocessing_of
 from models.registry import shape_of
 from models.trained_on import TrainedOn
@@ -216,8 +216,8 @@ def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Com
 
 
 def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
-    """A stand-in where the network can be made without weights; the teacher itself where it is its file, or prompts."""
-    if not is_file(source.name) and source.prompts is None:
+    """A stand-in where the network can be made without weights; the teacher itself where they lie beside it."""
+    if not is_path(source.name):
         return untrained_teacher(source, dataset, compute)
     rendering = _rendering(source, dataset)
     network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)

@@ -245,3 +245,13 @@ def test_no_text_of_results_csv_begins_a_formula_and_numbers_stay_numbers(tmp_pa
     assert list(results["device"]) == [formula]
     assert list(written["test_accuracy"]) == [0.5]
     assert written["n"].dtype == "int64"
+
+
+def test_a_teacher_in_a_folder_is_the_one_that_was_planned_wherever_that_lies(tmp_path):
+    run = PlannedRun(teacher="hf:/photos/teachers/vit")
+    folder = write_grid(tmp_path, [run])
+    spoil(folder, run, json.dumps(run.result() | {"teacher": "hf:vit"}))
+    assert len(collect(folder)) == 1
+    spoil(folder, run, json.dumps(run.result() | {"teacher": "hf:deit"}))
+    with pytest.raises(InvalidInput, match="teacher is 'hf:deit', planned was"):
+        collect(folder)

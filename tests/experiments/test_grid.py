@@ -273,3 +273,11 @@ def test_the_published_grids_ask_for_what_the_paper_did():
     for grid in grids.values():
         assert plan_stores(grid)
         assert len(plan_runs(grid, "fp32")) == grid.num_runs
+
+
+@pytest.mark.parametrize("name", ["python:mine:teacher", "export:teacher.pt2"])
+def test_networks_that_are_code_are_refused_with_what_takes_them(read, name):
+    with pytest.raises(
+        InvalidInput, match="is code from outside this program, and grids take none; build with ckd-cache"
+    ):
+        read(LINES.replace("student: resnet8", f"student: '{name}'", 1))

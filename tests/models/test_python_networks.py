@@ -25,7 +25,9 @@ def small(num_classes):
 
 
 def of_three():
-    return small(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return small(3)
 
 
 of_three.classes = ("cat", "dog", "owl")
@@ -39,6 +41,14 @@ def of_a_size(num_classes, image_size):
 
 def failing(num_classes):
     raise KeyError("weights.pth")
+
+
+def leaving(num_classes):
+    raise SystemExit(0)
+
+
+def unseeded():
+    return small(3)
 
 
 def no_module():
@@ -76,6 +86,13 @@ def test_a_factory_of_a_network_of_its_own_says_its_classes_and_how_it_is_shown_
     assert preprocessing_of(f"{HERE}:small", asked("small")) is None
 
 
+def test_a_network_with_other_weights_each_time_is_refused_before_it_can_be_paid_for():
+    with pytest.raises(
+        InvalidInput, match="unseeded makes other weights each time, .* let it load weights, or seed it"
+    ):
+        open_trained(f"{HERE}:unseeded", asked("unseeded"))
+
+
 def test_a_network_of_any_number_of_classes_is_not_taken_for_a_trained_one():
     with pytest.raises(InvalidInput, match="which is not trained; give --weights FILE"):
         open_trained(f"{HERE}:small", asked("small"))
@@ -85,6 +102,7 @@ def test_a_network_of_any_number_of_classes_is_not_taken_for_a_trained_one():
     ("factory", "sentence"),
     [
         ("failing", r"failed when it was called with \{'num_classes': 5\} \(KeyError: 'weights.pth'\)"),
+        ("leaving", r"failed when it was called with .* \(SystemExit: 0\)"),
         ("no_module", "made a str; it has to make a torch.nn.Module"),
         ("SIZES", "is no factory"),
         ("missing", "cannot be imported"),

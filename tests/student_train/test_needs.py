@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ground.errors import InvalidInput, UnknownName
+from student_train.binding import Binding
 from student_train.methods import parse_losses, parse_method
 from student_train.needs import Needs, Wanted
 
@@ -82,3 +84,19 @@ def test_a_method_wants_what_its_losses_need_and_no_more():
 def test_an_empty_setting_is_refused():
     with pytest.raises(InvalidInput, match="cannot read 'layers='"):
         parse_method("at:layers=")
+
+
+def test_stages_without_a_common_name_are_bound_as_they_are_asked_for():
+    needs, foreign = Needs(outputs="stages"), ["blocks.0", "blocks.1", "blocks.3", "blocks", "pooled"]
+    stored = dict.fromkeys(TEACHER, (8, 4, 4))
+    binding = Binding(
+        student=dict.fromkeys(foreign, (8, 4, 4)),
+        teacher=stored,
+        teacher_layers=TEACHER,
+        labels=torch.arange(4),
+        num_classes=2,
+    )
+    expected = [(ours, f"layer{place}") for place, ours in enumerate(foreign[:4], 1)]
+    assert list(needs.pairs(foreign, TEACHER)) == expected
+    # Layers that are stored are layers that the teacher has, and count once.
+    assert list(binding.pairs(needs)) == expected

@@ -128,3 +128,11 @@ def test_what_prompts_lack_is_refused_before_a_call(photographs, tmp_path):
     )  # fmt: skip
     assert plain.returncode == 2
     assert "--prompts is for networks that compare images with texts" in plain.stderr
+
+
+def test_a_body_is_described_as_it_would_be_built(tmp_path):
+    folder = folders.save_dino(tmp_path / "dino")
+    described = json.loads(run_command("ckd-cache", "teacher", f"hf:{folder}", "--json").stdout)
+    names = [layer["name"] for layer in described["layers"]]
+    assert "logits" not in names
+    assert not any(name.startswith("dinov2.") for name in names)
