@@ -91,6 +91,7 @@ class Grid:
 
     Args:
         student_size: of students' inputs, where their pair does not say; None shows them views as they are.
+        split, split_seed: how images without splits of their own are divided, as `ckd-cache build --split`.
         sizes: values of n, increasing.
         seeds: of the students' trainings.
         sample_seeds: of the samples, a store each; none for the one sample that `store.seed` draws.
@@ -104,6 +105,8 @@ class Grid:
     dataset: str
     data_root: Path | None = None
     image_size: int | None = None
+    split: str | None = None
+    split_seed: int = 0
     student_size: int | None = None
     pairs: tuple[TeacherStudent, ...]
     methods: tuple[MethodEntry, ...]
@@ -166,6 +169,8 @@ _KEYS = (
     "dataset",
     "data_root",
     "image_size",
+    "split",
+    "split_seed",
     "student_size",
     "pairs",
     "methods",
@@ -198,6 +203,8 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         dataset=top["dataset"].text(),
         data_root=Path(top["data_root"].text()) if "data_root" in top else None,
         image_size=top["image_size"].integer(8, 1024) if "image_size" in top else None,
+        split=top["split"].text() if "split" in top else None,
+        split_seed=top["split_seed"].integer(0, _MAX_SEED) if "split_seed" in top else 0,
         student_size=_student_size(top),
         pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
         methods=_methods(top["methods"], training, choose, code),

@@ -197,7 +197,7 @@ def _run(
     config: TrainConfig,
     precision: str,
 ) -> PlannedRun:
-    identity = {
+    identity: dict[str, Any] = {
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
@@ -208,6 +208,9 @@ def _run(
         "n": n,
         "precision": precision,
     }
+    # Digests of grids from before there was one stay what they were.
+    if grid.split is not None:
+        identity |= {"split": grid.split, "split_seed": grid.split_seed}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
     name = f"{slug(entry.label)}-n{n}{_of_sample(grid, sample_seed)}-seed{config.seed}-{digest}"
     return PlannedRun(

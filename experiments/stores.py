@@ -210,6 +210,8 @@ class Stores:
             dataset=grid.dataset,
             data_root=grid.data_root,
             image_size=grid.image_size,
+            split=grid.split,
+            split_seed=grid.split_seed,
             weights=need.weights,
             array_format=settings.array_format,
             features=",".join(features) or "none",
@@ -252,6 +254,8 @@ def open_images(grid: Grid, teacher: str | None = None) -> ImageDataset:
                 dataset=grid.dataset,
                 data_root=grid.data_root,
                 image_size=grid.image_size,
+                split=grid.split,
+                split_seed=grid.split_seed,
             )
         )
     except CKDError as error:

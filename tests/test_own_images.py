@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from experiments.grid import read_grid
+from experiments.plan import plan_runs
 from models import create_model, save_weights
 from storage.manifest import Manifest
 from storage.store import Store
@@ -204,3 +208,32 @@ def test_a_grid_whose_methods_read_labels_that_rows_lack_is_refused_before_a_cal
     assert "have no label, and" in refused.stderr
     assert "line 8" in refused.stderr
     assert not (tmp_path / "out" / "stores").exists()
+
+
+def test_a_grid_divides_images_that_have_no_splits(photos, weights, tmp_path):
+    shutil.rmtree(photos / "unlabelled")
+    grid = {
+        "name": "divided",
+        "dataset": f"imagefolder:{photos}",
+        "split": "0.8/0.2",
+        "split_seed": 3,
+        "pairs": [{"teacher": "resnet8", "student": "resnet8", "weights": str(weights)}],
+        "methods": ["kd"],
+        "n": [12],
+        "seeds": 1,
+        "training": {"max_evals": 1},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    run = ("ckd-pipeline", "run", tmp_path / "grid.yaml", "--out", tmp_path / "out")
+    assert "1 trained, 0 failed; 12 new teacher calls" in succeeded(run_command(*run))
+    (store,) = (tmp_path / "out" / "stores").iterdir()
+    sources = Manifest.load(store).sources
+    assert (sources["split"], sources["split_seed"]) == ("0.8/0.2", "3")
+    planned, other = (
+        plan_runs(read_grid(tmp_path / "grid.yaml"), "fp32")[0].folder,
+        plan_runs(replace(read_grid(tmp_path / "grid.yaml"), split_seed=4), "fp32")[0].folder,
+    )
+    assert planned != other
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid | {"split": "0.8"}, sort_keys=False))
+    refused = run_command(*run)
+    assert (refused.returncode, "which make 1 together, as 0.8/0.2; got '0.8'" in refused.stderr) == (2, True)
