@@ -159,6 +159,14 @@ class Identity:
         return any(output.name == LOGITS for output in self.outputs)
 
     @property
+    def settled_class_map(self) -> tuple[tuple[int, ...], ...] | None:
+        """What the teacher's classes were settled to mean, also where that changes nothing and is no part of it."""
+        count = len(self.dataset.classes)
+        if self.teacher.class_map is not None or not self.keeps_logits or self.teacher.num_classes != count:
+            return self.teacher.class_map
+        return tuple((place,) for place in range(count))
+
+    @property
     def features(self) -> dict[str, tuple[int, ...]]:
         """Layer name -> shape of one view's map, without the logits."""
         return {output.name: output.shape for output in self.outputs if output.name != "logits"}

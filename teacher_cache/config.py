@@ -154,7 +154,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "interpolation": teacher.interpolation,
         "mean": teacher.normalisation.mean,
         "std": teacher.normalisation.std,
-        "class_map": teacher.class_map,
+        "class_map": identity.settled_class_map,
         "features_only": not identity.keeps_logits,
     }
     if not is_placed(identity.teacher.name):

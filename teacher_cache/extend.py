@@ -115,7 +115,7 @@ def teacher_of(store: Store, source: TeacherSource, device: str, *, logits: bool
     # In a store, layers that were asked for by name are layers of its teacher as others are.
     further = tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ()
     shown = replace(source.rendering, input_size=teacher.input_size)
-    classes = ClassChoice(teacher.class_map, features_only=not (logits or identity.keeps_logits))
+    classes = ClassChoice(identity.settled_class_map, features_only=not (logits or identity.keeps_logits))
     source = replace(source, further=further, rendering=shown, classes=classes)
     opened = open_teacher(source, facts, Compute.choose(device, teacher.precision, precisions=CALL_PRECISIONS))
     same = replace(opened.card.identity, layers=teacher.layers)

@@ -167,6 +167,23 @@ def test_a_store_grows_by_its_own_map_when_the_file_is_gone(build, unnamed, reve
     assert sum(forwards) == 24 + 16 + 40
 
 
+def test_a_store_grows_by_a_map_that_changed_nothing_but_what_classes_are_called(build, tmp_path):
+    words, path = tuple("zero one two three four five six seven eight nine".split()), tmp_path / "words.safetensors"
+    said = TrainedOn(network="resnet8", dataset="words", classes=words)
+    save_weights(create_model("resnet8", num_classes=10, seed=0), path, said.metadata())
+    (tmp_path / "map.csv").write_text("teacher,data\n" + "".join(f"{word},{row}\n" for row, word in enumerate(words)))
+    arguments = ("--teacher", "resnet8", "--weights", path)
+    assert build(*arguments).returncode == 2
+    assert build(*arguments, "--class-map", tmp_path / "map.csv").returncode == 0
+    assert Store.open(tmp_path / "store").manifest.identity.teacher.class_map is None
+    (tmp_path / "map.csv").unlink()
+    assert build("--weights", path, n=40).stdout.startswith("16 new teacher calls")
+    extended = run_command(
+        "ckd-cache", "extend", "--store", tmp_path / "store", "--weights", path, "--features", "layer1", "--yes"
+    )
+    assert extended.stdout.startswith("40 new teacher calls"), extended.stderr
+
+
 def test_another_map_is_another_teacher(build, unnamed, reversed_map, tmp_path):
     arguments = ("--teacher", "resnet8", "--weights", unnamed)
     assert build(*arguments, "--class-map", reversed_map).returncode == 0
