@@ -157,8 +157,9 @@ def _joined(*parts: str) -> str:
 
 
 def _listed(path: Path, labels: Sequence[str]) -> str:
-    """Choices as a shell takes them."""
-    typed = [shlex.quote(plain(f"{path}#{label}" if label else f"{path}")) for label in labels[:_MAX_LISTED]]
+    """Choices as a shell takes them; a set without a name that is the only one needs none."""
+    shown = labels[:_MAX_LISTED]
+    typed = [shlex.quote(plain(f"{path}" if labels == [""] else f"{path}#{label}")) for label in shown]
     more = f" and {len(labels) - _MAX_LISTED} more" if len(labels) > _MAX_LISTED else ""
     return f"{' or '.join(typed)}{more}"
 

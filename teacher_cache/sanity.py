@@ -144,8 +144,8 @@ def require_sane(plan: BuildPlan, store: Store) -> None:
     if doubt is not None:
         raise TeacherDoubted(
             f"the teacher's first {len(top1)} answers look wrong: {_described(doubt, classes)}; they are kept, and "
-            "nothing more was called: check its weights, the order or map of its classes and its normalisation, or go "
-            "on with --trust-teacher"
+            "nothing more was called: check its weights, the order of its classes (--class-map) and its normalisation, "
+            "or go on with --trust-teacher"
         )
 
 

@@ -168,7 +168,8 @@ def test_a_store_grows_by_its_own_map_when_the_file_is_gone(build, unnamed, reve
 
 
 def test_a_store_grows_by_a_map_that_changed_nothing_but_what_classes_are_called(build, tmp_path):
-    words, path = tuple("zero one two three four five six seven eight nine".split()), tmp_path / "words.safetensors"
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    path = tmp_path / "words.safetensors"
     said = TrainedOn(network="resnet8", dataset="words", classes=words)
     save_weights(create_model("resnet8", num_classes=10, seed=0), path, said.metadata())
     (tmp_path / "map.csv").write_text("teacher,data\n" + "".join(f"{word},{row}\n" for row, word in enumerate(words)))
