@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 VIEW_POLICIES = ("augmented", "plain", "resized")
 INTERPOLATIONS = ("bilinear", "bicubic")
-FIT_SHAPES = ("centre", "centre-low", "centre-high", "squashed")
+FIT_SHAPES = ("centre", "centre-low", "centre-high", "centre-1", "centre-2", "centre-3", "squashed")
 MAX_INPUT_SIZE = 4096
 # Of a box, share of the image's area, and width over height; the latter is drawn evenly on a logarithmic scale.
 BOX_AREA = (0.08, 1.0)
@@ -99,7 +99,8 @@ class Fit:
     Args:
         shape: "centre" resizes the shorter side and takes the central square, "squashed" resizes both sides. Half a
             pixel beside the square goes to the even side in "centre", as in torchvision; "centre-low" rounds it down,
-            "centre-high" up.
+            "centre-high" up. "centre-1" to "centre-3" are torchvision's for a smaller square in the same centre, see
+            `ground.fitting.for_margin`.
         interpolation: of the resizing, with antialiasing.
     """
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ground.documents import is_line
 from ground.errors import InvalidInput
+from ground.fitting import for_margin
 from ground.geometry import Fit, shows_boxes
 from models import canonical_name
 from models.compute import Compute
@@ -145,12 +146,14 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
-    usual, shape = ("bilinear", None) if own is None else (own.interpolation, own.shape)
+    usual, shape = "bilinear", Fit().shape
+    if own is not None and geometry is not None:
+        usual, shape = own.interpolation, for_margin(own.shape, geometry.image_size - geometry.crop_size)
     dataset = open_dataset(
         config.dataset,
         image_size=size,
         interpolation=said.interpolation or usual,
-        squares=shape or Fit().shape,
+        squares=shape,
         split=config.split,
         split_seed=config.split_seed,
     )

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ground.errors import InvalidInput
-from ground.fitting import as_square
+from ground.fitting import as_square, for_margin
 from ground.geometry import Normalisation, ViewGeometry
 from models.origins.contract import Preprocessing
 
@@ -80,16 +80,8 @@ def _candidates(said: Any, normalisation: Normalisation) -> Iterator[Preprocessi
         for input_size in inputs:
             for squashed in (False, True):
                 if input_size <= resize_size:
-                    shape = "squashed" if squashed else _centre(resize_size - input_size)
+                    shape = for_margin("squashed" if squashed else "centre-low", resize_size - input_size)
                     yield Preprocessing(resize_size, input_size, interpolation, normalisation, shape)
-
-
-def _centre(margin: int) -> str:
-    """Which centre of the resized image the base image is, so that the centre of that is the processor's crop.
-
-    The processor rounds half a pixel down, once; so does a plain view, after the base image.
-    """
-    return "centre-high" if margin % 2 else "centre-low"
 
 
 def _normalisation(processor: Any, said: Any) -> Normalisation:

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from ground.errors import DatasetMissing, InvalidInput
-from ground.fitting import fit_to_square, fitted
-from ground.geometry import Fit
+from ground.fitting import fit_to_square, fitted, for_margin
+from ground.geometry import Fit, ViewGeometry
 from teacher_cache.datasets import base, open_dataset
 
 
@@ -106,6 +106,18 @@ def test_half_a_pixel_beside_the_square_is_rounded_so_that_its_own_centre_is_tha
         crop, inner, whole = 40 - margin, margin // 2, (longer - (40 - margin)) // 2
         expected = np.asarray(image)[inner : inner + crop, whole : whole + crop]
         np.testing.assert_array_equal(base[inner : inner + crop, inner : inner + crop], expected)
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(8, 60), margin=st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_plain_view_of_a_base_image_is_the_crop_that_torchvision_makes_at_once(width, height, size, margin):
+    image = noise(width * 100 + height, width, height)
+    resized = Resize(size, interpolation=InterpolationMode.BILINEAR, antialias=True)(image)
+    expected = np.asarray(CenterCrop(size - margin)(resized))
+    base = np.asarray(fitted(image, size, Fit(shape=for_margin("centre", margin))))
+    assert base.shape == (size, size, 3)
+    top, left, _ = ViewGeometry(image_size=size, crop_size=size - margin, padding=0).plain_view
+    np.testing.assert_array_equal(base[top : top + size - margin, left : left + size - margin], expected)
 
 
 def test_image_size_sets_base_images_and_geometry(tmp_path):

@@ -66,6 +66,10 @@ def config(photographs: Path, weights: Path, store: Path, **said: object) -> Bui
         {"input_size": 112},
         {"input_size": 96, "crop_pct": 0.75},
         {"input_size": 64, "crop_pct": 1.0, "interpolation": "bilinear"},
+        # Margins of 3, 5 and 11 pixels, of which the half pixel is rounded.
+        {"input_size": 64, "crop_pct": 0.95},
+        {"input_size": 96, "crop_pct": 0.95},
+        {"input_size": 224, "crop_pct": 0.95},
         {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)},
     ],
 )
