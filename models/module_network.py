@@ -187,17 +187,18 @@ def survey(module: nn.Module, size: int, *, classifies: bool = True) -> Survey:
             ) from error
         finally:
             module.train(was_training)
-    layers = tuple(_layers(module, seen, twice))
+    layers = tuple(
+        replace(layer, is_overwritten=seen[layer.name]._version != versions[layer.name])
+        for layer in _layers(module, seen, twice)
+    )
     if not classifies:
         body = Answer.of(answer, getattr(module, "num_prefix_tokens", None))
         last = None if body is None else _pooled_map(seen, layers, body.vector_in(answer))
         return Survey(0, layers, None, last, body)
     logits = logits_of(answer)
     head = next((name for name in reversed(seen) if seen[name] is logits and _is_head(module, name, inputs)), None)
-    layers = tuple(
-        replace(layer, is_overwritten=seen[layer.name]._version != versions[layer.name])
-        for layer in _layers(module, seen, twice)
-    )
+    # What is added to, or divided by, in place is more than the linear layer says.
+    head = None if head is None or logits._version != versions[head] else head
     return Survey(logits.shape[1], layers, head, head and _pooled_map(seen, layers, inputs[head]))
 
 
@@ -297,12 +298,12 @@ def _depth(layer: Layer) -> int:
 
 
 def _is_head(module: nn.Module, name: str, inputs: Mapping[str, Tensor]) -> bool:
-    return isinstance(module.get_submodule(name), nn.Linear) and inputs[name].ndim == 2
+    return isinstance(module.get_submodule(name), nn.Linear) and name in inputs and inputs[name].ndim == 2
 
 
 def _pooled_map(seen: Mapping[str, Tensor], layers: Sequence[Layer], pooled: Tensor) -> str | None:
-    """The last layer that is a map with this mean over positions (B, D)."""
-    for layer in reversed(layers):
+    """The last layer that is a map with this mean over positions (B, D), as it says it itself."""
+    for layer in reversed([layer for layer in layers if not layer.is_overwritten]):
         if len(layer.shape) == 3 and layer.shape[0] == pooled.shape[1] and layer.shape[1] > 1:
             mean = as_feature(seen[layer.name], layer).float().mean(dim=(2, 3))
             if torch.allclose(mean, pooled.float(), rtol=1e-3, atol=1e-4):

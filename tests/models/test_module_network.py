@@ -162,6 +162,37 @@ def test_a_layer_that_the_next_step_adds_to_in_place_is_read_as_it_was():
     torch.testing.assert_close(said["layer1.0.bn2"], expected)
 
 
+class Finished(nn.Module):
+    """A map, and logits, that their own module does not leave as they are used."""
+
+    def __init__(self, classifies: bool = True, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.classifies, self.temperature = classifies, temperature
+        self.map = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        vector = torch.relu_(self.map(images)).mean(dim=(2, 3))
+        return self.fc(vector).div_(self.temperature) if self.classifies else vector
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_a_map_that_is_changed_in_place_before_it_is_pooled_is_not_the_last_one(classifies):
+    module = Finished(classifies)
+    network = ModuleNetwork(module, 32, ["map"], classifies=classifies).eval()
+    assert network.survey.last is None
+    with torch.inference_mode():
+        said = network.represent(images(32), network.extra_names).features
+        torch.testing.assert_close(said["map"], module.map(images(32)))
+    densenet = ModuleNetwork(torchvision.models.get_model("densenet121", weights=None, num_classes=4), 32).eval()
+    assert densenet.survey.last is None
+
+
+def test_a_linear_layer_whose_answer_is_changed_in_place_is_no_head():
+    assert ModuleNetwork(Overwritten(), 32).head is not None
+    assert ModuleNetwork(Finished(temperature=2.0), 32).head is None
+
+
 def test_a_survey_leaves_the_module_as_it_was():
     module = torchvision.models.get_model("resnet18", weights=None, num_classes=7).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
