@@ -34,6 +34,7 @@ from models.compute import Compute
 from models.names import identity_name, is_file, is_path
 from models.origins import Asked, open_trained, preprocessing_of
 from models.registry import shape_of
+from models.representation import Representation
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 
 _PROBE_SIZE = 64
 _PROBES = 3
+# Of the largest number in an answer; float16 rounds to a tenth of it.
+_ROUNDING = 1e-2
 
 
 class ZooTeacher:
@@ -285,9 +288,32 @@ def _teacher(
         device=compute.describe(),
     )
     compute.place(network)
+    if ":" in name:
+        _require_same_answers(network, card, compute)
     if compute.precision != "fp32":
         _require_precision(network, card, compute)
     return ZooTeacher(card, network, compute)
+
+
+def _require_same_answers(network: Network, card: Card, compute: Compute) -> None:
+    """Raise `InvalidInput` for a network that says something else of the same noise with other noise beside it.
+
+    It drops units at random, say, or normalises by the batch, because it was exported before `eval()`.
+    """
+    noise = torch.randn(3, 3, card.rendering.size, card.rendering.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), compute.exact():
+        first, second = (network.represent(compute.to_device(noise[chosen])) for chosen in ([0, 1], [0, 2]))
+    for one, other in zip(_numbers(first), _numbers(second), strict=True):
+        if (one[0] - other[0]).abs().max() > _ROUNDING * one[0].abs().max():
+            raise InvalidInput(
+                f"{card.identity.name} says something else of an image when another one is beside it, or at another "
+                "time; export it after eval(), or give another network"
+            )
+
+
+def _numbers(said: Representation) -> list[Tensor]:
+    """The logits, where there are some, and every layer."""
+    return [each for each in (said.logits, *said.features.values()) if each.shape[1]]
 
 
 def _require_precision(network: Network, card: Card, compute: Compute) -> None:

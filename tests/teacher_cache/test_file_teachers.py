@@ -109,3 +109,15 @@ def test_a_file_is_described_without_a_call_and_is_no_student(place):
     train = run_command("ckd-train", "--store", "s", "--student", "onnx:teacher.onnx", "--method", "kd", cwd=place)
     assert train.returncode == 2
     assert "is a teacher with its weights in it" in train.stderr
+
+
+def test_a_program_that_was_exported_while_it_trained_is_refused_before_any_call(place):
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 10)
+    ).train()
+    images = (torch.randn(2, 3, 32, 32),)
+    program = torch.export.export(module, images, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, place / "training.pt2")
+    done = build(place, "--teacher", "export:training.pt2", "--allow-code")
+    assert (done.returncode, "export it after eval()" in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not (place / "s").exists()
