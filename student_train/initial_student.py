@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ground.errors import InvalidInput
 from ground.geometry import Rendering
 from ground.terminal import plain
 from models import Network, canonical_name, create_model, read_metadata
@@ -36,9 +37,15 @@ class InitialStudent:
 
         Raises:
             CheckpointMismatch, CheckpointError: the file that it is to begin with does not fit.
+            InvalidInput: the network has classes of its own.
         """
         size, num_classes = rendering.size, len(classes)
         network = create_model(config.student, num_classes, config.seed, size, code=config.code)
+        if network.num_classes != num_classes:
+            raise InvalidInput(
+                f"the student {config.student} answers for {network.num_classes} classes, and the store has "
+                f"{num_classes}; give a network of any number of classes"
+            )
         if config.init is None:
             return cls(network, None)
         said = TrainedOn.read(read_metadata(config.init), config.init)

@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from ground.errors import CheckpointError, CheckpointMismatch, InvalidInput
+from ground.user_code import UserCode
 from models import create_model, save_weights
 from models.compute import Compute
 from models.origins import preprocessing_of
@@ -48,6 +49,16 @@ def of_a_thousand(tmp_path_factory) -> Path:
 
 def made(init: Path | None, rendering, student: str = "resnet8", classes: tuple[str, ...] = CLASSES) -> InitialStudent:
     return InitialStudent.make(TrainConfig(student=student, init=init), classes, rendering)
+
+
+def of_its_own_classes():
+    return create_model("resnet8", num_classes=len(CLASSES) + 1, seed=0)
+
+
+def test_a_student_of_other_classes_than_the_stores_is_refused_before_it_is_trained(rendering):
+    config = TrainConfig(student=f"python:{__name__}:of_its_own_classes", code=UserCode.ALLOWED)
+    with pytest.raises(InvalidInput, match=f"answers for {len(CLASSES) + 1} classes, and the store has {len(CLASSES)}"):
+        InitialStudent.make(config, CLASSES, rendering)
 
 
 # How it is shown images
