@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import nn
 
 from ground.errors import InvalidInput, UnknownName
-from ground.geometry import INTERPOLATIONS
+from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
 from ground.user_code import import_address
 from models.module_network import ModuleNetwork
 from models.names import ORIGINS, registered_origins
@@ -25,6 +25,8 @@ __all__ = ["Asked", "Origin", "Preprocessing", "class_names_of", "open_trained",
 
 _Result = TypeVar("_Result")
 _NEXT_BEST = "bicubic"
+# Of a base image, whose centre the input is.
+_MAX_RESIZE = 4 * MAX_INPUT_SIZE
 # Of the origins here, those that have networks which compare images with texts.
 _PROMPTED = ("hf",)
 
@@ -61,7 +63,20 @@ def preprocessing_of(name: str, asked: Asked | None = None) -> Preprocessing | N
     if ":" not in name:
         return None
     found = _within(name, lambda origin: origin.preprocessing(_own(name, asked)))
-    if found is None or found.interpolation in INTERPOLATIONS:
+    if found is None:
+        return None
+    if not (1 <= found.input_size <= MAX_INPUT_SIZE and 1 <= found.resize_size <= _MAX_RESIZE):
+        raise InvalidInput(
+            f"{name} is said to be shown {found.input_size} of {found.resize_size} pixels; its input has 1 to "
+            f"{MAX_INPUT_SIZE} pixels, of images of at most {_MAX_RESIZE}"
+        )
+    if found.resize_size < found.input_size:
+        remark = (
+            f"{name} was published with images of {found.resize_size} pixels on a black square of {found.input_size}, "
+            "and is shown them without a border, so its answers differ a little from those it gives in its library"
+        )
+        found = replace(found, resize_size=found.input_size, remark=remark)
+    if found.interpolation in INTERPOLATIONS:
         return found
     # Of a few networks that were published with another filter; this one comes next to most.
     remark = (

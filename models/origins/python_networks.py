@@ -8,18 +8,24 @@ timm's data configs: input_size, crop_pct, interpolation, mean and std; and the 
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from ground.errors import InvalidInput
 from ground.geometry import Normalisation
+from ground.terminal import plain
 from ground.user_code import import_user_code
 from models.checkpoint import tensors_digest
 from models.origins.contract import Asked, Preprocessing
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
+_USED_AS = "they are used as float32"
+
+log = logging.getLogger(__name__)
 
 
 class Python:
@@ -42,6 +48,8 @@ class Python:
     def class_names(self, asked: Asked) -> tuple[str, ...] | None:
         """See `Origin.class_names`."""
         said = getattr(_factory(asked), "classes", None)
+        if not isinstance(said, tuple | list | None):
+            raise InvalidInput(f"python:{asked.name} says that its classes are {said!r}; give a list of their names")
         return None if said is None else tuple(map(str, said))
 
     def untrained(self, asked: Asked, num_classes: int) -> nn.Module:
@@ -89,14 +97,22 @@ def _made(asked: Asked, num_classes: int | None) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"python:{asked.name} made a {type(module).__name__}; it has to make a torch.nn.Module")
-    return module
+    kept_as = {str(part.dtype).removeprefix("torch.") for part in module.parameters() if part.is_floating_point()}
+    if other := kept_as - {"float32"}:
+        log.info("%s", plain(f"python:{asked.name} keeps its weights as {' and '.join(sorted(other))}; {_USED_AS}"))
+    # What it is given is float32.
+    return module.float()
 
 
 def _preprocessing(name: str, said: Any) -> Preprocessing:
     try:
         config = {**_IMAGENET, **said}
         size = config["input_size"]
+        if isinstance(size, (tuple, list)) and len({*size[-2:]}) > 1:
+            raise ValueError("its input is no square")
         side = int(size[-1] if isinstance(size, (tuple, list)) else size)
+        if str(config["interpolation"]).upper() not in Image.Resampling.__members__:
+            raise ValueError(f"no interpolation of Pillow is called {config['interpolation']}")
         mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
         return Preprocessing(
             resize_size=math.floor(side / float(config["crop_pct"])),
@@ -104,7 +120,7 @@ def _preprocessing(name: str, said: Any) -> Preprocessing:
             interpolation=str(config["interpolation"]),
             normalisation=Normalisation(mean=mean, std=std),  # type: ignore[arg-type]
         )
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError, IndexError) as error:
         raise InvalidInput(
             f"python:{name} says of its images {said!r}, which cannot be ({error}); give input_size, and as needed "
             "crop_pct, interpolation, mean and std"

@@ -35,12 +35,16 @@ class Timm:
         config = _config(asked.name)
         shown = resolve_data_config(pretrained_cfg=config.to_dict() if config is not None else {})
         size = shown["input_size"][-1]
+        is_other = shown["crop_mode"] == "border" or len({*shown["input_size"][1:]}) > 1
         return Preprocessing(
             resize_size=math.floor(size / shown["crop_pct"]),
             input_size=size,
             interpolation=shown["interpolation"],
             normalisation=Normalisation(mean=tuple(shown["mean"]), std=tuple(shown["std"])),
             shape="squashed" if shown["crop_mode"] == "squash" else "centre",
+            remark=f"timm:{asked.name} was published with images that are no squares, and is shown squares of them"
+            if is_other
+            else None,
         )
 
     def class_names(self, asked: Asked) -> tuple[str, ...] | None:
@@ -65,7 +69,13 @@ class Timm:
         import timm
 
         size = _size(asked.name, asked.image_size)
-        return published(f"timm:{asked.name}", lambda: timm.create_model(asked.name, pretrained=True, **size))
+        module: nn.Module = published(
+            f"timm:{asked.name}", lambda: timm.create_model(asked.name, pretrained=True, **size)
+        )
+        if not getattr(module, "num_classes", 1):
+            # It answers with the vector that it pools.
+            module.classifies = False  # type: ignore[assignment]
+        return module
 
 
 @cache

@@ -118,3 +118,12 @@ def test_a_tag_names_one_of_several_published_weights():
     with pytest.raises(UnknownName, match=r"did you mean resnet50\.a1_in1k"):
         preprocessing_of("timm:resnet50.a1_in2k")
     assert class_names_of("timm:resnet50.a1_in1k")[0] == "n01440764"
+
+
+def test_a_published_body_of_timm_gives_features_and_no_logits(monkeypatch):
+    timm = pytest.importorskip("timm")
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **size: made(name, num_classes=0, **size))
+    network = open_trained("timm:resnet10t", Asked(name="resnet10t", image_size=32))
+    assert network.num_classes == 0
+    assert "pooled" in network.feature_names

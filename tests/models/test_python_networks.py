@@ -62,6 +62,10 @@ def of_no_size():
 of_no_size.preprocessing = {"input_size": "large"}
 
 
+def in_half_precision():
+    return of_three().half()
+
+
 def asked(factory: str) -> Asked:
     return Asked(name=f"{__name__}:{factory}", image_size=16, code=UserCode.ALLOWED)
 
@@ -116,6 +120,46 @@ def test_a_factory_that_fails_is_named_with_its_reason(factory, sentence):
 def test_what_a_factory_says_of_its_images_is_checked():
     with pytest.raises(InvalidInput, match="'input_size': 'large'.*which cannot be"):
         preprocessing_of(f"{HERE}:of_no_size", asked("of_no_size"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"input_size": ()},
+        {"input_size": float("inf")},
+        {"input_size": -3},
+        {"input_size": 1 << 20},
+        {"input_size": (3, 32, 48)},
+        {"input_size": 32, "crop_pct": 1e-9},
+        {"input_size": 32, "crop_pct": -1},
+        {"input_size": 32, "interpolation": "no filter"},
+    ],
+)
+def test_images_that_cannot_be_are_refused_before_any_is_made(said, monkeypatch):
+    monkeypatch.setattr(of_no_size, "preprocessing", said)
+    with pytest.raises(InvalidInput, match="of_no_size (says of its images|is said to be shown)"):
+        preprocessing_of(f"{HERE}:of_no_size", asked("of_no_size"))
+
+
+def test_images_smaller_than_the_input_fill_it_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(of_no_size, "preprocessing", {"input_size": 46, "crop_pct": 1.15})
+    shown = preprocessing_of(f"{HERE}:of_no_size", asked("of_no_size"))
+    assert (shown.resize_size, shown.input_size) == (46, 46)
+    assert "images of 40 pixels on a black square of 46" in shown.remark
+
+
+@pytest.mark.parametrize("said", [5, "cat", {"cat": 0}])
+def test_classes_that_are_no_list_are_refused(said, monkeypatch):
+    monkeypatch.setattr(of_three, "classes", said)
+    with pytest.raises(InvalidInput, match="says that its classes are .*; give a list of their names"):
+        class_names_of(f"{HERE}:of_three", asked("of_three"))
+
+
+def test_a_network_in_half_precision_is_used_as_float32_and_that_is_said(caplog):
+    caplog.set_level("INFO")
+    network = open_trained(f"{HERE}:in_half_precision", asked("in_half_precision")).eval()
+    assert "in_half_precision keeps its weights as float16; they are used as float32" in caplog.text
+    assert network(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
 
 
 def test_an_address_without_a_factory_is_refused():
