@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from ground.documents import Line, Malformed, read_object, typed, unreadable
 from ground.errors import InvalidInput
-from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE, Normalisation
+from ground.geometry import FIT_SHAPES, INTERPOLATIONS, MAX_INPUT_SIZE, Normalisation
 from models.origins.contract import Preprocessing
 
 MOST_BYTES = 8 << 20
@@ -36,6 +36,7 @@ class NetworkCard:
         size: H and W of its input, in pixels.
         resize: the image's shorter side.
         crop: side of the central square that is taken of it, and resized to `size`.
+        fit: of `ground.geometry.FIT_SHAPES`, how a square is made of an image.
         interpolation: of the resizing.
         mean: of pixels on [0, 1], red green blue.
         std: likewise.
@@ -46,6 +47,7 @@ class NetworkCard:
     size: Pixels | None = None
     resize: Pixels | None = None
     crop: Pixels | None = None
+    fit: Line | None = None
     interpolation: Line | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -55,6 +57,8 @@ class NetworkCard:
     def __post_init__(self) -> None:
         if self.interpolation not in (None, *INTERPOLATIONS):
             raise ValueError(f"the interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if self.fit not in (None, *FIT_SHAPES):
+            raise ValueError(f"the fit {self.fit!r} is not one of {', '.join(FIT_SHAPES)}")
         if (self.mean is None) is not (self.std is None):
             raise ValueError("it gives one of mean and std; it has to give both, or none")
         if self.mean is not None and self.std is not None:
@@ -90,6 +94,10 @@ class NetworkCard:
             normalisation=(
                 None if self.mean is None or self.std is None else Normalisation(mean=self.mean, std=self.std)
             ),
+            # How half a pixel beside the centre is rounded follows from the sizes here.
+            shape={"squashed": "squashed", "centre-low": "centre-low", "centre-high": "centre-low"}.get(
+                self.fit or "", "centre"
+            ),
         )
 
     @property
@@ -99,7 +107,7 @@ class NetworkCard:
 
 
 _KEYS = tuple(field.name for field in fields(NetworkCard))
-_TEXTS = ("interpolation", "output")
+_TEXTS = ("fit", "interpolation", "output")
 
 
 def read_card(path: Path, texts: Mapping[str, str]) -> NetworkCard:

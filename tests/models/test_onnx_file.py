@@ -17,6 +17,7 @@ from ground.geometry import Normalisation
 from models import create_model, weights_digest
 from models.names import absolute_name, identity_name
 from models.network import Network
+from models.network_card import read_card
 from models.onnx_model import read_onnx
 from models.origins import Asked, Preprocessing, class_names_of, open_trained, preprocessing_of
 from tests.onnx_classifier import CLASSES, SIZE, classifier, weights, written
@@ -313,3 +314,11 @@ def test_outputs_that_would_be_called_alike_are_refused(tmp_path):
     model.graph.output.append(onnx.helper.make_tensor_value_info("/vector/", onnx.TensorProto.FLOAT, None))
     with pytest.raises(InvalidInput, match="two outputs that would both be called vector"):
         opened(written(tmp_path / "alike.onnx", model))
+
+
+def test_a_card_says_whether_images_are_squashed(tmp_path):
+    for texts in ({"fit": "squashed", "size": "32"}, {"fit": "centre-3", "size": "32"}):
+        shown = read_card(tmp_path / "none.onnx", texts).preprocessing("onnx:none.onnx", None, 0)
+        assert shown.shape == texts["fit"].partition("-")[0]
+    with pytest.raises(InvalidInput, match="the fit 'round' is not one of centre,"):
+        read_card(tmp_path / "none.onnx", {"fit": "round"})
