@@ -26,7 +26,7 @@ from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
 from teacher_cache.build import build
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.registry import takes_path

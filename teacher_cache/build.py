@@ -16,7 +16,8 @@ from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
-from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.build_report import BuildReport
+from teacher_cache.builder import Builder
 from teacher_cache.config import CallConfig
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store

@@ -16,6 +16,7 @@ from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
+from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rendering import RenderingOverrides
 
 
@@ -27,17 +28,21 @@ class CallConfig:
         store: its folder.
         ledger: URL of a shared ledger; None for the store's own.
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
+        budget_micros: the most that it may ever cost, likewise, in millionths of the currency of its price.
         batch_size: teacher calls made together.
         lease_seconds: how long other builders wait for this one when it no longer shows that it lives.
         accept_rollback: go on with a ledger that is older than its witness, or a fork.
+        asking: how a teacher that is elsewhere is asked; of one that runs here, its price.
     """
 
     store: Path
     ledger: str | None = None
     budget: int | None = None
+    budget_micros: int | None = None
     batch_size: int = 64
     lease_seconds: float = 60.0
     accept_rollback: bool = False
+    asking: AskingConfig = field(default_factory=AskingConfig)
 
     def __post_init__(self) -> None:
         _require_between("batch_size", self.batch_size, 1 << 16)

@@ -28,7 +28,8 @@ from storage.schema import OutputSpec
 from storage.store import CELL_LOCK, Store, sample_digests
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
-from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.build_report import BuildReport
+from teacher_cache.builder import Builder
 from teacher_cache.config import ExtensionConfig, dataset_options_of
 from teacher_cache.outputs import choose_layers, choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk

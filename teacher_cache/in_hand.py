@@ -66,6 +66,16 @@ class Batch:
         return np.concatenate([values[output.name] for values in self.copied])
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one; of each, what was called is in `values`."""
+    return Batch(
+        {digest: id_ for batch in batches for digest, id_ in batch.ids.items()},
+        [cell for batch in batches for cell in batch.cells],
+        [values for batch in batches for values in batch.copied],
+        values={name: np.concatenate([batch.values[name] for batch in batches]) for name in batches[0].values},
+    )
+
+
 class AnswersInHand:
     """The batches that one session of a builder has in hand.
 
@@ -79,6 +89,11 @@ class AnswersInHand:
         self._spool: Spool | None = None
         # Another thread lays down what it has committed: adding and discarding are one step each.
         self._batches: set[Batch] = set()
+
+    @property
+    def num_calls(self) -> int:
+        """Calls whose answers are in hand."""
+        return sum(len(batch.ids) for batch in list(self._batches))
 
     def take_room(self, session: int) -> None:
         """Take room on the disk for all that a session can have in hand; raises `DiskFull` where there is none."""

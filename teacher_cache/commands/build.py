@@ -19,7 +19,7 @@ from models.names import CALL_PRECISIONS, identity_name, is_placed
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from teacher_cache.build import build as run_build
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.commands.options import (
     CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,

@@ -19,7 +19,7 @@ import numpy as np
 from storage.bill import Billed, FailureKind
 from teacher_cache.remote.breaker import Breaker
 from teacher_cache.remote.limits import Hold, Limits
-from teacher_cache.remote.policy import RemoteConfig
+from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.teachers.attempts import Answer, Failure, RemoteTeacher
 
 # A teacher keeps its own deadline; one that does not is cut off this much later.
@@ -60,7 +60,7 @@ class Flight:
         limits: see `Limits`; the default is what `config` says.
     """
 
-    def __init__(self, teacher: RemoteTeacher, config: RemoteConfig, limits: Limits | None = None) -> None:
+    def __init__(self, teacher: RemoteTeacher, config: AskingConfig, limits: Limits | None = None) -> None:
         self._teacher, self._config = teacher, config
         self._limits = Limits(config.max_rpm, config.max_tpm) if limits is None else limits
         self._tokens_each = teacher.max_tokens_in + teacher.max_tokens_out

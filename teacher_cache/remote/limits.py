@@ -38,9 +38,7 @@ class Limits:
         max_rpm, max_tpm: requests and tokens a minute; None for no limit.
     """
 
-    def __init__(
-        self, max_rpm: int | None, max_tpm: int | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, max_rpm: int | None, max_tpm: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = None if max_rpm is None else Pace(max_rpm, clock)
         self._tokens = None if max_tpm is None else Pace(max_tpm, clock)
 

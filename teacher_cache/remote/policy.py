@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ground.errors import InvalidInput
-from storage.bill import Billed, FailureKind
 from storage.price import Price
-from teacher_cache.teachers.attempts import Failure
 
 MOST_IN_FLIGHT = 1024
 
@@ -45,32 +43,6 @@ class RetryPolicy:
         return draw() * min(self.cap_seconds, grown)
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one input has been through in this build."""
-
-    failures: int = 0
-    unknowns: int = 0
-
-    def count(self, failure: Failure) -> None:
-        """Add an attempt that gave no answer."""
-        if failure.kind is not FailureKind.RATE_LIMITED:
-            self.failures += 1
-        if failure.billed is not Billed.NO:
-            self.unknowns += 1
-
-    def verdict(self, failure: Failure, policy: RetryPolicy) -> str | None:
-        """Why the build ends with this failure; None where the input is asked for again."""
-        if failure.is_final:
-            return f"{failure.why}; asking again cannot help"
-        if self.unknowns > policy.unknowns:
-            many = f"{self.unknowns} attempts" if self.unknowns > 1 else "an attempt"
-            return f"{many} for one image may have been billed without an answer, the last because {failure.why}"
-        if self.failures >= policy.attempts:
-            return f"{self.failures} attempts for one image failed, the last because {failure.why}"
-        return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
     """When a teacher that does not answer is left alone.
@@ -87,7 +59,7 @@ class BreakerPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteConfig:
+class AskingConfig:
     """How a teacher that is elsewhere is asked, by one builder.
 
     Args:
