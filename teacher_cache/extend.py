@@ -37,6 +37,7 @@ from teacher_cache.prepare import Prepared
 from teacher_cache.settle import require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown, shown_in
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, open_teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -156,7 +157,7 @@ def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> 
 
 def extend(
     plan: BuildPlan,
-    teacher: Teacher,
+    teacher: Teacher | RemoteTeacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
     report: BuildReport | None = None,

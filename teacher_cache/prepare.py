@@ -24,10 +24,14 @@ from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
+from teacher_cache.remote.billing import rates_of
+from teacher_cache.remote.canaries import NUM_CANARIES
+from teacher_cache.remote.limits import seconds_under_limits
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.teachers.weights import default_weights
 from teacher_cache.unpaid import unpaid_inputs
 
@@ -36,16 +40,30 @@ class Prepared(NamedTuple):
     """What a build, or an extension, is given."""
 
     plan: BuildPlan
-    teacher: Teacher
+    teacher: Teacher | RemoteTeacher
     shown: Shown
 
-    def seconds(self) -> float:
-        """An estimate for the calls still to be made."""
-        calls = self.plan.needed_calls
-        return calls and calls * self.teacher.seconds_per_call(self.plan.called_names, self.plan.config.batch_size)
+    @property
+    def all_calls(self) -> int:
+        """Calls still to be made, those among them that tell whether the teacher is the same."""
+        return self.plan.needed_calls and self.plan.needed_calls + self.plan.canaries
+
+    def seconds(self) -> float | None:
+        """An estimate for the calls still to be made; None where it depends on a server alone."""
+        plan, teacher, asking = self.plan, self.teacher, self.plan.config.asking
+        if isinstance(teacher, RemoteTeacher):
+            return seconds_under_limits(self.all_calls, teacher, asking)
+        calls = plan.needed_calls
+        return calls and calls * teacher.seconds_per_call(plan.called_names, plan.config.batch_size)
+
+    def upper_micros(self) -> int:
+        """The most that these calls can cost, where each is made once; see `storage.price`."""
+        return self.all_calls * rates_of(self.teacher, self.plan.config.asking.price).upper_micros
 
 
-def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None) -> Prepared:
+def prepare_build(
+    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | RemoteTeacher | None = None
+) -> Prepared:
     """Check everything that can be checked without a call, and count what is to be done.
 
     Args:
@@ -66,7 +84,7 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
 
 
 def prepare_test_build(
-    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None
+    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | RemoteTeacher | None = None
 ) -> Prepared:
     """The same for the first n images of the test split, as evaluation shows them: one plain view each.
 
@@ -157,7 +175,9 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
 
-def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
+def _prepare(
+    config: BuildConfig, dataset: ImageDataset, teacher: Teacher | RemoteTeacher, sample: NestedSample
+) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
@@ -177,12 +197,14 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
     )
     if not config.trust_teacher:
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
+    if isinstance(teacher, RemoteTeacher):
+        plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)
 
 
-def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> dict[str, str]:
+def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher | RemoteTeacher) -> dict[str, str]:
     """Where images and weights lie, and what was listed, as far as a manifest can say it."""
     weights = config.weights
     if weights is None and isinstance(teacher, ZooTeacher):

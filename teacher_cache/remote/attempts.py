@@ -17,7 +17,7 @@ from ground.terminal import plain
 from storage.bill import Bill, Billed, FailureKind
 from storage.ledger import Ledger
 from teacher_cache.build_report import BuildReport
-from teacher_cache.remote.billing import Rates, bill_of, is_refusal
+from teacher_cache.remote.billing import bill_of, is_refusal, rates_of
 from teacher_cache.remote.flight import Flight, Landed, Request
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.remote.tally import Tally
@@ -77,7 +77,7 @@ class Attempts:
     ) -> None:
         self._name, self._max_batch, self._config = teacher.card.identity.name, teacher.max_batch, config
         self._ledger, self._flight, self._clock = ledger, flight, clock
-        self.watch, self.rates = watch, Rates.of(teacher, config.price)
+        self.watch, self.rates = watch, rates_of(teacher, config.price)
         self._inputs: dict[int, bytes] = {}
         self._tallies: dict[bytes, Tally] = {}
         self._again: list[tuple[float, bytes]] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from storage.bill import Bill, Billed, FailureKind
 from storage.price import Price
+from teacher_cache.teachers import Teacher
 from teacher_cache.teachers.attempts import Answer, Failure, RemoteTeacher, Usage
 
 
@@ -22,11 +23,6 @@ class Rates:
     max_tokens_in: int = 0
     max_tokens_out: int = 0
 
-    @classmethod
-    def of(cls, teacher: RemoteTeacher, price: Price | None) -> Rates:
-        """A teacher's, at the price that the user says, or else at its own."""
-        return cls(teacher.price if price is None else price, teacher.max_tokens_in, teacher.max_tokens_out)
-
     @property
     def upper_micros(self) -> int:
         """The most that one attempt can cost."""
@@ -38,6 +34,13 @@ class Rates:
             return 0
         tokens_in = self.max_tokens_in if usage.tokens_in is None else usage.tokens_in
         return self.price.cost(tokens_in, self.max_tokens_out if usage.tokens_out is None else usage.tokens_out)
+
+
+def rates_of(teacher: Teacher | RemoteTeacher, price: Price | None) -> Rates:
+    """A teacher's, at the price that the user says, or else at its own."""
+    if not isinstance(teacher, RemoteTeacher):
+        return Rates(price)
+    return Rates(teacher.price if price is None else price, teacher.max_tokens_in, teacher.max_tokens_out)
 
 
 def is_refusal(said: Answer | Failure) -> bool:

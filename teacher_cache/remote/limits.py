@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from teacher_cache.remote.policy import RetryPolicy
+from teacher_cache.remote.policy import AskingConfig, RetryPolicy
+from teacher_cache.teachers.attempts import RemoteTeacher
 
 
 class Pace:
@@ -57,9 +58,10 @@ class Limits:
             self._tokens.give_back(most - tokens)
 
 
-def seconds_under_limits(requests: int, tokens: int, max_rpm: int | None, max_tpm: int | None) -> float | None:
-    """How long so many requests, and tokens, take at least; None without a limit."""
-    rates = ((requests, max_rpm), (tokens, max_tpm))
+def seconds_under_limits(calls: int, teacher: RemoteTeacher, asking: AskingConfig) -> float | None:
+    """How long so many calls take at least, each of as many tokens as it can have; None without a limit."""
+    tokens = calls * (teacher.max_tokens_in + teacher.max_tokens_out)
+    rates = ((-(-calls // teacher.max_batch), asking.max_rpm), (tokens, asking.max_tpm))
     return max((60.0 * amount / limit for amount, limit in rates if limit is not None), default=None)
 
 
