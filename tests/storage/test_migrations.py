@@ -134,7 +134,7 @@ def test_a_version_that_nothing_leads_on_from_says_whose_it_is(tmp_path, version
 
 @pytest.mark.parametrize(
     ("schema", "sentence"),
-    [(3, "of version 3, written by a newer release .*; upgrade this one"), (1, "use the release")],
+    [(4, "of schema 4, written by a newer release .*; upgrade this one"), (1, "not of schema 2 to 3; use the release")],
 )
 def test_a_ledger_of_another_schema_says_whose_it_is(tmp_path, monkeypatch, schema, sentence):
     with monkeypatch.context() as other_release:
