@@ -61,8 +61,8 @@ class StorePlan:
         return sum(self._parts[0].plan.array_bytes.values())
 
     def seconds(self) -> float:
-        """An estimate for the calls still to be made."""
-        return sum(part.seconds() for part in self._parts)
+        """An estimate for the calls still to be made; how fast a teacher elsewhere is, only its limits say."""
+        return sum(part.seconds() or 0.0 for part in self._parts)
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,8 @@ class BuildReport:
         new_calls: answers that were paid for now.
         refused_calls: of these, those in which the teacher said that it will not answer.
         returned_calls: attempts that gave no answer and were not billed.
-        lost_calls: attempts that count as spent and gave no answer, of this build or of earlier ones.
+        adopted_calls, lost_calls: of builds that were interrupted, what was settled now.
+        unanswered_calls: attempts that gave no answer and count as spent, since they may be billed.
         canary_calls: answers to images that every build asks a teacher that is elsewhere about.
         cost_micros: of all these attempts of this build, in millionths of the price's currency.
     """
@@ -27,6 +28,7 @@ class BuildReport:
     lost_calls: int = 0
     rows_valid: int = 0
     refused_calls: int = 0
+    unanswered_calls: int = 0
     returned_calls: int = 0
     canary_calls: int = 0
     cost_micros: int = 0

@@ -116,15 +116,23 @@ class Builder:
         return self.report
 
     def _check_budget(self) -> None:
-        """Refuse before the first call; otherwise record the budget that was given."""
-        teacher, budget = self.plan.identity.teacher, self.plan.config.budget
+        """Refuse before the first call; otherwise record the budgets that were given.
+
+        One in money is held to each call as it is charged: what calls cost is known afterwards, and at most their upper
+        bound, which together may be far more than they come to.
+        """
+        teacher, budget, micros = self.plan.identity.teacher, self.plan.config.budget, self.plan.config.budget_micros
         needed = self._work.num_unpaid
         if needed:
             needed += self.plan.canaries
             limit = self._before.budget if budget is None else budget
             check_budget(teacher.name, spent=self._before.spent, budget=limit, wanted=needed)
-        if budget is not None and (needed or budget >= self._before.spent):
-            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget)
+        if not needed:
+            # Nothing is bought: a budget below what is spent harms nobody.
+            budget = None if budget is None or budget < self._before.spent else budget
+            micros = None if micros is None or micros < self._before.cost_micros else micros
+        if budget is not None or micros is not None:
+            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget, cost_micros=micros)
 
     @contextmanager
     def _check_session(self) -> Iterator[int]:

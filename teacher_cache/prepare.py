@@ -56,9 +56,10 @@ class Prepared(NamedTuple):
         calls = plan.needed_calls
         return calls and calls * teacher.seconds_per_call(plan.called_names, plan.config.batch_size)
 
-    def upper_micros(self) -> int:
-        """The most that these calls can cost, where each is made once; see `storage.price`."""
-        return self.all_calls * rates_of(self.teacher, self.plan.config.asking.price).upper_micros
+    def upper_micros(self) -> int | None:
+        """The most that these calls can cost, where each is made once; None where nobody says a price."""
+        rates = rates_of(self.teacher, self.plan.config.asking.price)
+        return None if rates.price is None else self.all_calls * rates.upper_micros
 
 
 def prepare_build(

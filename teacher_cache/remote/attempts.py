@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class Attempts:
         """Add what they came to, but for answers, to a report."""
         report.refused_calls += self.refused
         report.returned_calls += self.returned
-        report.lost_calls += self.lost
+        report.unanswered_calls += self.lost
         report.cost_micros += self.cost_micros
 
     def _sorted_out(self, landed: Sequence[Landed]) -> dict[int, Bill]:
@@ -165,7 +165,7 @@ class Attempts:
                     self._judge(digest, said)
                 elif self.watch.is_another(said.model):
                     # It is paid for, and of another teacher: never this one's answer.
-                    failed[call] = bill
+                    failed[call] = replace(bill, failure=FailureKind.UNKNOWN)
                     self.end(self._changed(said.model))
                 else:
                     values = said.values if isinstance(said, Answer) and said.values else None

@@ -9,6 +9,8 @@ from storage.price import Price
 from teacher_cache.teachers import Teacher
 from teacher_cache.teachers.attempts import Answer, Failure, RemoteTeacher, Usage
 
+_MOST_TOKENS = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -32,8 +34,11 @@ class Rates:
         """What an attempt cost; tokens that the provider did not count are the most there can be."""
         if self.price is None:
             return 0
-        tokens_in = self.max_tokens_in if usage.tokens_in is None else usage.tokens_in
-        return self.price.cost(tokens_in, self.max_tokens_out if usage.tokens_out is None else usage.tokens_out)
+        tokens_in, tokens_out = _counted(usage.tokens_in), _counted(usage.tokens_out)
+        return self.price.cost(
+            self.max_tokens_in if tokens_in is None else tokens_in,
+            self.max_tokens_out if tokens_out is None else tokens_out,
+        )
 
 
 def rates_of(teacher: Teacher | RemoteTeacher, price: Price | None) -> Rates:
@@ -60,9 +65,14 @@ def bill_of(said: Answer | Failure, rates: Rates) -> Bill:
     return Bill(
         billed=billed,
         cost_micros=cost,
-        tokens_in=said.usage.tokens_in,
-        tokens_out=said.usage.tokens_out,
+        tokens_in=_counted(said.usage.tokens_in),
+        tokens_out=_counted(said.usage.tokens_out),
         model=said.model,
         request_id=said.request_id,
         failure=failure,
     )
+
+
+def _counted(tokens: int | None) -> int | None:
+    """As a provider counts them; a count that is none is no count."""
+    return tokens if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
