@@ -24,6 +24,7 @@ from storage.digest import output_digests, vouches
 from storage.float_types import converted
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
+from storage.ledger_tables import UNANSWERED
 from storage.locks import CellLocks
 from storage.manifest import FILE_NAME, Manifest
 from storage.rows import Rows
@@ -293,7 +294,8 @@ def _retract_disowned(store: Store, ledger: Ledger) -> None:
     valid = store.valid()
     lost = [
         call
-        for call in ledger.calls_of_store(store.manifest.store_id, "lost")
+        for status in UNANSWERED
+        for call in ledger.calls_of_store(store.manifest.store_id, status)
         if call.row < len(valid) and valid[call.row, call.view]
     ]
     teacher = store.manifest.identity.teacher

@@ -20,6 +20,10 @@ _COMMANDS = {
         "teacher_cache.commands.ledger.reading:verify",
         "Recompute the hash chain and every total. Exit status: 0 it holds, 1 not.",
     ),
+    "reconcile": CommandAt(
+        "teacher_cache.commands.ledger.reconcile:reconcile",
+        "Compare the ledger with what a provider says it charged, by request id. Exit status: 0 they agree, 1 not.",
+    ),
     "budget": CommandAt(
         "teacher_cache.commands.ledger.budget:budget", "Show a teacher's budget and how it came about, or set it."
     ),
