@@ -60,7 +60,7 @@ def scripted_card(rendering: Rendering, name: str = "openai:scripted") -> Card:
     )
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class ScriptedTeacher:
     """See `RemoteTeacher`.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
 from itertools import chain, repeat
 
 import numpy as np
@@ -11,8 +14,10 @@ import pytest
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
 from ground.errors import BudgetRefused, TeacherChanged, TeacherFailed
+from storage.ledger_report import list_calls
 from storage.price import Price
 from storage.store import Store
+from teacher_cache.prepare import prepare_build
 from tests.teacher_cache.remote.conftest import asked, asking, in_ledger, problems, summary
 
 N = 40
@@ -171,9 +176,6 @@ def test_a_server_that_comes_back_is_asked_on(tmp_path, runs):
 
 
 def test_a_server_that_puts_requests_off_is_obeyed(tmp_path, runs, monkeypatch):
-    import time
-    from dataclasses import replace
-
     later, at = replace(scripted.RATE_LIMITED, retry_after=0.3), []
     teacher = runs.teacher(
         faults=chain(repeat(None, CANARIES + 8), [later]), on_attempt=lambda _: at.append(time.monotonic())
@@ -266,10 +268,9 @@ def test_canaries_that_answer_otherwise_end_the_build_before_anything_else_is_as
 def test_canaries_are_calls_of_their_own_purpose(tmp_path, runs):
     runs.build(tmp_path / "s", runs.teacher())
     runs.build(tmp_path / "s", runs.teacher(), n=N + 10)
-    from storage.ledger_report import exported_calls
 
     def by_purpose(ledger):
-        return Counter((call["purpose"], call["status"]) for call in exported_calls(ledger))
+        return Counter((call["purpose"], call["status"]) for call in list_calls(ledger))
 
     assert in_ledger(tmp_path / "s", by_purpose) == {
         ("canary", "committed"): 2 * CANARIES,
@@ -278,8 +279,6 @@ def test_canaries_are_calls_of_their_own_purpose(tmp_path, runs):
 
 
 def test_a_price_that_the_user_says_goes_before_the_teachers_own(tmp_path, runs):
-    from decimal import Decimal
-
     price = Price(call=Decimal("0.5"))
     runs.build(tmp_path / "s", runs.teacher(), asking=asking(price=price))
     assert summary(tmp_path / "s").cost_micros == (N + CANARIES) * 500_000
@@ -305,8 +304,6 @@ def test_an_error_of_ours_while_asking_keeps_its_traceback_and_counts_as_spent(t
 
 
 def test_a_dry_run_says_what_it_costs_at_most_and_how_long_it_takes_under_the_limits(tmp_path, runs):
-    from teacher_cache.prepare import prepare_build
-
     config = asked(tmp_path / "s", n=996, asking=asking(max_rpm=500))
     prepared = prepare_build(config, runs.digits, runs.teacher())
     assert prepared.upper_micros() == 1000 * UPPER
