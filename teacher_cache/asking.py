@@ -14,6 +14,7 @@ from ground.terminal import StopRequest
 from storage.bill import Bill, Billed
 from storage.ledger import Ledger
 from teacher_cache.answered import Answered, Assembly, Copies
+from teacher_cache.answers import Conversion
 from teacher_cache.build_report import BuildReport
 from teacher_cache.in_hand import AnswersInHand, Batch
 from teacher_cache.plan import BuildPlan
@@ -77,6 +78,7 @@ class LocalAsking:
 
     def __init__(self, place: Workplace, teacher: Teacher) -> None:
         self._place, self._teacher, self.is_winding_down = place, teacher, False
+        self._conversion = Conversion.into(place.plan.identity, teacher.card)
         self._rates = Rates(place.plan.config.asking.price)
 
     @property
@@ -112,7 +114,8 @@ class LocalAsking:
         started = time.perf_counter()
         # Who stops at once waits for the answer that is being paid for, unless he asks again.
         with place.stop.held(1):
-            said = self._teacher.call(pixels, place.plan.called_names)
+            said = self._teacher.call(pixels, self._conversion.asked(place.plan.called_names))
+            said = self._conversion.convert(said, list(ids))
             batch = Batch(ids, cells, [copies[digest] for digest in ids], said)
             place.in_hand.take(batch)
         place.report.new_calls += len(ids)

@@ -17,8 +17,10 @@ from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing, preprocessing_of
+from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
+from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
@@ -53,8 +55,10 @@ class Prepared(NamedTuple):
         plan, teacher, asking = self.plan, self.teacher, self.plan.config.asking
         if isinstance(teacher, RemoteTeacher):
             return seconds_under_limits(self.all_calls, teacher, asking)
-        calls = plan.needed_calls
-        return calls and calls * teacher.seconds_per_call(plan.called_names, plan.config.batch_size)
+        if not plan.needed_calls:
+            return 0.0
+        asked = Conversion.into(plan.identity, teacher.card).asked(plan.called_names)
+        return plan.needed_calls * teacher.seconds_per_call(asked, plan.config.batch_size)
 
     def upper_micros(self) -> int | None:
         """The most that these calls can cost, where each is made once; None where nobody says a price."""
@@ -223,8 +227,11 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher | Remo
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
     there = (config.store / FILE_NAME).exists()
-    kept = Manifest.load(config.store).identity.outputs if there else ()
-    outputs = choose_outputs(card, config.features, config.feature_dtype, kept, features_only=config.features_only)
+    kept = Manifest.load(config.store).identity.kept_layers if there else ()
+    outputs = choose_outputs(
+        card, config.features, config.feature_dtype, kept, features_only=config.features_only, keep=config.keep
+    )
+    form = None if config.features_only else chosen_form(card, config.keep)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(
@@ -236,4 +243,5 @@ def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identit
         view_policy=config.view_policy,
         outputs=outputs,
         parameters=parameter_specs(kept_parameters(card, outputs)),
+        answer=None if form == AnswerForm() else form,
     )

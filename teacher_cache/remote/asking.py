@@ -15,9 +15,10 @@ import torch
 from ground.errors import BudgetRefused
 from ground.geometry import Rendering
 from ground.views import resize
-from storage.float_types import stored_type
-from storage.schema import OutputSpec
+from storage.answers import empty_answers
+from storage.float_types import converted
 from teacher_cache.answered import Answered
+from teacher_cache.answers import Conversion
 from teacher_cache.asking import Workplace
 from teacher_cache.in_hand import Batch, joined
 from teacher_cache.remote.attempts import Attempts, Finished
@@ -40,6 +41,7 @@ class RemoteAsking:
 
     def __init__(self, place: Workplace, teacher: RemoteTeacher, attempts: Attempts, in_flight: int) -> None:
         self._place, self._attempts, self._rendering = place, attempts, teacher.card.rendering
+        self._conversion = Conversion.into(place.plan.identity, teacher.card)
         self._step = in_flight * teacher.max_batch
         self._window = most_charged(in_flight, teacher.max_batch)
         self._most, self._refused_at = self._step, -1
@@ -167,10 +169,14 @@ class RemoteAsking:
         refused = [one for one in finished if one.values is None]
         parts = []
         if refused:
-            parts.append(self._batch(refused, values=without_content(self._place.plan.called_outputs, len(refused))))
+            outputs = self._place.plan.called_outputs
+            empty = empty_answers(outputs, len(refused))
+            values = {output.name: converted(empty[output.name], output.dtype) for output in outputs}
+            parts.append(self._batch(refused, values=values))
             self._place.in_hand.take(parts[0])
         if answered:
-            said = _stacked(answered, self._place.plan.called_names)
+            said = _stacked(answered, self._conversion.asked(self._place.plan.called_names))
+            said = self._conversion.convert(said, [one.digest for one in answered])
             batch = self._batch(answered, said=said)
             self._place.in_hand.take(batch)
             parts.append(self._place.assembly.storable(batch, said))
@@ -192,7 +198,8 @@ class RemoteAsking:
         cells_of = self._place.work.cells_of
         ids = {one.digest: one.call for one in finished}
         cells, copied = [cells_of[digest][0] for digest in ids], [self._copies[digest] for digest in ids]
-        return Batch(ids, cells, copied, said=said or {}, values=values or {})
+        refused = frozenset(one.digest for one in finished if one.values is None)
+        return Batch(ids, cells, copied, said=said or {}, values=values or {}, refused=refused)
 
 
 def most_charged(in_flight: int, max_batch: int) -> int:
@@ -200,16 +207,7 @@ def most_charged(in_flight: int, max_batch: int) -> int:
     return 3 * in_flight * max_batch
 
 
-def without_content(outputs: Sequence[OutputSpec], count: int) -> dict[str, np.ndarray]:
-    """What is kept of refusals that were paid for, name -> (count, ...): NaN, or -1 where numbers are whole."""
-    nothing = {output.name: -1 if output.dtype == "int32" else np.nan for output in outputs}
-    return {
-        output.name: np.full((count, *output.shape), nothing[output.name], stored_type(output.dtype))
-        for output in outputs
-    }
-
-
-def _stacked(answered: Sequence[Finished], names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _stacked(answered: Sequence[Finished], names: Sequence[str]) -> Answers:
     rows = [one.values or {} for one in answered]
     return {name: torch.from_numpy(np.stack([values[name] for values in rows])) for name in names}
 
