@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 
@@ -69,6 +71,8 @@ class ScriptedTeacher:
         latency: seconds of each request.
         model: that answers; may be changed at any time.
         shift: added to all logits; may be changed likewise.
+        on_attempt: told how many attempts there were, before the newest is worked on.
+        books: a file that each attempt is written to as it is billed, or not, for processes that are killed.
 
     Attributes:
         attempts: of each input.
@@ -88,6 +92,7 @@ class ScriptedTeacher:
     max_tokens_in: int = 2 * TOKENS_IN
     max_tokens_out: int = 2 * TOKENS_OUT
     on_attempt: Callable[[int], None] = lambda count: None
+    books: Path | None = None
     attempts: Counter[bytes] = field(default_factory=Counter)
     billed: Counter[bytes] = field(default_factory=Counter)
     maybe_billed: Counter[bytes] = field(default_factory=Counter)
@@ -118,16 +123,26 @@ class ScriptedTeacher:
         fault = next(self.faults, None)
         if isinstance(fault, Failure):
             # Every second request that was cut off was worked on all the same.
-            self.maybe_billed[digest] += fault.billed is not Billed.NO
-            self.billed[digest] += fault.billed is Billed.YES or (fault is CUT and self.attempts.total() % 2)
+            is_billed = fault.billed is Billed.YES or (fault is CUT and self.attempts.total() % 2 == 1)
+            self._write(digest, is_billed=is_billed, is_unknown=fault.billed is not Billed.NO)
             return fault
-        self.billed[digest] += 1
+        self._write(digest, is_billed=True, is_unknown=False)
         if fault is not None:
             return fault
         usage = Usage(tokens_in=TOKENS_IN, tokens_out=TOKENS_OUT)
         values = {"logits": logits_of(image[None])[0] + np.float32(self.shift)}
         number = f"request-{self.attempts.total()}"
         return Answer(values=values, usage=usage, model=self.model, request_id=number, seconds=self.latency)
+
+    def _write(self, digest: bytes, *, is_billed: bool, is_unknown: bool) -> None:
+        self.billed[digest] += is_billed
+        self.maybe_billed[digest] += is_unknown
+        if self.books is not None:
+            line = f"{digest.hex()} {int(is_billed)} {int(is_unknown)}\n".encode()
+            # One write each, so that processes can share the file.
+            descriptor = os.open(self.books, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(descriptor, line)
+            os.close(descriptor)
 
     async def close(self) -> None:
         """See `RemoteTeacher.close`."""

@@ -108,8 +108,6 @@ class Attempts:
         for first in range(0, len(calls), self._max_batch):
             last = first + self._max_batch
             self._flight.send(Request(calls[first:last], images[first:last]))
-        if self.is_stopped:  # meanwhile
-            self._flight.stop()
 
     def stop(self) -> None:
         """Make no attempt any more; those under way are still collected."""

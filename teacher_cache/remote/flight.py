@@ -95,12 +95,11 @@ class Flight:
 
     def send(self, request: Request) -> None:
         """Have a request sent as soon as it may be."""
-        self._loop.call_soon_threadsafe(self._waiting.put_nowait, request)
+        self._loop.call_soon_threadsafe(self._enqueue, request)
 
     def stop(self) -> None:
         """Send nothing more: what waits lands as `NOT_SENT` at once, what is under way when it is answered."""
-        self._is_stopped = True
-        self._loop.call_soon_threadsafe(self._nudge)
+        self._loop.call_soon_threadsafe(self._stop)
 
     def landed(self, timeout: float) -> list[Landed]:
         """What has landed since it was last asked; waits so many seconds for the first."""
@@ -127,14 +126,15 @@ class Flight:
     async def _work(self) -> None:
         while True:
             request = await self._waiting.get()
-            started = time.monotonic()
-            if await self._may_go(len(request.images) * self._tokens_each):
-                epoch, started = self._breaker.epoch, time.monotonic()
-                said = await self._ask(request)
-                self._learn(said, epoch, started)
-            else:
-                said = [NOT_SENT] * len(request.images)
+            if not await self._may_go(len(request.images) * self._tokens_each):
+                self._turn_away(request)
+                continue
+            epoch, started = self._breaker.epoch, time.monotonic()
+            said = await self._ask(request)
+            self._learn(said, epoch, started)
             self._land(Landed(request, said, time.monotonic() - started))
+            if self._is_stopped or self.why_broken is not None:
+                self._stop()
 
     async def _may_go(self, tokens: int) -> bool:
         """Wait until a request may be sent; False once nothing is any more."""
@@ -159,8 +159,21 @@ class Flight:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), seconds)
 
-    def _nudge(self) -> None:
+    def _enqueue(self, request: Request) -> None:
+        if self._is_stopped:
+            self._turn_away(request)
+        else:
+            self._waiting.put_nowait(request)
+
+    def _stop(self) -> None:
+        """Send nothing more; not only when a worker is free, as all may be waiting for an answer."""
+        self._is_stopped = True
+        while not self._waiting.empty():
+            self._turn_away(self._waiting.get_nowait())
         self._changed.set()
+
+    def _turn_away(self, request: Request) -> None:
+        self._land(Landed(request, [NOT_SENT] * len(request.images), 0.0))
 
     async def _ask(self, request: Request) -> Sequence[Answer | Failure]:
         deadline, count = self._config.deadline_seconds, len(request.images)
@@ -178,6 +191,9 @@ class Flight:
         """What an outcome says of the server, and of the limits."""
         most = len(said) * self._tokens_each
         self._limits.used(most, sum(self._tokens_used(one) for one in said))
+        if any(isinstance(one, Failure) and one.is_final for one in said):
+            # Before more is spent, and not only when somebody has looked at it.
+            self._is_stopped = True
         kinds = {FailureKind.REFUSED if isinstance(one, Answer) else one.kind for one in said}
         if FailureKind.REFUSED in kinds:
             self._breaker.answered()
@@ -189,7 +205,7 @@ class Flight:
             self._hold.put_off(sent_at, max(asked, default=None))
         else:
             self._breaker.failed(epoch)
-        self._nudge()
+        self._changed.set()
 
     def _tokens_used(self, one: Answer | Failure) -> int:
         if isinstance(one, Failure) and one.billed is Billed.NO:

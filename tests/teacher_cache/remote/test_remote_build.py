@@ -14,8 +14,10 @@ import pytest
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
 from ground.errors import BudgetRefused, TeacherChanged, TeacherFailed
+from storage.answers import AnswerForm, Kind, top1
 from storage.ledger_report import list_calls
 from storage.price import Price
+from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.prepare import prepare_build
 from tests.teacher_cache.remote.conftest import asked, asking, in_ledger, problems, summary
@@ -133,7 +135,7 @@ def test_what_cannot_be_helped_ends_the_build_at_once(tmp_path, runs):
     with pytest.raises(TeacherFailed, match="401 Unauthorized; asking again cannot help"):
         runs.build(tmp_path / "s", teacher)
     # Those that were under way with it, and none after them.
-    assert teacher.attempts.total() <= CANARIES + 8 + 2 * 4
+    assert teacher.attempts.total() <= CANARIES + 8 + 4
     total = summary(tmp_path / "s")
     assert (total.committed, total.lost, total.reserved) == (CANARIES + 8, 0, 0)
     assert total.returned > 0
@@ -309,3 +311,18 @@ def test_a_dry_run_says_what_it_costs_at_most_and_how_long_it_takes_under_the_li
     assert prepared.upper_micros() == 1000 * UPPER
     assert prepared.seconds() == pytest.approx(120)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("keep", ["top:3", "sampled:5", "label", "log_probs"])
+def test_answers_are_kept_in_the_form_that_is_asked_for_and_refusals_without_content(tmp_path, runs, keep):
+    teacher = runs.teacher(faults=chain(repeat(None, CANARIES + 3), [REFUSAL]))
+    form = AnswerForm.read(keep)
+    runs.build(tmp_path / "s", teacher, keep=form)
+    store = Store.open(tmp_path / "s")
+    said = store.read_outputs(form.names, Rows.first(N))
+    named = top1(form, {name: values[:, 0] for name, values in said.items()})
+    assert (named == -1).sum() == 1
+    expected = logits_of(store.read("train/images").transpose(0, 3, 1, 2)).argmax(axis=1)
+    if form.kind is not Kind.SAMPLED:
+        np.testing.assert_array_equal(named[named >= 0], expected[named >= 0])
+    assert problems(tmp_path / "s") == []
