@@ -180,8 +180,8 @@ def test_an_upgrade_that_fails_in_the_middle_leaves_the_older_ledger(old_url, mo
     with closing(Ledger(old_url)) as ledger:
         before = rows_of(ledger)
         with monkeypatch.context() as broken:
-            steps = (*migrations._TO_3[:statement], "SELECT no_such_column FROM calls")
-            broken.setitem(migrations._STEPS, 2, steps)
+            steps = (*migrations.STEPS[2][:statement], "SELECT no_such_column FROM calls")
+            broken.setitem(migrations.STEPS, 2, steps)
             with pytest.raises(StoreUnreadable):
                 ledger.upgrade()
     with closing(Ledger(old_url)) as ledger:

@@ -247,7 +247,7 @@ def test_many_threads_share_a_budget_in_money_without_overshooting(ledger):
 _BUILDER = """
 import sys
 from storage.ledger import Ledger
-from tests.storage.test_ledger_money import SESSION, BudgetRefused, reserve, commit, paid, UPPER
+from tests.storage.test_ledger_bills import SESSION, BudgetRefused, reserve, commit, paid, UPPER
 ledger, worker, made = Ledger(sys.argv[1]), int(sys.argv[2]), 0
 session = ledger.start_session(SESSION)
 for batch in range(30):
