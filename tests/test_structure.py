@@ -84,6 +84,7 @@ TESTED_ELSEWHERE = {
     "storage/ledger_check.py": "test_ledger.py and test_verify.py: damage by name, found by name",
     "storage/ledger_records.py": "test_ledger.py: what the ledger takes and gives",
     "storage/ledger_report.py": "teacher_cache/test_ledger_commands.py: what the commands print",
+    "storage/ledger_settling.py": "test_ledger.py and test_ledger_bills.py: what becomes of calls",
     "storage/ledger_spending.py": "test_ledger_bills.py: sums of what was settled there",
     "storage/ledger_tables.py": "test_ledger.py: the tables, on both databases",
     "student_train/binding.py": "losses/: every loss binds, and misfits are refused there",
