@@ -5,8 +5,9 @@ disk, or marked lost when a crash came in between. So spent = committed + reserv
 teacher's forwards by the batch in hand, and never undercounts them. An attempt that nobody bills is returned: charged,
 and then given back. Money goes the same way, in micros: reserved at an upper bound, settled at what the bill says.
 Nothing is ever deleted. The protocol is in docs/ledger.md; the tables are in `storage/ledger_tables.py`, older ones in
-`storage/ledger_migrations.py`, what is recorded in `storage/ledger_records.py` and `storage/ledger_bills.py`;
-`storage/ledger_report.py` reads it for people, and `storage/ledger_check.py` recomputes the chain.
+`storage/ledger_migrations.py`, what is recorded in `storage/ledger_records.py` and `storage/ledger_bills.py`, how calls
+are settled in `storage/ledger_settling.py`; `storage/ledger_report.py` reads it for people, and
+`storage/ledger_check.py` recomputes the chain.
 
 A reservation belongs to a *session*, one run of a builder, and is good for as long as the session's lease is: a
 heartbeat that others watch. Who sees it stand still takes the lease away and settles what the session left.
@@ -19,7 +20,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,17 +29,10 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from ground.errors import BudgetRefused, InvalidInput, OlderFormat, StoreBusy, StoreUnreadable, suggested
-from storage.bill import Bill, Billed, FailureKind
+from storage.bill import Bill, Billed
 from storage.database import Database, parse_url, sqlite_path
-from storage.ledger_bills import (
-    digest_of,
-    insert_bills,
-    require_sound,
-    settled_bills,
-    unknown_bills,
-    upper_bounds,
-)
-from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger_bills import require_sound
+from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest
 from storage.ledger_migrations import OLDEST_SCHEMA, SCHEMA_VERSION, Tables, bring_forward, tables_of
 from storage.ledger_records import (
     CallRequest,
@@ -54,7 +48,8 @@ from storage.ledger_records import (
     select_calls,
 )
 from storage.ledger_schema import Schema, look_at_schema
-from storage.ledger_tables import UNANSWERED, accounts, bills, calls, entries, leases, metadata, sessions
+from storage.ledger_settling import Outcome, SettledBeforeError, move_totals, settle, settle_unknown
+from storage.ledger_tables import UNANSWERED, accounts, calls, entries, leases, metadata, sessions
 from storage.price import shown_micros
 
 log = logging.getLogger(__name__)
@@ -484,7 +479,7 @@ class Ledger:
         }
         seq = self._append(connection, "reserve", payload)
         connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
-        _move(connection, who.account, {"reserved": len(rows), "reserved_micros": len(rows) * upper_micros})
+        move_totals(connection, who.account, {"reserved": len(rows), "reserved_micros": len(rows) * upper_micros})
         return {request.input_digest: first + place for place, request in enumerate(requests)}
 
     def commit(
@@ -504,7 +499,7 @@ class Ledger:
         bills = {} if bills is None else bills
         if not bills.keys() <= answers.keys():
             raise ValueError(f"bills of calls that are not committed: {sorted(bills.keys() - answers.keys())}")
-        if self._settle([_Outcome("commit", answers, {"seconds": round(seconds, 6)})], bills) == len(answers):
+        if self._settle([Outcome("commit", answers, {"seconds": round(seconds, 6)})], bills) == len(answers):
             return
         # Settled before: by us, if the answer was lost on its way back.
         lost = sa.select(calls.c.id).where(calls.c.status.in_(UNANSWERED))
@@ -519,7 +514,7 @@ class Ledger:
         Returns:
             How many were settled now; those that were settled before are left as they are.
         """
-        return self._settle([_Outcome("lose", dict.fromkeys(ids))], {})
+        return self._settle([Outcome("lose", dict.fromkeys(ids))], {})
 
     def fail(self, bills: Mapping[int, Bill]) -> int:
         """Record that attempts, reserved calls of one session, gave no answer; each input may be asked again.
@@ -536,53 +531,22 @@ class Ledger:
             raise ValueError(f"the bills of calls {unsaid} do not say how they failed")
         returned = {id_: None for id_, bill in bills.items() if bill.billed is Billed.NO}
         lost = {id_: None for id_ in bills if id_ not in returned}
-        return self._settle([_Outcome("return", returned), _Outcome("lose", lost)], bills)
+        return self._settle([Outcome("return", returned), Outcome("lose", lost)], bills)
 
-    def _settle(self, outcomes: Sequence[_Outcome], bills: Mapping[int, Bill]) -> int:
+    def _settle(self, outcomes: Sequence[Outcome], bills: Mapping[int, Bill]) -> int:
         require_sound(bills)
 
-        def work(connection: sa.Connection, outcomes: Sequence[_Outcome]) -> int:
-            return sum(self._settle_outcome(connection, outcome, bills) for outcome in outcomes if outcome.answers)
+        def work(connection: sa.Connection, outcomes: Sequence[Outcome]) -> int:
+            return sum(settle(connection, self._append, outcome, bills) for outcome in outcomes if outcome.answers)
 
         if not any(outcome.answers for outcome in outcomes):
             return 0
         try:
             return self._record(lambda connection: work(connection, outcomes))
-        except _SettledBeforeError:
+        except SettledBeforeError:
             return self._record(
                 lambda connection: work(connection, [outcome.still_reserved(connection) for outcome in outcomes])
             )
-
-    def _settle_outcome(self, connection: sa.Connection, outcome: _Outcome, bills: Mapping[int, Bill]) -> int:
-        settled = sorted(outcome.answers.items())
-        ids = [id_ for id_, _ in settled]
-        who = sa.select(calls.c.session, calls.c.account, accounts.c.reserved_micros)
-        who = who.join(accounts, calls.c.account == accounts.c.id).where(calls.c.id == ids[0])
-        session, account, reserved_micros = connection.execute(who).one()
-        uppers = upper_bounds(connection, ids) if reserved_micros else {}
-        written = settled_bills(ids, bills, uppers, outcome.failure)
-        payload = {
-            "session": session,
-            "calls": id_ranges(ids),
-            "rows": settled_rows_digest(settled),
-            **outcome.details,
-            **({"bills": digest_of(written)} if written else {}),
-        }
-        seq = self._append(connection, outcome.kind, payload)
-        connection.execute(
-            sa.update(calls)
-            .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
-            .values(status=outcome.status, settled_in=seq, output_digest=sa.bindparam("digest")),
-            [{"call": id_, "digest": digest} for id_, digest in settled],
-        )
-        changed = sa.select(sa.func.count()).where(calls.c.id.between(ids[0], ids[-1]), calls.c.settled_in == seq)
-        if connection.execute(changed).scalar_one() != len(ids):
-            raise _SettledBeforeError
-        insert_bills(connection, written, seq)
-        cost = sum(bill.cost_micros for bill in written.values())
-        counts = {"reserved": -len(ids), outcome.status: len(ids)}
-        _move(connection, account, counts | {"reserved_micros": -sum(uppers.values()), "spent_micros": cost})
-        return len(ids)
 
     def settle_unknown(self, decided: Mapping[int, Bill], source: str) -> int:
         """Record what a provider's bill says of calls of which it was unknown whether they are billed.
@@ -604,32 +568,7 @@ class Ledger:
             raise ValueError("a bill that is unknown decides nothing")
 
         def work(connection: sa.Connection) -> int:
-            found = unknown_bills(connection, sorted(decided))
-            written = {id_: decided[id_] for id_ in sorted(found)}
-            if not found:
-                return 0
-            returned = [
-                id_
-                for id_, bill in written.items()
-                if bill.billed is Billed.NO and (found[id_].status, found[id_].revoked_in) == ("lost", None)
-            ]
-            payload = {
-                "calls": id_ranges(list(written)),
-                "returned": id_ranges(returned),
-                "bills": digest_of(written),
-                "source": source,
-            }
-            seq = self._append(connection, "settle", payload)
-            _replace_bills(connection, list(written), seq)
-            insert_bills(connection, written, seq)
-            _give_back(connection, returned)
-            for account in {row.account for row in found.values()}:
-                ours = [id_ for id_, row in found.items() if row.account == account]
-                given_back = len(set(returned).intersection(ours))
-                change = sum(written[id_].cost_micros - found[id_].cost_micros for id_ in ours)
-                counts = {"lost": -given_back, "returned": given_back, "spent_micros": change}
-                _move(connection, account, counts)
-            return len(written)
+            return settle_unknown(connection, self._append, decided, source)
 
         return self._record(work) if decided else 0
 
@@ -648,7 +587,7 @@ class Ledger:
                 sa.update(calls).where(calls.c.id == sa.bindparam("call")).values(status="lost", revoked_in=seq),
                 [{"call": row.id} for row in found],
             )
-            _move(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
+            move_totals(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
             return len(found)
 
         return self._record(work) if ids else 0
@@ -808,40 +747,6 @@ def _leaseholder(connection: sa.Connection, session: int) -> Any:
     return who
 
 
-# Kind of an entry -> what the calls are that it settled.
-SETTLED_STATUS = {"commit": "committed", "lose": "lost", "return": "returned"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What became of calls that one entry settles.
-
-    Args:
-        answers: call -> digests of its outputs, or None.
-        details: of the entry.
-    """
-
-    kind: str
-    answers: Mapping[int, bytes | None]
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def status(self) -> str:
-        return SETTLED_STATUS[self.kind]
-
-    @property
-    def failure(self) -> FailureKind | None:
-        """How those without a bill failed."""
-        return None if self.kind == "commit" else FailureKind.UNKNOWN
-
-    def still_reserved(self, connection: sa.Connection) -> _Outcome:
-        return replace(self, answers=_reserved_only(connection, self.answers))
-
-
-class _SettledBeforeError(Exception):
-    """Some of these calls are not reserved any more."""
-
-
 def lease_lost() -> StoreBusy:
     """The error of a builder that was silent for so long that others took over its calls."""
     return StoreBusy(
@@ -899,14 +804,6 @@ def _require_above_spent(account: Any, budget: int | None, budget_micros: int | 
         )
 
 
-def _reserved_only(connection: sa.Connection, answers: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
-    reserved: dict[int, bytes | None] = {}
-    for part in lookups(sorted(answers)):
-        query = sa.select(calls.c.id).where(calls.c.id.in_(part), calls.c.status == "reserved")
-        reserved |= {id_: answers[id_] for id_ in connection.execute(query).scalars()}
-    return reserved
-
-
 def _head(connection: sa.Connection) -> tuple[int, str]:
     query = sa.select(entries.c.seq, entries.c.hash).order_by(entries.c.seq.desc()).limit(1)
     row = connection.execute(query).first()
@@ -936,21 +833,3 @@ def _open_account(connection: sa.Connection, teacher: str, name: str) -> int:
     zero = dict.fromkeys(_COUNTS, 0)
     connection.execute(sa.insert(accounts).values(id=number, teacher=teacher, name=name, **zero))
     return number
-
-
-def _move(connection: sa.Connection, account: int, changes: Mapping[str, int]) -> None:
-    values = {name: accounts.c[name] + change for name, change in changes.items() if change}
-    if values:
-        connection.execute(sa.update(accounts).where(accounts.c.id == account).values(values))
-
-
-def _replace_bills(connection: sa.Connection, ids: Sequence[int], seq: int) -> None:
-    """Say of the bills of calls that a later entry has another."""
-    for part in lookups(ids):
-        in_force = sa.and_(bills.c.call.in_(part), bills.c.replaced_in.is_(None))
-        connection.execute(sa.update(bills).where(in_force).values(replaced_in=seq))
-
-
-def _give_back(connection: sa.Connection, ids: Sequence[int]) -> None:
-    for part in lookups(ids):
-        connection.execute(sa.update(calls).where(calls.c.id.in_(part)).values(status="returned"))

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from ground.errors import StoreUnreadable
 from storage.bill import Billed
-from storage.ledger import SETTLED_STATUS, Ledger
+from storage.ledger import Ledger
 from storage.ledger_bills import COLUMNS
 from storage.ledger_chain import GENESIS, bill_rows_digest, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_migrations import Tables
+from storage.ledger_settling import SETTLED_STATUS
 from storage.ledger_tables import UNANSWERED, calls, entries, sessions
 
 _REMEDY = "bring the ledger back from a copy"

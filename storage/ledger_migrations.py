@@ -144,7 +144,7 @@ _TO_3 = (
     "DROP INDEX one_call_per_input",
     _ONE_CALL,
 )
-_STEPS = {2: _TO_3}
+STEPS = {2: _TO_3}
 
 
 def bring_forward(connection: sa.Connection, version: int) -> None:
@@ -152,7 +152,7 @@ def bring_forward(connection: sa.Connection, version: int) -> None:
     is_file = connection.dialect.name == "sqlite"
     words = {"big": "INTEGER" if is_file else "BIGINT", "strict": " STRICT" if is_file else ""}
     for step in range(version, SCHEMA_VERSION):
-        for statement in _STEPS[step]:
+        for statement in STEPS[step]:
             connection.exec_driver_sql(statement.format(**words))
 
 

@@ -1,7 +1,7 @@
 """A ledger against what a provider says it charged: a CSV file with a line a request, known by the provider's id.
 
-Requests are compared, not attempts: one that held several images has one id, and its attempts' costs are summed, each of
-which was rounded up to whole micros. Lines of the file with the same id are summed too.
+Requests are compared, not attempts: one that held several images has one id, and its attempts' costs are summed, each
+of which was rounded up to whole micros. Lines of the file with the same id are summed too.
 """
 
 from __future__ import annotations

@@ -66,13 +66,13 @@ def _text(report: UpgradeReport) -> str:
         unseen = "" if report.from_schema is not None else "; a shared ledger is brought up with --ledger URL"
         return f"is of format {report.version} already; nothing to do{unseen}"
     steps = []
-    if report.has_older_ledger:
-        steps.append(f"ledger schema {report.from_schema} to {report.schema}")
     if report.from_version != report.version:
         steps.append(f"format {report.from_version} to {report.version}")
     elif report.manifests and not report.parameters:
         steps.append("its extension that was not finished")
     if report.parameters:
         steps.append(f"kept of the teacher: {', '.join(report.parameters)}")
+    if report.has_older_ledger:
+        steps.append(f"ledger schema {report.from_schema} to {report.schema}")
     done = "upgraded" if report.done else "would be upgraded; nothing was changed"
     return f"{done} ({'; '.join(steps)})"
