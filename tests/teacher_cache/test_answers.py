@@ -155,7 +155,7 @@ def test_halves_are_computed_in_float32_and_features_pass():
 def test_answers_are_the_same_in_blocks_of_any_size(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, CLASSES)).astype(np.float32)
     whole = {kept: made("logits", kept, logits=values) for kept in FORMS}
-    monkeypatch.setattr("teacher_cache.answers._MOST_NUMBERS", 3 * CLASSES + 1)
+    monkeypatch.setattr("teacher_cache.answers.MOST_NUMBERS", 3 * CLASSES + 1)
     for kept, expected in whole.items():
         for name, found in made("logits", kept, logits=values).items():
             np.testing.assert_array_equal(found, expected[name])
