@@ -128,13 +128,20 @@ class Conversion:
             return said
         others = {name: values for name, values in said.items() if name not in self.given.names}
         own = {name: said[name] for name in self.given.names}
+        try:
+            return self._in_blocks(own, inputs) | others
+        except torch.OutOfMemoryError:
+            # A teacher may fill its device, and what it said is paid for.
+            return self._in_blocks({name: values.cpu() for name, values in own.items()}, inputs) | others
+
+    def _in_blocks(self, own: Answers, inputs: Sequence[bytes]) -> dict[str, Tensor]:
         wide = max(1, max(values[:1].numel() for values in own.values()))
         cuts = [*range(0, len(inputs), max(1, MOST_NUMBERS // wide)), len(inputs)]
         blocks = [
             self._converted({name: values[first:last] for name, values in own.items()}, inputs[first:last])
             for first, last in pairwise(cuts)
         ]
-        return {name: torch.cat([block[name] for block in blocks]) for name in self.kept.names} | others
+        return {name: torch.cat([block[name] for block in blocks]) for name in self.kept.names}
 
     def _converted(self, own: Answers, inputs: Sequence[bytes]) -> Answers:
         with torch.inference_mode():
