@@ -28,6 +28,8 @@ from teacher_cache.teachers import Answers, Card
 NO_NUMBER = -2
 MOST_NUMBERS = 1 << 20
 _LEAST = torch.finfo(torch.float32).tiny
+# Numbers to draw with, (C, k), made only where they are needed.
+_Random = Callable[[], np.ndarray]
 
 _LOSSLESS = (Kind.LOG_PROBS, Kind.PROBABILITIES)
 # What each kind can be made into; of its own kind, an answer stays as it is, or is cut.
@@ -178,17 +180,17 @@ _LOG_PROBS: dict[Kind, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _largest(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor, Tensor]:
+def _largest(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor, Tensor]:
     # Not topk, which leaves the order of equals open.
     ids = dense.scores.sort(dim=1, descending=True, stable=True).indices[:, : form.k]
     return ids.int(), dense.log_probs.gather(1, ids)
 
 
-def _first(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor]:
+def _first(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor]:
     return (dense.scores.argmax(dim=1).int().where(~dense.is_broken, NO_NUMBER),)
 
 
-def _drawn(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor, Tensor]:
+def _drawn(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor, Tensor]:
     broken = dense.is_broken.cpu().numpy()
     logs = dense.log_probs.cpu().numpy().astype(np.float64)
     ids = np.full((len(logs), form.k or 0), NO_CLASS, np.int32)
@@ -202,7 +204,7 @@ def _drawn(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) ->
     return torch.from_numpy(ids), torch.from_numpy(weights)
 
 
-_MAKERS: dict[Kind, Callable[[_Dense, AnswerForm, Callable[[], np.ndarray]], tuple[Tensor, ...]]] = {
+_MAKERS: dict[Kind, Callable[[_Dense, AnswerForm, _Random], tuple[Tensor, ...]]] = {
     Kind.LOG_PROBS: lambda dense, form, random: (dense.log_probs,),
     Kind.PROBABILITIES: lambda dense, form, random: (dense.log_probs.exp(),),
     Kind.TOP_K: _largest,
@@ -241,6 +243,6 @@ def uniform_numbers(seed: int, input_digest: bytes, count: int) -> np.ndarray:
     return (np.frombuffer(stream, "<u8") >> np.uint64(11)) * 2.0**-53
 
 
-def _random(conversion: Conversion, inputs: Sequence[bytes]) -> Callable[[], np.ndarray]:
+def _random(conversion: Conversion, inputs: Sequence[bytes]) -> _Random:
     count = conversion.kept.k or 0
     return lambda: np.stack([uniform_numbers(conversion.seed, digest, count) for digest in inputs])

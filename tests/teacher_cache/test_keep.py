@@ -281,6 +281,18 @@ def test_the_gate_judges_answers_of_any_kind_and_leaves_refusals_out(tmp_path, w
     require_sane(plan, store)
 
 
+def test_what_is_no_class_is_not_judged(tmp_path, weights):
+    """A store is anybody's: its ids need not be of classes."""
+    folder, form = tmp_path / "store", AnswerForm.read("label")
+    build_store(folder, weights, n=70, keep=form, features="none")
+    plan = prepare_build(replace(config_without_trust(folder, weights), keep=form)).plan
+    store = Store.open(folder)
+    store.arrays.write("train/label", 0, np.full((70, 1), 1 << 30, np.int32))
+    require_sane(plan, store)
+    store.arrays.write("train/label", 0, np.full((70, 1), -(1 << 30), np.int32))
+    require_sane(plan, store)
+
+
 def config_without_trust(folder: Path, weights: Path) -> BuildConfig:
     return BuildConfig(
         teacher="resnet8", weights=weights, store=folder, n=70, dataset="digits", device="cpu", trust_teacher=False
