@@ -155,7 +155,7 @@ def test_halves_are_computed_in_float32_and_features_pass():
 def test_answers_are_the_same_in_blocks_of_any_size(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, CLASSES)).astype(np.float32)
     whole = {kept: made("logits", kept, logits=values) for kept in FORMS}
-    monkeypatch.setattr("teacher_cache.answers._MOST_NUMBERS", 3 * CLASSES + 1)
+    monkeypatch.setattr("teacher_cache.answers.MOST_NUMBERS", 3 * CLASSES + 1)
     for kept, expected in whole.items():
         for name, found in made("logits", kept, logits=values).items():
             np.testing.assert_array_equal(found, expected[name])
@@ -267,3 +267,20 @@ def test_the_teacher_is_asked_for_what_it_gives():
     assert conversion.asked(("top_k.ids", "top_k.values", "layer1")) == ("logits", "layer1")
     assert conversion.asked(("layer1",)) == ("layer1",)
     assert Conversion(given=AnswerForm(), kept=AnswerForm()).asked(("logits", "layer1")) == ("logits", "layer1")
+
+
+def test_a_device_without_room_left_costs_no_answer(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(5, CLASSES)).astype(np.float32)
+    expected, sort, asked = made("logits", "top:4", logits=values), torch.Tensor.sort, []
+
+    def full_once(self, *arguments, **options):
+        asked.append(self.shape)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return sort(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sort", full_once)
+    found = made("logits", "top:4", logits=values)
+    assert len(asked) == 2
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
