@@ -32,6 +32,8 @@ _FILES = ("onnx", "export")
 _PATHS = ("hf", *_FILES)
 # And of these an address of code.
 _CODE = ("python",)
+# Where teachers that answer over a network come from, which are no networks here: `teacher_cache.teachers.elsewhere`.
+REMOTE_ORIGINS = ("http", "openai", "v2")
 _GROUP = "ckd.teachers"
 
 _NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
@@ -74,7 +76,7 @@ def canonical_name(name: str) -> str:
     """
     origin, colon, _ = name.partition(":")
     if colon:
-        known = {**ORIGINS, **registered_origins()}
+        known = {*ORIGINS, *REMOTE_ORIGINS, *registered_origins()}
         if origin not in known:
             raise UnknownName("origin of networks", origin, known)
         return name
@@ -139,9 +141,16 @@ def is_path(name: str) -> bool:
     return name.partition(":")[0] in _PATHS
 
 
+def is_remote(name: str) -> bool:
+    """Whether a teacher answers over a network."""
+    return name.partition(":")[0] in REMOTE_ORIGINS
+
+
 def is_placed(name: str) -> bool:
-    """Whether only the user can say where a network that a store knows by this name lies: in a file, or in his code."""
-    return name.partition(":")[0] in (*_PATHS, *_CODE)
+    """Whether only the user can say where a teacher that a store knows by this name is: in a file, in his code, or
+    behind a network, where nobody is sent images, let alone a key, because a manifest says so.
+    """
+    return name.partition(":")[0] in (*_PATHS, *_CODE, *REMOTE_ORIGINS)
 
 
 def _plain(name: str) -> str:

@@ -56,7 +56,7 @@ ARRAYS_NAME = r"data(-[0-9]{1,6})?\.(zarr|h5)"
 _Rows = Annotated[int, Meta(ge=0, le=1 << 24, description=f"a number of rows up to {1 << 24}")]
 _Name = Annotated[
     str,
-    Meta(pattern=r"\A([a-z]{1,64}:)?[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-"),
+    Meta(pattern=r"\A([a-z][a-z0-9]{0,63}:)?[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-"),
 ]
 _Arrays = Annotated[str, Meta(pattern=rf"\A{ARRAYS_NAME}\Z", description="the name of arrays beside the manifest")]
 _Seed = Annotated[int, Meta(ge=0, le=1 << 40, description=f"a seed from 0 to {1 << 40}")]

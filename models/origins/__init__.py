@@ -17,7 +17,7 @@ from ground.errors import InvalidInput, UnknownName
 from ground.geometry import INTERPOLATIONS
 from ground.user_code import import_address
 from models.module_network import ModuleNetwork
-from models.names import ORIGINS, registered_origins
+from models.names import ORIGINS, is_remote, registered_origins
 from models.network import Network
 from models.origins.contract import Asked, Origin, Preprocessing
 
@@ -112,6 +112,8 @@ def _within(name: str, what: Callable[[Origin], _Result]) -> _Result:
 
 def _origin(name: str) -> Origin:
     scheme = name.partition(":")[0]
+    if is_remote(name):
+        raise InvalidInput(f"{name} answers over a network, so it is a teacher alone; name a network that runs here")
     if scheme in ORIGINS:
         found: Origin = import_module(f"models.origins.{ORIGINS[scheme]}").ORIGIN
         return found
