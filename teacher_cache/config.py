@@ -17,6 +17,7 @@ from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class BuildConfig(CallConfig):
         class_map: file that says what the teacher's classes are here, or "names", or a map that was read before; None
             where both sides have the same classes.
         features_only: keep no logits.
+        remote: what is said of a teacher that answers over a network.
     """
 
     teacher: str
@@ -86,6 +88,7 @@ class BuildConfig(CallConfig):
     device: str = "auto"
     precision: str = "auto"
     trust_teacher: bool = False
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
         choices = {

@@ -16,7 +16,7 @@ from ground.geometry import Fit, shows_boxes
 from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
-from models.origins import Preprocessing, preprocessing_of
+from models.origins import Preprocessing
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
 from teacher_cache.config import BuildConfig
@@ -29,6 +29,7 @@ from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.weights import default_weights
+from teacher_cache.teachers.zoo import own_preprocessing
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -104,6 +105,7 @@ def _source(config: BuildConfig) -> TeacherSource:
         further=further_layers(config.features),
         prompts=config.prompts,
         classes=ClassChoice(config.class_map, config.features_only),
+        remote=config.remote,
     )
 
 
@@ -120,8 +122,7 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
     precision = "fp32" if config.precision == "auto" else config.precision
     compute = Compute.choose(config.device, precision, precisions=CALL_PRECISIONS)
     if dataset is None:
-        own = preprocessing_of(canonical_name(config.teacher), _source(config).asked(0))
-        dataset = _open_dataset(config, own)
+        dataset = _open_dataset(config, own_preprocessing(_source(config)))
     return compute, dataset
 
 

@@ -30,6 +30,7 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
     origin_options,
+    remote_options,
     rendering_options,
 )
 from teacher_cache.config import BuildConfig, settings_of
@@ -37,6 +38,7 @@ from teacher_cache.datasets.registry import takes_path
 from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
 @click.command()
@@ -50,6 +52,7 @@ from teacher_cache.rendering import RenderingOverrides
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
 @origin_options
+@remote_options
 @rendering_options
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
@@ -100,7 +103,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
-    settings |= {"rendering": said, "code": UserCode.of(allowed=allow_code)}
+    remote = RemoteOptions(**{field.name: settings.pop(field.name) for field in fields(RemoteOptions)})
+    settings |= {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
     config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
     if dry_run:
         prepared = prepare_build(config)

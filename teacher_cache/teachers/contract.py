@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from ground.geometry import Rendering
+from storage.answers import AnswerForm
 from storage.manifest import TeacherIdentity
 
 # Output name -> (C, ...), one row a call, on whatever device the teacher runs.
@@ -30,6 +31,8 @@ class Card:
         parameters: of the teacher itself, as float32: head/weight (K, D) and head/bias (K,) where its logits come out
             of a linear layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
         device: where it runs, for the record.
+        answer: what it says itself of the classes.
+        strength: what its fingerprint is worth: `content`, weights were hashed; `declared`, the server was asked.
     """
 
     identity: TeacherIdentity
@@ -37,6 +40,8 @@ class Card:
     outputs: Mapping[str, tuple[int, ...]]
     parameters: Mapping[str, np.ndarray] = field(repr=False)
     device: str
+    answer: AnswerForm = field(default_factory=AnswerForm)
+    strength: Literal["content", "declared"] = "content"
 
 
 class Teacher(Protocol):
