@@ -62,7 +62,7 @@ class RemoteAsked:
 
     Args:
         name: ORIGIN:NAME, as the user wrote it.
-        dataset: whose images it is shown.
+        dataset: whose images it is shown; one without classes where the teacher is only described.
         rendering: how it is shown images; what it says of itself is in it already, see `preprocessing`.
         classes: how its classes become those of the data set.
     """

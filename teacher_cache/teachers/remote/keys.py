@@ -15,10 +15,21 @@ KEY_VARIABLE = "CKD_API_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
-_SECRET_NAME = re.compile(r"(api|access|private)[-_]?key|\bkey\b|token|secret|passw|authori[sz]ation|credential|signature")
-_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|\bbasic\s+\S{12,}", re.I)
+_SECRET_NAME = re.compile(
+    r"(api|access|private)[-_]?key|\bkey\b|token|secret|passw|authori[sz]ation|credential|signature"
+)
+_SECRET_TEXT = re.compile(
+    r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|\bbasic\s+\S{12,}", re.I
+)
 # What a server calls a request or a model; anything else that it says is not repeated.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}")
+
+
+# Of cards: what says where the key is, or what is counted.
+_NAMES = (
+    *("key", "key_header", "key_prefix", "tokens_in_at", "tokens_out_at", "token_limit", "input_tokens"),
+    "output_tokens",
+)
 
 
 class Key:
@@ -90,11 +101,6 @@ def refuse_secrets(document: object, what: str) -> None:
                 f"{what} has at {place or 'its top'} what looks like a key, and others read such files; leave it out, "
                 f"and put the key into the environment, as {KEY_VARIABLE}"
             )
-
-
-# Of cards: what says where the key is, or what is counted.
-_NAMES = ("key", "key_header", "key_prefix", "tokens_in_at", "tokens_out_at", "token_limit", "input_tokens")
-_NAMES += ("output_tokens",)
 
 
 def _texts(value: object, place: str = "") -> Iterator[tuple[str, str]]:
