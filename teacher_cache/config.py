@@ -18,6 +18,7 @@ from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class BuildConfig(CallConfig):
             where both sides have the same classes.
         features_only: keep no answers over the classes.
         keep: how these are kept; None for as the teacher gives them, or as the store that is there does.
+        remote: what is said of a teacher that answers over a network.
     """
 
     teacher: str
@@ -93,6 +95,7 @@ class BuildConfig(CallConfig):
     device: str = "auto"
     precision: str = "auto"
     trust_teacher: bool = False
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
         choices = {

@@ -16,7 +16,8 @@ from ground.geometry import Fit, shows_boxes
 from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
-from models.origins import Preprocessing, preprocessing_of
+from models.origins import Preprocessing
+from models.remote_names import is_remote
 from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
@@ -34,7 +35,9 @@ from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.attempts import RemoteTeacher
+from teacher_cache.teachers.elsewhere import open_remote
 from teacher_cache.teachers.weights import default_weights
+from teacher_cache.teachers.zoo import own_preprocessing, remote_asked
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -84,7 +87,7 @@ def prepare_build(
     compute, dataset = _open_names(config, dataset)
     sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled)
     if teacher is None:
-        teacher = open_teacher(_source(config), dataset, compute)
+        teacher = _opened(_source(config), dataset, compute)
     return _prepare(config, dataset, teacher, sample)
 
 
@@ -109,12 +112,19 @@ def prepare_test_build(
         )
     if teacher is None:
         # Its weights are looked for by the name of the whole data set, and it is the teacher of the training images.
-        teacher = open_teacher(_source(config), dataset, compute)
+        teacher = _opened(_source(config), dataset, compute)
     config = replace(config, views=1, view_policy="plain")
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
     return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]))
+
+
+def _opened(source: TeacherSource, dataset: ImageDataset, compute: Compute) -> Teacher | RemoteTeacher:
+    """The teacher, here or elsewhere; see `open_teacher` and `open_remote`."""
+    if is_remote(source.name):
+        return open_remote(remote_asked(source, dataset))
+    return open_teacher(source, dataset, compute)
 
 
 def _source(config: BuildConfig) -> TeacherSource:
@@ -127,6 +137,7 @@ def _source(config: BuildConfig) -> TeacherSource:
         further=further_layers(config.features),
         prompts=config.prompts,
         classes=ClassChoice(config.class_map, config.features_only),
+        remote=config.remote,
     )
 
 
@@ -143,8 +154,7 @@ def _open_names(config: BuildConfig, dataset: ImageDataset | None) -> tuple[Comp
     precision = "fp32" if config.precision == "auto" else config.precision
     compute = Compute.choose(config.device, precision, precisions=CALL_PRECISIONS)
     if dataset is None:
-        own = preprocessing_of(canonical_name(config.teacher), _source(config).asked(0))
-        dataset = _open_dataset(config, own)
+        dataset = _open_dataset(config, own_preprocessing(_source(config)))
     return compute, dataset
 
 

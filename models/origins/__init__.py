@@ -17,9 +17,10 @@ from ground.errors import InvalidInput, UnknownName
 from ground.geometry import INTERPOLATIONS
 from ground.user_code import import_address
 from models.module_network import ModuleNetwork
-from models.names import ORIGINS, is_remote, registered_origins
+from models.names import ORIGINS, registered_origins
 from models.network import Network
 from models.origins.contract import Asked, Origin, Preprocessing
+from models.remote_names import is_remote
 
 __all__ = ["Asked", "Origin", "Preprocessing", "class_names_of", "open_trained", "open_untrained", "preprocessing_of"]
 

@@ -15,7 +15,8 @@ from ground.geometry import VIEW_POLICIES
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
-from models.names import CALL_PRECISIONS, identity_name, is_placed, is_remote
+from models.names import CALL_PRECISIONS, identity_name, is_placed
+from models.remote_names import is_remote
 from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, Manifest
 from storage.price import shown_micros
@@ -36,6 +37,7 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
     origin_options,
+    remote_options,
     rendering_options,
 )
 from teacher_cache.config import BuildConfig, settings_of
@@ -44,6 +46,7 @@ from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.attempts import RemoteTeacher
+from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
 @click.command()
@@ -57,6 +60,7 @@ from teacher_cache.teachers.attempts import RemoteTeacher
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
 @origin_options
+@remote_options
 @rendering_options
 @click.option("--format", "array_format", default="zarr", show_default=True, help="zarr or hdf5.")
 @click.option("--features", default="none", show_default=True, help=f"What to keep: none, or {FEATURES_HELP}.")
@@ -111,7 +115,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
     _require_remote(settings["teacher"])
-    settings |= asking_of(settings) | {"rendering": said, "code": UserCode.of(allowed=allow_code)}
+    remote = RemoteOptions(**{field.name: settings.pop(field.name) for field in fields(RemoteOptions)})
+    settings |= asking_of(settings) | {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
     config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
     if dry_run:
         prepared = prepare_build(config)
@@ -137,7 +142,7 @@ def _require_remote(teacher: str) -> None:
         is_said = context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
         if option.name in REMOTE_ONLY and is_said and not is_remote(teacher):
             raise InvalidInput(
-                f"{option.opts[0]} is for a teacher behind a network, and {teacher} runs here; leave it out"
+                f"{option.opts[0]} is for teachers that answer over a network, and {teacher} runs here; leave it out"
             )
 
 

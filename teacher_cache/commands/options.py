@@ -97,6 +97,20 @@ _PRICE_CALL, _PRICE_INPUT, _PRICE_OUTPUT = (
 )
 # Of these, those that mean nothing for a teacher that runs here.
 REMOTE_ONLY = ("in_flight", "deadline_seconds", "max_rpm", "max_tpm", "price_input", "price_output")
+_CARD = click.option(
+    "--card",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON file that says of a teacher behind a network what its server does not.",
+)
+_BASE_URL = click.option("--base-url", help="Of the server of openai:MODEL, as http://127.0.0.1:8000/v1.")
+_PROMPT = click.option(
+    "--prompt",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Text file of what openai:MODEL is asked, with {classes} or {names}.  [default: a prompt of ours]",
+)
+_IMAGE_DETAIL = click.option(
+    "--image-detail", help="auto, low or high, of the images of openai:MODEL.  [default: auto]"
+)
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
@@ -144,6 +158,13 @@ def asking_options(command: _Command) -> _Command:
         _DEADLINE,
         _IN_FLIGHT,
     ):
+        command = option(command)
+    return command
+
+
+def remote_options(command: _Command) -> _Command:
+    """--card, --base-url, --prompt, --image-detail: the fields of `RemoteOptions`."""
+    for option in (_IMAGE_DETAIL, _PROMPT, _BASE_URL, _CARD):
         command = option(command)
     return command
 

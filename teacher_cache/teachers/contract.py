@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,7 @@ class Card:
             of a linear layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
         device: where it runs, for the record.
         answer: the form of its answers over the classes, whose outputs are among its own where it gives any.
+        strength: what its fingerprint is worth: `content`, weights were hashed; `declared`, the server was asked.
     """
 
     identity: TeacherIdentity
@@ -41,6 +42,7 @@ class Card:
     parameters: Mapping[str, np.ndarray] = field(repr=False)
     device: str
     answer: AnswerForm = field(default_factory=AnswerForm)
+    strength: Literal["content", "declared"] = "content"
 
 
 class Teacher(Protocol):
