@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ground.durable import fsync_path, not_own, remove_own
 from ground.errors import InvalidInput, StoreBusy, StoreIncomplete, UnknownName
+from storage.canaries import CanaryRecord
 from storage.digest import output_digests
 from storage.formats import FORMATS
 from storage.ledger import Ledger
@@ -115,6 +116,9 @@ def _write_copy(
             _require_settled(source, ledger)
             target = _lay_out(source, array_format, partial)
             cells = copy_cells(source, target, on_progress)
+            recorded = CanaryRecord.load(folder)
+            if recorded is not None:
+                recorded.create(partial)
             _copy_history(source, target, ledger)
             target.save()
     return cells

@@ -154,6 +154,7 @@ class Attempts:
         """Bills of those that failed; the others are finished."""
         failed = {}
         for landing in landed:
+            # Of a request of several images each has its share, so that they add up to what it took.
             seconds = landing.seconds / len(landing.said)
             for call, said in zip(landing.request.calls, landing.said, strict=True):
                 digest, bill = self._inputs.pop(call), bill_of(said, self.rates)
@@ -168,7 +169,7 @@ class Attempts:
                 else:
                     values = said.values if isinstance(said, Answer) and said.values else None
                     self.answered, self.refused = self.answered + 1, self.refused + (values is None)
-                    self.finished.append(Finished(digest, call, values, bill, said.seconds or seconds))
+                    self.finished.append(Finished(digest, call, values, bill, seconds))
         return failed
 
     def _judge(self, digest: bytes, failure: Failure) -> None:

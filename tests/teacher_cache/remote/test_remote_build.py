@@ -13,12 +13,14 @@ import pytest
 
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
-from ground.errors import BudgetRefused, TeacherChanged, TeacherFailed
+from ground.errors import BudgetRefused, StoreUnreadable, TeacherChanged, TeacherFailed
 from storage.answers import AnswerForm, Kind, top1
+from storage.canaries import CANARIES_FILE
 from storage.ledger_report import list_calls
 from storage.price import Price
 from storage.rows import Rows
 from storage.store import Store
+from teacher_cache.convert import convert
 from teacher_cache.prepare import prepare_build
 from tests.teacher_cache.remote.conftest import asked, asking, in_ledger, problems, summary
 
@@ -326,3 +328,22 @@ def test_answers_are_kept_in_the_form_that_is_asked_for_and_refusals_without_con
     if form.kind is not Kind.SAMPLED:
         np.testing.assert_array_equal(named[named >= 0], expected[named >= 0])
     assert problems(tmp_path / "s") == []
+
+
+def test_a_copy_in_another_format_is_held_to_the_same_canaries(tmp_path, runs):
+    runs.build(tmp_path / "s", runs.teacher())
+    convert(tmp_path / "s", "hdf5", tmp_path / "copy")
+    assert problems(tmp_path / "copy") == []
+    with pytest.raises(TeacherChanged, match="canary 0"):
+        runs.build(tmp_path / "copy", runs.teacher(shift=1.0), n=N + 5, array_format="hdf5")
+    assert runs.build(tmp_path / "copy", runs.teacher(), n=N + 5, array_format="hdf5").new_calls == 5
+
+
+def test_a_damaged_record_of_the_canaries_is_refused_before_any_call(tmp_path, runs):
+    runs.build(tmp_path / "s", runs.teacher())
+    path = tmp_path / "s" / CANARIES_FILE
+    path.write_text(path.read_text().replace("scripted-1", "scripted-9"))
+    teacher = runs.teacher()
+    with pytest.raises(StoreUnreadable, match="does not match its own digest"):
+        runs.build(tmp_path / "s", teacher, n=N + 5)
+    assert not teacher.attempts
