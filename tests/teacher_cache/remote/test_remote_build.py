@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
-from ground.errors import BudgetRefused, StoreUnreadable, TeacherChanged, TeacherFailed
+from ground.errors import BudgetRefused, StoreUnreadable, TeacherChanged, TeacherDoubted, TeacherFailed
 from storage.answers import AnswerForm, Kind, top1
 from storage.canaries import CANARIES_FILE
 from storage.ledger_report import list_calls
@@ -347,3 +347,13 @@ def test_a_damaged_record_of_the_canaries_is_refused_before_any_call(tmp_path, r
     with pytest.raises(StoreUnreadable, match="does not match its own digest"):
         runs.build(tmp_path / "s", teacher, n=N + 5)
     assert not teacher.attempts
+
+
+def test_nothing_is_asked_beyond_the_gate_before_its_verdict(tmp_path, runs):
+    teacher = runs.teacher(latency=0.005)
+    with pytest.raises(TeacherDoubted, match="first 64 answers look wrong"):
+        runs.build(tmp_path / "s", teacher, n=120, trust_teacher=False)
+    assert teacher.attempts.total() == CANARIES + 64
+    total = summary(tmp_path / "s")
+    assert (total.committed, total.reserved, total.returned) == (CANARIES + 64, 0, 0)
+    assert runs.build(tmp_path / "s", runs.teacher(), n=120).rows_valid == 120
