@@ -17,7 +17,6 @@ from storage.ledger_chain import id_ranges, settled_rows_digest
 from storage.ledger_records import lookups
 from storage.ledger_tables import accounts, bills, calls
 
-
 # Chains an entry of a kind, with its content; returns its number.
 Append = Callable[[sa.Connection, str, Mapping[str, Any]], int]
 
