@@ -23,7 +23,7 @@ from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.teachers.attempts import Answer, Failure, RemoteTeacher
 
 # A teacher keeps its own deadline; one that does not is cut off this much later.
-_GRACE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 NOT_SENT = Failure(kind=FailureKind.NOT_SENT, billed=Billed.NO, why="the build ended before it was sent")
 _CUT_OFF = Failure(kind=FailureKind.UNKNOWN, billed=Billed.UNKNOWN, why="no answer came before the deadline")
 _BUG = Failure(kind=FailureKind.UNKNOWN, billed=Billed.UNKNOWN, why="asking for it raised an error")
@@ -178,7 +178,7 @@ class Flight:
     async def _ask(self, request: Request) -> Sequence[Answer | Failure]:
         deadline, count = self._config.deadline_seconds, len(request.images)
         try:
-            said = await asyncio.wait_for(self._teacher.ask(request.images, deadline), deadline + _GRACE_SECONDS)
+            said = await asyncio.wait_for(self._teacher.ask(request.images, deadline), deadline + GRACE_SECONDS)
             assert len(said) == count, f"{len(said)} outcomes for {count} images"
         except TimeoutError:
             return [_CUT_OFF] * count

@@ -53,7 +53,7 @@ def test_what_waits_when_it_is_stopped_lands_as_not_sent_and_what_is_under_way_i
 
 
 def test_a_teacher_that_does_not_keep_its_deadline_is_cut_off(runs, monkeypatch):
-    monkeypatch.setattr("teacher_cache.remote.flight._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("teacher_cache.remote.flight.GRACE_SECONDS", 0.05)
     teacher = runs.teacher(latency=30)
     with Flight(teacher, asking(deadline_seconds=0.05)) as flight:
         flight.send(Request([1], image(1)))
