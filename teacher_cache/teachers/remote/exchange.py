@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -28,6 +30,10 @@ _REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-request
 # Bytes on their way are what was asked for: a packed answer could be a thousand times larger than it looks.
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "teacher-cache"}
 
+# httpcore looks for it a dozen times a request, and where it is not installed each look walks the whole import path;
+# that it is not there is noted once.
+if find_spec("sniffio") is None:
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 # What they log of requests and answers could hold what a server repeats of a key.
 for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
