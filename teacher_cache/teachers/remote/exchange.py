@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from teacher_cache.teachers.remote import faults
 from teacher_cache.teachers.remote.keys import Key, identifier
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_POOLS = 8
 _SENDING = "send_request_headers.started"
 _METADATA_SECONDS = 10.0
 _MOST_METADATA_BYTES = 4 << 20
@@ -28,6 +31,10 @@ _REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-request
 # Bytes on their way are what was asked for: a packed answer could be a thousand times larger than it looks.
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "teacher-cache"}
 
+# httpcore looks for it a dozen times a request, and where it is not installed each look walks the whole import path;
+# that it is not there is noted once.
+if find_spec("sniffio") is None:
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 # What they log of requests and answers could hold what a server repeats of a key.
 for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -69,7 +76,8 @@ class Exchange:
 
     def __init__(self, key: Key | None, most_bytes: int) -> None:
         self.key, self._most_bytes = key, most_bytes
-        self._client: httpx.AsyncClient | None = None
+        self._clients: list[httpx.AsyncClient] = []
+        self._turn = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send(self, outgoing: Outgoing, deadline: float) -> Reply | Failure:
@@ -133,17 +141,24 @@ class Exchange:
         return next((found for name in names if (found := identifier(headers.get(name), self.key))), None)
 
     def _client_here(self, url: str) -> httpx.AsyncClient:
-        """Of this event loop: connections belong to one."""
+        """The next one of this event loop: connections belong to one.
+
+        Each request makes a pool look at its connections two by two, so several small pools take less time than one.
+        """
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._client, self._loop = httpx.AsyncClient(**_settings(url), timeout=None), loop
-        return self._client
+        if self._loop is not loop:
+            context = httpx.create_ssl_context()
+            self._clients = [httpx.AsyncClient(**_settings(url), verify=context, timeout=None) for _ in range(_POOLS)]
+            self._loop = loop
+        self._turn = (self._turn + 1) % _POOLS
+        return self._clients[self._turn]
 
     async def close(self) -> None:
         """Give connections back."""
-        if self._client is not None and self._loop is asyncio.get_running_loop():
-            await self._client.aclose()
-        self._client = self._loop = None
+        if self._loop is asyncio.get_running_loop():
+            for client in self._clients:
+                await client.aclose()
+        self._clients, self._loop = [], None
 
 
 def _settings(url: str) -> dict[str, Any]:
