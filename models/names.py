@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import UnknownName
+from models.remote_names import REMOTE_ORIGINS, is_remote, remote_identity, require_remote
 
 # Of trainings, and of a teacher's calls.
 PRECISIONS = ("fp32", "bf16")
@@ -71,12 +72,15 @@ def canonical_name(name: str) -> str:
 
     Raises:
         UnknownName: there is no such network, or origin; the message lists the nearest.
+        InvalidInput: it answers over a network, and the name leads to no server.
     """
     origin, colon, _ = name.partition(":")
     if colon:
-        known = {**ORIGINS, **registered_origins()}
+        known = {*ORIGINS, *REMOTE_ORIGINS, *registered_origins()}
         if origin not in known:
             raise UnknownName("origin of networks", origin, known)
+        if origin in REMOTE_ORIGINS:
+            require_remote(name)
         return name
     plain = {_plain(known): known for known in NETWORKS}
     if _plain(name) in plain:
@@ -88,7 +92,8 @@ def identity_name(name: str) -> str:
     """What stores, ledgers and files know a network by: the canonical name, without any path of this machine.
 
     Of onnx:/home/me/teacher.onnx it is onnx:teacher.onnx, of python:package.module:factory
-    python:package.module.factory; which network it is in truth, its fingerprint says.
+    python:package.module.factory, of v2:http://host:8080/model v2:host-8080-model; which one it is in truth, its
+    fingerprint says.
 
     Raises:
         UnknownName: see `canonical_name`.
@@ -96,6 +101,8 @@ def identity_name(name: str) -> str:
     origin, colon, own = canonical_name(name).partition(":")
     if not colon:
         return origin
+    if is_remote(name):
+        return remote_identity(name)
     if origin in _PATHS:
         file, key = locate(own)
         own = file.name if key is None else f"{file.name}#{key}"
@@ -140,8 +147,10 @@ def is_path(name: str) -> bool:
 
 
 def is_placed(name: str) -> bool:
-    """Whether only the user can say where a network that a store knows by this name lies: in a file, or in his code."""
-    return name.partition(":")[0] in (*_PATHS, *_CODE)
+    """Whether only the user can say where a teacher that a store knows by this name is: in a file, in his code, or
+    behind a network, where nobody is sent images, let alone a key, because a manifest says so.
+    """
+    return name.partition(":")[0] in (*_PATHS, *_CODE, *REMOTE_ORIGINS)
 
 
 def _plain(name: str) -> str:

@@ -20,6 +20,7 @@ from models.module_network import ModuleNetwork
 from models.names import ORIGINS, registered_origins
 from models.network import Network
 from models.origins.contract import Asked, Origin, Preprocessing
+from models.remote_names import is_remote
 
 __all__ = ["Asked", "Origin", "Preprocessing", "class_names_of", "open_trained", "open_untrained", "preprocessing_of"]
 
@@ -127,6 +128,8 @@ def _within(name: str, what: Callable[[Origin], _Result]) -> _Result:
 
 def _origin(name: str) -> Origin:
     scheme = name.partition(":")[0]
+    if is_remote(name):
+        raise InvalidInput(f"{name} answers over a network, so it is a teacher alone; name a network that runs here")
     if scheme in ORIGINS:
         found: Origin = import_module(f"models.origins.{ORIGINS[scheme]}").ORIGIN
         return found

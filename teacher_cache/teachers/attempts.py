@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from storage.bill import Billed, FailureKind
+from storage.price import Price
 from teacher_cache.teachers.contract import Card
 
 
@@ -63,6 +64,7 @@ class Failure:
     seconds: float = 0.0
 
 
+@runtime_checkable
 class RemoteTeacher(Protocol):
     """A teacher behind a network."""
 
@@ -74,17 +76,36 @@ class RemoteTeacher(Protocol):
     def max_batch(self) -> int:
         """Images that one request may hold; 1 where the protocol has no batches."""
 
+    @property
+    def max_tokens_in(self) -> int:
+        """The most tokens that one image can cost on its way in, prompt included; 0 where nobody counts any."""
+
+    @property
+    def max_tokens_out(self) -> int:
+        """The same on the way back: the limit that the request itself sets."""
+
+    @property
+    def price(self) -> Price | None:
+        """Of one attempt, where its card says so; what the user says goes first. None: it costs nothing."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far two answers to the same image may differ, in any value, and still be of the same teacher; 0: not at
+        all.
+        """
+
     async def ask(self, images: np.ndarray, deadline: float) -> Sequence[Answer | Failure]:
         """One request, one attempt for each of its images.
 
         Args:
-            images: (C, 3, h, w) uint8, rendered as the card's rendering says (see `Card.rendering`), C of at most
-                `max_batch`.
+            images: (C, 3, h, w) uint8, C of at most `max_batch`; cut and resized as the card's rendering says, so h
+                and w are `Card.rendering.size`.
             deadline: seconds from now after which it is given up, which leaves each attempt `UNKNOWN` unless nothing
                 was sent.
 
         Returns:
-            One for each image, in order. Failures are values: it raises nothing but cancellation.
+            One for each image, in order. Failures are values: it raises nothing but cancellation, after which each
+            attempt counts as `UNKNOWN`. Called many times at once, from one event loop, in a thread of its own.
         """
 
     async def close(self) -> None:

@@ -14,7 +14,8 @@ from models.compute import Compute
 from models.module_network import ModuleNetwork
 from models.names import is_file
 from models.origins import Preprocessing, class_names_of, preprocessing_of
-from teacher_cache.teachers.zoo import TeacherSource, trained_or_not
+from teacher_cache.teachers.elsewhere import open_remote
+from teacher_cache.teachers.zoo import TeacherSource, own_preprocessing, remote_asked, trained_or_not
 
 _LOGIT_BYTES, _FEATURE_BYTES = 4, 2
 # Of a network whose classes nobody names: as many as its weights have.
@@ -75,6 +76,33 @@ def describe_teacher(source: TeacherSource, compute: Compute, batch_size: int = 
             for layer in further
             if layer.name not in card.outputs
         ],
+    }
+
+
+def describe_remote(source: TeacherSource) -> dict[str, Any]:
+    """What `ckd-cache teacher --json` prints of one that answers over a network; no call is made.
+
+    Its server may be asked for metadata.
+
+    Raises:
+        CKDError: as `open_remote`.
+    """
+    own = own_preprocessing(source)
+    size = own.input_size if own is not None else _PLAIN.input_size
+    geometry = ViewGeometry(image_size=size, crop_size=size, padding=0)
+    teacher = open_remote(remote_asked(source, _NoImages((), Rendering(geometry=geometry, normalisation=_IMAGENET))))
+    card = teacher.card
+    return {
+        "name": card.identity.name,
+        "answer": card.answer.text,
+        "classes": card.identity.num_classes or None,
+        "preparation": None if own is None else _prepared(own),
+        "input_size": None if own is None else card.rendering.size,
+        "max_batch": teacher.max_batch,
+        "max_tokens_in": teacher.max_tokens_in,
+        "max_tokens_out": teacher.max_tokens_out,
+        "tolerance": teacher.tolerance,
+        "strength": card.strength,
     }
 
 

@@ -32,8 +32,9 @@ from models import (
 )
 from models.compute import Compute
 from models.names import identity_name, is_file, is_path
-from models.origins import Asked, open_trained, preprocessing_of
+from models.origins import Asked, Preprocessing, open_trained, preprocessing_of
 from models.registry import shape_of
+from models.remote_names import is_remote
 from models.representation import Representation
 from models.trained_on import TrainedOn
 from storage.manifest import TeacherIdentity
@@ -42,6 +43,7 @@ from teacher_cache.class_map import ClassMap, mapped_logits, rows_of_head
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.classes import ClassChoice, TeacherClasses, agree
 from teacher_cache.teachers.contract import Answers, Card
+from teacher_cache.teachers.elsewhere import RemoteAsked, RemoteOptions, preprocessing
 from teacher_cache.teachers.prompts import read_prompts
 from teacher_cache.teachers.weights import (
     DatasetFacts,
@@ -115,6 +117,7 @@ class TeacherSource:
         further: layers to be read beside its own choice; others that are no layers of it are refused.
         prompts: file of lines "class,prompt", where its answers are likenesses to texts.
         classes: how its classes become those of the data set.
+        remote: what is said of one that answers over a network.
     """
 
     name: str
@@ -125,10 +128,16 @@ class TeacherSource:
     further: tuple[str, ...] = ()
     prompts: Path | None = None
     classes: ClassChoice = field(default_factory=ClassChoice)
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
         if self.weights is not None and is_file(self.name):
             raise InvalidInput(f"{self.name} has its weights in it; leave out --weights")
+        if not is_remote(self.name):
+            self.remote.require_none(self.name)
+        elif self.weights is not None or self.prompts is not None:
+            option = "--prompts" if self.weights is None else "--weights"
+            raise InvalidInput(f"{identity_name(self.name)} answers over a network; leave out {option}")
 
     def asked(self, image_size: int, classes: Sequence[str] | None = None) -> Asked:
         """What its origin is asked for.
@@ -161,7 +170,9 @@ def open_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute)
             what those mean, or by what their file says they were trained on images of another size, or with another
             mean and deviation than the user says.
     """
-    rendering = _rendering(source, dataset)
+    if is_remote(source.name):
+        raise InvalidInput(f"{identity_name(source.name)} answers over a network, and has no layers to give")
+    rendering = rendering_of(source, dataset)
     if source.weights is None and is_published(source.name, dataset):
         asked = source.asked(rendering.size, dataset.classes)
         network = open_trained(canonical_name(source.name), asked, source.further)
@@ -211,7 +222,7 @@ def _loaded(source: TeacherSource, path: Path, num_classes: int, image_size: int
 
 def untrained_teacher(source: TeacherSource, dataset: DatasetFacts, compute: Compute) -> ZooTeacher:
     """A stand-in for one whose weights are not at hand: it costs what that one will cost."""
-    rendering = _rendering(source, dataset)
+    rendering = rendering_of(source, dataset)
     network = create_model(
         source.name, len(dataset.classes), 0, rendering.size, code=source.code, further=source.further
     )
@@ -222,14 +233,25 @@ def trained_or_not(source: TeacherSource, dataset: DatasetFacts, compute: Comput
     """A stand-in where the network can be made without weights; the teacher itself where they lie beside it."""
     if not is_path(source.name):
         return untrained_teacher(source, dataset, compute)
-    rendering = _rendering(source, dataset)
+    rendering = rendering_of(source, dataset)
     network = open_trained(canonical_name(source.name), source.asked(rendering.size), source.further)
     return _teacher(source.name, network, rendering, compute)
 
 
-def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
+def own_preprocessing(source: TeacherSource) -> Preprocessing | None:
+    """How a teacher is shown images where it comes from; None where nothing says it.
+
+    Raises:
+        CKDError: there is no such teacher, or what is said of it cannot be used.
+    """
+    if is_remote(canonical_name(source.name)):
+        return preprocessing(source.name, source.remote, source.rendering.input_size)
+    return preprocessing_of(canonical_name(source.name), source.asked(0))
+
+
+def rendering_of(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
     """How it is shown views: as its origin shows it images, unless a size is given or known of it already."""
-    rendering, own = dataset.rendering, preprocessing_of(canonical_name(source.name), source.asked(0))
+    rendering, own = dataset.rendering, own_preprocessing(source)
     if own is not None and own.remark is not None:
         log.info("%s", plain(own.remark))
     if own is not None and rendering.input_size is None:
@@ -240,6 +262,17 @@ def _rendering(source: TeacherSource, dataset: DatasetFacts) -> Rendering:
             interpolation=own.interpolation,
         )
     return source.rendering.rendering(rendering, boxes=source.boxes)
+
+
+def remote_asked(source: TeacherSource, dataset: DatasetFacts) -> RemoteAsked:
+    """What `elsewhere.open_remote` is asked for, of a source that answers over a network."""
+    return RemoteAsked(
+        name=source.name,
+        dataset=dataset,
+        rendering=rendering_of(source, dataset),
+        classes=source.classes,
+        options=source.remote,
+    )
 
 
 def fingerprint(name: str, digest: str, rendering: Rendering, class_map: ClassMap | None = None) -> str:
