@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ground.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, StoreUnreadable, UnknownName
 from storage.bill import Bill, Billed, FailureKind
 from storage.ledger import Ledger
 from storage.ledger_bills import kept_text
@@ -23,6 +23,7 @@ from storage.ledger_report import CallFilter, list_calls
 from storage.price import parse_decimal, rounded_up
 
 _MOST_BYTES = 1 << 30
+_BILLED, _FAILURES = set(Billed), {None, *FailureKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ def reconcile(ledger: Ledger, bill: ProviderBill, where: CallFilter, *, settle: 
         where: the ledger's calls that the bill is about: a teacher, a time.
 
     Raises:
-        OlderFormat, StoreUnreadable, InvalidInput: nothing can be recorded in the ledger.
+        StoreUnreadable: the ledger holds what no release wrote.
+        OlderFormat, InvalidInput: nothing can be recorded in it.
     """
     if settle:
         ledger.require_recordable()
@@ -170,6 +172,11 @@ def _requests(rows: Iterable[dict[str, Any]], found: Reconciliation) -> dict[str
     for row in rows:
         if row["billed"] is None:
             continue
+        if row["billed"] not in _BILLED or row["failure"] not in _FAILURES:
+            raise StoreUnreadable(
+                f"the bill of call {row['id']} is none that any release wrote; see what is wrong with: "
+                "ckd-cache ledger verify"
+            )
         found.ledger_micros += row["cost_micros"]
         if row["request_id"] is not None:
             requests.setdefault(row["request_id"], []).append(row)

@@ -18,6 +18,7 @@ from storage.ledger_records import CallRequest, Session
 from storage.ledger_report import list_calls
 from teacher_cache.cli import main
 from tests.storage.old_formats import SCHEMA_2, unpack
+from tests.storage.test_ledger import tamper
 
 TEACHER, UPPER = "ab" * 32, 5000
 SESSION = Session(
@@ -236,3 +237,12 @@ def test_a_ledger_of_an_older_schema_is_compared_and_not_settled(tmp_path):
     refused = run(bill, "--ledger", url, "--settle")
     assert refused.exit_code == 2
     assert "ckd-cache upgrade --ledger" in refused.stderr
+
+
+@pytest.mark.parametrize("change", ["billed = 'perhaps'", "failure = 'tired'"])
+def test_a_bill_in_a_ledger_that_no_release_wrote_is_a_sentence(url, tmp_path, change):
+    fill(url, [replace(UNKNOWN, request_id="r-1")])
+    assert tamper(url, f"UPDATE bills SET {change}") == 1
+    refused = run(write(tmp_path, {"r-1": "0.1"}), "--ledger", url)
+    assert refused.exit_code == 2
+    assert "the bill of call 1 is none that any release wrote" in refused.stderr
