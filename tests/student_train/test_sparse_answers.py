@@ -140,7 +140,9 @@ def test_the_gradient_of_a_sample_is_on_average_that_of_the_full_answer():
         draws = torch.tensor([outcome])
         ids, counts = draws.unique(return_counts=True)
         padded = torch.full((1, 3), -1).index_copy(1, torch.arange(len(ids)), ids[None])
-        weights = torch.zeros(1, 3, dtype=torch.float64).index_copy(1, torch.arange(len(ids)), counts[None].double() / 3)
+        weights = torch.zeros(1, 3, dtype=torch.float64).index_copy(
+            1, torch.arange(len(ids)), counts[None].double() / 3
+        )
         mean += probs[0, list(outcome)].prod() * gradient(student, dense_weights(padded, weights, 4))
     torch.testing.assert_close(mean, gradient(student, probs), rtol=0, atol=1e-12)
 
