@@ -24,7 +24,9 @@ from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, 
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import FIT_SHAPES, VIEW_POLICIES, Fit, Normalisation, Rendering, ViewGeometry, shows_boxes
-from ground.layers import LOGITS, POOLED, is_before, is_layer_name, layer_of
+from ground.layers import POOLED, is_before, is_layer_name, layer_of
+from storage.answers import AnswerForm, Kind
+from storage.float_types import FLOAT_TYPES
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.migrations import OlderManifest, brought_forward, require_readable
@@ -33,6 +35,7 @@ from storage.schema import (
     HEAD_WEIGHT,
     OutputSpec,
     norm_parameters,
+    output_array,
     parameter_arrays,
     sample_arrays,
     split_rows,
@@ -117,9 +120,11 @@ class Identity:
         seed: of the sample's order and of the views.
         views: V, teacher calls per image.
         view_policy: "augmented" or "plain" squares, or "resized" boxes.
-        outputs: what is kept of each call, logits first, then layers in the teacher's order; either may be left out.
-        parameters: what is kept of the teacher itself: its head, where its logits are kept and each is of one of the
-            data's classes, and the norms of kept pre-activations.
+        outputs: what is kept of each call, answers over the classes first, then layers in the teacher's order; either
+            may be left out.
+        parameters: what is kept of the teacher itself: its head, where its answers are kept and each of its logits is
+            of one of the data's classes, and the norms of kept pre-activations.
+        answer: how answers over the classes are kept; None is as logits, where they are.
     """
 
     teacher: TeacherIdentity
@@ -130,6 +135,7 @@ class Identity:
     view_policy: str
     outputs: tuple[OutputSpec, ...]
     parameters: tuple[OutputSpec, ...]
+    answer: AnswerForm | None = None
 
     @property
     def teacher_rendering(self) -> Rendering:
@@ -154,22 +160,46 @@ class Identity:
         return Fit(shape=self.dataset.squares or Fit().shape, interpolation=own)
 
     @property
+    def answer_names(self) -> tuple[str, ...]:
+        """What outputs of answers over the classes are called here, kept or not; any other is a layer."""
+        return (self.answer or AnswerForm()).names
+
+    @property
+    def answers(self) -> tuple[OutputSpec, ...]:
+        """The outputs that answers over the classes are kept in; none where features alone are."""
+        return tuple(output for output in self.outputs if output.name in self.answer_names)
+
+    @property
+    def answer_form(self) -> AnswerForm | None:
+        """How answers over the classes are kept; None where none are."""
+        return (self.answer or AnswerForm()) if self.keeps_answers else None
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether answers over the classes of the data are kept, of whatever kind; features always may be."""
+        return bool(self.answers)
+
+    @property
     def keeps_logits(self) -> bool:
-        """Whether the teacher's logits are kept, (K,) over the classes of the data; features always may be."""
-        return any(output.name == LOGITS for output in self.outputs)
+        """Whether they are kept as logits, (K,)."""
+        return self.answer is None and self.keeps_answers
+
+    def array_of(self, name: str) -> str:
+        """Path of the array of one kept output."""
+        return output_array(name, self.answer_names)
 
     @property
     def settled_class_map(self) -> tuple[tuple[int, ...], ...] | None:
         """What the teacher's classes were settled to mean, also where that changes nothing and is no part of it."""
         count = len(self.dataset.classes)
-        if self.teacher.class_map is not None or not self.keeps_logits or self.teacher.num_classes != count:
+        if self.teacher.class_map is not None or not self.keeps_answers or self.teacher.num_classes != count:
             return self.teacher.class_map
         return tuple((place,) for place in range(count))
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
-        """Layer name -> shape of one view's map, without the logits."""
-        return {output.name: output.shape for output in self.outputs if output.name != "logits"}
+        """Layer name -> shape of one view's map, without the answers over the classes."""
+        return {output.name: output.shape for output in self.outputs if output.name not in self.answer_names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +298,8 @@ class Manifest:
                 del teacher[name]
         if document["identity"]["dataset"]["squares"] is None:
             del document["identity"]["dataset"]["squares"]
+        if document["identity"]["answer"] is None:
+            del document["identity"]["answer"]
         return document
 
     @classmethod
@@ -306,7 +338,7 @@ class Manifest:
                 "ledger_genesis": None,
                 "sources": {},
                 **document,
-                "identity": {**identity, "teacher": teacher, "dataset": dataset},
+                "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
             }
             manifest = replace(typed(document, cls, exact=True), older=older)
@@ -349,7 +381,7 @@ def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | 
     if found.teacher.fingerprint == wanted.teacher.fingerprint:
         # A file that was renamed: where the name means anything, the fingerprint covers it.
         wanted = replace(wanted, teacher=replace(wanted.teacher, name=found.teacher.name))
-    differing = list(_differences(asdict(found), asdict(wanted), ""))
+    differing = list(_differences(_said(found), _said(wanted), ""))
     if not found.parameters and found == replace(wanted, parameters=()) and differing:
         raise IdentityMismatch(
             f"the store at {folder} keeps no last layer of its teacher, as it was upgraded without the teacher's "
@@ -363,6 +395,12 @@ def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | 
                 "anew each time is another one each time)"
             )
         raise IdentityMismatch(f"the store at {folder} was built with another {'; '.join(differing)}; {remedy}")
+
+
+def _said(identity: Identity) -> dict[str, Any]:
+    """An identity with its form of answers as users say it."""
+    form = identity.answer_form
+    return {**asdict(identity), "answer": "none" if form is None else form.text}
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> list[str]:
@@ -420,12 +458,15 @@ def _check_identity(identity: Identity) -> None:
     # Boxes have no size that a teacher could take them in.
     _require(teacher.input_size is not None or not shows_boxes(identity.view_policy), "input_size", None)
     for output in identity.outputs:
-        _check_spec(output, output.name == LOGITS or is_layer_name(output.name))
+        is_answer = output.name in identity.answer_names
+        _check_spec(output, is_answer or is_layer_name(output.name))
+        _require(is_answer or output.dtype in FLOAT_TYPES, "the type of a layer", output.dtype)
     for parameter in identity.parameters:
         _check_spec(parameter, _PARAMETER.fullmatch(parameter.name) is not None and ".." not in parameter.name)
     _require(bool(identity.outputs), "outputs", identity.outputs)
-    _check_layers(teacher.layers, [output.name for output in identity.outputs])
+    _check_layers(teacher.layers, identity.answer_names, [output.name for output in identity.outputs])
     _check_classes(identity)
+    _check_answer(identity)
     _check_parameters(identity)
 
 
@@ -435,15 +476,17 @@ def _check_spec(spec: OutputSpec, has_good_name: bool) -> None:
         raise ValueError(f"{spec.name} has the impossible shape {shown(spec.shape)}")
 
 
-def _check_layers(layers: tuple[str, ...], names: list[str]) -> None:
-    """Refuse outputs other than logits and layers of the teacher, in its order."""
+def _check_layers(layers: tuple[str, ...], answers: tuple[str, ...], names: list[str]) -> None:
+    """Refuse outputs other than those of answers and layers of the teacher, in its order."""
     are_plain = len(layers) <= _MAX_LAYERS and all(map(is_layer_name, layers))
-    _require(are_plain and len({"logits", *layers}) == len(layers) + 1, "teacher.layers", layers)
-    _require(names == [name for name in (LOGITS, *layers) if name in names], "outputs", names)
+    _require(are_plain and len({*answers, *layers}) == len(answers) + len(layers), "teacher.layers", layers)
+    _require(names == [name for name in (*answers, *layers) if name in names], "outputs", names)
 
 
 def _check_classes(identity: Identity) -> None:
-    """Refuse a class map that is none, and logits of other classes than the data's; features may be of any teacher."""
+    """Refuse a class map that is none, and answers over other classes than the data's; features may be of any
+    teacher.
+    """
     teacher, count = identity.teacher, len(identity.dataset.classes)
     _require(teacher.num_classes >= 0, "teacher.num_classes", teacher.num_classes)
     if teacher.class_map is not None:
@@ -451,10 +494,20 @@ def _check_classes(identity: Identity) -> None:
         are_groups = all(group == tuple(sorted(group)) and group for group in teacher.class_map)
         are_classes = len(set(mapped)) == len(mapped) and all(0 <= place < teacher.num_classes for place in mapped)
         _require(are_groups and are_classes and len(teacher.class_map) == count, "class_map", teacher.class_map)
-    if identity.keeps_logits:
+    if identity.keeps_answers:
         own = teacher.num_classes if teacher.class_map is None else len(teacher.class_map)
-        classes = {own, count, *identity.outputs[0].shape}
+        classes = {own, count, *(identity.outputs[0].shape if identity.keeps_logits else ())}
         _require(classes == {count}, "the number of classes", classes)
+
+
+def _check_answer(identity: Identity) -> None:
+    """Refuse a form of answers that is not that of the outputs; logits have none, in a manifest."""
+    form = identity.answer
+    if form is not None:
+        _require(form.kind is not Kind.LOGITS, "answer.kind", form.kind.value)
+        count = len(identity.dataset.classes)
+        form.require_fits(count)
+        _require(identity.answers == form.outputs(count), "outputs", [output.name for output in identity.answers])
 
 
 def _check_parameters(identity: Identity) -> None:
@@ -466,7 +519,7 @@ def _check_parameters(identity: Identity) -> None:
         width = found[HEAD_WEIGHT].shape[-1:] if HEAD_WEIGHT in found else ()
         _require(identity.features.get(POOLED, width) == width, HEAD_WEIGHT, width)
         count = len(identity.dataset.classes)
-        _require(identity.keeps_logits, HEAD_WEIGHT, width)
+        _require(identity.keeps_answers, HEAD_WEIGHT, width)
         wanted = {HEAD_WEIGHT: (count, *width), HEAD_BIAS: (count,)}
     for layer, shape in identity.features.items():
         names = norm_parameters(layer_of(layer))

@@ -6,20 +6,20 @@ teacher's *parameters* with them; the *output* arrays receive the teacher's answ
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from ground.documents import Positive
-from storage.float_types import FloatType, stored_type
+from storage.float_types import StoredType, stored_type
 
 SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
 TEACHER = "teacher"
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
 VIEWS = "train/views"
-LOGITS = "train/logits"
 VALID = "train/valid"
 DIGEST = "train/digest"
 DIGEST_BYTES = 16
@@ -68,7 +68,7 @@ class OutputSpec:
 
     name: str
     shape: tuple[Positive, ...]
-    dtype: FloatType
+    dtype: StoredType
 
 
 def feature_array(name: str) -> str:
@@ -80,9 +80,13 @@ def feature_array(name: str) -> str:
 UNLABELLED = -1
 
 
-def output_array(name: str) -> str:
-    """Path of the array of one kept output, `logits` or a layer name."""
-    return LOGITS if name == "logits" else feature_array(name)
+def output_array(name: str, answers: Container[str] = ("logits",)) -> str:
+    """Path of the array of one kept output: of an answer over the classes, or of a layer.
+
+    Args:
+        answers: names of the outputs that a store keeps its answers in; those of other kinds may be layers there.
+    """
+    return f"train/{name}" if name in answers else feature_array(name)
 
 
 def parameter_array(name: str) -> str:
@@ -117,10 +121,13 @@ def parameter_arrays(parameters: tuple[OutputSpec, ...]) -> tuple[ArraySpec, ...
     return tuple(ArraySpec(parameter_array(spec.name), spec.shape, stored_type(spec.dtype)) for spec in parameters)
 
 
-def output_arrays(outputs: tuple[OutputSpec, ...], views: int) -> tuple[ArraySpec, ...]:
-    """Arrays that hold what the teacher said, then `digest` and `valid`, which vouch for it."""
+def output_arrays(
+    outputs: tuple[OutputSpec, ...], views: int, answers: Container[str] = ("logits",)
+) -> tuple[ArraySpec, ...]:
+    """Arrays that hold what the teacher said, then `digest` and `valid`, which vouch for it; see `output_array`."""
     said = [
-        ArraySpec(output_array(output.name), (views, *output.shape), stored_type(output.dtype)) for output in outputs
+        ArraySpec(output_array(output.name, answers), (views, *output.shape), stored_type(output.dtype))
+        for output in outputs
     ]
     return (
         *said,

@@ -28,7 +28,7 @@ from msgspec import Meta, Struct
 from ground.documents import Count, Hex32, Malformed, Positive
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
 from ground.errors import InvalidInput, StoreUnreadable
-from storage.float_types import FloatType, stored_type, type_of
+from storage.float_types import StoredType, stored_type, type_of
 from storage.ledger_chain import Seal
 from storage.schema import OutputSpec
 
@@ -51,22 +51,25 @@ class Group:
         cells: row * V + view, where each answer belongs.
         inputs: digest of each input.
         values: name -> (C, ...) in any type of `storage.float_types`, for every output that the store keeps.
+        refused: of these calls, those whose answer is a refusal: paid for, and without content.
     """
 
     calls: Sequence[int]
     cells: Sequence[int]
     inputs: Sequence[bytes]
     values: Mapping[str, np.ndarray]
+    refused: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpooledAnswer:
-    """One answer: `values` is name -> (1, ...), in the type it was kept in."""
+    """One answer: `values` is name -> (1, ...), in the type it was kept in; a refusal has no content."""
 
     call: int
     cell: int
     input_digest: bytes
     values: Mapping[str, np.ndarray]
+    is_refusal: bool = False
 
 
 class Spool:
@@ -124,6 +127,7 @@ class Spool:
                     "calls": [int(call) for call in group.calls],
                     "cells": [int(cell) for cell in group.cells],
                     "inputs": [digest.hex() for digest in group.inputs],
+                    **({"refused": [int(call) for call in group.refused]} if group.refused else {}),
                     "arrays": [
                         {
                             "name": output.name,
@@ -196,7 +200,7 @@ def is_file(path: Path) -> bool:
 
 class _Array(Struct):
     name: str
-    dtype: FloatType
+    dtype: StoredType
     shape: list[Positive]
 
     @property
@@ -209,6 +213,7 @@ class _Group(Struct):
     cells: list[Count]
     inputs: list[_Input]
     arrays: list[_Array]
+    refused: list[Count] = []
 
 
 class _Header(Struct):
@@ -286,7 +291,7 @@ def _answers(
         alike = len(group.calls) == len(group.cells) == len(group.inputs)
         if not alike or [(array.name, array.shape) for array in group.arrays] != expected:
             raise Malformed("it holds other outputs than the store keeps")
-        firsts = []
+        firsts, refused = [], {*group.refused}
         for array in group.arrays:
             firsts.append(place)
             place += array.size_bytes
@@ -296,7 +301,7 @@ def _answers(
                     array.name: _read_row(descriptor, array, first, row)
                     for array, first in zip(group.arrays, firsts, strict=True)
                 }
-                yield SpooledAnswer(call, cell, bytes.fromhex(digest), values)
+                yield SpooledAnswer(call, cell, bytes.fromhex(digest), values, call in refused)
 
 
 def _read_row(descriptor: int, array: _Array, first: int, row: int) -> np.ndarray:

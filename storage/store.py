@@ -36,7 +36,6 @@ from storage.schema import (
     VIEWS,
     ArraySpec,
     OutputSpec,
-    output_array,
     output_arrays,
     parameter_array,
     parameter_arrays,
@@ -238,6 +237,10 @@ class Store:
         """What is kept of each call."""
         return self.manifest.identity.outputs
 
+    def array_of(self, output: str) -> str:
+        """Path of the array that keeps one output, by its name."""
+        return self.manifest.identity.array_of(output)
+
     def read(self, name: str, rows: int | None = None) -> np.ndarray:
         """The first `rows` rows of an array, or all of them."""
         split = self.arrays.specs[name].split
@@ -312,7 +315,7 @@ class Store:
         digests, place = output_digests(self.outputs, stored), 0
         for first, count in runs_of(cells):
             for name, values in stored.items():
-                self.arrays.write_cells(output_array(name), first, values[place : place + count])
+                self.arrays.write_cells(self.array_of(name), first, values[place : place + count])
             self.arrays.write_cells(DIGEST, first, digests[place : place + count])
             place += count
         return digests
@@ -339,7 +342,7 @@ class Store:
 
     def read_cell(self, cell: int, outputs: Sequence[OutputSpec]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Some outputs of one cell, name -> (1, ...), and what they digest to: (O, 16) uint8."""
-        values = {output.name: self.arrays.read_cells(output_array(output.name), cell, cell + 1) for output in outputs}
+        values = {output.name: self.arrays.read_cells(self.array_of(output.name), cell, cell + 1) for output in outputs}
         return values, output_digests(outputs, values)[0]
 
     def rewrite(self, cells: Sequence[int]) -> None:
@@ -365,7 +368,7 @@ class Store:
         readable = np.zeros((stop - start, views), dtype=np.bool_)
         for first, last in Rows(((start, stop - start),)).blocks(_BLOCK_ROWS):
             try:
-                values = self.arrays.read(output_array(output.name), first, last)
+                values = self.arrays.read(self.array_of(output.name), first, last)
             except StoreUnreadable:
                 continue
             here, flat = slice(first - start, last - start), values.reshape(-1, *values.shape[2:])
@@ -388,7 +391,7 @@ class Store:
         self.require_rows(rows)
         kept = {}
         for name in names:
-            output, array = self.outputs[places[name]], output_array(name)
+            output, array = self.outputs[places[name]], self.array_of(name)
             spec = self.arrays.specs[array]
             values, done = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype), 0
             for first, last in rows.blocks(_BLOCK_ROWS):
@@ -493,7 +496,7 @@ def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
     """Every array of a store with this identity."""
     samples = sample_arrays(identity.geometry.image_size, identity.views, numbers_of_view(identity.view_policy))
     parameters = parameter_arrays(identity.parameters)
-    return (*samples, *parameters, *output_arrays(identity.outputs, identity.views))
+    return (*samples, *parameters, *output_arrays(identity.outputs, identity.views, identity.answer_names))
 
 
 def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:

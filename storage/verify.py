@@ -19,7 +19,7 @@ from storage.inspection import Inspection, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
-from storage.schema import DIGEST, VALID, output_array
+from storage.schema import DIGEST, VALID
 from storage.spool import SPOOL, is_file, read_spool, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
@@ -186,7 +186,7 @@ class _Gap:
 def _wrong_outputs(state: Inspection, row: int, view: int) -> Iterator[Problem]:
     calls, place_of = state.calls[row * state.valid.shape[1] + view], (state.first + row, view)
     for place, output in enumerate(state.store.outputs):
-        array = output_array(output.name)
+        array = state.store.array_of(output.name)
         is_answer, matches = state.is_answer[row, view, place], state.matches[row, view, place]
         if is_answer and not matches:
             yield Problem("is not the digest of what is there", _repair(state.store), DIGEST, *place_of)

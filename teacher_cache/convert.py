@@ -20,7 +20,7 @@ from storage.formats import FORMATS
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
 from storage.rows import Rows
-from storage.schema import DIGEST, output_array
+from storage.schema import DIGEST
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store, runs_of
 from storage.store_ledger import open_ledger_of, own_ledger, witness_of
 from teacher_cache.settle import require_storable, sort_out
@@ -152,7 +152,7 @@ def copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], N
         for start in range(first, first + count, _CELLS_AT_ONCE):
             cells = range(start, min(start + _CELLS_AT_ONCE, first + count))
             values = {
-                output.name: source.arrays.read_cells(output_array(output.name), cells.start, cells.stop)
+                output.name: source.arrays.read_cells(source.array_of(output.name), cells.start, cells.stop)
                 for output in source.outputs
             }
             written = source.arrays.read_cells(DIGEST, cells.start, cells.stop)

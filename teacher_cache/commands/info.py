@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import click
 from ground.geometry import BOX_AREA, shows_boxes
 from ground.options import json_option
 from ground.terminal import print_json, say
+from storage.answers import NO_CLASS, AnswerForm, top1
 from storage.manifest import Identity
 from storage.rows import Rows
-from storage.schema import LOGITS, UNLABELLED
+from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head
 from teacher_cache.class_map import described
 from teacher_cache.commands.options import store_option
 
 _BLOCK_ROWS = 1 << 10
+_MOST_BYTES = 8 << 20
 # What of the making of base images is worth a word.
 _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squares, not cropped"}
 
@@ -36,7 +39,8 @@ def info(store: Path, as_json: bool) -> None:
     teacher = description["teacher"]
     features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
     correct = description["teacher_accuracy"]
-    unknown = "no rows yet" if description["keeps_logits"] else "no logits are kept to tell the teacher's"
+    form = Store.open(store).manifest.identity.answer_form
+    unknown = "no answers are kept to tell the teacher's" if form is None else "no rows yet"
     for name, value in {
         "store": store,
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
@@ -45,6 +49,7 @@ def info(store: Path, as_json: bool) -> None:
         else None,
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
+        "answers": None if form is None else _answers_text(form, description),
         "prompts": description["prompts"],
         "accuracy": unknown if correct is None else f"{correct:.4f} of the teacher, on its own stored views",
         "dataset": f"{description['dataset']}, {description['num_classes']} classes, seed {description['seed']}",
@@ -71,7 +76,7 @@ def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
 def describe(store: Store) -> dict[str, Any]:
     """What `info --json` prints."""
     manifest, identity = store.manifest, store.manifest.identity
-    whole, unlabelled, accuracy = _counted_rows(store)
+    whole, unlabelled, empty, accuracy = _counted_rows(store)
     return {
         "n": manifest.n,
         "views": identity.views,
@@ -94,6 +99,8 @@ def describe(store: Store) -> dict[str, Any]:
         "shown": f"{_shown(identity)}{_SQUARES.get(identity.dataset.squares, '')}",
         "prompts": manifest.sources.get("prompts"),
         "keeps_logits": identity.keeps_logits,
+        "answer": None if identity.answer_form is None else asdict(identity.answer_form),
+        "answers_empty": empty,
         "teacher_accuracy": accuracy,
         "features": {name: list(shape) for name, shape in identity.features.items()},
         "parameters": {spec.name: list(spec.shape) for spec in identity.parameters},
@@ -116,20 +123,44 @@ def _shown(identity: Identity) -> str:
     return f"boxes of {BOX_AREA[0]:.0%} to {BOX_AREA[1]:.0%} of an image's area; plain {rendering}"
 
 
-def _counted_rows(store: Store) -> tuple[int, int, float | None]:
-    """How many rows are whole, how many have no label, and the teacher's top-1 on the stored views of the others.
+def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
+    """How many rows are whole, how many have no label, how many answers are without content, and the teacher's top-1 on
+    the stored views of the others.
 
-    It comes from the stored logits: no call is made.
+    It comes from the stored answers: no call is made.
     """
-    whole = unlabelled = cells = correct = 0
-    for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS):
+    whole = unlabelled = cells = correct = empty = 0
+    form = store.manifest.identity.answer_form
+    for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS if form is None else _rows_at_once(store)):
         valid = store.valid(first, last)
         whole += int(valid.all(axis=1).sum())
         labels = store.arrays.read("train/labels", first, last)
         unlabelled += int((labels == UNLABELLED).sum())
-        if valid.any() and store.manifest.identity.keeps_logits:
-            logits = store.arrays.read(LOGITS, first, last)
-            valid &= (labels != UNLABELLED)[:, None]
+        if form is not None and valid.any():
+            said = {name: store.arrays.read(store.array_of(name), first, last) for name in form.names}
+            flat = {name: values.reshape(valid.size, *values.shape[2:]) for name, values in said.items()}
+            answered = top1(form, flat).reshape(valid.shape)
+            empty += int((valid & (answered == NO_CLASS)).sum())
+            valid &= (labels != UNLABELLED)[:, None] & (answered != NO_CLASS)
             cells += int(valid.sum())
-            correct += int((logits.argmax(axis=2) == labels[:, None])[valid].sum())
-    return whole, unlabelled, correct / cells if cells else None
+            correct += int((answered == labels[:, None])[valid].sum())
+    return whole, unlabelled, empty, correct / cells if cells else None
+
+
+def _rows_at_once(store: Store) -> int:
+    """Few enough that their answers take little memory."""
+    row_bytes = sum(store.arrays.specs[store.array_of(name)].row_bytes for name in store.manifest.identity.answer_names)
+    return max(1, min(_BLOCK_ROWS, _MOST_BYTES // max(1, row_bytes)))
+
+
+def _answers_text(form: AnswerForm, description: Mapping[str, Any]) -> str:
+    """How they are kept, and what is not in them."""
+    num_classes, empty = description["num_classes"], description["answers_empty"]
+    row, full = form.row_bytes(num_classes), AnswerForm().row_bytes(num_classes)
+    without = f"; {empty} without content" if empty else ""
+    return f"{form.text}, {row} bytes each{compared(row, full)}{without}"
+
+
+def compared(row_bytes: int, full_bytes: int) -> str:
+    """How much smaller an answer is than logits, where it is another size."""
+    return "" if row_bytes == full_bytes else f", {full_bytes / row_bytes:.3g} times smaller than logits"

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ground.errors import StoreUnreadable
-from storage.manifest import FILE_NAME, Manifest, digest_of, is_sealed
-from storage.schema import parameter_array
+from ground.errors import IdentityMismatch, StoreUnreadable
+from storage.answers import AnswerForm, Kind, MissingMass
+from storage.manifest import FILE_NAME, Manifest, digest_of, is_sealed, require_same
+from storage.schema import OutputSpec, parameter_array
 from tests.storage.conftest import make_identity
 
 SPLITS = ("train", "val", "test")
@@ -45,6 +46,8 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
             del content["identity"]["teacher"][name]
     if content["identity"]["dataset"]["squares"] is None:
         del content["identity"]["dataset"]["squares"]
+    if content["identity"]["answer"] is None:
+        del content["identity"]["answer"]
     return content
 
 
@@ -208,7 +211,7 @@ def test_any_value_in_any_place_is_kept_as_it_is_or_refused_in_a_printable_sente
         (
             ("identity", "outputs", 1, "dtype"),
             "<f4",
-            r"identity.outputs\[1\].dtype is '<f4', not float16, bfloat16 or float32",
+            r"identity.outputs\[1\].dtype is '<f4', not float16, bfloat16, float32 or int32",
         ),
         (("identity", "outputs", 1, "shape"), [1] * 9, "layer1 has the impossible shape"),
         (("identity", "geometry", "crop_size"), 4000, "identity.geometry: a 4000-pixel crop does not fit"),
@@ -331,3 +334,91 @@ def test_a_store_that_no_build_makes_is_refused(tmp_path, changes):
     featured(**changes).save(tmp_path)
     with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
         Manifest.load(tmp_path)
+
+
+TOP_3 = AnswerForm(kind=Kind.TOP_K, k=3, missing=MissingMass.SPREAD)
+LABELS = AnswerForm(kind=Kind.LABEL)
+
+
+def answering(form: AnswerForm | None, outputs: tuple[OutputSpec, ...] | None = None) -> Manifest:
+    """A store that keeps its answers so."""
+    identity = MANIFEST.identity
+    kept = ((form or AnswerForm()).outputs(5) if outputs is None else outputs) + identity.outputs[1:]
+    return replace(MANIFEST, identity=replace(identity, answer=form, outputs=kept))
+
+
+@pytest.mark.parametrize("form", [TOP_3, LABELS, AnswerForm(kind=Kind.SAMPLED, k=12), AnswerForm(kind=Kind.LOG_PROBS)])
+def test_a_kind_of_answer_is_written_and_read_back(tmp_path, form):
+    manifest = answering(form)
+    manifest.save(tmp_path)
+    found = Manifest.load(tmp_path)
+    assert found == manifest
+    assert (found.identity.answer_form, found.identity.answers) == (form, form.outputs(5))
+    assert found.identity.keeps_answers
+    assert not found.identity.keeps_logits
+    assert found.identity.features == MANIFEST.identity.features
+    assert found.digest != MANIFEST.digest
+
+
+@pytest.mark.parametrize(
+    ("form", "outputs"),
+    [
+        (AnswerForm(), None),
+        (TOP_3, AnswerForm().outputs(5)),
+        (TOP_3, ()),
+        (TOP_3, TOP_3.outputs(5)[:1]),
+        (TOP_3, TOP_3.outputs(5)[::-1]),
+        (TOP_3, (OutputSpec("top_k.ids", (3,), "float32"), TOP_3.outputs(5)[1])),
+        (TOP_3, (TOP_3.outputs(5)[0], OutputSpec("top_k.values", (3,), "int32"))),
+        (TOP_3, (OutputSpec("top_k.ids", (2,), "int32"), TOP_3.outputs(5)[1])),
+        (TOP_3, (*TOP_3.outputs(5), OutputSpec("logits", (5,), "float32"))),
+        (replace(TOP_3, k=6), None),
+        (LABELS, (OutputSpec("label", (1,), "int32"),)),
+        (LABELS, (OutputSpec("label", (), "float32"),)),
+        (AnswerForm(kind=Kind.LOG_PROBS), (OutputSpec("log_probs", (4,), "float32"),)),
+        (AnswerForm(kind=Kind.LOG_PROBS), (OutputSpec("log_probs", (5,), "float16"),)),
+        (None, (OutputSpec("logits", (5,), "float32"), OutputSpec("stem", (2,), "int32"))),
+    ],
+)
+def test_outputs_that_are_not_those_of_the_kind_are_refused(tmp_path, form, outputs):
+    answering(form, outputs).save(tmp_path)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"kind": "top_k", "k": 3},
+        {"kind": "top_k", "k": 3, "missing": None},
+        {"kind": "top_k", "k": True, "missing": "spread"},
+        {"kind": "top_k", "k": 3.5, "missing": "spread"},
+        {"kind": "top_k", "k": 0, "missing": "spread"},
+        {"kind": "top_k", "k": -3, "missing": "spread"},
+        {"kind": "top_k", "k": 1 << 40, "missing": "spread"},
+        {"kind": "top_k", "k": 3, "missing": "halve"},
+        {"kind": "top_k", "k": 3, "missing": "spread", "more": 1},
+        {"kind": "logits", "k": None, "missing": None},
+        {"kind": "label", "k": 3, "missing": None},
+        {"kind": "\x1b[31m", "k": None, "missing": None},
+        "top:3",
+        [],
+        3,
+    ],
+)
+def test_what_is_no_kind_of_answer_is_refused(tmp_path, answer):
+    document = content_of(answering(TOP_3))
+    document["identity"]["answer"] = answer
+    write(tmp_path, document)
+    with pytest.raises(StoreUnreadable, match="is not a manifest this release can read") as raised:
+        Manifest.load(tmp_path)
+    assert str(raised.value).isprintable()
+
+
+def test_a_build_that_keeps_answers_otherwise_is_refused_in_the_users_words(tmp_path):
+    with pytest.raises(IdentityMismatch, match=r"answer \(store: top:3, asked: logits\)"):
+        require_same(answering(TOP_3).identity, MANIFEST.identity, tmp_path)
+    zero = replace(TOP_3, missing=MissingMass.ZERO)
+    with pytest.raises(IdentityMismatch, match=r"answer \(store: top:3, asked: top:3:zero\); leave out"):
+        require_same(answering(TOP_3).identity, answering(zero).identity, tmp_path)

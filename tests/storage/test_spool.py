@@ -132,3 +132,16 @@ def test_a_spool_that_is_deleted_meanwhile_holds_nothing(spool):
     assert not is_file(spool.path)
     assert spooled_store(spool.path) is None
     assert read_spool(spool.path, OUTPUTS, {1}) == []
+
+
+def test_answers_that_are_ids_and_refusals_come_back_as_what_they_are(tmp_path):
+    outputs = (OutputSpec("top_k.ids", (3,), "int32"), OutputSpec("label", (), "int32"))
+    values = {"top_k.ids": np.arange(12, dtype=np.int32).reshape(4, 3), "label": np.array([7, -1, 2, 0], np.int32)}
+    spool = Spool(tmp_path, STORE, 5, outputs, 4)
+    spool.write([Group([1, 2, 3, 4], [0, 1, 2, 3], [bytes([id_]) * 16 for id_ in range(4)], values, refused=[2])])
+    found = read_spool(spool.path, outputs, {1, 2, 4})
+    assert [(answer.call, answer.is_refusal) for answer in found] == [(1, False), (2, True), (4, False)]
+    for answer in found:
+        for name, array in values.items():
+            assert answer.values[name].dtype == np.int32
+            np.testing.assert_array_equal(answer.values[name], array[[answer.call - 1]])
