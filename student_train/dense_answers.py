@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ground.errors import StoreUnreadable
-from storage.answers import AnswerForm, Kind, MissingMass
+from storage.answers import NO_CLASS, AnswerForm, Kind, MissingMass
 from student_train.losses.kinds import Answered, kind_of
 from student_train.sparse_answers import LEAST, dense_weights, log_of, one_hot, spread_teacher
 
@@ -48,9 +48,9 @@ def dense_answers(form: AnswerForm, said: Said, classes: int) -> Tensor:
     return _DENSE[kind_of(form)](said, classes)
 
 
-def named_classes(form: AnswerForm, said: Said) -> Tensor | None:
-    """The classes that answers of top-k name, (B, k) int64; None of other kinds."""
-    return said[_IDS] if form.kind is Kind.TOP_K else None
+def output_of_ids(form: AnswerForm) -> str | None:
+    """The output that says which classes answers of top-k name, see `Signals.ids`; None for other kinds."""
+    return _IDS if form.kind is Kind.TOP_K else None
 
 
 def empty_rows(answers: Mapping[str, Tensor]) -> Tensor:
@@ -71,7 +71,7 @@ def empty_rows(answers: Mapping[str, Tensor]) -> Tensor:
 
 
 def _is_nothing(values: Tensor) -> Tensor:
-    return values.isnan() if values.is_floating_point() else values == -1
+    return values.isnan() if values.is_floating_point() else values == NO_CLASS
 
 
 def require_classes(answers: Mapping[str, Tensor], classes: int, source: object) -> None:
@@ -88,6 +88,6 @@ def require_classes(answers: Mapping[str, Tensor], classes: int, source: object)
         if values.is_floating_point() or not values.numel():
             continue
         # Only a sample has slots that are not used: an id that was drawn twice is kept once.
-        least = -1 if name == "sampled.ids" else 0
+        least = NO_CLASS if name == "sampled.ids" else 0
         if not least <= int(values.min()) <= int(values.max()) < classes:
             raise StoreUnreadable(f"{name} of {source} names classes beyond its {classes}; build the store again")

@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor
 
+from storage.answers import NO_CLASS
+
 # In place of minus infinity, whose differences are NaN: the probability is exactly 0, at any temperature in use.
 NOTHING = -1e9
 # The smallest probability that is told from 0, as a logarithm: what is kept in float32 goes no lower.
@@ -83,7 +85,7 @@ def dense_weights(ids: Tensor, weights: Tensor, classes: int) -> Tensor:
         weights: (B, k), at least 0.
         classes: K.
     """
-    used = ids >= 0
+    used = ids != NO_CLASS
     # Added up, not set: unused slots all point to the first class, with nothing.
     return weights.new_zeros(len(ids), classes).scatter_add(1, ids.clamp_min(0), torch.where(used, weights, 0.0))
 

@@ -14,7 +14,7 @@ from models import Representation
 from storage.answers import AnswerForm, Kind, MissingMass
 from student_train.bound_method import BoundMethod
 from student_train.comparison import AllPairs, Comparison, GroupComparison
-from student_train.dense_answers import dense_answers, named_classes
+from student_train.dense_answers import dense_answers, output_of_ids
 from student_train.losses import LOSSES, DistillationLoss
 from student_train.losses.kinds import ORDER, Kinds, kind_of, why_not
 from student_train.method_spec import MethodSpec
@@ -65,7 +65,7 @@ def answered(signals: Signals, form: AnswerForm) -> Signals:
     """The same with the teacher's logits as a store of this form gives them."""
     kept = said(form, signals.teacher.logits)
     teacher = replace(signals.teacher, logits=dense_answers(form, kept, CLASSES).to(signals.teacher.logits))
-    return replace(signals, teacher=teacher, ids=named_classes(form, kept))
+    return replace(signals, teacher=teacher, ids=kept.get(output_of_ids(form)))
 
 
 def with_teacher(signals: Signals, logits: Tensor) -> Signals:
