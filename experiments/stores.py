@@ -16,7 +16,6 @@ import torch
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
 from ground.errors import CKDError, InvalidInput
-from ground.layers import LOGITS
 from ground.terminal import note, progress
 from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
@@ -184,7 +183,7 @@ class Stores:
         return made + self._build(need, plan.build)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
-        features = [name for name in prepared.plan.called_names if name != LOGITS]
+        features = [*prepared.plan.identity.features]
         config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
@@ -282,4 +281,4 @@ def _extend(label: str, prepared: Prepared, report: BuildReport) -> None:
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:
     if not (folder / FILE_NAME).exists():
         return None
-    return tuple(output.name for output in Store.open(folder).outputs if output.name != "logits")
+    return tuple(Store.open(folder).manifest.identity.features)

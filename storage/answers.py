@@ -139,6 +139,13 @@ class AnswerForm:
         outputs = self.outputs(num_classes)
         return sum(math.prod(output.shape) * stored_type(output.dtype).itemsize for output in outputs)
 
+    def size_text(self, num_classes: int, views: int) -> str:
+        """What a row of them takes, for people, beside what logits would."""
+        own, full = (form.row_bytes(num_classes) for form in (self, AnswerForm()))
+        word = "smaller" if own < full else "larger"
+        times = "" if own == full else f", {max(own, full) / min(own, full):.3g} times {word} than logits"
+        return f"{self.text}, {views * own} bytes a row{times}"
+
     def require_fits(self, num_classes: int) -> None:
         """Raise `ValueError` where it keeps more of the largest than there are; draws may be any number."""
         if self.kind is Kind.TOP_K and (self.k or 0) > num_classes:
@@ -174,8 +181,7 @@ def is_empty(values: Mapping[str, np.ndarray]) -> np.ndarray:
         (array == NO_CLASS if is_integer(array.dtype) else np.isnan(array)).reshape(len(array), -1).all(axis=1)
         for array in values.values()
     ]
-    empty: np.ndarray = np.stack(parts).all(axis=0)
-    return empty
+    return np.asarray(np.stack(parts).all(axis=0))
 
 
 def empty_answers(outputs: Sequence[OutputSpec], count: int) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ from storage.ledger_records import Session
 from storage.locks import CellLocks, locked_cells
 from storage.rows import Rows
 from storage.store import Store, runs_of
+from teacher_cache.answers import Conversion
 from teacher_cache.in_hand import AnswersInHand, Batch
 from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.outputs import as_said, find_misfit, rows_that_fit, to_arrays
@@ -96,6 +97,7 @@ class Builder:
         self.report = BuildReport(store.folder, plan.n) if report is None else report
         self._on_progress = on_progress
         self._kept = PaidAnswers(store)
+        self._conversion = Conversion.into(plan.identity, teacher.card)
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         self._before = ledger.summary(plan.identity.teacher.fingerprint)
         self._work = WorkList(plan, store, ledger)
@@ -240,7 +242,8 @@ class Builder:
         started = time.perf_counter()
         # Who stops at once waits for the answer that is being paid for, unless he asks again.
         with self._stop.held(1):
-            said = self._teacher.call(pixels, self.plan.called_names)
+            said = self._teacher.call(pixels, self._conversion.asked(self.plan.called_names))
+            said = self._conversion.convert(said, list(ids))
             batch = Batch(ids, cells, [copied[digest] for digest in ids], said)
             self._in_hand.take(batch)
         self.report.new_calls += len(ids)

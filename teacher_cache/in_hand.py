@@ -34,6 +34,7 @@ class Batch:
         cells: where each belongs; row * V + view.
         copied: of each input, the outputs that were paid for before: name -> (1, ...).
         said: what was called, as the teacher said it; nothing once it is in `values`: name -> (C, ...).
+        refused: inputs whose answers are refusals: paid for, and without content.
     """
 
     ids: Mapping[bytes, int]
@@ -41,6 +42,7 @@ class Batch:
     copied: Sequence[Mapping[str, np.ndarray]]
     said: Answers = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    refused: frozenset[bytes] = frozenset()
 
     def part(self, rows: np.ndarray, values: Mapping[str, np.ndarray]) -> Batch:
         """Some of the answers, (C,) bool, with the values of what was called."""
@@ -51,12 +53,14 @@ class Batch:
             [self.cells[place] for place in places],
             [self.copied[place] for place in places],
             values=values,
+            refused=self.refused,
         )
 
     def spooled(self, outputs: Sequence[OutputSpec]) -> Group:
         """All that the store keeps of these calls, in the type that it is there in."""
         values = {output.name: self._values(output) for output in outputs}
-        return Group(list(self.ids.values()), self.cells, list(self.ids), values)
+        refused = [call for digest, call in self.ids.items() if digest in self.refused]
+        return Group(list(self.ids.values()), self.cells, list(self.ids), values, refused)
 
     def _values(self, output: OutputSpec) -> np.ndarray:
         if output.name in self.values:

@@ -17,8 +17,10 @@ from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing, preprocessing_of
+from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
+from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
@@ -42,7 +44,10 @@ class Prepared(NamedTuple):
     def seconds(self) -> float:
         """An estimate for the calls still to be made."""
         calls = self.plan.needed_calls
-        return calls and calls * self.teacher.seconds_per_call(self.plan.called_names, self.plan.config.batch_size)
+        if not calls:
+            return 0.0
+        asked = Conversion.into(self.plan.identity, self.teacher.card).asked(self.plan.called_names)
+        return calls * self.teacher.seconds_per_call(asked, self.plan.config.batch_size)
 
 
 def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None) -> Prepared:
@@ -200,8 +205,11 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
     there = (config.store / FILE_NAME).exists()
-    kept = Manifest.load(config.store).identity.outputs if there else ()
-    outputs = choose_outputs(card, config.features, config.feature_dtype, kept, features_only=config.features_only)
+    kept = Manifest.load(config.store).identity.kept_layers if there else ()
+    outputs = choose_outputs(
+        card, config.features, config.feature_dtype, kept, features_only=config.features_only, keep=config.keep
+    )
+    form = None if config.features_only else chosen_form(card, config.keep)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(
@@ -213,4 +221,5 @@ def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identit
         view_policy=config.view_policy,
         outputs=outputs,
         parameters=parameter_specs(kept_parameters(card, outputs)),
+        answer=None if form == AnswerForm() else form,
     )

@@ -113,7 +113,7 @@ def _spooled_answers(store: Store, calls: Sequence[RecordedCall]) -> dict[int, S
 
 def _sort_out_spooled(store: Store, call: RecordedCall, answer: SpooledAnswer, found: Leftovers) -> bytes | None:
     """Digests of what the call kept, with the cell's outputs laid out to be written; None if they do not fit."""
-    misfit = find_misfit(answer.values, store.outputs)
+    misfit = find_misfit(answer.values, store.outputs, is_refusal=answer.is_refusal)
     if misfit is not None:
         found.misfits[answer.cell] = misfit
         found.misfit_inputs.add(call.input_digest)

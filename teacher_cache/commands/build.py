@@ -16,6 +16,7 @@ from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models.names import CALL_PRECISIONS, identity_name, is_placed
+from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from teacher_cache.build import build as run_build
@@ -24,6 +25,7 @@ from teacher_cache.commands.options import (
     CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,
     FEATURES_HELP,
+    KEEP_HELP,
     accept_rollback_option,
     compute_options,
     dataset_options,
@@ -56,6 +58,7 @@ from teacher_cache.rendering import RenderingOverrides
 @click.option(
     "--features-only", is_flag=True, help="Keep features and no logits: for a teacher of other classes, or of none."
 )
+@click.option("--keep", help=KEEP_HELP)
 @click.option("--class-map", help=CLASS_MAP_HELP)
 @click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
@@ -88,8 +91,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, sizes, mean and
-    std) need not be said again; only where its images lie, if they are yours.
+    that exists says of itself (teacher, data set, features, kind of answers, class map, format, views, seed, precision,
+    sizes, mean and std) need not be said again; only where its images lie, if they are yours.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
@@ -98,6 +101,7 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     if store is None and settings["teacher"] is None:
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    settings["keep"] = None if settings["keep"] is None else AnswerForm.read(settings["keep"])
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
     settings |= {"rendering": said, "code": UserCode.of(allowed=allow_code)}
@@ -155,11 +159,15 @@ def _default_store(teacher: str, dataset: str) -> Path:
 
 def _estimate(prepared: Prepared) -> dict[str, Any]:
     plan = prepared.plan
+    form, num_classes = plan.identity.answer_form, len(plan.identity.dataset.classes)
     return {
         "store": str(plan.config.store),
         "total_calls": plan.total_calls,
         "paid_calls": plan.paid_calls,
         "needed_calls": plan.needed_calls,
+        "answer": None if form is None else asdict(form),
+        "answer_bytes": 0 if form is None else form.row_bytes(num_classes),
+        "logits_bytes": AnswerForm().row_bytes(num_classes),
         "array_bytes": dict(plan.array_bytes),
         "total_bytes": sum(plan.array_bytes.values()),
         "free_bytes": plan.free_bytes,
@@ -168,12 +176,14 @@ def _estimate(prepared: Prepared) -> dict[str, Any]:
 
 
 def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
-    plan = prepared.plan
+    plan, form = prepared.plan, prepared.plan.identity.answer_form
+    size = form and form.size_text(len(plan.identity.dataset.classes), plan.identity.views)
     arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
     return "\n".join(
         [
             f"{plan.config.store}: {plan.total_calls} teacher calls in all",
             f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made",
+            *([] if size is None else [f"  answers as {size}"]),
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
             f"about {estimate['seconds']:.0f} s on {prepared.teacher.card.device}; nothing was called or written",

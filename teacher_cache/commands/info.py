@@ -40,7 +40,7 @@ def info(store: Path, as_json: bool) -> None:
     features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
     correct = description["teacher_accuracy"]
     form = Store.open(store).manifest.identity.answer_form
-    unknown = "no answers are kept to tell the teacher's" if form is None else "no rows yet"
+    unknown = "no logits are kept to tell the teacher's" if form is None else "no rows yet"
     for name, value in {
         "store": store,
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
@@ -155,12 +155,6 @@ def _rows_at_once(store: Store) -> int:
 
 def _answers_text(form: AnswerForm, description: Mapping[str, Any]) -> str:
     """How they are kept, and what is not in them."""
-    num_classes, empty = description["num_classes"], description["answers_empty"]
-    row, full = form.row_bytes(num_classes), AnswerForm().row_bytes(num_classes)
-    without = f"; {empty} without content" if empty else ""
-    return f"{form.text}, {row} bytes each{compared(row, full)}{without}"
-
-
-def compared(row_bytes: int, full_bytes: int) -> str:
-    """How much smaller an answer is than logits, where it is another size."""
-    return "" if row_bytes == full_bytes else f", {full_bytes / row_bytes:.3g} times smaller than logits"
+    empty = description["answers_empty"]
+    without = f"; {empty} have no content" if empty else ""
+    return f"{form.size_text(description['num_classes'], description['views'])}{without}"

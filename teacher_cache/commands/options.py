@@ -78,6 +78,10 @@ FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
 )
+KEEP_HELP = (
+    "How to keep answers over the classes: logits, log_probs, probabilities, top:K, top:K:RULE (of what is missing: "
+    "spread, zero, renormalise), sampled:K or label.  [default: as the store does, or the teacher gives them]"
+)
 FEATURE_DTYPE_HELP = "float16, bfloat16 or float32.  [default: that of the store's features, or float16]"
 CLASS_MAP_HELP = (
     "For a teacher of other classes than the data set's: a CSV file with the header teacher,data, or names, to match "

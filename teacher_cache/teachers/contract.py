@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ground.geometry import Rendering
+from storage.answers import AnswerForm
 from storage.manifest import TeacherIdentity
 
 # Output name -> (C, ...), one row a call, on whatever device the teacher runs.
@@ -26,10 +27,12 @@ class Card:
     Args:
         identity: what stores and ledgers know it by.
         rendering: how it is shown images.
-        outputs: everything it can say of a view, logits first where it has any, then its layers in order -> shape.
+        outputs: everything it can say of a view, answers over the classes first where it has any, then its layers in
+            order -> shape.
         parameters: of the teacher itself, as float32: head/weight (K, D) and head/bias (K,) where its logits come out
             of a linear layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
         device: where it runs, for the record.
+        answer: the form of its answers over the classes, whose outputs are among its own where it gives any.
     """
 
     identity: TeacherIdentity
@@ -37,6 +40,7 @@ class Card:
     outputs: Mapping[str, tuple[int, ...]]
     parameters: Mapping[str, np.ndarray] = field(repr=False)
     device: str
+    answer: AnswerForm = field(default_factory=AnswerForm)
 
 
 class Teacher(Protocol):
