@@ -41,11 +41,11 @@ def require_answers(method: MethodSpec, student: Sequence[str], identity: Identi
         )
     form = identity.answer_form
     reasons = [] if form is None else [(loss.name, _why_not(loss, form)) for loss in asking]
-    refused = [f"{name} cannot learn ({reason})" for name, reason in reasons if reason is not None]
+    refused = [f"{name} ({reason})" for name, reason in reasons if reason is not None]
     if form is not None and refused:
         raise InvalidInput(
-            f"the store keeps the teacher's answers as {form.text}, from which {', nor '.join(refused)}; give "
-            f"{_that_fit(student, identity)}"
+            f"the store keeps the teacher's answers as {form.text}, and that is nothing to learn from for "
+            f"{' and '.join(refused)}; give {_that_fit(student, identity)}"
         )
     through = [loss.name for loss in method.losses if loss.needs.head]
     if through and _has_no_head(identity):

@@ -128,6 +128,16 @@ _NOT_COMPARED = "differences between samples need the same classes, and finite n
 _NOT_STANDARDISED = "rows of zeros with a few weights have no scale to standardise by"
 
 
+def kinds_of(loss: Any) -> dict[str, str]:
+    """Kind -> what a loss makes of it, logits first; nothing for one that reads no answer over the classes.
+
+    Args:
+        loss: a `DistillationLoss`, or its class.
+    """
+    said: dict[str, str] = loss.kinds.describe()
+    return {str(Kind.LOGITS): _LOGITS.meaning} | said if said else {}
+
+
 def kind_of(form: AnswerForm) -> Answered:
     """The kind that is declared for a form: of top-k, its rule."""
     return form.kind if form.missing is None else form.missing
