@@ -26,7 +26,7 @@ from teacher_cache.teachers import Answers, Card
 
 # A label that no number led to: neither a class nor a refusal, so that no store takes it.
 NO_NUMBER = -2
-_MOST_NUMBERS = 1 << 20
+MOST_NUMBERS = 1 << 20
 _LEAST = torch.finfo(torch.float32).tiny
 
 _LOSSLESS = (Kind.LOG_PROBS, Kind.PROBABILITIES)
@@ -129,7 +129,7 @@ class Conversion:
         others = {name: values for name, values in said.items() if name not in self.given.names}
         own = {name: said[name] for name in self.given.names}
         wide = max(1, max(values[:1].numel() for values in own.values()))
-        cuts = [*range(0, len(inputs), max(1, _MOST_NUMBERS // wide)), len(inputs)]
+        cuts = [*range(0, len(inputs), max(1, MOST_NUMBERS // wide)), len(inputs)]
         blocks = [
             self._converted({name: values[first:last] for name, values in own.items()}, inputs[first:last])
             for first, last in pairwise(cuts)
