@@ -39,7 +39,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     Args:
         method: the spec, as it was given.
         recipe: what the method was made of.
-        n: rows of the store that it learns from.
+        n: rows of the store that it learns from; those among them whose answer has no content are counted too.
         student_size: of the student's input, where it is not that of the teacher's views.
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
@@ -85,6 +85,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
             there was no ledger.
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
+        empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
         threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;
@@ -98,6 +99,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     ledger_head: Line | None = None
     teacher_calls: Count
     teacher_outputs: tuple[str, ...] | None = None
+    empty_answers: Count | UnsetType = UNSET
     test_accuracy: Share
     best_val_accuracy: Share
     last_test_accuracy: Share

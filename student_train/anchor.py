@@ -52,8 +52,10 @@ def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
                 said = student.represent(inputs).only(())
             said, index = said.map(Tensor.float), data.compute.to_device(part)
             for view in range(data.manifest.identity.views):
-                teacher = data.teacher(part, torch.full_like(part, view))
-                target = method.logit_target(Signals(said, teacher, classes, index))
+                which = torch.full_like(part, view)
+                ids = data.named_classes(part, which)
+                signals = Signals(said, data.teacher(part, which), classes, index, ids=ids)
+                target = method.logit_target(signals)
                 if target is not None:
                     gaps.append(target - said.logits)
     if gaps:

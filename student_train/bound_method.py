@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from ground.errors import InvalidInput
 from models import Network
+from storage.answers import AnswerForm
 from student_train.binding import Binding
 from student_train.comparison import AllPairs
 from student_train.losses import DistillationLoss
 from student_train.losses.base import TeacherRows
+from student_train.losses.kinds import reading_of
 from student_train.losses.standardise import standardise
 from student_train.method_spec import LossSpec, MethodSpec
 from student_train.mixing import Part
+from student_train.reading import Reading
 from student_train.signals import Moment, Signals
 
 
@@ -39,14 +42,27 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand: what it is, and the loss that learns."""
+    """One summand: what it is, the loss that learns, and how that reads the teacher's answers."""
 
     spec: LossSpec
     loss: DistillationLoss
+    reading: Reading
+
+    def given(self, signals: Signals) -> Signals:
+        """What the loss sees of single samples."""
+        read = self.reading(signals)
+        return standardised(read) if self.spec.standardised else read
+
+    def value(self, signals: Signals) -> Tensor:
+        """The loss of what it is `given`."""
+        found: Tensor = self.loss.of_weights(signals) if self.reading.is_weights else self.loss(signals)
+        return found
 
     def logit_target(self, signals: Signals) -> Tensor | None:
-        """See `DistillationLoss.logit_target`; standardised logits pull to no level."""
-        return None if self.spec.standardised else self.loss.logit_target(signals)
+        """See `DistillationLoss.logit_target`; standardised logits pull to no level, nor does what has no logits."""
+        if self.spec.standardised or not self.reading.comparable:
+            return None
+        return self.loss.logit_target(self.reading(signals))
 
 
 class BoundMethod:
@@ -54,11 +70,13 @@ class BoundMethod:
 
     Args:
         losses: one for each of the spec's, in order, bound by `bind_method` as far as they need to be.
+        form: of the teacher's answers; None is logits, and for features alone.
     """
 
-    def __init__(self, spec: MethodSpec, losses: Sequence[DistillationLoss]) -> None:
+    def __init__(self, spec: MethodSpec, losses: Sequence[DistillationLoss], form: AnswerForm | None = None) -> None:
         self.spec = spec
-        self.terms = tuple(Term(*pair) for pair in zip(spec.losses, losses, strict=True))
+        pairs = zip(spec.losses, losses, strict=True)
+        self.terms = tuple(Term(said, loss, reading_of(loss, form or AnswerForm())) for said, loss in pairs)
         self.learned = nn.ModuleList(losses)
         """Every loss as a module, for the optimizer and the checkpoint."""
 
@@ -98,26 +116,26 @@ class BoundMethod:
 
     def _losses(self, signals: Signals) -> Losses:
         total = torch.zeros((), device=signals.student.logits.device)
-        compared: dict[bool, Signals] = {}
+        compared: dict[tuple[Reading, bool], Signals] = {}
         values = []
         for term in self.terms:
-            given = standardised(signals) if term.spec.standardised else signals
-            value = self._compared(term, given, compared) if term.spec.compared else term.loss(given)
+            given = term.given(signals)
+            value = self._compared(term, given, compared) if term.spec.compared else term.value(given)
             values.append(_scalar(term, value))
             total = total + term.spec.weight * values[-1]
         # On the device, so that recording makes no step wait.
         return Losses(total, torch.stack([value.detach().to(total) for value in values]))
 
-    def _compared(self, term: Term, given: Signals, compared: dict[bool, Signals]) -> Tensor:
-        """A loss of comparisons, which are made once for all terms: kept in `compared`, by what is standardised."""
+    def _compared(self, term: Term, given: Signals, compared: dict[tuple[Reading, bool], Signals]) -> Tensor:
+        """A loss of comparisons, which are made once for all terms that are given the same: kept in `compared`."""
         assert self.spec.comparison is not None
         value = term.loss.over_all_pairs(given) if isinstance(self.spec.comparison, AllPairs) else None
         if value is not None:
             return value
-        if term.spec.standardised not in compared:
-            compared[term.spec.standardised] = self.spec.comparison(given.only(self._compared_pairs))
-        found: Tensor = term.loss(compared[term.spec.standardised])
-        return found
+        kept = term.reading, term.spec.standardised
+        if kept not in compared:
+            compared[kept] = self.spec.comparison(given.only(self._compared_pairs))
+        return term.value(compared[kept])
 
     @property
     def _compared_pairs(self) -> list[tuple[str, str]]:
@@ -135,13 +153,18 @@ class BoundMethod:
 
 
 def bind_method(
-    spec: MethodSpec, student: Network, describe: Callable[[Network], Binding], seed: int
+    spec: MethodSpec,
+    student: Network,
+    describe: Callable[[Network], Binding],
+    seed: int,
+    form: AnswerForm | None = None,
 ) -> tuple[BoundMethod, Network]:
     """Bind every loss to a training; returns what trains, and the student to train.
 
     Args:
         describe: what there is to bind to, for a student.
         seed: of the learned parts.
+        form: of the teacher's answers; None is logits, and for features alone.
 
     Raises:
         InvalidInput: shapes do not fit, or two losses would change what the student is.
@@ -160,7 +183,7 @@ def bind_method(
         for loss in losses:
             if not loss.dresses:
                 loss.bind(binding)
-    return BoundMethod(spec, losses), student
+    return BoundMethod(spec, losses, form), student
 
 
 def standardised(signals: Signals) -> Signals:

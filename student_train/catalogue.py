@@ -9,6 +9,8 @@ from typing import Any
 
 from ground.errors import InvalidInput
 from ground.user_code import UserCode
+from storage.answers import Kind
+from student_train.losses.kinds import kinds_of
 from student_train.methods import method_names, parse_method
 from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_names
@@ -20,6 +22,7 @@ def describe_losses() -> list[dict[str, Any]]:
     broken: dict[str, Any] = {
         "details": "",
         "needs": "",
+        "kinds": {},
         "comparable": False,
         "settings": {},
         "recipe": {},
@@ -29,7 +32,9 @@ def describe_losses() -> list[dict[str, Any]]:
 
 
 def describe_loss(name: str, code: UserCode = UserCode.REFUSED) -> dict[str, Any]:
-    """One loss: name, formula, needs, settings with their defaults, recipe, source; raises as `find_loss` does."""
+    """One loss: name, formula, needs, kinds of answers, settings with their defaults, recipe, source; raises as
+    `find_loss` does.
+    """
     loss_class = find_loss(name, code)
     # Most needs follow from settings, so they are those of the defaults.
     loss = Settings("loss", name, {}).build(loss_class)
@@ -39,6 +44,7 @@ def describe_loss(name: str, code: UserCode = UserCode.REFUSED) -> dict[str, Any
         "formula": formula.strip(),
         "details": details.strip(),
         "needs": loss.needs.describe(),
+        "kinds": kinds_of(loss_class),
         "comparable": loss.needs.comparable,
         "settings": loss.settings,
         "recipe": asdict(loss_class.recipe),
@@ -64,6 +70,21 @@ def _or_problem(
         return describe(name)
     except InvalidInput as error:
         return {"name": name, **broken, where: str(error)}
+
+
+def shown_kinds(kinds: Mapping[str, str]) -> str:
+    """From which kinds of answers a loss learns: the rules of top-k together."""
+    rules = [kind.partition(":")[2] for kind in kinds if ":" in kind]
+    merged = (f"top_k ({', '.join(rules)})" if ":" in kind else kind for kind in kinds)
+    return ", ".join(dict.fromkeys(merged))
+
+
+def explained_kinds(kinds: Mapping[str, str]) -> str:
+    """What a loss makes of answers that are no logits; those of which it makes the same together."""
+    found = {meaning: [kind for kind, said in kinds.items() if said == meaning] for meaning in kinds.values()}
+    return "; ".join(
+        f"{', '.join(names)}: {meaning}" for meaning, names in found.items() if names != [str(Kind.LOGITS)]
+    )
 
 
 def shown_settings(settings: Mapping[str, Any]) -> str:

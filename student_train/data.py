@@ -7,7 +7,7 @@ and otherwise stay in main memory, from where each batch is fetched.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from ground.seeding import generator_for
 from ground.views import draw_views, render, view_pixels
 from models import Representation
 from models.compute import Compute
+from storage.answers import AnswerForm
 from storage.float_types import type_of
 from storage.manifest import Manifest
 from storage.rows import Rows
-from storage.schema import UNLABELLED, output_array
+from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head
+from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.needs import Wanted
 from student_train.sampling import Batch
 
@@ -43,6 +45,8 @@ class LabelledImages:
 class StudentData:
     """The first n rows of a store, with its validation and test images.
 
+    Where the teacher's answers were read, rows with one that has no content, a refusal that was paid for, are left out.
+
     Args:
         views: (n, V, 3), or (n, V, 5) of boxes: what the teacher saw.
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
@@ -50,6 +54,7 @@ class StudentData:
         rendering: how the student is shown images; the teacher's views are the store's all the same.
         folder: the store's.
         ledger_head: newest hash of its ledger when the data were read.
+        empty_answers: rows that were left out.
     """
 
     folder: Path
@@ -63,6 +68,7 @@ class StudentData:
     views: Tensor
     outputs: dict[str, Tensor]
     parameters: dict[str, Tensor]
+    empty_answers: int = 0
 
     @classmethod
     def load(
@@ -92,6 +98,9 @@ class StudentData:
         # With no teacher involved, what the teacher said does not have to be read.
         kept = store.read_outputs(names, rows) if names else {}
         outputs = {name: _tensor(values) for name, values in kept.items()}
+        del kept
+        chosen = _with_content(store, outputs, len(rows))
+        outputs = {name: _of(tensor, chosen) for name, tensor in outputs.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
         # On a CPU they are where training happens already.
         if compute.device.type != "cpu" and size < free_memory(compute) / 2:
@@ -102,13 +111,14 @@ class StudentData:
             manifest=store.manifest,
             compute=compute,
             rendering=shown,
-            train=_labelled(store, "train", rows, compute),
+            train=_labelled(store, "train", rows, compute, chosen),
             # A smaller n keeps the paper's proportion.
             val=_labelled(store, "val", Rows.first(min(rows.num_validation, store.manifest.num_val)), compute),
             test=_labelled(store, "test", None, compute),
-            views=torch.from_numpy(store.read_sample("train/views", rows)),
+            views=_of(torch.from_numpy(store.read_sample("train/views", rows)), chosen),
             outputs=outputs,
             parameters=_parameters(store, compute) if wanted.parameters else {},
+            empty_answers=0 if chosen is None else len(rows) - len(chosen),
         )
 
     def student_view(self, asked: str) -> str:
@@ -133,6 +143,11 @@ class StudentData:
     def n(self) -> int:
         """Rows to train on."""
         return len(self.train.labels)
+
+    @property
+    def num_asked(self) -> int:
+        """Rows that were asked for, and whose calls were paid: those without content too."""
+        return self.n + self.empty_answers
 
     @property
     def num_classes(self) -> int:
@@ -166,18 +181,30 @@ class StudentData:
     def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
         """What the teacher said of some rows, float32 on the device; None when nothing was loaded.
 
-        Of a store without logits these are (B, 0).
+        In the place of logits are its answers over all classes (B, K), see `student_train.dense_answers`; (B, 0) of a
+        store without any.
         """
         if not self.outputs:
             return None
         said = {name: self._rows(tensor, rows, which) for name, tensor in self.outputs.items()}
-        some = next(iter(said.values()))
-        logits = said.pop("logits", some.new_empty(len(some), 0))
-        return Representation(logits=logits, features=said)
+        form, identity = self._form, self.manifest.identity
+        if form is None:
+            return Representation(logits=next(iter(said.values())).new_empty(len(rows), 0), features=said)
+        features = {name: tensor for name, tensor in said.items() if name not in identity.answer_names}
+        return Representation(logits=dense_answers(form, said, self.num_classes), features=features)
+
+    def named_classes(self, rows: Tensor, which: Tensor) -> Tensor | None:
+        """Classes that the teacher's answers to some rows name, (B, k) int64 on the device; None where it names all."""
+        name = output_of_ids(self._form) if self._form is not None and self.outputs else None
+        return None if name is None else self._rows(self.outputs[name], rows, which)
+
+    @property
+    def _form(self) -> AnswerForm | None:
+        return self.manifest.identity.answer_form
 
     def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
-        chosen = tensor[rows.to(tensor.device), which.to(tensor.device)]
-        return self.compute.to_device(chosen).float()
+        chosen = self.compute.to_device(tensor[rows.to(tensor.device), which.to(tensor.device)])
+        return chosen.float() if chosen.is_floating_point() else chosen.long()
 
 
 def _tensor(values: np.ndarray) -> Tensor:
@@ -185,6 +212,33 @@ def _tensor(values: np.ndarray) -> Tensor:
     if type_of(values) == "bfloat16":
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
+
+
+def _with_content(store: Store, outputs: Mapping[str, Tensor], rows: int) -> Tensor | None:
+    """Which rows have answers with content: (m,) int64, or None for all of them.
+
+    Raises:
+        InvalidInput: too few of them have.
+        StoreUnreadable: an answer names what is no class.
+    """
+    identity = store.manifest.identity
+    answers = {name: outputs[name] for name in identity.answer_names if name in outputs}
+    if not answers:
+        return None
+    empty = empty_rows(answers)
+    chosen = (~empty).nonzero().squeeze(1) if empty.any() else None
+    if chosen is not None and len(chosen) < 2:
+        raise InvalidInput(
+            f"{len(chosen)} of {rows} rows of {store.folder} have an answer with content, and the others were refused "
+            "by the teacher; give a larger --n, or another store"
+        )
+    named = {name: _of(values, chosen) for name, values in answers.items() if not values.is_floating_point()}
+    require_classes(named, len(identity.dataset.classes), store.folder)
+    return chosen
+
+
+def _of(tensor: Tensor, chosen: Tensor | None) -> Tensor:
+    return tensor if chosen is None else tensor[chosen]
 
 
 def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
@@ -235,7 +289,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
             f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
             f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
-    return sorted({*(["logits"] if identity.keeps_logits else []), *wanted})
+    return sorted({*(output.name for output in identity.answers), *wanted})
 
 
 def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
@@ -245,7 +299,7 @@ def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
 def _require_memory(store: Store, names: list[str], rows: int) -> None:
     """Refuse before loading what main memory cannot hold."""
     specs = store.arrays.specs
-    needed = rows * sum(specs[name].row_bytes for name in [*map(output_array, names), "train/images", "train/views"])
+    needed = rows * sum(specs[name].row_bytes for name in [*map(store.array_of, names), "train/images", "train/views"])
     needed += sum(store.manifest.rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
     free = free_main_memory()
     if needed > free:
@@ -267,10 +321,12 @@ def free_memory(compute: Compute) -> float:
     return free_main_memory()
 
 
-def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
+def _labelled(
+    store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None
+) -> LabelledImages:
     images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
     classes = len(store.manifest.identity.dataset.classes)
     least = UNLABELLED if split == "train" else 0
     if len(labels) and not least <= labels.min() <= labels.max() < classes:
         raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
-    return LabelledImages(*(compute.to_device(torch.from_numpy(values)) for values in (images, labels)))
+    return LabelledImages(*(compute.to_device(_of(torch.from_numpy(values), chosen)) for values in (images, labels)))

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ground.errors import InvalidInput
-from student_train.catalogue import describe_loss, shown_settings
+from student_train.catalogue import describe_loss, explained_kinds, shown_settings
 from student_train.docstrings import arguments, sections, summary_and_prose
 from student_train.losses import FAMILIES, DistillationLoss
 
@@ -58,6 +58,9 @@ def _entry(loss: type[DistillationLoss]) -> str:
 def _facts(loss: type[DistillationLoss], known: dict[str, Any]) -> Iterator[str]:
     said = {title: _plain(text) for title, text in sections(loss).items()}
     yield f"*Needs* {known['needs'] or 'labels alone'}{'' if known['comparable'] else '; single samples only'}."
+    if known["kinds"]:
+        where = "" if loss().needs.answers else "where it reads logits, "
+        yield f"*Answers* {where}{_plain(explained_kinds(known['kinds']))}."
     recipe = "{weight:g} (ce {ce:g}, kd {kd:g})".format(**known["recipe"])
     yield f"*Recipe* {recipe}: {said['Recipe']}" if "Recipe" in said else f"*Recipe* {recipe}."
     yield f"*Source* {known['source']}."

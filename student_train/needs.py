@@ -51,6 +51,11 @@ class Needs:
         return self.labels or self.targets
 
     @property
+    def answers(self) -> bool:
+        """Whether what the teacher answers over the classes is read: its logits, or what a store keeps of them."""
+        return any(item.rpartition(":")[2] == LOGITS for item in self.outputs.split("+"))
+
+    @property
     def teacher(self) -> bool:
         """Whether any answer of the teacher is involved."""
         return bool(self.outputs)

@@ -41,10 +41,12 @@ class Signals:
 
     Args:
         student: float32, with gradient.
-        teacher: float32, from the store; None for methods that learn from labels alone.
+        teacher: float32, from the store; None for methods that learn from labels alone. In the place of its logits is
+            whatever it answered over the classes, see `student_train.dense_answers`.
         labels: (B,) int64 classes, or (G, K) float32 differences of one-hot labels once compared.
         index: (B,) int64 rows of the sample; None once compared, where an entry is no single row.
         views: how many views of each image follow one another: first all images in view 0, then all in view 1, ...
+        ids: (B, k) int64 classes that answers of top-k name; None for other kinds, and once compared.
     """
 
     student: Representation
@@ -53,6 +55,7 @@ class Signals:
     index: Tensor | None
     moment: Moment = field(default_factory=Moment)
     views: int = 1
+    ids: Tensor | None = None
 
     @property
     def label_targets(self) -> Tensor:
@@ -65,7 +68,7 @@ class Signals:
         return (self.labels.unsqueeze(1) == classes).to(logits.dtype)
 
     def reordered(self, order: Tensor) -> Signals:
-        """The student as it is, and the teacher, the labels and the index of other samples of the batch.
+        """The student as it is, and the teacher, the labels, the index and the ids of other samples of the batch.
 
         Args:
             order: (B,) int64, for each sample whose they become.
@@ -75,6 +78,7 @@ class Signals:
             teacher=None if self.teacher is None else self.teacher.map(lambda tensor: tensor[order]),
             labels=self.labels[order],
             index=None if self.index is None else self.index[order],
+            ids=None if self.ids is None else self.ids[order],
         )
 
     def only(self, pairs: Sequence[tuple[str, str]]) -> Signals:

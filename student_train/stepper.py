@@ -67,6 +67,7 @@ class Stepper:
             index=rows,
             moment=moment,
             views=batch.views,
+            ids=data.named_classes(batch.rows, which),
         )
         return self.method.losses(signals, parts)
 

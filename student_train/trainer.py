@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
+from ground.layers import LOGITS
 from ground.terminal import StopRequest, graceful_stop
 from ground.views import evaluation_batches
 from models import Network, Representation, canonical_name, network_shape
@@ -84,6 +86,12 @@ class Trainer:
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
         require_labels(method, data.train.labels, data.folder)
+        if data.empty_answers:
+            log.warning(
+                "%d of %d rows are left out: the teacher refused to answer, which was paid for",
+                data.empty_answers,
+                data.num_asked,
+            )
         sampling = method.sampling_of(data.manifest.identity.views)
         sampling.check(data.n)
         if config.student_view == "teacher" or isinstance(sampling, AllViews):
@@ -94,7 +102,8 @@ class Trainer:
         self.wanted = wanted_by(method, student.layers, data.manifest)
         labels = data.train.labels.cpu()
         require_head(student, method)
-        bound, student = bind_method(method, student, partial(_binding, data=data, labels=labels), config.seed)
+        form = data.manifest.identity.answer_form
+        bound, student = bind_method(method, student, partial(_binding, data=data, labels=labels), config.seed, form)
         bound.require_room(_binding(student, data, labels), config.batch_size, free_memory(data.compute))
         data.compute.place(student)
         learned = bound.learned.to(data.compute.device)
@@ -288,6 +297,7 @@ class Trainer:
             ledger_head=self.data.ledger_head,
             teacher_calls=self._teacher_calls(),
             teacher_outputs=tuple(self.wanted.teacher),
+            empty_answers=self.data.empty_answers or UNSET,
             test_accuracy=at_best,
             best_val_accuracy=self.state.protocol.best,
             last_test_accuracy=last_test_accuracy,
@@ -303,8 +313,8 @@ class Trainer:
         return record.document()
 
     def _teacher_calls(self) -> int:
-        """Calls whose answers this student learned from: none for a method that asks no teacher."""
-        return self.data.n * self.data.manifest.identity.views if self.method.asks_teacher else 0
+        """Calls that were paid for what this student learned from: none for a method that asks no teacher."""
+        return self.data.num_asked * self.data.manifest.identity.views if self.method.asks_teacher else 0
 
     def settings(self) -> RunSettings:
         """Settings and sources; a run goes on only if all of them are the same."""
@@ -327,7 +337,7 @@ class Trainer:
                 max_evals=config.protocol.max_evals,
             ),
             recipe=self.method.describe(),
-            n=self.data.n,
+            n=self.data.num_asked,
             precision=self.data.compute.precision,
             store_id=self.data.manifest.store_id,
             teacher=identity.teacher.name,
@@ -373,14 +383,17 @@ def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:
-    """What a method needs of a student with these layers and of this store; see `MethodSpec.wanted`.
+    """What a method needs of a student with these layers and of this store, by the names of its outputs.
 
     Raises:
-        InvalidInput: it needs logits or a last layer of the teacher, and the store has none; or as `MethodSpec.wanted`.
+        InvalidInput: it cannot learn from the answers that are kept, or needs a last layer that is not; or as
+            `MethodSpec.wanted`.
     """
     identity = manifest.identity
     require_answers(method, student, identity)
-    return method.wanted(student, identity.teacher.layers, logits=identity.keeps_logits)
+    wanted = method.wanted(student, identity.teacher.layers, logits=identity.keeps_answers)
+    named = [identity.answer_names if name == LOGITS else (name,) for name in wanted.teacher]
+    return replace(wanted, teacher=tuple(chain.from_iterable(named)))
 
 
 def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
@@ -390,11 +403,12 @@ def _binding(student: Network, data: StudentData, labels: Tensor) -> Binding:
     with torch.inference_mode():
         said = student.represent(torch.zeros(1, 3, size, size), student.extra_names).only(names)
     student.train()
-    stored = {output.name: output.shape for output in identity.outputs if output.name in data.outputs}
+    stored = {name: shape for name, shape in identity.features.items() if name in data.outputs}
+    answers = {LOGITS: (data.num_classes,)} if identity.keeps_answers and data.outputs else {}
     return Binding(
         student={"logits": tuple(said.logits.shape[1:])}
         | {name: tuple(tensor.shape[1:]) for name, tensor in said.features.items()},
-        teacher=stored,
+        teacher=answers | stored,
         teacher_layers=identity.teacher.layers,
         labels=labels,
         num_classes=data.num_classes,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
 from student_train.losses.connectors import resizing_layers
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import pooled_like, require_positive, same_shape
@@ -75,6 +76,7 @@ class ActivationBoundary(LayerwiseLoss):
     name: ClassVar[str] = "ab"
     source: ClassVar[str] = "Heo et al. 2019, arXiv:1811.03233, the alternative loss"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages.pre", margin: float = 1.0) -> None:

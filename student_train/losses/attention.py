@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import flat, maps_of_one_size, root, unit
@@ -61,6 +62,7 @@ class AttentionTransfer(LayerwiseLoss):
     name: ClassVar[str] = "at"
     source: ClassVar[str] = "Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1000.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", squared: bool = True) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from models import Network, Representation
 from student_train.binding import Binding
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.requirements import Requirement
 from student_train.needs import LayerPair, Needs
 from student_train.signals import Moment, Signals
@@ -52,6 +53,8 @@ class DistillationLoss(nn.Module, ABC):
         pulls_to_teacher: whether, uncompared, it pulls the student's logits to the teacher's.
         needs: what must be there; a property where it depends on settings.
         requires: what those outputs must be, checked in this order before `build`.
+        kinds: what it makes of a teacher's answers that are no logits, where it reads the teacher's logits; unless a
+            subclass says more, both sides' rows are centred, which is right whatever a loss does with logits.
         constrains_logits: whether, uncompared, it determines the level of the logits.
         pairs: after `bind`, (student's, teacher's) names of the outputs it needs.
     """
@@ -63,6 +66,7 @@ class DistillationLoss(nn.Module, ABC):
     dresses: ClassVar[bool] = False
     pulls_to_teacher: ClassVar[bool] = False
     requires: ClassVar[tuple[Requirement, ...]] = ()
+    kinds: ClassVar[Kinds] = CENTRED
 
     pairs: tuple[LayerPair, ...] = ()
 
@@ -123,6 +127,10 @@ class DistillationLoss(nn.Module, ABC):
     @abstractmethod
     def forward(self, signals: Signals) -> Tensor:
         """The loss of a batch, or of comparisons."""
+
+    def of_weights(self, signals: Signals) -> Tensor:
+        """The loss of single samples where the teacher's side is weights of classes: see `kinds`, and `Weights`."""
+        raise AssertionError(f"{self.name} declares no kind of answers that is weights")
 
     @property
     def has_closed_form(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import pooled_to, raised, same_shape, unit
 from student_train.needs import Needs
@@ -78,6 +79,7 @@ class CATKD(DistillationLoss):
     name: ClassVar[str] = "catkd"
     source: ClassVar[str] = "Guo et al. 2023, arXiv:2304.12777, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     needs = Needs(outputs="last", head=True)
 
     weight: Tensor

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.tensors import flat, require_positive, same_batch, same_shape, unit
 from student_train.signals import Signals
@@ -94,6 +95,7 @@ class CC(LayerwiseLoss):
     name: ClassVar[str] = "cc"
     source: ClassVar[str] = "Peng et al. 2019, arXiv:1904.01802, section 3; default form: the CRD benchmark's"
     recipe: ClassVar[Recipe] = Recipe(weight=0.02, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     # The embeddings' biases absorb a vector that is added to every sample.
     constrains_logits = False
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ground.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.requirements import is_one_output
 from student_train.losses.tensors import flat, raised, require_positive, unit
 from student_train.needs import Needs
@@ -138,6 +139,7 @@ class CRD(DistillationLoss):
     name: ClassVar[str] = "crd"
     source: ClassVar[str] = "Tian et al. 2020, arXiv:1910.10699, eq. 18 and 19"
     recipe: ClassVar[Recipe] = Recipe(weight=0.8, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     requires = (is_one_output("it embeds one output of each network; give on as a single one"),)
     # Embeddings are learned, and only their directions count.
     constrains_logits = False

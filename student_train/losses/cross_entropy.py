@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -18,6 +19,7 @@ class CrossEntropy(DistillationLoss):
     name: ClassVar[str] = "ce"
     source: ClassVar[str] = "no teacher"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
+    kinds: ClassVar[Kinds] = NONE
     needs = Needs(labels=True)
     constrains_logits = True
 

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from storage.answers import Kind
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import AMONG_NAMED, OF_ROWS, Kinds
 from student_train.losses.targets import epoch_number
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.signals import Signals
@@ -93,6 +95,9 @@ class CTKD(DistillationLoss):
         "Li et al., AAAI 2023, arXiv:2211.16231, eq. 1 and the cosine curriculum; global temperature"
     )
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.1)
+    kinds: ClassVar[Kinds] = Kinds(
+        OF_ROWS | AMONG_NAMED, {Kind.LABEL: "it learns a temperature, and a label is the same at all of them"}
+    )
     pulls_to_teacher: ClassVar[bool] = True
 
     position: nn.Parameter

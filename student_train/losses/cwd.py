@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
 from student_train.losses.connectors import to_channels
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import MAPS, at_one_size, require_positive, same_shape
@@ -59,6 +60,7 @@ class CWD(LayerwiseLoss):
     name: ClassVar[str] = "cwd"
     source: ClassVar[str] = "Shu et al. 2021 (CWD), arXiv:2011.13256, section 3.2"
     recipe: ClassVar[Recipe] = Recipe(weight=50.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", temperature: float = 4.0) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import AS_CERTAIN, OF_ROWS, Kinds, restricted_with
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.signals import Signals
 
@@ -74,6 +75,7 @@ class DIST(DistillationLoss):
     name: ClassVar[str] = "dist"
     source: ClassVar[str] = "Huang et al. 2022, arXiv:2205.10536, eq. 8 and 9"
     recipe: ClassVar[Recipe] = Recipe(weight=2.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | restricted_with("gamma", 0.0) | AS_CERTAIN)
     pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
 from student_train.losses.connectors import to_channels
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_of_one_kind
 from student_train.losses.tensors import at_one_size, same_shape
@@ -107,6 +108,7 @@ class DISTPlus(LayerwiseLoss):
         "Huang et al. 2025 (DIST+), TPAMI 47(7), features only, in our reading; DIST: arXiv:2205.10536"
     )
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     requires = (are_of_one_kind,)
     # Correlations leave the level open.
     constrains_logits = False

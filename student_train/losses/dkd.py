@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.kinds import LABEL_OUTSIDE, OF_ROWS, Kinds
 from student_train.losses.requirements import has_other_classes
 from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.tensors import require_positive, same_logits
@@ -95,6 +96,7 @@ class DKD(DistillationLoss):
     name: ClassVar[str] = "dkd"
     source: ClassVar[str] = "Zhao et al. 2022, arXiv:2203.08679, eq. 7"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS, LABEL_OUTSIDE)
     pulls_to_teacher: ClassVar[bool] = True
     needs = Needs(outputs="logits", labels=True)
     requires = (has_other_classes,)

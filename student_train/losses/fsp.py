@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_consecutive, have_equal_channels
 from student_train.losses.tensors import at_one_size, raised, same_shape
@@ -68,6 +69,7 @@ class FSP(LayerwiseLoss):
     name: ClassVar[str] = "fsp"
     source: ClassVar[str] = "Yim et al. 2017 (A Gift from Knowledge Distillation, CVPR), eq. 1 and 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_consecutive, have_equal_channels)
 
     def __init__(self, layers: str = "maps") -> None:

@@ -18,6 +18,7 @@ from ground.errors import Diverged
 from student_train.binding import Binding
 from student_train.losses.attention import attention
 from student_train.losses.base import DistillationLoss, Recipe, TeacherRows
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.requirements import are_maps, is_one_output
 from student_train.losses.tensors import flat, maps_of_one_size, raised, require_positive, unit
 from student_train.needs import Needs
@@ -74,6 +75,7 @@ class FactorTransfer(DistillationLoss):
     name: ClassVar[str] = "ft"
     source: ClassVar[str] = "Kim et al. 2018, arXiv:1802.04977, L_rec and L_FT with p = 1"
     recipe: ClassVar[Recipe] = Recipe(weight=200.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (is_one_output("it takes one layer, as on=layer3"), are_maps)
 
     paraphraser: Paraphraser

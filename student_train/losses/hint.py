@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
 from student_train.losses.connectors import resizing_layers
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import pooled_like, same_shape
@@ -58,6 +59,7 @@ class Hint(LayerwiseLoss):
     name: ClassVar[str] = "hint"
     source: ClassVar[str] = "Romero et al. 2015 (FitNets), arXiv:1412.6550, eq. 3"
     recipe: ClassVar[Recipe] = Recipe(weight=100.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "layer2", relu: bool = True) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import MAPS, same_batch, unit
@@ -62,6 +63,7 @@ class ICKD(LayerwiseLoss):
     name: ClassVar[str] = "ickd"
     source: ClassVar[str] = "Liu et al. 2021 (ICKD-C), arXiv:2202.03680, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", always_embed: bool = True) -> None:

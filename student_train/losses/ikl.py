@@ -14,6 +14,7 @@ from torch import Tensor
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe, TeacherRows
 from student_train.losses.kd import kd
+from student_train.losses.kinds import OF_ROWS, Kinds, restricted_with
 from student_train.losses.targets import require_epochs, target_mask, warmed_up
 from student_train.losses.tensors import raised, require_positive, same_logits
 from student_train.needs import Needs
@@ -131,6 +132,7 @@ class IKL(DistillationLoss):
     name: ClassVar[str] = "ikl"
     source: ClassVar[str] = "Cui et al., NeurIPS 2024, arXiv:2305.13948, eq. 10 and released IKL-KD"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | restricted_with("global_weights", False))
     pulls_to_teacher: ClassVar[bool] = True
 
     class_probs: Tensor

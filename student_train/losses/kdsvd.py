@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.requirements import are_consecutive, have_equal_channels
 from student_train.losses.tensors import MAPS, flat, require_positive, same_batch, unit
 from student_train.needs import Needs
@@ -154,6 +155,7 @@ class KDSVD(DistillationLoss):
     name: ClassVar[str] = "kdsvd"
     source: ClassVar[str] = "Lee et al. 2018 (ECCV), arXiv:1807.06819, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_consecutive, have_equal_channels)
 
     def __init__(self, layers: str = "stages", rank: int = 1, spare: int = 3) -> None:

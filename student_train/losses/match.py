@@ -14,6 +14,7 @@ from torch import Tensor
 from ground.errors import InvalidInput
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import AS_VECTOR, NO_LOGITS, NONE, OF_CENTRED_ROWS, Kinds, restricted_with
 from student_train.losses.tensors import same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -75,6 +76,7 @@ class MatchLogits(DistillationLoss):
 
     name: ClassVar[str] = "match_logits"
     source: ClassVar[str] = "Xu et al., WACV 2025, eq. 2; uncompared: Ba and Caruana 2014, arXiv:1312.6184"
+    kinds: ClassVar[Kinds] = Kinds(OF_CENTRED_ROWS | restricted_with("dims", None) | AS_VECTOR, NO_LOGITS)
 
     def __init__(self, dims: int | None = None) -> None:
         super().__init__()
@@ -117,6 +119,7 @@ class MatchLabels(DistillationLoss):
     name: ClassVar[str] = "match_labels"
     source: ClassVar[str] = "Xu et al., WACV 2025, eq. 3"
     recipe: ClassVar[Recipe] = Recipe(ce=0.0)
+    kinds: ClassVar[Kinds] = NONE
     # No teacher, and not the class of every sample: labels are averaged where a group holds several.
     needs = Needs(targets=True)
     constrains_logits = True

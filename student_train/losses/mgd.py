@@ -15,6 +15,7 @@ from ground.errors import UnknownName
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
 from student_train.losses.connectors import to_channels
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import MAPS, at_one_size, same_shape
@@ -75,6 +76,7 @@ class MGD(LayerwiseLoss):
     name: ClassVar[str] = "mgd"
     source: ClassVar[str] = "Yang et al. 2022 (MGD), arXiv:2205.01529, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=7e-5, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "layer3", lambda_mgd: float = 0.15, mask: str = "channels") -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import AS_CERTAIN, OF_ROWS, Kinds
 from student_train.losses.tensors import log_probabilities, require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
@@ -179,6 +180,7 @@ class MLKD(DistillationLoss):
     name: ClassVar[str] = "mlkd"
     source: ClassVar[str] = "Jin et al., CVPR 2023, Multi-Level Logit Distillation, section 3 and released code"
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.2)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AS_CERTAIN)
     needs = Needs(outputs="logits", views=True)
 
     def __init__(self, temperatures: str = "4+2+3+5+6", select: bool = False) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import without_target
+from student_train.losses.kinds import LABEL_OUTSIDE, OF_ROWS, Kinds
 from student_train.losses.requirements import has_other_classes
 from student_train.losses.soft_targets import soft_cross_entropy
 from student_train.losses.tensors import require_positive, same_logits
@@ -62,6 +63,7 @@ class NKD(DistillationLoss):
     name: ClassVar[str] = "nkd"
     source: ClassVar[str] = "Yang et al. 2023, arXiv:2303.13005"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS, LABEL_OUTSIDE)
     needs = Needs(outputs="logits", labels=True)
     requires = (has_other_classes,)
 

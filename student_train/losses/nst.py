@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import maps_of_one_size, unit
@@ -63,6 +64,7 @@ class NST(LayerwiseLoss):
     name: ClassVar[str] = "nst"
     source: ClassVar[str] = "Huang and Wang 2017, arXiv:1707.01219, section 4"
     recipe: ClassVar[Recipe] = Recipe(weight=50.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages") -> None:

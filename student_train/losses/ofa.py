@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import AS_CERTAIN, LABEL_OUTSIDE, OF_ROWS, Kinds
 from student_train.losses.targets import target_mask
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
@@ -72,6 +73,7 @@ class OFA(DistillationLoss):
     name: ClassVar[str] = "ofa"
     source: ClassVar[str] = "Hao et al., NeurIPS 2023, arXiv:2310.19444, eq. 5 and released code"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AS_CERTAIN, LABEL_OUTSIDE)
     needs = Needs(outputs="logits", labels=True)
 
     def __init__(self, eps: float = 1.0, temperature: float = 1.0, target_only: bool = False) -> None:

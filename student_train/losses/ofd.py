@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding, Shape
 from student_train.losses.ab import stage_weights
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import maps_of_one_size, same_shape
@@ -91,6 +92,7 @@ class OFD(LayerwiseLoss):
     name: ClassVar[str] = "ofd"
     source: ClassVar[str] = "Heo et al. 2019 (ICCV), arXiv:1904.01866, margin ReLU and partial L2"
     recipe: ClassVar[Recipe] = Recipe(weight=0.001, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages.pre") -> None:

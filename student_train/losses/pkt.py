@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.tensors import VECTORS, flat, same_batch, unit
 from student_train.signals import Signals
@@ -56,6 +57,7 @@ class PKT(LayerwiseLoss):
     name: ClassVar[str] = "pkt"
     source: ClassVar[str] = "Passalis and Tefas 2018, arXiv:1803.10837, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=30000.0, ce=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
 
     def __init__(self, on: str = "pooled") -> None:
         super().__init__(on)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding, Shape
 from student_train.losses.base import Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.targets import require_epochs
@@ -76,6 +77,7 @@ class ReviewKD(LayerwiseLoss):
     name: ClassVar[str] = "reviewkd"
     source: ClassVar[str] = "Chen et al. 2021 (ReviewKD), arXiv:2104.09044, eq. 11 and section 3.3"
     recipe: ClassVar[Recipe] = Recipe(weight=5.0, ce=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     requires = (are_vectors_or_maps,)
     # Whatever it matches goes through learned convolutions.
     constrains_logits = False

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.tensors import VECTORS, flat, same_batch, unit
 from student_train.signals import Signals
@@ -112,6 +113,7 @@ class RKD(LayerwiseLoss):
     name: ClassVar[str] = "rkd"
     source: ClassVar[str] = "Park et al. 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0, per_class=5)
+    kinds: ClassVar[Kinds] = CENTRED
     # Distances and angles stay the same when one vector is added to every sample.
     constrains_logits = False
 

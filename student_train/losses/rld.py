@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.kinds import LABEL_OUTSIDE, OF_ROWS, Kinds
 from student_train.losses.targets import require_classes, require_epochs, target_mask, warmed_up
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
@@ -121,6 +122,7 @@ class RLD(DistillationLoss):
     name: ClassVar[str] = "rld"
     source: ClassVar[str] = "Sun et al. 2024, arXiv:2408.07703, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS, LABEL_OUTSIDE)
     needs = Needs(outputs="logits", labels=True)
 
     def __init__(

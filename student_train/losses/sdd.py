@@ -18,6 +18,7 @@ from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.dkd import dkd
 from student_train.losses.kd import kd
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.targets import require_classes, require_epochs, warmed_up
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, require_positive, same_shape
@@ -115,6 +116,7 @@ class SDD(DistillationLoss):
     name: ClassVar[str] = "sdd"
     source: ClassVar[str] = "Luo 2024, arXiv:2403.13512, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=0.9, ce=0.1)
+    kinds: ClassVar[Kinds] = NONE
     pulls_to_teacher: ClassVar[bool] = True
     needs = Needs(outputs="last", head=True, labels=True)
     # Logits of the whole image are among those it matches.

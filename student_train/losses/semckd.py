@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import MAPS, flat, pooled_to, raised, same_shape, smaller_size, unit
 from student_train.needs import Needs
@@ -96,6 +97,7 @@ class SemCKD(DistillationLoss):
     name: ClassVar[str] = "semckd"
     source: ClassVar[str] = "Chen et al. 2021 (SemCKD), arXiv:2012.03236, layer association and its loss"
     recipe: ClassVar[Recipe] = Recipe(weight=400.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", batch: int = 64) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.tensors import same_batch, unit
 from student_train.signals import Signals
@@ -50,6 +51,7 @@ class SP(LayerwiseLoss):
     name: ClassVar[str] = "sp"
     source: ClassVar[str] = "Tung and Mori 2019, arXiv:1907.09682, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=3000.0, ce=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
 
     def __init__(self, layers: str = "layer3") -> None:
         super().__init__(layers)

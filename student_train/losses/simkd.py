@@ -15,6 +15,7 @@ from models import Network
 from models.reused_head import ReusedHead
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import at_one_size, same_shape
 from student_train.needs import Needs
@@ -58,6 +59,7 @@ class SimKD(DistillationLoss):
     name: ClassVar[str] = "simkd"
     source: ClassVar[str] = "Chen et al. 2022, arXiv:2203.14001, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=0.0)
+    kinds: ClassVar[Kinds] = NONE
     pulls_to_teacher: ClassVar[bool] = True
     dresses: ClassVar[bool] = True
     # Through the teacher's last layer.

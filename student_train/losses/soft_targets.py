@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.answers import Kind
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.kinds import AMONG_NAMED, AS_CERTAIN, LINEAR, OF_ROWS, Kinds
 from student_train.losses.tensors import log_probabilities, require_positive, same_logits
 from student_train.signals import Signals
 
@@ -110,6 +112,7 @@ class SoftCrossEntropy(DistillationLoss):
     name: ClassVar[str] = "soft_ce"
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AMONG_NAMED | LINEAR | AS_CERTAIN)
     pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -120,6 +123,11 @@ class SoftCrossEntropy(DistillationLoss):
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
         return soft_cross_entropy(*self.logits(signals), temperature=self.temperature)
+
+    def of_weights(self, signals: Signals) -> Tensor:
+        """-sum of w * log softmax(s) over classes, batch mean: at temperature 1."""
+        student, weights = same_logits(*self.logits(signals))
+        return -(weights * F.log_softmax(student, dim=1)).sum(dim=1).mean()
 
 
 class JensenShannon(DistillationLoss):
@@ -139,6 +147,7 @@ class JensenShannon(DistillationLoss):
     name: ClassVar[str] = "jsd"
     source: ClassVar[str] = "Lin 1991, section 4; Agarwal et al. 2024, arXiv:2306.13649, section 2"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AMONG_NAMED | AS_CERTAIN)
     pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0, beta: float = 0.5) -> None:
@@ -165,6 +174,10 @@ class ReverseKL(DistillationLoss):
     name: ClassVar[str] = "reverse_kl"
     source: ClassVar[str] = "Gu et al. 2024 (MiniLLM), arXiv:2306.08543, eq. 1"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(
+        OF_ROWS | AMONG_NAMED,
+        {Kind.LABEL: "it is infinite where the student gives anything to a class that a label leaves out"},
+    )
     pulls_to_teacher: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.tensors import same_shape
@@ -75,6 +76,7 @@ class SRD(LayerwiseLoss):
     name: ClassVar[str] = "srd"
     source: ClassVar[str] = "Miles and Mikolajczyk 2024 (SRD), arXiv:2303.11098, LogSum distance"
     recipe: ClassVar[Recipe] = Recipe(weight=2.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     requires = (are_vectors_or_maps,)
     # Batch norm takes the level out.
     constrains_logits = False

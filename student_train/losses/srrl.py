@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.teacher_head import teacher_head
 from student_train.losses.tensors import raised, same_shape
 from student_train.needs import Needs
@@ -63,6 +64,7 @@ class SRRL(DistillationLoss):
     name: ClassVar[str] = "srrl"
     source: ClassVar[str] = "Yang et al. 2021, ICLR, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0)
+    kinds: ClassVar[Kinds] = NONE
     # In the first, the connector was applied to the pooled features.
     revision: ClassVar[int] = 2
     needs = Needs(outputs="last:pooled", head=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kd import kd
+from student_train.losses.kinds import AMONG_NAMED, AS_CERTAIN, OF_ROWS, Kinds
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.signals import Signals
 
@@ -94,6 +95,7 @@ class TTM(SoftenedTeacher):
     name: ClassVar[str] = "ttm"
     source: ClassVar[str] = "Zheng and Yang 2024, arXiv:2402.11148, eq. 2"
     recipe: ClassVar[Recipe] = Recipe(weight=45.0, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AMONG_NAMED | AS_CERTAIN)
 
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""
@@ -118,6 +120,7 @@ class WTTM(SoftenedTeacher):
     name: ClassVar[str] = "wttm"
     source: ClassVar[str] = "Zheng and Yang 2024, arXiv:2402.11148, eq. 22 and 23"
     recipe: ClassVar[Recipe] = Recipe(weight=2.25, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(OF_ROWS | AMONG_NAMED | AS_CERTAIN)
 
     def forward(self, signals: Signals) -> Tensor:
         """Logits of single samples, or differences of logits."""

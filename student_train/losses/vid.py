@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
 from student_train.losses.tensors import maps_of_one_size, raised, require_positive, same_shape
@@ -65,6 +66,7 @@ class VID(LayerwiseLoss):
     name: ClassVar[str] = "vid"
     source: ClassVar[str] = "Ahn et al. 2019, arXiv:1904.05835, the normal q(t | s) of feature maps"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = NONE
     requires = (are_maps,)
 
     def __init__(self, layers: str = "stages", variance: float = 5.0) -> None:

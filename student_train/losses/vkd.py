@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ground.errors import UnknownName
 from student_train.binding import Binding
 from student_train.losses.base import Recipe
+from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.srd import averaged, standardised
@@ -68,6 +69,7 @@ class VkD(LayerwiseLoss):
     name: ClassVar[str] = "vkd"
     source: ClassVar[str] = "Miles et al. 2024 (VkD), arXiv:2403.06213, section 3"
     recipe: ClassVar[Recipe] = Recipe(weight=1.0, ce=1.0, kd=1.0)
+    kinds: ClassVar[Kinds] = CENTRED
     requires = (are_vectors_or_maps,)
     # The projection is learned, and the teacher's level is normalised away.
     constrains_logits = False

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.answers import Kind
 from student_train.losses.base import DistillationLoss, Recipe
+from student_train.losses.kinds import LABEL_OUTSIDE, OF_ROWS, Kinds
 from student_train.losses.targets import require_classes
 from student_train.losses.tensors import require_positive, same_logits
 from student_train.needs import Needs
@@ -74,6 +76,9 @@ class WSLD(DistillationLoss):
     name: ClassVar[str] = "wsld"
     source: ClassVar[str] = "Zhou et al. 2021, arXiv:2102.00650"
     recipe: ClassVar[Recipe] = Recipe(weight=2.5, ce=1.0)
+    kinds: ClassVar[Kinds] = Kinds(
+        OF_ROWS, LABEL_OUTSIDE | {Kind.LABEL: "it weighs samples by the teacher's confidence, and a label has none"}
+    )
     pulls_to_teacher: ClassVar[bool] = True
     needs = Needs(outputs="logits", labels=True)
 

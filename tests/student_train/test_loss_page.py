@@ -33,7 +33,8 @@ def test_an_entry_has_every_fact_that_the_program_tells(name, entries):
     settings = [
         f"`{key}={catalogue.shown_settings({key: value}).partition('=')[2]}`" for key, value in loss["settings"].items()
     ]
-    for fact in (loss["formula"].rstrip("."), loss["source"], recipe, *settings):
+    kinds = [part for kind, meaning in loss["kinds"].items() if kind != "logits" for part in (kind, meaning)]
+    for fact in (*kinds, loss["formula"].rstrip("."), loss["source"], recipe, *settings):
         assert fact in entry, fact
     # Not a word of the docstring is left out.
     said = re.sub(r"\b(Args|Note|Recipe|Checked):|\w+(, \w+)*: ", " ", loss["details"])
@@ -59,7 +60,7 @@ def test_stars_of_formulas_emphasise_nothing(entries):
         for place, child in enumerate(token.children):
             if child.type == "em_open":
                 emphasised.add(token.children[place + 1].content)
-    assert emphasised <= {"Needs", "Recipe", "Source", "Note", "Checked"}
+    assert emphasised <= {"Needs", "Answers", "Recipe", "Source", "Note", "Checked"}
 
 
 def test_what_is_written_by_hand_stays():
