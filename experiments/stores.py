@@ -16,7 +16,6 @@ import torch
 from experiments.grid import Grid
 from experiments.plan import StoreNeed
 from ground.errors import CKDError, InvalidInput
-from ground.layers import LOGITS
 from ground.terminal import note, progress
 from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
@@ -26,7 +25,7 @@ from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
 from teacher_cache.build import build
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.registry import takes_path
@@ -61,8 +60,8 @@ class StorePlan:
         return sum(self._parts[0].plan.array_bytes.values())
 
     def seconds(self) -> float:
-        """An estimate for the calls still to be made."""
-        return sum(part.seconds() for part in self._parts)
+        """An estimate for the calls still to be made; how fast a teacher elsewhere is, only its limits say."""
+        return sum(part.seconds() or 0.0 for part in self._parts)
 
     @property
     def fingerprint(self) -> str:
@@ -184,7 +183,7 @@ class Stores:
         return made + self._build(need, plan.build)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
-        features = [name for name in prepared.plan.called_names if name != LOGITS]
+        features = [*prepared.plan.identity.features]
         config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
@@ -282,4 +281,4 @@ def _extend(label: str, prepared: Prepared, report: BuildReport) -> None:
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:
     if not (folder / FILE_NAME).exists():
         return None
-    return tuple(output.name for output in Store.open(folder).outputs if output.name != "logits")
+    return tuple(Store.open(folder).manifest.identity.features)

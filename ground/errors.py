@@ -15,6 +15,8 @@
     ├── StoreBusy               another builder holds the store: wait for it
     ├── Diverged                a loss is not finite: lower the learning rate
     ├── TeacherDoubted          exit 1: the first answers look wrong: check the teacher, or trust it
+    ├── TeacherFailed           exit 1: a teacher that is elsewhere gives no answer: see that it does, then run it again
+    ├── TeacherChanged          exit 1: it is another model than before: build another store
     ├── DiskFull                no room: free some, then run the same command again
     ├── OutputLost              what was to be printed was not: print it somewhere else
     │   └── NobodyReads         exit 141, as a shell says of a broken pipe
@@ -126,6 +128,18 @@ class Diverged(CKDError):
 
 class TeacherDoubted(CKDError):
     """A teacher's first answers do not go with the labels."""
+
+    exit_code = 1
+
+
+class TeacherFailed(CKDError):
+    """A teacher that is elsewhere gives no answer."""
+
+    exit_code = 1
+
+
+class TeacherChanged(CKDError):
+    """A teacher that is elsewhere is another model, or another version of it, than before."""
 
     exit_code = 1
 

@@ -2,10 +2,12 @@
 
 A call is reserved, which debits the budget, before the teacher runs; it is committed when its outputs are on the
 disk, or marked lost when a crash came in between. So spent = committed + reserved + lost can overcount the
-teacher's forwards by the batch in hand, and never undercounts them. Nothing is ever deleted. The protocol is in
-docs/ledger.md; the tables are in `storage/ledger_tables.py`, what is recorded in
-`storage/ledger_records.py`; `storage/ledger_report.py` reads it for people, and `storage/ledger_check.py` recomputes
-the chain.
+teacher's forwards by the batch in hand, and never undercounts them. An attempt that nobody bills is returned: charged,
+and then given back. Money goes the same way, in micros: reserved at an upper bound, settled at what the bill says.
+Nothing is ever deleted. The protocol is in docs/ledger.md; the tables are in `storage/ledger_tables.py`, older ones in
+`storage/ledger_migrations.py`, what is recorded in `storage/ledger_records.py` and `storage/ledger_bills.py`, how calls
+are settled in `storage/ledger_settling.py`; `storage/ledger_report.py` reads it for people, and
+`storage/ledger_check.py` recomputes the chain.
 
 A reservation belongs to a *session*, one run of a builder, and is good for as long as the session's lease is: a
 heartbeat that others watch. Who sees it stand still takes the lease away and settles what the session left.
@@ -26,9 +28,12 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
+from ground.errors import BudgetRefused, InvalidInput, OlderFormat, StoreBusy, StoreUnreadable, suggested
+from storage.bill import Bill, Billed
 from storage.database import Database, parse_url, sqlite_path
-from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger_bills import require_sound
+from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest
+from storage.ledger_migrations import OLDEST_SCHEMA, SCHEMA_VERSION, Tables, bring_forward, tables_of
 from storage.ledger_records import (
     CallRequest,
     Lease,
@@ -43,13 +48,15 @@ from storage.ledger_records import (
     select_calls,
 )
 from storage.ledger_schema import Schema, look_at_schema
-from storage.ledger_tables import accounts, calls, entries, leases, metadata, sessions
+from storage.ledger_settling import Outcome, SettledBeforeError, move_totals, settle, settle_unknown
+from storage.ledger_tables import UNANSWERED, accounts, calls, entries, leases, metadata, sessions
+from storage.price import shown_micros
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("committed", "reserved", "lost")
+_ACCOUNT = (*_COUNTS, "budget", "spent_micros", "reserved_micros", "budget_micros")
 _SESSION_COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
 
 _Result = TypeVar("_Result")
@@ -65,18 +72,22 @@ class Ledger:
         url: an SQLAlchemy URL, or the path of an SQLite file.
         create: make the tables if they are not there; otherwise a missing ledger is an error.
         patience_seconds: how long to wait for a server that went away.
+        store: folder of the store whose own ledger it is, for the remedy that a message names.
 
     Raises:
         StoreUnreadable: there is no ledger at `url`, it cannot be read, or something else is there: nothing is then
             made in it.
     """
 
-    def __init__(self, url: str | Path, *, create: bool = False, patience_seconds: float = 0.0) -> None:
+    def __init__(
+        self, url: str | Path, *, create: bool = False, patience_seconds: float = 0.0, store: Path | None = None
+    ) -> None:
         self._database = Database(url, create=create, patience_seconds=patience_seconds)
         self.shown_url = self._database.shown_url
         self.seal = Seal.from_environment()
+        self._store = store
         try:
-            self._differences = self._open(create).differences()
+            self._look(self._open(create))
             self._key_problem = self._check_genesis()
         except BaseException:
             self.close()
@@ -91,14 +102,59 @@ class Ledger:
         if self._key_problem is not None:
             raise InvalidInput(self._key_problem)
 
+    @property
+    def is_older(self) -> bool:
+        """Whether it is of an older schema, which is read and not recorded in."""
+        return self.version != SCHEMA_VERSION
+
+    @property
+    def tables(self) -> Tables:
+        """Its tables with all columns of the current schema, whatever its own is."""
+        return tables_of(self.version)
+
     def require_recordable(self) -> None:
-        """Raise `StoreUnreadable` unless its schema is what this release makes, and `require_key`."""
+        """Raise `StoreUnreadable` unless its schema is what this release makes, or `OlderFormat`, and `require_key`."""
+        self._require_undamaged()
+        if self.is_older:
+            whose = {"store": self._store} if self._store else {"ledger": self.shown_url}
+            raise OlderFormat(
+                f"the ledger at {self.shown_url} is of schema {self.version}, which this release reads and does not "
+                f"record in; bring it up to schema {SCHEMA_VERSION} with: {suggested('ckd-cache upgrade', **whose)}"
+            )
+        self.require_key()
+
+    def _require_undamaged(self) -> None:
         if self._differences:
             raise StoreUnreadable(
                 f"nothing is recorded in the ledger at {self.shown_url}, which is not as any release makes it: "
                 f"{self._differences[0]}; undo that, or bring it back from a copy"
             )
+
+    def upgrade(self) -> int:
+        """Bring it up to the current schema, in one transaction with the entry that says so; nothing for one that is.
+
+        Returns:
+            The schema that it was of.
+
+        Raises:
+            StoreUnreadable: its tables are not what releases of its schema made.
+            InvalidInput: it is sealed with a key that is not set.
+        """
+
+        def work(connection: sa.Connection) -> None:
+            # Somebody else may have been faster.
+            version = look_at_schema(connection).version
+            if version == before:
+                bring_forward(connection, before)
+                self._append(connection, "schema", {"from": before, "to": SCHEMA_VERSION})
+
+        before = self.version
+        self._require_undamaged()
         self.require_key()
+        if self.is_older:
+            self._database.write(work, lock=entries)
+            self._look(_look_at(self._database))
+        return before
 
     def schema_problems(self) -> list[str]:
         """How its tables differ from what this release makes; reading goes on, recording does not."""
@@ -153,18 +209,34 @@ class Ledger:
             )
 
     def summary(self, teacher: str | None = None) -> Summary:
-        """Totals over one teacher, or over all; the budget of several teachers is None."""
-        query = sa.select(accounts)
+        """Totals over one teacher, or over all; the budgets of several teachers are None."""
+        table = self.tables.accounts
+        query = sa.select(table)
         if teacher is not None:
-            query = query.where(accounts.c.teacher == teacher)
+            query = query.where(table.c.teacher == teacher)
         rows, head = self._database.read(
             lambda connection: (connection.execute(query).all(), _head(connection)[1]),
         )
-        committed, reserved, lost = (sum(getattr(row, name) for row in rows) for name in _COUNTS)
+        names = (*_COUNTS, "returned", "spent_micros", "reserved_micros")
+        committed, reserved, lost, returned, cost, reserved_cost = (
+            sum(getattr(row, name) for row in rows) for name in names
+        )
         spent = committed + reserved + lost
-        budget = rows[0].budget if len(rows) == 1 else None
-        remaining = None if budget is None else budget - spent
-        return Summary(committed, reserved, lost, spent, budget, remaining, head)
+        budget, most = (rows[0].budget, rows[0].budget_micros) if len(rows) == 1 else (None, None)
+        return Summary(
+            committed,
+            reserved,
+            lost,
+            spent,
+            budget,
+            None if budget is None else budget - spent,
+            head,
+            returned=returned,
+            cost_micros=cost,
+            reserved_micros=reserved_cost,
+            budget_micros=most,
+            remaining_micros=None if most is None else most - cost - reserved_cost,
+        )
 
     def teachers(self) -> dict[str, str]:
         """Fingerprint -> name of every teacher in the ledger."""
@@ -280,8 +352,10 @@ class Ledger:
 
         self._record(work)
 
-    def set_budget(self, teacher: str, name: str, budget: int) -> None:
-        """Set the most calls that may ever be spent on a teacher; an unchanged budget records nothing.
+    def set_budget(self, teacher: str, name: str, budget: int | None, *, cost_micros: int | None = None) -> None:
+        """Set the most calls, and the most money, that may ever be spent on a teacher.
+
+        What is None stays as it is; what does not change records nothing.
 
         Raises:
             BudgetRefused: more than that is already spent; nothing is changed.
@@ -290,44 +364,60 @@ class Ledger:
         def work(connection: sa.Connection) -> None:
             _open_account(connection, teacher, name)
             account = connection.execute(sa.select(accounts).where(_is(teacher))).one()
-            spent = account.committed + account.reserved + account.lost
-            if budget < spent:
-                raise BudgetRefused(
-                    f"a budget of {budget} calls is below the {spent} already spent on {name}; give {spent} or more"
-                )
-            if account.budget == budget:
+            _require_above_spent(account, budget, cost_micros)
+            limit = account.budget if budget is None else budget
+            most = account.budget_micros if cost_micros is None else cost_micros
+            if (account.budget, account.budget_micros) == (limit, most):
                 return
-            self._append(
-                connection, "budget", {"teacher": teacher, "name": account.name, "from": account.budget, "to": budget}
-            )
-            connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=budget))
+            payload = {"teacher": teacher, "name": account.name, "from": account.budget, "to": limit}
+            if account.budget_micros != most:
+                payload |= {"from_micros": account.budget_micros, "to_micros": most}
+            self._append(connection, "budget", payload)
+            connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=limit, budget_micros=most))
 
         self._record(work)
 
-    def reserve(self, session: int, requests: Sequence[CallRequest], required: Set[str] = frozenset()) -> Reservation:
+    def reserve(
+        self,
+        session: int,
+        requests: Sequence[CallRequest],
+        required: Set[str] = frozenset(),
+        upper_micros: int = 0,
+    ) -> Reservation:
         """Charge calls before they are made: all that nobody has paid for yet, or none.
 
         Args:
             requests: of distinct inputs.
             required: outputs that a call which was made before must have kept to answer for an input.
+            upper_micros: what each of them costs at most; 0 for what costs nothing.
 
         Raises:
-            BudgetRefused: the budget does not allow them; nothing is charged.
+            BudgetRefused: a budget does not allow them; nothing is charged.
             StoreBusy: the session's lease was taken away.
         """
-
+        if upper_micros < 0:
+            raise ValueError(f"a call cannot cost {upper_micros} micros")
         try:
             # Mostly nobody has asked for these inputs: then the index says so, and nothing has to be looked up.
-            return self._record(lambda connection: self._reserve_new(connection, session, requests))
+            return self._record(lambda connection: self._reserve_new(connection, session, requests, upper_micros))
         except (sa.exc.IntegrityError, BudgetRefused):
-            return self._record(lambda connection: self._reserve_unknown(connection, session, requests, required))
+            return self._record(
+                lambda connection: self._reserve_unknown(connection, session, requests, required, upper_micros)
+            )
 
-    def _reserve_new(self, connection: sa.Connection, session: int, requests: Sequence[CallRequest]) -> Reservation:
+    def _reserve_new(
+        self, connection: sa.Connection, session: int, requests: Sequence[CallRequest], upper_micros: int
+    ) -> Reservation:
         who = _leaseholder(connection, session)
-        return Reservation(self._charge(connection, session, who, requests, {}) if requests else {}, {})
+        return Reservation(self._charge(connection, session, who, requests, {}, upper_micros) if requests else {}, {})
 
     def _reserve_unknown(
-        self, connection: sa.Connection, session: int, requests: Sequence[CallRequest], required: Set[str]
+        self,
+        connection: sa.Connection,
+        session: int,
+        requests: Sequence[CallRequest],
+        required: Set[str],
+        upper_micros: int,
     ) -> Reservation:
         who = _leaseholder(connection, session)
         paid = find_calls(connection, who.account, [request.input_digest for request in requests])
@@ -347,7 +437,7 @@ class Ledger:
         new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
         if new:
             repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in paid.items()}
-            ids |= self._charge(connection, session, who, new, repeats)
+            ids |= self._charge(connection, session, who, new, repeats, upper_micros)
         return Reservation(ids, answered)
 
     def _charge(
@@ -357,8 +447,11 @@ class Ledger:
         who: Any,
         requests: Sequence[CallRequest],
         repeats: Mapping[bytes, int],
+        upper_micros: int,
     ) -> dict[bytes, int]:
-        _check_account(who, len(requests))
+        _check_account(who, len(requests), upper_micros)
+        # What costs nothing takes no room for saying so.
+        upper = {"upper_micros": upper_micros} if upper_micros else {}
         first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
         rows: list[dict[str, Any]] = [
             {
@@ -371,6 +464,7 @@ class Ledger:
                 "sample": request.sample,
                 "row": request.row,
                 "view": request.view,
+                **upper,
             }
             for place, request in enumerate(requests)
         ]
@@ -381,75 +475,102 @@ class Ledger:
             "rows": reserved_rows_digest(
                 (row["id"], row["repeat"], row["sample"], row["row"], row["view"], row["input_digest"]) for row in rows
             ),
+            **upper,
         }
         seq = self._append(connection, "reserve", payload)
         connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
-        _move(connection, who.account, {"reserved": len(rows)})
+        move_totals(connection, who.account, {"reserved": len(rows), "reserved_micros": len(rows) * upper_micros})
         return {request.input_digest: first + place for place, request in enumerate(requests)}
 
-    def commit(self, answers: Mapping[int, bytes], seconds: float = 0.0) -> None:
+    def commit(
+        self, answers: Mapping[int, bytes], seconds: float = 0.0, bills: Mapping[int, Bill] | None = None
+    ) -> None:
         """Record that the outputs of reserved calls of one session are on the disk.
 
         Args:
             answers: call -> output digests, 16 bytes for each output the session keeps.
             seconds: time the teacher took for them.
+            bills: call -> its bill; what was reserved at an upper bound and has none is settled at that, as unknown.
 
         Raises:
             StoreBusy: somebody gave them up meanwhile, and marked them lost.
+            ValueError: a bill contradicts itself, or is of another call.
         """
-        if self._settle("commit", answers, {"seconds": round(seconds, 6)}) == len(answers):
+        bills = {} if bills is None else bills
+        if not bills.keys() <= answers.keys():
+            raise ValueError(f"bills of calls that are not committed: {sorted(bills.keys() - answers.keys())}")
+        if self._settle([Outcome("commit", answers, {"seconds": round(seconds, 6)})], bills) == len(answers):
             return
         # Settled before: by us, if the answer was lost on its way back.
-        lost = sa.select(calls.c.id).where(calls.c.status == "lost")
+        lost = sa.select(calls.c.id).where(calls.c.status.in_(UNANSWERED))
         for part in lookups(list(answers)):
             query = lost.where(calls.c.id.in_(part))
             if self._database.read(lambda connection, query=query: connection.execute(query).first()) is not None:  # type: ignore[misc]
                 raise lease_lost()
 
     def lose(self, ids: Sequence[int]) -> int:
-        """Record that reserved calls of one session left no whole outputs: they stay spent.
+        """Record that reserved calls of one session left no whole outputs: they stay spent, at their upper bounds.
 
         Returns:
             How many were settled now; those that were settled before are left as they are.
         """
-        return self._settle("lose", dict.fromkeys(ids), {})
+        return self._settle([Outcome("lose", dict.fromkeys(ids))], {})
 
-    def _settle(self, kind: str, answers: Mapping[int, bytes | None], details: Mapping[str, Any]) -> int:
-        status = SETTLED_STATUS[kind]
+    def fail(self, bills: Mapping[int, Bill]) -> int:
+        """Record that attempts, reserved calls of one session, gave no answer; each input may be asked again.
 
-        def work(connection: sa.Connection, answers: Mapping[int, bytes | None] = answers) -> int:
-            settled = sorted(answers.items())
-            if not settled:
-                return 0
-            who = connection.execute(sa.select(calls.c.session, calls.c.account).where(calls.c.id == settled[0][0]))
-            session, account = who.one()
-            payload = {
-                "session": session,
-                "calls": id_ranges([id_ for id_, _ in settled]),
-                "rows": settled_rows_digest(settled),
-                **details,
-            }
-            seq = self._append(connection, kind, payload)
-            connection.execute(
-                sa.update(calls)
-                .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
-                .values(status=status, settled_in=seq, output_digest=sa.bindparam("digest")),
-                [{"call": id_, "digest": digest} for id_, digest in settled],
-            )
-            changed = sa.select(sa.func.count()).where(
-                calls.c.id.between(settled[0][0], settled[-1][0]), calls.c.settled_in == seq
-            )
-            if connection.execute(changed).scalar_one() != len(settled):
-                raise _SettledBeforeError
-            _move(connection, account, {"reserved": -len(settled), status: len(settled)})
-            return len(settled)
+        What is not billed is returned, as if it had not been charged; anything else is lost, and stays spent.
 
-        if not answers:
+        Returns:
+            How many were settled now; those that were settled before are left as they are.
+
+        Raises:
+            ValueError: a bill contradicts itself, or does not say how its attempt failed.
+        """
+        if unsaid := [id_ for id_, bill in bills.items() if bill.failure is None]:
+            raise ValueError(f"the bills of calls {unsaid} do not say how they failed")
+        returned = {id_: None for id_, bill in bills.items() if bill.billed is Billed.NO}
+        lost = {id_: None for id_ in bills if id_ not in returned}
+        return self._settle([Outcome("return", returned), Outcome("lose", lost)], bills)
+
+    def _settle(self, outcomes: Sequence[Outcome], bills: Mapping[int, Bill]) -> int:
+        require_sound(bills)
+
+        def work(connection: sa.Connection, outcomes: Sequence[Outcome]) -> int:
+            return sum(settle(connection, self._append, outcome, bills) for outcome in outcomes if outcome.answers)
+
+        if not any(outcome.answers for outcome in outcomes):
             return 0
         try:
-            return self._record(work)
-        except _SettledBeforeError:
-            return self._record(lambda connection: work(connection, _reserved_only(connection, answers)))
+            return self._record(lambda connection: work(connection, outcomes))
+        except SettledBeforeError:
+            return self._record(
+                lambda connection: work(connection, [outcome.still_reserved(connection) for outcome in outcomes])
+            )
+
+    def settle_unknown(self, decided: Mapping[int, Bill], source: str) -> int:
+        """Record what a provider's bill says of calls of which it was unknown whether they are billed.
+
+        One that is not billed is returned, unless it was answered.
+
+        Args:
+            decided: call -> its bill; one that is decided already, or was never unknown, is left as it is.
+            source: digest of what was looked at, for whoever asks why.
+
+        Returns:
+            How many were decided.
+
+        Raises:
+            ValueError: a bill contradicts itself, or decides nothing.
+        """
+        require_sound(decided)
+        if any(bill.billed is Billed.UNKNOWN for bill in decided.values()):
+            raise ValueError("a bill that is unknown decides nothing")
+
+        def work(connection: sa.Connection) -> int:
+            return settle_unknown(connection, self._append, decided, source)
+
+        return self._record(work) if decided else 0
 
     def revoke(self, ids: Sequence[int]) -> int:
         """Mark committed calls of one teacher lost, since their outputs are damaged and nowhere else."""
@@ -466,7 +587,7 @@ class Ledger:
                 sa.update(calls).where(calls.c.id == sa.bindparam("call")).values(status="lost", revoked_in=seq),
                 [{"call": row.id} for row in found],
             )
-            _move(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
+            move_totals(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
             return len(found)
 
         return self._record(work) if ids else 0
@@ -484,7 +605,7 @@ class Ledger:
     def _write(
         self, work: Callable[[sa.Connection], _Result], *, lock: sa.Table | None = None, patient: bool = True
     ) -> _Result:
-        if self._differences:
+        if self._differences or self.is_older:
             self.require_recordable()
         return self._database.write(work, lock=lock, patient=patient)
 
@@ -513,6 +634,10 @@ class Ledger:
             )
         return schema
 
+    def _look(self, schema: Schema) -> None:
+        self._differences = schema.differences()
+        self.version = schema.version if type(schema.version) is int else 0
+
     def _begin(self, connection: sa.Connection) -> None:
         if look_at_schema(connection).is_empty:
             metadata.create_all(connection)
@@ -524,18 +649,14 @@ class Ledger:
         query = sa.select(*columns, entries.c.hash).where(entries.c.seq == 1)
         first = self._database.read(lambda connection: connection.execute(query).first())
         try:
-            content = json.loads(first.payload if first else "{}")
-            version, sealed_as = content["schema"], content.get("seal")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            version = sealed_as = None
-        if first is None or version != SCHEMA_VERSION or not isinstance(sealed_as, str):
-            if type(version) is int and version > SCHEMA_VERSION:
-                raise StoreUnreadable(
-                    f"the ledger at {self.shown_url} is of version {version}, written by a newer release than this "
-                    f"one, which reads {SCHEMA_VERSION}; upgrade this one, with: pip install --upgrade teacher-cache"
-                )
+            sealed_as = json.loads(first.payload if first else "{}").get("seal")
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            sealed_as = None
+        is_known = OLDEST_SCHEMA <= self.version <= SCHEMA_VERSION
+        if first is None or not is_known or not isinstance(sealed_as, str):
             raise StoreUnreadable(
-                f"the ledger at {self.shown_url} is not of version {SCHEMA_VERSION}; use the release that made it"
+                f"the ledger at {self.shown_url} is not of schema {OLDEST_SCHEMA} to {SCHEMA_VERSION}; use the release "
+                "that made it"
             )
         if sealed_as != self.seal.name:
             if self.seal.name == "sha256":
@@ -597,6 +718,12 @@ def ledger_exists(url: str | Path) -> bool:
 def _look_at(database: Database) -> Schema:
     """What is in a database; raises `StoreUnreadable` unless that is nothing, or tables that can be read as ours."""
     schema = database.read(look_at_schema)
+    if type(schema.version) is int and schema.version > SCHEMA_VERSION:
+        raise StoreUnreadable(
+            f"the ledger at {database.shown_url} is of schema {schema.version}, written by a newer release than this "
+            f"one, which reads {OLDEST_SCHEMA} to {SCHEMA_VERSION}; upgrade this one, with: pip install --upgrade "
+            "teacher-cache"
+        )
     if not schema.is_empty and (obstacles := schema.obstacles()):
         raise StoreUnreadable(
             f"what is at {database.shown_url} is damaged, or another program's, and no ledger that any release made: "
@@ -607,9 +734,9 @@ def _look_at(database: Database) -> Schema:
 
 def _leaseholder(connection: sa.Connection, session: int) -> Any:
     """Session and account of a session that has its lease; raises `StoreBusy` for one that has not."""
-    columns = (sessions.c.account, sessions.c.precision, accounts.c.name, accounts.c.budget)
+    columns = (sessions.c.account, sessions.c.precision, accounts.c.name)
     query = (
-        sa.select(*columns, *(accounts.c[name] for name in _COUNTS))
+        sa.select(*columns, *(accounts.c[name] for name in _ACCOUNT))
         .join(sessions, leases.c.session == sessions.c.id)
         .join(accounts, sessions.c.account == accounts.c.id)
         .where(leases.c.session == session)
@@ -618,13 +745,6 @@ def _leaseholder(connection: sa.Connection, session: int) -> Any:
     if who is None:
         raise lease_lost()
     return who
-
-
-SETTLED_STATUS = {"commit": "committed", "lose": "lost"}
-
-
-class _SettledBeforeError(Exception):
-    """Some of these calls are not reserved any more."""
 
 
 def lease_lost() -> StoreBusy:
@@ -644,17 +764,44 @@ def check_budget(name: str, *, spent: int, budget: int | None, wanted: int) -> N
         )
 
 
-def _check_account(account: Any, wanted: int) -> None:
+def check_cost_budget(
+    name: str, *, paid_micros: int, budget_micros: int | None, wanted: int, upper_micros: int
+) -> None:
+    """Raise `BudgetRefused` when `wanted` more calls of a teacher could pass its budget in money.
+
+    Args:
+        paid_micros: what settled calls cost, and reserved ones do at most.
+        upper_micros: what each of those that are wanted costs at most.
+    """
+    cost = wanted * upper_micros
+    if budget_micros is not None and cost and paid_micros + cost > budget_micros:
+        raise BudgetRefused(
+            f"asked for {wanted} calls of {name}, which cost up to {shown_micros(cost)} ({shown_micros(upper_micros)} "
+            f"each); {shown_micros(paid_micros)} is already paid and {shown_micros(budget_micros - paid_micros)} of "
+            f"the budget of {shown_micros(budget_micros)} remains; ask for fewer, with a smaller --n, or raise it, "
+            f"with: --budget-cost {shown_micros(paid_micros + cost)}"
+        )
+
+
+def _check_account(account: Any, wanted: int, upper_micros: int) -> None:
     spent = account.committed + account.reserved + account.lost
     check_budget(account.name, spent=spent, budget=account.budget, wanted=wanted)
+    paid, most = account.spent_micros + account.reserved_micros, account.budget_micros
+    check_cost_budget(account.name, paid_micros=paid, budget_micros=most, wanted=wanted, upper_micros=upper_micros)
 
 
-def _reserved_only(connection: sa.Connection, answers: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
-    reserved: dict[int, bytes | None] = {}
-    for part in lookups(sorted(answers)):
-        query = sa.select(calls.c.id).where(calls.c.id.in_(part), calls.c.status == "reserved")
-        reserved |= {id_: answers[id_] for id_ in connection.execute(query).scalars()}
-    return reserved
+def _require_above_spent(account: Any, budget: int | None, budget_micros: int | None) -> None:
+    spent = account.committed + account.reserved + account.lost
+    if budget is not None and budget < spent:
+        raise BudgetRefused(
+            f"a budget of {budget} calls is below the {spent} already spent on {account.name}; give {spent} or more"
+        )
+    paid = account.spent_micros + account.reserved_micros
+    if budget_micros is not None and budget_micros < paid:
+        raise BudgetRefused(
+            f"a budget of {shown_micros(budget_micros)} is below the {shown_micros(paid)} already paid for "
+            f"{account.name}; give {shown_micros(paid)} or more"
+        )
 
 
 def _head(connection: sa.Connection) -> tuple[int, str]:
@@ -686,8 +833,3 @@ def _open_account(connection: sa.Connection, teacher: str, name: str) -> int:
     zero = dict.fromkeys(_COUNTS, 0)
     connection.execute(sa.insert(accounts).values(id=number, teacher=teacher, name=name, **zero))
     return number
-
-
-def _move(connection: sa.Connection, account: int, changes: Mapping[str, int]) -> None:
-    values = {name: accounts.c[name] + change for name, change in changes.items()}
-    connection.execute(sa.update(accounts).where(accounts.c.id == account).values(values))

@@ -68,6 +68,14 @@ def settled_rows_digest(rows: Iterable[tuple[int, bytes | None]]) -> str:
     return hasher.hexdigest()
 
 
+def bill_rows_digest(rows: Iterable[tuple[object, ...]]) -> str:
+    """Digest of (call, billed, cost, tokens in, tokens out, model, request id, failure) of the bills of one entry."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(json.dumps(row).encode() + b"\n")
+    return hasher.hexdigest()
+
+
 def id_ranges(ids: Sequence[int]) -> list[list[int]]:
     """Sorted ids as [first, last] runs."""
     runs: list[list[int]] = []

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
 
 from ground.errors import StoreUnreadable
-from storage.ledger import SETTLED_STATUS, Ledger
-from storage.ledger_chain import GENESIS, id_ranges, reserved_rows_digest, settled_rows_digest
-from storage.ledger_tables import accounts, calls, entries, sessions
+from storage.bill import Billed
+from storage.ledger import Ledger
+from storage.ledger_bills import COLUMNS
+from storage.ledger_chain import GENESIS, bill_rows_digest, id_ranges, reserved_rows_digest, settled_rows_digest
+from storage.ledger_migrations import Tables
+from storage.ledger_settling import SETTLED_STATUS
+from storage.ledger_tables import UNANSWERED, calls, entries, sessions
 
 _REMEDY = "bring the ledger back from a copy"
 _MAX_LISTED = 20
+# Kinds of entries that may settle bills.
+_WITH_BILLS = (*SETTLED_STATUS, "settle")
 
 
 def ledger_problems(ledger: Ledger) -> list[str]:
@@ -29,7 +35,7 @@ def ledger_problems(ledger: Ledger) -> list[str]:
     try:
         with ledger.reading() as connection:
             # What SQLite itself calls damaged is not looked at any further.
-            found = _file_problems(connection) or _content_problems(connection, ledger.seal.hash)
+            found = _file_problems(connection) or _content_problems(connection, ledger)
             return [*ledger.schema_problems(), *found]
     except StoreUnreadable as error:
         return [str(error)]
@@ -39,19 +45,21 @@ def ledger_problems(ledger: Ledger) -> list[str]:
         return [*ledger.schema_problems(), wrong]
 
 
-def _content_problems(connection: sa.Connection, entry_hash: Callable[..., str]) -> list[str]:
+def _content_problems(connection: sa.Connection, ledger: Ledger) -> list[str]:
     journal = list(connection.execute(sa.select(entries).order_by(entries.c.seq)))
-    broken = list(_chain_problems(journal, entry_hash))
+    broken = list(_chain_problems(journal, ledger.seal.hash))
     if broken:
         # Nothing can be compared with a journal that does not hold.
         return broken
+    tables = ledger.tables
     return [
         *_duplicate_problems(connection),
-        *_reserved_problems(connection, journal),
-        *_settled_problems(connection, journal),
-        *_revoked_problems(connection, journal),
-        *_session_problems(connection, journal),
-        *_account_problems(connection, journal),
+        *_reserved_problems(connection, tables, journal),
+        *_settled_problems(connection, tables, journal),
+        *_revoked_problems(connection, tables, journal),
+        *_bill_problems(connection, tables, journal),
+        *_session_problems(connection, tables, journal),
+        *_account_problems(connection, tables, journal),
     ]
 
 
@@ -77,10 +85,11 @@ def _chain_problems(journal: list[Any], entry_hash: Callable[..., str]) -> Itera
         previous = entry.hash
 
 
-def _reserved_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
+def _reserved_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
     expected = {entry.seq: json.loads(entry.payload) for entry in journal if entry.kind == "reserve"}
     who: sa.Select[Any] = sa.select(sessions.c.id, sessions.c.account)
     account_of: dict[int, int] = dict(connection.execute(who).all())
+    calls = tables.calls
     query = sa.select(calls).order_by(calls.c.reserved_in, calls.c.id)
     for seq, rows in _grouped(connection, query, "reserved_in"):
         digest = reserved_rows_digest(
@@ -91,6 +100,8 @@ def _reserved_problems(connection: sa.Connection, journal: list[Any]) -> Iterato
             yield f"calls {_span(rows)} differ from what ledger entry {seq} reserved; {_REMEDY}"
         elif any((row.session, row.account) != (payload["session"], account_of.get(row.session)) for row in rows):
             yield f"calls {_span(rows)} are not of the session that ledger entry {seq} names; {_REMEDY}"
+        elif any(row.upper_micros != payload.get("upper_micros", 0) for row in rows):
+            yield f"calls {_span(rows)} have another upper bound than ledger entry {seq} reserved; {_REMEDY}"
     for seq, payload in expected.items():
         yield f"the {payload['count']} calls that ledger entry {seq} reserved are missing; {_REMEDY}"
 
@@ -98,9 +109,9 @@ def _reserved_problems(connection: sa.Connection, journal: list[Any]) -> Iterato
 def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
     """Inputs that were paid for more than once; the database's own index should have refused them."""
     # Written so that no index can answer: which one there is, and what is in it, is the question.
-    not_lost = calls.c.status.concat("") != "lost"
+    stands = calls.c.status.concat("").not_in(UNANSWERED)
     key = (calls.c.account, calls.c.input_digest, calls.c.repeat)
-    query = sa.select(sa.func.count().label("calls"), sa.func.min(calls.c.id).label("first")).where(not_lost)
+    query = sa.select(sa.func.count().label("calls"), sa.func.min(calls.c.id).label("first")).where(stands)
     twice = query.group_by(*key).having(sa.func.count() > 1).subquery()
     paid = sa.select(sa.func.count(), sa.func.sum(twice.c.calls), sa.func.min(twice.c.first))
     inputs, paid_calls, first = connection.execute(paid).one()
@@ -115,8 +126,10 @@ def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
         yield f"the ledger has {rows} calls under {numbers} numbers; {_REMEDY}"
 
 
-def _settled_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
+def _settled_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+    calls = tables.calls
     expected = {entry.seq: entry for entry in journal if entry.kind in SETTLED_STATUS}
+    given_back = _given_back(journal)
     query = sa.select(calls).where(calls.c.settled_in.is_not(None)).order_by(calls.c.settled_in, calls.c.id)
     for seq, rows in _grouped(connection, query, "settled_in"):
         entry = expected.pop(seq, None)
@@ -129,7 +142,7 @@ def _settled_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
             entry is None
             or {name: content[name] for name in found} != found
             or any(row.session != content["session"] for row in rows)
-            or any(row.status != SETTLED_STATUS[entry.kind] for row in rows if row.revoked_in is None)
+            or any(row.status != _status_of(row, entry.kind, given_back) for row in rows if row.revoked_in is None)
         ):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} settled; {_REMEDY}"
     for seq in expected:
@@ -145,7 +158,71 @@ def _settled_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
         yield f"calls {_span(rows)} are settled, and no ledger entry says so; {_REMEDY}"
 
 
-def _revoked_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
+def _status_of(row: Any, kind: str, given_back: set[int]) -> str:
+    """What a call must be that an entry of this kind settled."""
+    return "returned" if row.id in given_back else SETTLED_STATUS[kind]
+
+
+def _given_back(journal: list[Any]) -> set[int]:
+    """Calls that were lost, and that a provider's bill did not hold."""
+    runs = (run for entry in journal if entry.kind == "settle" for run in json.loads(entry.payload)["returned"])
+    return {id_ for first, last in runs for id_ in range(first, last + 1)}
+
+
+def _bill_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+    bills = tables.bills
+    contents = {entry.seq: (entry.kind, json.loads(entry.payload)) for entry in journal if entry.kind in _WITH_BILLS}
+    expected = {seq: content for seq, (_, content) in contents.items() if "bills" in content}
+    decided = {seq: content["calls"] for seq, (kind, content) in contents.items() if kind == "settle"}
+    query = sa.select(bills, calls.c.settled_in.label("call_settled_in")).join(calls, calls.c.id == bills.c.call)
+    for seq, rows in _grouped(connection, query.order_by(bills.c.settled_in, bills.c.call), "settled_in"):
+        content = expected.pop(seq, None)
+        ids = [row.call for row in rows]
+        digest = bill_rows_digest(tuple(getattr(row, name) for name in COLUMNS) for row in rows)
+        if content is None or content["bills"] != digest:
+            yield f"the bills of calls {_runs(ids)} differ from what ledger entry {seq} settled; {_REMEDY}"
+        elif seq in decided and id_ranges(ids) != decided[seq]:
+            yield f"the bills of calls {_runs(ids)} are not of the calls that ledger entry {seq} decided; {_REMEDY}"
+        elif any(row.call_settled_in != seq for row in rows) and seq not in decided:
+            yield f"the bills of calls {_runs(ids)} are of calls that another entry than {seq} settled; {_REMEDY}"
+    for seq in expected:
+        yield f"the bills that ledger entry {seq} settled are missing; {_REMEDY}"
+    yield from _replaced_problems(connection, tables, decided)
+    yield from _unbilled_problems(connection, tables)
+
+
+def _replaced_problems(connection: sa.Connection, tables: Tables, decided: Mapping[int, Any]) -> Iterator[str]:
+    """Bills that later ones take the place of: which ones is what the later entries say, and only unknown ones."""
+    bills = tables.bills
+    query = sa.select(bills).where(bills.c.replaced_in.is_not(None)).order_by(bills.c.replaced_in, bills.c.call)
+    left = dict(decided)
+    for seq, rows in _grouped(connection, query, "replaced_in"):
+        ids = [row.call for row in rows]
+        if left.pop(seq, None) != id_ranges(ids) or any(row.billed != Billed.UNKNOWN for row in rows):
+            yield f"the bills of calls {_runs(ids)} were replaced, and ledger entry {seq} does not say so; {_REMEDY}"
+    for seq in left:
+        yield f"the bills that ledger entry {seq} replaced are in force; {_REMEDY}"
+
+
+def _unbilled_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
+    """Settled calls that cost something and have no bill; and calls with several that are in force."""
+    calls, bills = tables.calls, tables.bills
+    in_force = sa.and_(bills.c.call == calls.c.id, bills.c.replaced_in.is_(None))
+    without = (
+        sa.select(calls.c.id)
+        .outerjoin(bills, in_force)
+        .where(calls.c.upper_micros > 0, calls.c.status != "reserved", bills.c.call.is_(None))
+    )
+    if ids := list(connection.execute(without.order_by(calls.c.id)).scalars()):
+        yield f"calls {_runs(ids)} cost something, and have no bill; {_REMEDY}"
+    several = sa.select(bills.c.call).where(bills.c.replaced_in.is_(None)).group_by(bills.c.call)
+    several = several.having(sa.func.count() > 1).order_by(bills.c.call)
+    if ids := list(connection.execute(several).scalars()):
+        yield f"calls {_runs(ids)} have several bills; {_REMEDY}"
+
+
+def _revoked_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+    calls = tables.calls
     expected = {entry.seq: json.loads(entry.payload) for entry in journal if entry.kind == "revoke"}
     query = sa.select(calls).where(calls.c.revoked_in.is_not(None)).order_by(calls.c.revoked_in, calls.c.id)
     for seq, rows in _grouped(connection, query, "revoked_in"):
@@ -157,7 +234,8 @@ def _revoked_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
         yield f"the calls that ledger entry {seq} revoked are no longer revoked; {_REMEDY}"
 
 
-def _session_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
+def _session_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+    accounts = tables.accounts
     recorded = {}
     for entry in journal:
         if entry.kind == "session":
@@ -173,18 +251,21 @@ def _session_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
         yield f"session {session_id} is missing; {_REMEDY}"
 
 
-def _account_problems(connection: sa.Connection, journal: list[Any]) -> Iterator[str]:
-    query = sa.select(calls.c.account, calls.c.status, sa.func.count()).group_by(calls.c.account, calls.c.status)
-    counts = Counter({(account, status): count for account, status, count in connection.execute(query)})
-    budgets, names = {}, {}
+def _account_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+    accounts = tables.accounts
+    counts, amounts = _sums(connection, tables)
+    budgets: dict[str, tuple[object, object]] = {}
+    names = {}
     for entry in journal:
-        content = json.loads(entry.payload)
         if entry.kind == "budget":
-            budgets[content["teacher"]] = content["to"]
-            names[content["teacher"]] = content["name"]
+            content = json.loads(entry.payload)
+            teacher, (_, most) = content["teacher"], budgets.get(content["teacher"], (None, None))
+            budgets[teacher] = (content["to"], content.get("to_micros", most))
+            names[teacher] = content["name"]
         elif entry.kind == "session":
+            content = json.loads(entry.payload)
             names[content["teacher"]] = content["teacher_name"]
-    rows_of = connection.execute(sa.select(accounts)).all()
+    rows_of: Sequence[Any] = connection.execute(sa.select(accounts)).all()
     for account in {account for account, _ in counts} - {account.id for account in rows_of}:
         yield f"account {account} is missing; {_REMEDY}"
     for teacher in names.keys() - {account.teacher for account in rows_of}:
@@ -196,12 +277,32 @@ def _account_problems(connection: sa.Connection, journal: list[Any]) -> Iterator
     for account in rows_of:
         if account.name != names.get(account.teacher):
             yield f"the account of {account.name} ({account.teacher[:12]}) has another name in the journal; {_REMEDY}"
-        for status in ("reserved", "committed", "lost"):
+        for status in ("reserved", "committed", "lost", "returned"):
             total, rows = getattr(account, status), counts[account.id, status]
             if total != rows:
                 yield f"the account of {account.name} says {total} calls {status}, the ledger has {rows}; {_REMEDY}"
-        if account.budget != budgets.get(account.teacher):
+        for column in ("reserved_micros", "spent_micros"):
+            total, rows = getattr(account, column), amounts[account.id, column]
+            if total != rows:
+                yield f"the account of {account.name} says {total} {column}, its calls {rows}; {_REMEDY}"
+        if (account.budget, account.budget_micros) != budgets.get(account.teacher, (None, None)):
             yield f"the account of {account.name} has a budget that no ledger entry set; {_REMEDY}"
+
+
+def _sums(connection: sa.Connection, tables: Tables) -> tuple[Counter[tuple[int, str]], Counter[tuple[int, str]]]:
+    """Account and status -> calls; account and what is summed -> micros."""
+    calls, bills = tables.calls, tables.bills
+    counts: Counter[tuple[int, str]] = Counter()
+    amounts: Counter[tuple[int, str]] = Counter()
+    by_status = sa.select(calls.c.account, calls.c.status, sa.func.count(), sa.func.sum(calls.c.upper_micros))
+    for account, status, count, upper in connection.execute(by_status.group_by(calls.c.account, calls.c.status)):
+        counts[account, status] = count
+        if status == "reserved":
+            amounts[account, "reserved_micros"] = int(upper)
+    costs = sa.select(calls.c.account, sa.func.sum(bills.c.cost_micros)).join(bills, bills.c.call == calls.c.id)
+    for account, cost in connection.execute(costs.where(bills.c.replaced_in.is_(None)).group_by(calls.c.account)):
+        amounts[account, "spent_micros"] = int(cost)
+    return counts, amounts
 
 
 def _grouped(connection: sa.Connection, query: sa.Select[Any], column: str) -> Iterator[tuple[int, list[Any]]]:
@@ -211,4 +312,8 @@ def _grouped(connection: sa.Connection, query: sa.Select[Any], column: str) -> I
 
 
 def _span(rows: list[Any]) -> str:
-    return ", ".join(f"{first}-{last}" for first, last in id_ranges([row.id for row in rows])[:5])
+    return _runs([row.id for row in rows])
+
+
+def _runs(ids: Sequence[int]) -> str:
+    return ", ".join(f"{first}-{last}" for first, last in id_ranges(ids)[:5])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from ground.errors import StoreUnreadable
-from storage.ledger_tables import calls, sessions
+from storage.ledger_tables import UNANSWERED, calls, sessions
 from storage.schema import DIGEST_BYTES
 
 _LOOKUP_SIZE = 500
@@ -100,7 +100,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals of one teacher, or of all: every count is in teacher calls."""
+    """Totals of one teacher, or of all: every count is in teacher calls, every amount in micros.
+
+    Args:
+        spent: committed + reserved + lost.
+        budget, budget_micros: the most that may ever be spent; None where there is no limit, or several teachers.
+        remaining, remaining_micros: what is left of them; less than 0 where a provider charged more than its bound.
+        returned: charged, and given back, since nobody billed them; not among `spent`.
+        cost_micros: what settled calls cost.
+        reserved_micros: upper bounds of the reserved ones.
+    """
 
     committed: int
     reserved: int
@@ -109,6 +118,11 @@ class Summary:
     budget: int | None
     remaining: int | None
     head: str
+    returned: int = 0
+    cost_micros: int = 0
+    reserved_micros: int = 0
+    budget_micros: int | None = None
+    remaining_micros: int | None = None
 
 
 def select_calls() -> sa.Select[Any]:
@@ -132,10 +146,10 @@ def read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
 def find_calls(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
     """Calls of an account on these inputs that are paid for and not lost, in any precision, in order of their ids."""
     found: dict[bytes, list[RecordedCall]] = {}
+    # Written as the index has it, so that it is used.
+    stands = [calls.c.status != status for status in UNANSWERED]
     for part in lookups(digests):
-        query = select_calls().where(
-            calls.c.account == account, calls.c.status != "lost", calls.c.input_digest.in_(part)
-        )
+        query = select_calls().where(calls.c.account == account, *stands, calls.c.input_digest.in_(part))
         for call in read_calls(connection.execute(query.order_by(calls.c.id))):
             found.setdefault(call.input_digest, []).append(call)
     return found

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from ground.errors import InvalidInput, StoreUnreadable, UnknownName, suggested
 from storage.ledger import Ledger
 from storage.ledger_records import lookups
-from storage.ledger_tables import accounts, calls, entries, sessions
+from storage.ledger_tables import accounts, bills, calls, entries, sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class CallFilter:
     Args:
         teacher: fingerprint.
         store: id, or its first digits.
-        status: reserved, committed or lost.
+        status: reserved, committed, lost or returned.
         run: number of a builder's session.
         since, until: UTC times as in the ledger, of the reservation; `until` is not included.
         ids: calls by number; a few hundred at most.
@@ -42,13 +42,13 @@ class CallFilter:
     until: str | None = None
     ids: Sequence[int] | None = None
 
-    def conditions(self, head: int) -> list[sa.ColumnElement[bool]]:
+    def conditions(self, head: int, bills: sa.FromClause) -> list[sa.ColumnElement[bool]]:
         """What a call must satisfy, over the tables that `list_calls` joins, in the state at an entry."""
         reserved = _RESERVED.c.at
         made = {
             "teacher": accounts.c.teacher == self.teacher,
             "store": sessions.c.store.startswith(self.store or "", autoescape=True),
-            "status": _status_at(head) == self.status,
+            "status": _status_at(head, bills) == self.status,
             "run": calls.c.session == self.run,
             "since": reserved >= (self.since or ""),
             "until": reserved < (self.until or ""),
@@ -59,6 +59,8 @@ class CallFilter:
 
 
 _RESERVED, _SETTLED = entries.alias("reserved"), entries.alias("settled")
+# What a bill says of a call; None of all for a call without one.
+BILL_COLUMNS = ("billed", "cost_micros", "tokens_in", "tokens_out", "model", "request_id", "failure")
 # Of a page of calls that is read at once: some 10 MB.
 PAGE_ROWS = 8192
 COLUMNS = (
@@ -82,6 +84,7 @@ COLUMNS = (
     calls.c.input_digest,
     calls.c.output_digest,
     _RESERVED.c.hash.label("entry_hash"),
+    *(bills.c[name] for name in BILL_COLUMNS),
 )
 # Column of a listed call -> the type of its values, which may also be None.
 COLUMN_TYPES: dict[str, type] = {column.name: int if isinstance(column.type, sa.Integer) else str for column in COLUMNS}
@@ -95,10 +98,11 @@ def list_calls(
     All of them as they were at one entry, the newest when the first is asked for; however long the caller takes for
     them, and whatever is recorded meanwhile. Between pages no transaction is open, which a server would end.
     """
-    head, last = _newest(ledger), 0
+    head, last, bills = _newest(ledger), 0, ledger.tables.bills
     while limit is None or limit > 0:
         size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
-        query = _joined(*_columns_at(head)).where(*(where or CallFilter()).conditions(head), calls.c.id > last)
+        query = _joined(head, bills, *_columns_at(head, bills))
+        query = query.where(*(where or CallFilter()).conditions(head, bills), calls.c.id > last)
         with ledger.reading() as connection:
             page = connection.execute(query.order_by(calls.c.id).limit(size).offset(offset)).mappings().all()
         for row in page:
@@ -111,7 +115,8 @@ def list_calls(
 
 def count_calls(ledger: Ledger, where: CallFilter | None = None) -> int:
     """How many calls a filter lets through."""
-    query = _joined(sa.func.count()).where(*(where or CallFilter()).conditions(_newest(ledger)))
+    head, bills = _newest(ledger), ledger.tables.bills
+    query = _joined(head, bills, sa.func.count()).where(*(where or CallFilter()).conditions(head, bills))
     with ledger.reading() as connection:
         return int(connection.execute(query).scalar_one())
 
@@ -121,20 +126,29 @@ def _newest(ledger: Ledger) -> int:
         return int(connection.execute(sa.select(sa.func.max(entries.c.seq))).scalar() or 0)
 
 
-def _status_at(head: int) -> sa.ColumnElement[str]:
-    """A call's status after an entry: what later entries changed is known, since a call is settled and revoked once."""
+def _status_at(head: int, bills: sa.FromClause) -> sa.ColumnElement[str]:
+    """A call's status after an entry: what later entries changed is known, since a call is settled and revoked once.
+
+    Args:
+        bills: joined as after that entry; one that was replaced since was unknown then.
+    """
+    given_back_since = sa.and_(calls.c.status == "returned", bills.c.replaced_in.is_not(None))
     return sa.case(
-        (calls.c.settled_in > head, "reserved"), (calls.c.revoked_in > head, "committed"), else_=calls.c.status
+        (calls.c.settled_in > head, "reserved"),
+        (calls.c.revoked_in > head, "committed"),
+        (given_back_since, "lost"),
+        else_=calls.c.status,
     )
 
 
-def _columns_at(head: int) -> list[sa.ColumnElement[Any]]:
+def _columns_at(head: int, bills: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     """`COLUMNS` in the state after an entry."""
     later = calls.c.settled_in > head
-    changed = {
-        "status": _status_at(head),
+    changed: dict[str, sa.ColumnElement[Any]] = {
+        "status": _status_at(head, bills),
         "settled_at": sa.case((later, None), else_=_SETTLED.c.at),
         "output_digest": sa.case((later, None), else_=calls.c.output_digest),
+        **{name: bills.c[name] for name in BILL_COLUMNS},
     }
     return [changed[column.name].label(column.name) if column.name in changed else column for column in COLUMNS]
 
@@ -223,15 +237,19 @@ def calls_revoked_after(ledger: Ledger, teacher: str, seq: int) -> list[CallHist
         return [CallHistory(*row) for row in connection.execute(query.order_by(calls.c.id))]
 
 
+_CALLS = ("at", "from", "to")
+_MONEY = {"from_micros", "to_micros"}
+
+
 def budget_history(ledger: Ledger, teacher: str) -> list[dict[str, Any]]:
-    """Every change of a teacher's budget, oldest first: at, from, to."""
+    """Every change of a teacher's budgets, oldest first: at, from, to; where money's changed from_micros, to_micros."""
     query: sa.Select[Any] = sa.select(entries.c.at, entries.c.payload).where(entries.c.kind == "budget")
     with ledger.reading() as connection, _written_by_a_release(ledger):
         changes = [
             {"at": at, **json.loads(payload)} for at, payload in connection.execute(query.order_by(entries.c.seq))
         ]
         ours = [change for change in changes if change["teacher"] == teacher]
-        return [{name: change[name] for name in ("at", "from", "to")} for change in ours]
+        return [{name: change[name] for name in (*_CALLS, *sorted(_MONEY & change.keys()))} for change in ours]
 
 
 def find_teacher(ledger: Ledger, text: str | None) -> str:
@@ -271,7 +289,9 @@ def _written_by_a_release(ledger: Ledger) -> Iterator[None]:
         ) from error
 
 
-def _joined(*columns: Any) -> sa.Select[Any]:
+def _joined(head: int, bills: sa.FromClause, *columns: Any) -> sa.Select[Any]:
+    """Columns of all calls, each with the bill that it had after an entry, if any."""
+    in_force = sa.or_(bills.c.replaced_in.is_(None), bills.c.replaced_in > head)
     return (
         sa.select(*columns)
         .select_from(calls)
@@ -279,6 +299,7 @@ def _joined(*columns: Any) -> sa.Select[Any]:
         .join(accounts, calls.c.account == accounts.c.id)
         .join(_RESERVED, calls.c.reserved_in == _RESERVED.c.seq)
         .outerjoin(_SETTLED, calls.c.settled_in == _SETTLED.c.seq)
+        .outerjoin(bills, sa.and_(bills.c.call == calls.c.id, bills.c.settled_in <= head, in_force))
     )
 
 

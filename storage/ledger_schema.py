@@ -3,7 +3,8 @@
 That an input is paid for once, and that what is recorded stays, rests on the database: on a unique index, on columns of
 one type, on the absence of triggers. So the whole schema is compared, piece by piece, each time a ledger is opened. A
 piece is a name and a definition: of a table, a column, a constraint, an index, and of whatever else acts on them.
-What is expected follows from `storage/ledger_tables.py`. All releases of schema 2 made the same pieces.
+What is expected follows from the tables of the schema that the chain says it is of (`storage/ledger_migrations.py`).
+All releases of one schema made the same pieces.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from storage.ledger_tables import metadata
+from storage.ledger_migrations import recorded_schema, tables_of
+from storage.ledger_tables import entries, metadata
 
 _CONSTRAINTS = ("PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "CONSTRAINT")
 # Without these a query of ours fails, or gives values of other types.
 _READ = ("table", "column")
+_JOURNAL = (f"table {entries.name}", f"column {entries.name}.")
 _OWN_TABLE = re.compile(r"sqlite_(sequence|stat[1-4])")
 
 
@@ -31,11 +35,13 @@ class Schema:
 
     Args:
         found: what there is; of a file all of it, of a server what has the names of our tables, and acts on them.
-        wanted: what this release makes.
+        wanted: what releases of its schema made.
+        version: of the schema, as the chain says, which may be anything; None where no chain can be read.
     """
 
     found: Mapping[str, str]
     wanted: Mapping[str, str]
+    version: object = None
 
     @property
     def is_empty(self) -> bool:
@@ -59,11 +65,21 @@ class Schema:
 
 def look_at_schema(connection: sa.Connection) -> Schema:
     """What is there, and what should be."""
-    if connection.dialect.name == "sqlite":
-        return Schema(_of_file(connection), _made_in_file())
-    names = {"tables": [table.name for table in metadata.sorted_tables]}
-    found = {str(piece): str(definition) for piece, definition in connection.execute(_OF_SERVER, names)}
-    return Schema(found, dict(_made_on_server()))
+    is_file = connection.dialect.name == "sqlite"
+    made_of = _made_in_file if is_file else _made_on_server
+    found = _of_file(connection) if is_file else _of_server(connection, [entries.name])
+    journal = {piece: text for piece, text in made_of(metadata).items() if piece.startswith(_JOURNAL)}
+    is_readable = all(found.get(piece) == definition for piece, definition in journal.items())
+    version = recorded_schema(connection) if is_readable else None
+    tables = tables_of(version).metadata
+    if not is_file:
+        found = _of_server(connection, [table.name for table in tables.sorted_tables])
+    return Schema(found, made_of(tables), version)
+
+
+def _of_server(connection: sa.Connection, tables: list[str]) -> dict[str, str]:
+    """Of the tables with these names: a server's database may hold others."""
+    return {str(piece): str(text) for piece, text in connection.execute(_OF_SERVER, {"tables": tables})}
 
 
 def _in_words(piece: str, found: str | None, wanted: str | None) -> str:
@@ -108,7 +124,7 @@ def _definitions(body: str) -> Iterator[str]:
 
 
 @cache
-def _made_in_file() -> dict[str, str]:
+def _made_in_file(metadata: sa.MetaData) -> dict[str, str]:
     engine = sa.create_engine("sqlite://")
     try:
         with engine.begin() as connection:
@@ -118,14 +134,20 @@ def _made_in_file() -> dict[str, str]:
         engine.dispose()
 
 
-def _made_on_server() -> Iterator[tuple[str, str]]:
+@cache
+def _made_on_server(metadata: sa.MetaData) -> dict[str, str]:
     """What `_OF_SERVER` finds of tables that were just made."""
+    return dict(_pieces_on_server(metadata))
+
+
+def _pieces_on_server(metadata: sa.MetaData) -> Iterator[tuple[str, str]]:
     dialect = postgresql.dialect()
     for table in metadata.sorted_tables:
         yield f"table {table.name}", ""
         for column in table.columns:
             kind = "bytea" if isinstance(column.type, sa.LargeBinary) else column.type.compile(dialect).lower()
-            yield f"column {table.name}.{column.name}", kind + ("" if column.nullable else " NOT NULL")
+            default = "" if column.server_default is None else f" DEFAULT {_default_of(column)}"
+            yield f"column {table.name}.{column.name}", kind + ("" if column.nullable else " NOT NULL") + default
             for key in column.foreign_keys:
                 there = f"{key.column.table.name}({key.column.name})"
                 yield f"constraint FOREIGN KEY ({column.name}) REFERENCES {there} on {table.name}", ""
@@ -137,10 +159,18 @@ def _made_on_server() -> Iterator[tuple[str, str]]:
             yield f"index {index.name}", _as_server_says(str(CreateIndex(index).compile(dialect=dialect)))
 
 
+def _default_of(column: sa.Column[Any]) -> str:
+    assert isinstance(column.server_default, sa.DefaultClause)
+    return str(column.server_default.arg)
+
+
 def _as_server_says(statement: str) -> str:
     """CREATE INDEX as pg_get_indexdef writes it, which all versions do alike for what our indexes have."""
     made, _, condition = statement.removeprefix("CREATE ").partition(" WHERE ")
     condition = re.sub(r"'(\w+)'", r"'\1'::text", condition.replace("!=", "<>"))
+    # Of several conditions, each has its parentheses, and so have all of them together.
+    condition = ") AND (".join(condition.split(" AND ")) if condition else ""
+    condition = f"({condition})" if " AND " in condition else condition
     return made.replace(" (", " USING btree (", 1) + (f" WHERE ({condition})" if condition else "")
 
 

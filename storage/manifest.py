@@ -197,9 +197,14 @@ class Identity:
         return tuple((place,) for place in range(count))
 
     @property
+    def kept_layers(self) -> tuple[OutputSpec, ...]:
+        """The outputs that layers are kept in."""
+        return tuple(output for output in self.outputs if output.name not in self.answer_names)
+
+    @property
     def features(self) -> dict[str, tuple[int, ...]]:
         """Layer name -> shape of one view's map, without the answers over the classes."""
-        return {output.name: output.shape for output in self.outputs if output.name not in self.answer_names}
+        return {output.name: output.shape for output in self.kept_layers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,8 @@ arrays of both must be read alike. `Manifest.load` applies the steps in memory, 
 to be read; `ckd-cache upgrade` writes the outcome, and records that it did. Steps are history: what one does never
 changes, whatever later releases do, so it states as data what was true of its version and imports nothing that moves.
 
-Of the ledger there is nothing to bring forward. Schema 1 was written for a few hours, beside stores of format 1, whose
-arrays are laid out in another way; answers had one digest each, from which those of schema 2, one for each output,
-cannot be told. Stores of format 2 and 3 have ledgers of schema 2.
+Ledgers have schemas and steps of their own, in `storage/ledger_migrations.py`. Stores of format 2 have ledgers of
+schema 2; those of format 3 of schema 2 or 3.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 
     path = folder / LEDGER_FILE
     if path.is_symlink():
         raise StoreUnreadable(f"{path} is a link to another place; name that as the ledger of a new store instead")
-    return Ledger(path, create=create, patience_seconds=patience_seconds)
+    return Ledger(path, create=create, patience_seconds=patience_seconds, store=folder)
 
 
 def recorded_as(url: str | None) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ground.documents import Malformed
 from ground.errors import CKDError, StoreUnreadable
+from storage.canaries import CANARIES_FILE, CANARY_ROW
 from storage.inspection import Inspection, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
@@ -26,7 +27,10 @@ from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
 from storage.store_ledger import witness_of
 
 # Of a store's folder, beside its arrays.
-_FILES = {FILE_NAME, EXTENSION, BUILD_LOCK, CELL_LOCK, *(f"{LEDGER_FILE}{end}" for end in ("", *SIDE_FILES))}
+_FILES = {
+    *(FILE_NAME, EXTENSION, CANARIES_FILE, BUILD_LOCK, CELL_LOCK),
+    *(f"{LEDGER_FILE}{end}" for end in ("", *SIDE_FILES)),
+}
 MOST_LISTED = 1000
 _PARTIAL = re.compile(r"\..*\.partial")
 
@@ -213,7 +217,7 @@ def _lost_call(state: Inspection, row: int, view: int) -> int | None:
 def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     yield from _reserved_problems(store.manifest, ledger, "build", _spooled_calls(store, ledger))
     for call in ledger.calls_of_store(store.manifest.store_id, "committed"):
-        if call.row >= store.manifest.n:
+        if call.row >= store.manifest.n and call.row != CANARY_ROW:
             what = f"call {call.id} is committed, and the store has only {store.manifest.n} rows"
             yield Problem(what, "bring the store back from a copy", VALID, call.row, call.view)
 

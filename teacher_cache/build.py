@@ -16,13 +16,15 @@ from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
-from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.build_report import BuildReport
+from teacher_cache.builder import Builder
 from teacher_cache.config import CallConfig
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store
 from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Card, Teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ _LEASES_ALONE = 10
 
 def build(
     plan: BuildPlan,
-    teacher: Teacher,
+    teacher: Teacher | RemoteTeacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
     report: BuildReport | None = None,
@@ -49,6 +51,7 @@ def build(
         BudgetRefused: before the first call, if the budget does not allow all that are needed; or later, if other
             builders spent it meanwhile.
         Interrupted: the user asked to stop; everything called so far is kept.
+        TeacherFailed, TeacherChanged: one that is elsewhere gives no answer, or is another; what it answered is kept.
         TeacherDoubted: the first answers do not go with the labels; they are kept, and nothing more is called.
         TooNarrow: the store's types do not hold an answer; it is kept beside the store, and others are committed.
         StoreBusy: a build of fewer rows, or a repair, is at work on the store; or our lease was taken away.

@@ -16,58 +16,36 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ground.errors import Interrupted, StoreBusy
+from ground.errors import CKDError, Interrupted, StoreBusy
 from ground.terminal import StopRequest, graceful_stop
-from storage.float_types import stored_type
+from storage.canaries import CANARY, CANARY_OUTPUT
 from storage.ledger import Ledger, check_budget, lease_lost
 from storage.ledger_records import Session
 from storage.locks import CellLocks, locked_cells
 from storage.rows import Rows
 from storage.store import Store, runs_of
-from teacher_cache.in_hand import AnswersInHand, Batch
+from teacher_cache.answered import Answered, Assembly
+from teacher_cache.asking import Asking, Workplace
+from teacher_cache.build_report import BuildReport
+from teacher_cache.in_hand import AnswersInHand
 from teacher_cache.lease import Heartbeat, Watch
-from teacher_cache.outputs import as_said, find_misfit, rows_that_fit, to_arrays
+from teacher_cache.line import line_to, most_in_hand
 from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
-from teacher_cache.reuse import PaidAnswers
 from teacher_cache.sanity import is_past_gate, require_sane
-from teacher_cache.settle import Leftovers, Misfits, require_storable, settle_session
+from teacher_cache.settle import Leftovers, require_storable, settle_session
 from teacher_cache.shown import Shown
-from teacher_cache.teachers import Answers, Teacher
+from teacher_cache.teachers import Teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.worklist import WorkList
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-
-
-@dataclass(slots=True)
-class BuildReport:
-    """What a build did, in teacher calls; rows are (image, all its views), the first n of the store."""
-
-    store: Path
-    n: int
-    new_calls: int = 0
-    reused_calls: int = 0
-    adopted_calls: int = 0
-    lost_calls: int = 0
-    rows_valid: int = 0
-
-
-@dataclass(slots=True)
-class Answered:
-    """Outputs of some cells, in increasing order: name -> (C, ...), with the input of each; and the calls for them."""
-
-    cells: list[int]
-    inputs: list[bytes]
-    values: dict[str, np.ndarray]
-    called: Batch | None
-    seconds: float
 
 
 class Builder:
@@ -83,7 +61,7 @@ class Builder:
     def __init__(
         self,
         plan: BuildPlan,
-        teacher: Teacher,
+        teacher: Teacher | RemoteTeacher,
         shown: Shown,
         store: Store,
         ledger: Ledger,
@@ -95,7 +73,6 @@ class Builder:
         self._teacher, self._shown = teacher, shown
         self.report = BuildReport(store.folder, plan.n) if report is None else report
         self._on_progress = on_progress
-        self._kept = PaidAnswers(store)
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         self._before = ledger.summary(plan.identity.teacher.fingerprint)
         self._work = WorkList(plan, store, ledger)
@@ -104,8 +81,8 @@ class Builder:
         self._session = 0
         self._held: tuple[dict[Path, list[int]], float] = ({}, 0.0)
         self._stop = StopRequest()
-        self._in_hand = AnswersInHand(store, min(plan.config.batch_size, len(self._work.cells_of)))
-        self._misfits: Misfits = {}
+        self._in_hand = AnswersInHand(store, min(most_in_hand(plan, teacher), len(self._work.cells_of)))
+        self._assembly = Assembly(plan, store, self._work, self._in_hand)
 
     def note(self, found: Leftovers) -> None:
         """Add what was settled of earlier builds to the report."""
@@ -118,14 +95,17 @@ class Builder:
             self._pass_gate()
         if self._work:
             self._check_budget()
-            self._session = self._start_session()
-            with (
-                Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
-                graceful_stop() as self._stop,
-                ThreadPoolExecutor(1, "store-writer") as writer,
-                self._nothing_dropped(writer),
-            ):
-                self._fill(heartbeat, writer)
+            with graceful_stop() as self._stop, line_to(self._teacher, self.plan, self.store, self.ledger) as line:
+                if self._work.num_unpaid:
+                    line.check(self._check_session, self.report, self._stop)
+                self._session = self._start_session(self.plan.purpose, self.plan.called_names)
+                asking = line.asking(self._workplace())
+                with (
+                    Heartbeat(self.ledger, self._session, self.plan.config.lease_seconds) as heartbeat,
+                    ThreadPoolExecutor(1, "store-writer") as writer,
+                    self._nothing_dropped(writer, asking),
+                ):
+                    self._fill(asking, heartbeat, writer)
         torn = {cell // self.plan.identity.views for cell in self.store.missing_cells(self.plan.rows).tolist()}
         self.report.rows_valid = self.plan.n - len(torn)
         if torn:
@@ -136,16 +116,46 @@ class Builder:
         return self.report
 
     def _check_budget(self) -> None:
-        """Refuse before the first call; otherwise record the budget that was given."""
-        teacher, budget = self.plan.identity.teacher, self.plan.config.budget
+        """Refuse before the first call; otherwise record the budgets that were given.
+
+        One in money is held to each call as it is charged: what calls cost is known afterwards, and at most their upper
+        bound, which together may be far more than they come to.
+        """
+        teacher, budget, micros = self.plan.identity.teacher, self.plan.config.budget, self.plan.config.budget_micros
         needed = self._work.num_unpaid
         if needed:
+            needed += self.plan.canaries
             limit = self._before.budget if budget is None else budget
             check_budget(teacher.name, spent=self._before.spent, budget=limit, wanted=needed)
-        if budget is not None and (needed or budget >= self._before.spent):
-            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget)
+        if not needed:
+            # Nothing is bought: a budget below what is spent harms nobody.
+            budget = None if budget is None or budget < self._before.spent else budget
+            micros = None if micros is None or micros < self._before.cost_micros else micros
+        if budget is not None or micros is not None:
+            self.ledger.set_budget(teacher.fingerprint, teacher.name, budget, cost_micros=micros)
 
-    def _start_session(self) -> int:
+    @contextmanager
+    def _check_session(self) -> Iterator[int]:
+        """A session of its own for what is asked before the work begins."""
+        session = self._start_session(CANARY, (CANARY_OUTPUT,))
+        with Heartbeat(self.ledger, session, self.plan.config.lease_seconds):
+            yield session
+
+    def _workplace(self) -> Workplace:
+        return Workplace(
+            plan=self.plan,
+            shown=self._shown,
+            ledger=self.ledger,
+            work=self._work,
+            assembly=self._assembly,
+            in_hand=self._in_hand,
+            report=self.report,
+            stop=self._stop,
+            session=self._session,
+            advance=self._advance,
+        )
+
+    def _start_session(self, purpose: str, outputs: tuple[str, ...]) -> int:
         teacher = self.plan.identity.teacher
         return self.ledger.start_session(
             Session(
@@ -153,23 +163,27 @@ class Builder:
                 teacher_name=teacher.name,
                 store=self.store.manifest.store_id,
                 location=str(self.store.folder.absolute()),
-                purpose=self.plan.purpose,
+                purpose=purpose,
                 device=self._teacher.card.device,
                 precision=teacher.precision,
-                outputs=self.plan.called_names,
+                outputs=outputs,
                 host=Place.of(self.store.folder).text,
             )
         )
 
     @contextmanager
-    def _nothing_dropped(self, writer: ThreadPoolExecutor) -> Iterator[None]:
+    def _nothing_dropped(self, writer: ThreadPoolExecutor, asking: Asking) -> Iterator[None]:
         """However the work ends, answers in hand are kept, while the session still has its lease."""
         try:
             yield
         except BaseException as error:
             try:
+                # Who stops at once does not wait: for what is under way, or for what the writer may still commit.
+                asking.salvage(wait=isinstance(error, Exception))
                 if isinstance(error, Exception):
-                    writer.shutdown()  # it may still commit what it has; who stops at once does not wait for that
+                    writer.shutdown()
+            except CKDError as failure:
+                log.warning("%s", failure)
             finally:
                 with self._stop.held():
                     self._in_hand.keep()
@@ -178,108 +192,42 @@ class Builder:
             writer.shutdown()
             self._in_hand.close()
 
-    def _fill(self, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
+    def _fill(self, asking: Asking, heartbeat: Heartbeat, writer: ThreadPoolExecutor) -> None:
         watch = Watch(self.plan.config.lease_seconds)
         pending: Future[None] | None = None
-        while self._work and not self._stop.requested and not self._misfits:
+        while self._goes_on(asking):
             if heartbeat.lost:
                 raise lease_lost()
-            answers = self._next_answers() if self._work.todo else None
+            answers = asking.next()
+            if answers is None and asking.is_busy:
+                continue
             if pending is not None:
                 pending.result()
             pending = writer.submit(self._keep, answers) if answers is not None and answers.cells else None
-            if self._work.waits_for_verdict and answers is None:
+            if answers is not None:
+                self.report.reused_calls += len(answers.cells) - (len(answers.called.ids) if answers.called else 0)
+                continue
+            if asking.is_winding_down:
+                continue
+            if self._work.waits_for_verdict:
                 self._pass_gate()
-            elif answers is None:
+            else:
                 self._wait_for_others(watch, heartbeat)
         if pending is not None:
             pending.result()
-        require_storable(self.store, self._misfits, self.plan.rows)
+        require_storable(self.store, self._assembly.misfits, self.plan.rows)
+        asking.finish()
+
+    def _goes_on(self, asking: Asking) -> bool:
+        """Whether there is something left to do, or, once that is to end, under way."""
+        if self._stop.requested or self._assembly.misfits:
+            asking.wind_down()
+        return asking.is_busy or (bool(self._work) and not asking.is_winding_down)
 
     def _pass_gate(self) -> None:
         """Judge the first answers, all of which are whole, and go on; raises `TeacherDoubted`."""
         require_sane(self.plan, self.store)
         self._advance(self._work.release())
-
-    def _next_answers(self) -> Answered:
-        """Outputs for the next inputs: new ones from the teacher, the others from where they are kept."""
-        batch = self._work.next_batch()
-        # Before anything is charged: what is to be copied has to be there, or a call would be paid for nothing.
-        copied = {digest: self._read_kept(digest) for digest in batch}
-        new = [digest for digest in batch if not self._work.is_answered(digest)]
-        if new:
-            self._in_hand.take_room(self._session)
-        reservation = self.ledger.reserve(
-            self._session, [self._work.request(digest) for digest in new], self.plan.required
-        )
-        # Nothing that could fail comes between the charge and the call.
-        called, seconds = self._call(reservation.ids, copied) if reservation.ids else (None, 0.0)
-        self._advance(self._work.give_up(reservation.known))
-        left_out = {*reservation.known, *reservation.ids} - ({*called.ids} if called else set())
-        inputs = [digest for digest in batch if digest not in left_out and self._work.cells_of[digest]]
-        values = self._put_together(inputs, called, copied)
-        cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in self._work.cells_of[digest])
-        order = [place for _, place in cells]
-        if order != list(range(len(inputs))):
-            values = {name: array[order] for name, array in values.items()}
-        self.report.reused_calls += len(cells) - (len(called.ids) if called else 0)
-        return Answered([cell for cell, _ in cells], [inputs[place] for place in order], values, called, seconds)
-
-    def _read_kept(self, digest: bytes) -> dict[str, np.ndarray]:
-        """Outputs of an input that are not to come from a new call: name -> (1, ...)."""
-        outputs, called = self.plan.identity.outputs, self.plan.called_outputs
-        if self._work.is_answered(digest):
-            return self._kept.read(self._work.paid[digest], outputs)
-        rest = [output for output in outputs if output not in called]
-        return self._kept.read(self._work.paid[digest], rest) if rest else {}
-
-    def _call(self, ids: dict[bytes, int], copied: dict[bytes, dict[str, np.ndarray]]) -> tuple[Batch, float]:
-        """Call the teacher on inputs that are charged; what can be stored of its answers, and the seconds it took."""
-        cells = [self._work.cells_of[digest][0] for digest in ids]
-        pixels = self._shown.pixels(cells)
-        started = time.perf_counter()
-        # Who stops at once waits for the answer that is being paid for, unless he asks again.
-        with self._stop.held(1):
-            said = self._teacher.call(pixels, self.plan.called_names)
-            batch = Batch(ids, cells, [copied[digest] for digest in ids], said)
-            self._in_hand.take(batch)
-        self.report.new_calls += len(ids)
-        return self._storable(batch, said), time.perf_counter() - started
-
-    def _storable(self, batch: Batch, said: Answers) -> Batch:
-        """The answers that the store's types can keep, in these types; the others stay in hand as they were said."""
-        outputs = self.plan.called_outputs
-        fits = rows_that_fit(said, outputs)
-        parts = [batch.part(fits, to_arrays(said, outputs, fits))]
-        if not fits.all():
-            parts.append(batch.part(~fits, as_said(said, outputs, ~fits)))
-            for place, cell in enumerate(parts[1].cells):
-                misfit = find_misfit({name: values[place] for name, values in parts[1].values.items()}, outputs)
-                assert misfit is not None, "it does not fit"
-                self._misfits[cell] = misfit
-        for part in parts:
-            self._in_hand.take(part)
-        self._in_hand.lay_down(batch)
-        return parts[0]
-
-    def _put_together(
-        self, inputs: list[bytes], called: Batch | None, copied: dict[bytes, dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """All outputs of some inputs, name -> (C, ...)."""
-        identity, said = self.plan.identity, called.values if called else {}
-        places = {digest: place for place, digest in enumerate(called.ids if called else ())}
-        if list(places) == inputs and len(said) == len(identity.outputs):
-            return dict(said)
-        values = {
-            output.name: np.empty((len(inputs), *output.shape), stored_type(output.dtype))
-            for output in identity.outputs
-        }
-        for place, digest in enumerate(inputs):
-            for name, array in copied[digest].items():
-                values[name][place] = array[0]
-            for name, array in said.items() if digest in places else ():
-                values[name][place] = array[places[digest]]
-        return values
 
     def _keep(self, answers: Answered) -> None:
         """Write cells, make them durable and visible, and commit their calls; runs in the writer thread."""
@@ -289,7 +237,7 @@ class Builder:
                 raise lease_lost()
             digests = self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
-            self.ledger.commit(self._committed(answers, digests), answers.seconds)
+            self.ledger.commit(self._committed(answers, digests), answers.seconds, answers.bills)
         if answers.called is not None:
             self._in_hand.lay_down(answers.called)
         self._advance(len(answers.cells))

@@ -39,7 +39,7 @@ _COMMANDS = {
     ),
     "upgrade": CommandAt(
         "teacher_cache.commands.upgrade:upgrade",
-        "Bring a store of an older format up to the current one, in place; no call is made.",
+        "Bring a store of an older format, and its ledger, up to the current one, in place; no call is made.",
     ),
     "widen": CommandAt(
         "teacher_cache.commands.widen:widen",

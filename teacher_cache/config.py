@@ -8,14 +8,15 @@ from typing import Any
 
 from ground.errors import InvalidInput, UnknownName
 from ground.geometry import VIEW_POLICIES
-from ground.layers import LOGITS
 from ground.user_code import UserCode
 from models.names import is_placed
+from storage.answers import AnswerForm
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
 from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
+from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
@@ -28,17 +29,21 @@ class CallConfig:
         store: its folder.
         ledger: URL of a shared ledger; None for the store's own.
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
+        budget_micros: the most that it may ever cost, likewise, in millionths of the currency of its price.
         batch_size: teacher calls made together.
         lease_seconds: how long other builders wait for this one when it no longer shows that it lives.
         accept_rollback: go on with a ledger that is older than its witness, or a fork.
+        asking: how a teacher that is elsewhere is asked; of one that runs here, its price.
     """
 
     store: Path
     ledger: str | None = None
     budget: int | None = None
+    budget_micros: int | None = None
     batch_size: int = 64
     lease_seconds: float = 60.0
     accept_rollback: bool = False
+    asking: AskingConfig = field(default_factory=AskingConfig)
 
     def __post_init__(self) -> None:
         _require_between("batch_size", self.batch_size, 1 << 16)
@@ -61,7 +66,8 @@ class BuildConfig(CallConfig):
         rendering: how the teacher is shown images, where that is not its library's or the data set's way.
         class_map: file that says what the teacher's classes are here, or "names", or a map that was read before; None
             where both sides have the same classes.
-        features_only: keep no logits.
+        features_only: keep no answers over the classes.
+        keep: how these are kept; None for as the teacher gives them, or as the store that is there does.
         remote: what is said of a teacher that answers over a network.
     """
 
@@ -81,6 +87,7 @@ class BuildConfig(CallConfig):
     features: str = "none"
     class_map: str | ClassMap | None = None
     features_only: bool = False
+    keep: AnswerForm | None = None
     feature_dtype: str | None = None
     views: int = 1
     view_policy: str = "augmented"
@@ -105,6 +112,8 @@ class BuildConfig(CallConfig):
             raise InvalidInput("--features-only keeps no logits, so there is nothing to keep; give --features too")
         if self.features_only and self.class_map is not None:
             raise InvalidInput("--features-only keeps no logits, so there is nothing to map; leave out --class-map")
+        if self.features_only and self.keep is not None:
+            raise InvalidInput("--features-only keeps no answers over the classes; leave out --keep")
         _require_between("views", self.views, MAX_VIEWS)
         # Not super(): a dataclass with slots is another class than the one that is being defined.
         CallConfig.__post_init__(self)
@@ -144,11 +153,10 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     the user names it too.
     """
     identity = manifest.identity
-    kept = [output for output in identity.outputs if output.name != LOGITS]
     teacher, geometry = identity.teacher, identity.geometry
     settings = {
         "array_format": manifest.array_format,
-        "features": ",".join(output.name for output in kept) or "none",
+        "features": ",".join(identity.features) or "none",
         "views": identity.views,
         "view_policy": identity.view_policy,
         "seed": identity.seed,
@@ -158,7 +166,8 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
         "mean": teacher.normalisation.mean,
         "std": teacher.normalisation.std,
         "class_map": identity.settled_class_map,
-        "features_only": not identity.keeps_logits,
+        "features_only": not identity.keeps_answers,
+        "keep": identity.answer_form,
     }
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name

@@ -28,7 +28,8 @@ from storage.schema import OutputSpec
 from storage.store import CELL_LOCK, Store, sample_digests
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
-from teacher_cache.builder import Builder, BuildReport
+from teacher_cache.build_report import BuildReport
+from teacher_cache.builder import Builder
 from teacher_cache.config import ExtensionConfig, dataset_options_of
 from teacher_cache.outputs import choose_layers, choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, require_disk
@@ -36,6 +37,7 @@ from teacher_cache.prepare import Prepared
 from teacher_cache.settle import require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown, shown_in
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, open_teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -61,6 +63,7 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     store = Store.open(config.store)
     store.require_current()
     store.require_rows()
+    _require_one_kind(store, config.features)
     identity = store.manifest.identity
     source = TeacherSource(
         name=config.teacher or identity.teacher.name,
@@ -75,7 +78,7 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
     begun = (config.store / EXTENSION).exists()
-    kept = (*identity.outputs, *(Manifest.load(config.store, EXTENSION).identity.outputs if begun else ()))
+    kept = (*identity.kept_layers, *(Manifest.load(config.store, EXTENSION).identity.kept_layers if begun else ()))
     layers = ",".join(name for name in new if name != LOGITS) or "none"
     added = choose_outputs(teacher.card, layers, config.feature_dtype, kept, features_only=LOGITS not in new)
     identity = _extended(identity, added, teacher.card)
@@ -115,7 +118,7 @@ def teacher_of(store: Store, source: TeacherSource, device: str, *, logits: bool
     # In a store, layers that were asked for by name are layers of its teacher as others are.
     further = tuple({*source.further, *teacher.layers}) if ":" in teacher.name else ()
     shown = replace(source.rendering, input_size=teacher.input_size)
-    classes = ClassChoice(identity.settled_class_map, features_only=not (logits or identity.keeps_logits))
+    classes = ClassChoice(identity.settled_class_map, features_only=not (logits or identity.keeps_answers))
     source = replace(source, further=further, rendering=shown, classes=classes)
     opened = open_teacher(source, facts, Compute.choose(device, teacher.precision, precisions=CALL_PRECISIONS))
     same = replace(opened.card.identity, layers=teacher.layers)
@@ -124,7 +127,8 @@ def teacher_of(store: Store, source: TeacherSource, device: str, *, logits: bool
 
 
 def keeps(store: Store, features: str) -> bool:
-    """Whether a store has all that is asked for; raises `UnknownName` for what is certainly none."""
+    """Whether a store has all that is asked for; raises as `added_outputs` for what it certainly cannot have."""
+    _require_one_kind(store, features)
     teacher = store.manifest.identity.teacher
     # Of a network from elsewhere any module may be a layer; the network itself is asked.
     if ":" in teacher.name and not {*further_layers(features)} <= {*teacher.layers}:
@@ -133,19 +137,34 @@ def keeps(store: Store, features: str) -> bool:
 
 
 def added_outputs(store: Store, teacher: TeacherIdentity, features: str) -> list[str]:
-    """Of what is asked for, that which a store does not keep; raises `UnknownName` for no layers.
+    """Of what is asked for, that which a store does not keep.
 
     Args:
         features: as for `build`, and `logits` among them, for a store without.
+
+    Raises:
+        UnknownName: a layer that is none.
+        InvalidInput: logits, for a store that keeps the teacher's answers as something else.
     """
+    _require_one_kind(store, features)
     asked, kept = features.split(","), {output.name for output in store.outputs}
     layers = ",".join(name for name in asked if name != LOGITS) or "none"
     wanted = [*([LOGITS] if LOGITS in asked else []), *choose_layers(teacher, layers)]
     return [name for name in wanted if name not in kept]
 
 
+def _require_one_kind(store: Store, features: str) -> None:
+    """Refuse logits beside answers of another kind."""
+    form = store.manifest.identity.answer_form
+    if LOGITS in features.split(",") and form is not None and not store.manifest.identity.keeps_logits:
+        raise InvalidInput(
+            f"{store.folder} keeps its teacher's answers as {form.text}, and a store keeps them in one way; build "
+            "another one, with --keep logits, or extend this one by features alone"
+        )
+
+
 def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> Identity:
-    order = (LOGITS, *card.identity.layers)
+    order = (*identity.answer_names, *card.identity.layers)
     outputs = tuple(sorted((*identity.outputs, *added), key=lambda output: order.index(output.name)))
     teacher = replace(identity.teacher, layers=card.identity.layers)
     return replace(
@@ -155,7 +174,7 @@ def _extended(identity: Identity, added: tuple[OutputSpec, ...], card: Card) -> 
 
 def extend(
     plan: BuildPlan,
-    teacher: Teacher,
+    teacher: Teacher | RemoteTeacher,
     shown: Shown,
     on_progress: Callable[[int, str], None] = lambda steps, note: None,
     report: BuildReport | None = None,

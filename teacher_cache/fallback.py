@@ -13,7 +13,7 @@ from typing import TypeVar
 from ground.errors import StoreBusy, TooNarrow
 from ground.terminal import note
 from storage.manifest import EXTENSION, FILE_NAME
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.prepare import Prepared
 from teacher_cache.widen import widen

@@ -34,6 +34,7 @@ class Batch:
         cells: where each belongs; row * V + view.
         copied: of each input, the outputs that were paid for before: name -> (1, ...).
         said: what was called, as the teacher said it; nothing once it is in `values`: name -> (C, ...).
+        refused: inputs whose answers are refusals: paid for, and without content.
     """
 
     ids: Mapping[bytes, int]
@@ -41,6 +42,7 @@ class Batch:
     copied: Sequence[Mapping[str, np.ndarray]]
     said: Answers = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    refused: frozenset[bytes] = frozenset()
 
     def part(self, rows: np.ndarray, values: Mapping[str, np.ndarray]) -> Batch:
         """Some of the answers, (C,) bool, with the values of what was called."""
@@ -51,12 +53,14 @@ class Batch:
             [self.cells[place] for place in places],
             [self.copied[place] for place in places],
             values=values,
+            refused=self.refused,
         )
 
     def spooled(self, outputs: Sequence[OutputSpec]) -> Group:
         """All that the store keeps of these calls, in the type that it is there in."""
         values = {output.name: self._values(output) for output in outputs}
-        return Group(list(self.ids.values()), self.cells, list(self.ids), values)
+        refused = [call for digest, call in self.ids.items() if digest in self.refused]
+        return Group(list(self.ids.values()), self.cells, list(self.ids), values, refused)
 
     def _values(self, output: OutputSpec) -> np.ndarray:
         if output.name in self.values:
@@ -64,6 +68,17 @@ class Batch:
         if output.name in self.said:
             return as_said(self.said, (output,))[output.name]
         return np.concatenate([values[output.name] for values in self.copied])
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one; of each, what was called is in `values`."""
+    return Batch(
+        {digest: id_ for batch in batches for digest, id_ in batch.ids.items()},
+        [cell for batch in batches for cell in batch.cells],
+        [values for batch in batches for values in batch.copied],
+        values={name: np.concatenate([batch.values[name] for batch in batches]) for name in batches[0].values},
+        refused=frozenset().union(*(batch.refused for batch in batches)),
+    )
 
 
 class AnswersInHand:
@@ -79,6 +94,11 @@ class AnswersInHand:
         self._spool: Spool | None = None
         # Another thread lays down what it has committed: adding and discarding are one step each.
         self._batches: set[Batch] = set()
+
+    @property
+    def num_calls(self) -> int:
+        """Calls whose answers are in hand."""
+        return sum(len(batch.ids) for batch in list(self._batches))
 
     def take_room(self, session: int) -> None:
         """Take room on the disk for all that a session can have in hand; raises `DiskFull` where there is none."""

@@ -11,9 +11,11 @@ import torch
 
 from ground.errors import InvalidInput, UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
-from storage.float_types import as_float32
+from storage.answers import NO_CLASS, AnswerForm, is_empty
+from storage.float_types import INTEGER_TYPE, as_float32, is_integer
 from storage.manifest import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
+from teacher_cache.answers import chosen_form, gives_answers, num_answered
 from teacher_cache.teachers import Answers, Card
 
 _DEFAULT_TYPE = "float16"
@@ -26,22 +28,25 @@ def choose_outputs(
     kept: Sequence[OutputSpec] = (),
     *,
     features_only: bool = False,
+    keep: AnswerForm | None = None,
 ) -> tuple[OutputSpec, ...]:
-    """What to keep of each call: logits, and the feature maps that `features` names, in the teacher's order.
+    """What to keep of each call: answers over the classes, and the feature maps that `features` names, in the teacher's
+    order.
 
     Args:
         features: see `choose_layers`.
         feature_dtype: of `storage.float_types`; None leaves each layer in the type that a store keeps it in, and adds
             others in that of its first one: float16 where it has none.
-        kept: what the store keeps.
-        features_only: no logits.
+        kept: layers that the store keeps.
+        features_only: no answers over the classes.
+        keep: how these are kept; None for as the teacher gives them.
 
     Raises:
         UnknownName: the teacher has no such layer.
-        InvalidInput: it gives no logits, and they are to be kept.
+        InvalidInput: it gives no answers, or none that could be kept so, and they are to be kept.
     """
     layers = choose_layers(card.identity, features)
-    types = {output.name: output.dtype for output in kept if output.name != LOGITS}
+    types = {output.name: output.dtype for output in kept}
     usual = next(iter(types.values()), _DEFAULT_TYPE)
     chosen = tuple(
         OutputSpec(layer, card.outputs[layer], types.get(layer, usual) if feature_dtype is None else feature_dtype)
@@ -49,11 +54,12 @@ def choose_outputs(
     )
     if features_only:
         return chosen
-    if LOGITS not in card.outputs:
+    if not gives_answers(card):
         raise InvalidInput(
-            f"{card.identity.name} gives no logits; keep its features alone, with --features LAYERS --features-only"
+            f"{card.identity.name} gives no {card.answer.text}; keep its features alone, with --features LAYERS "
+            "--features-only"
         )
-    return (OutputSpec(LOGITS, card.outputs[LOGITS], "float32"), *chosen)
+    return (*chosen_form(card, keep).outputs(num_answered(card)), *chosen)
 
 
 def choose_layers(teacher: TeacherIdentity, features: str) -> list[str]:
@@ -81,8 +87,11 @@ def further_layers(features: str) -> tuple[str, ...]:
 
 
 def kept_parameters(card: Card, outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
-    """What is kept of the teacher itself beside these outputs: the head of its logits, the norms of pre-activations."""
-    names = [HEAD_WEIGHT, HEAD_BIAS] if any(output.name == LOGITS for output in outputs) else []
+    """What is kept of the teacher itself beside these outputs: the head of its logits, in whatever form these are kept,
+    and the norms of pre-activations.
+    """
+    keeps_answers = any(output.name not in card.identity.layers for output in outputs)
+    names = [HEAD_WEIGHT, HEAD_BIAS] if keeps_answers else []
     for output in outputs:
         if is_before(output.name):
             names += norm_parameters(layer_of(output.name))
@@ -116,25 +125,50 @@ class Misfit:
         return math.isfinite(self.value)
 
 
-def find_misfit(values: Mapping[str, np.ndarray], outputs: Sequence[OutputSpec]) -> Misfit | None:
+def find_misfit(
+    values: Mapping[str, np.ndarray], outputs: Sequence[OutputSpec], *, is_refusal: bool = False
+) -> Misfit | None:
     """The first output of an answer that its stored type cannot keep; None if all can be kept.
 
     Args:
-        values: name -> (1, ...) or (...), of any float type.
+        values: name -> (1, ...) or (...), of any stored type.
+        is_refusal: whether the answer may have no content, which it then has in no output.
     """
+    said = {output.name: np.atleast_1d(values[output.name]) for output in outputs}
+    if is_refusal and is_empty({name: _numbers(array)[None] for name, array in said.items()})[0]:
+        return None
     for output in outputs:
-        largest = np.abs(as_float32(values[output.name])).max()  # NaN if one is
+        if output.dtype == INTEGER_TYPE:
+            ids = said[output.name]
+            if ids.min() < NO_CLASS or ids.max() <= NO_CLASS:
+                return Misfit(output, math.nan)
+            continue
+        largest = np.abs(as_float32(said[output.name])).max()  # NaN if one is
         if not largest <= torch.finfo(getattr(torch, output.dtype)).max:
             return Misfit(output, float(largest))
     return None
 
 
-def rows_that_fit(said: Answers, outputs: Sequence[OutputSpec]) -> np.ndarray:
-    """Which of C answers can be kept in the stored types: (C,) bool."""
+def _numbers(values: np.ndarray) -> np.ndarray:
+    return values if is_integer(values.dtype) else as_float32(values)
+
+
+def rows_that_fit(said: Answers, outputs: Sequence[OutputSpec], refused: np.ndarray | None = None) -> np.ndarray:
+    """Which of C answers can be kept in the stored types: (C,) bool.
+
+    Args:
+        refused: (C,) bool, which of them are refusals and may have no content; None for none.
+    """
     fits = torch.ones(len(said[outputs[0].name]), dtype=torch.bool)
     for output in outputs:
-        most = said[output.name].float().flatten(1).abs().amax(dim=1)
-        fits &= (most <= torch.finfo(getattr(torch, output.dtype)).max).cpu()  # false for NaN too
+        values = said[output.name].reshape(len(fits), -1)
+        if output.dtype == INTEGER_TYPE:
+            fits &= ((values.amin(dim=1) >= NO_CLASS) & (values.amax(dim=1) > NO_CLASS)).cpu()
+        else:
+            most = values.float().abs().amax(dim=1)
+            fits &= (most <= torch.finfo(getattr(torch, output.dtype)).max).cpu()  # false for NaN too
+    if refused is not None and refused.any():
+        fits[torch.from_numpy(refused)] = torch.from_numpy(is_empty(as_said(said, outputs, refused)))
     return fits.numpy()
 
 
@@ -155,5 +189,6 @@ def to_arrays(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | N
 
 
 def as_said(said: Answers, outputs: Sequence[OutputSpec], rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The same in float32, whatever the stored types are."""
-    return to_arrays(said, [replace(output, dtype="float32") for output in outputs], rows)
+    """The same in float32, whatever the stored types are; ids stay ids."""
+    wide = [output if output.dtype == INTEGER_TYPE else replace(output, dtype="float32") for output in outputs]
+    return to_arrays(said, wide, rows)

@@ -45,6 +45,7 @@ class BuildPlan:
         required: what a call that was made before must have kept to answer for an input; a new one is made otherwise.
         purpose: what the ledger says that the calls were for.
         sources: what the store's manifest is to say of where images and teacher lie.
+        canaries: calls that a build makes before any of these, where it makes any; see `teacher_cache.remote.canaries`.
         gate: cells that are answered and judged before any other; see `teacher_cache.sanity`.
     """
 
@@ -63,6 +64,7 @@ class BuildPlan:
     purpose: str
     sources: Mapping[str, str] = field(default_factory=dict)
     gate: tuple[int, ...] = ()
+    canaries: int = 0
 
     @property
     def n(self) -> int:

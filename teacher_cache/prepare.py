@@ -17,19 +17,27 @@ from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing
+from models.remote_names import is_remote
+from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
+from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
+from teacher_cache.remote.billing import rates_of
+from teacher_cache.remote.canaries import NUM_CANARIES
+from teacher_cache.remote.limits import seconds_under_limits
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
+from teacher_cache.teachers.elsewhere import open_remote
 from teacher_cache.teachers.weights import default_weights
-from teacher_cache.teachers.zoo import own_preprocessing
+from teacher_cache.teachers.zoo import own_preprocessing, remote_asked
 from teacher_cache.unpaid import unpaid_inputs
 
 
@@ -37,16 +45,33 @@ class Prepared(NamedTuple):
     """What a build, or an extension, is given."""
 
     plan: BuildPlan
-    teacher: Teacher
+    teacher: Teacher | RemoteTeacher
     shown: Shown
 
-    def seconds(self) -> float:
-        """An estimate for the calls still to be made."""
-        calls = self.plan.needed_calls
-        return calls and calls * self.teacher.seconds_per_call(self.plan.called_names, self.plan.config.batch_size)
+    @property
+    def all_calls(self) -> int:
+        """Calls still to be made, those among them that tell whether the teacher is the same."""
+        return self.plan.needed_calls and self.plan.needed_calls + self.plan.canaries
+
+    def seconds(self) -> float | None:
+        """An estimate for the calls still to be made; None where it depends on a server alone."""
+        plan, teacher, asking = self.plan, self.teacher, self.plan.config.asking
+        if isinstance(teacher, RemoteTeacher):
+            return seconds_under_limits(self.all_calls, teacher, asking)
+        if not plan.needed_calls:
+            return 0.0
+        asked = Conversion.into(plan.identity, teacher.card).asked(plan.called_names)
+        return plan.needed_calls * teacher.seconds_per_call(asked, plan.config.batch_size)
+
+    def upper_micros(self) -> int | None:
+        """The most that these calls can cost, where each is made once; None where nobody says a price."""
+        rates = rates_of(self.teacher, self.plan.config.asking.price)
+        return None if rates.price is None else self.all_calls * rates.upper_micros
 
 
-def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None) -> Prepared:
+def prepare_build(
+    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | RemoteTeacher | None = None
+) -> Prepared:
     """Check everything that can be checked without a call, and count what is to be done.
 
     Args:
@@ -62,12 +87,12 @@ def prepare_build(config: BuildConfig, dataset: ImageDataset | None = None, teac
     compute, dataset = _open_names(config, dataset)
     sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled)
     if teacher is None:
-        teacher = open_teacher(_source(config), dataset, compute)
+        teacher = _opened(_source(config), dataset, compute)
     return _prepare(config, dataset, teacher, sample)
 
 
 def prepare_test_build(
-    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | None = None
+    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | RemoteTeacher | None = None
 ) -> Prepared:
     """The same for the first n images of the test split, as evaluation shows them: one plain view each.
 
@@ -87,12 +112,19 @@ def prepare_test_build(
         )
     if teacher is None:
         # Its weights are looked for by the name of the whole data set, and it is the teacher of the training images.
-        teacher = open_teacher(_source(config), dataset, compute)
+        teacher = _opened(_source(config), dataset, compute)
     config = replace(config, views=1, view_policy="plain")
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
     return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]))
+
+
+def _opened(source: TeacherSource, dataset: ImageDataset, compute: Compute) -> Teacher | RemoteTeacher:
+    """The teacher, here or elsewhere; see `open_teacher` and `open_remote`."""
+    if is_remote(source.name):
+        return open_remote(remote_asked(source, dataset))
+    return open_teacher(source, dataset, compute)
 
 
 def _source(config: BuildConfig) -> TeacherSource:
@@ -158,7 +190,9 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
 
-def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sample: NestedSample) -> Prepared:
+def _prepare(
+    config: BuildConfig, dataset: ImageDataset, teacher: Teacher | RemoteTeacher, sample: NestedSample
+) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
@@ -178,12 +212,14 @@ def _prepare(config: BuildConfig, dataset: ImageDataset, teacher: Teacher, sampl
     )
     if not config.trust_teacher:
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
+    if isinstance(teacher, RemoteTeacher):
+        plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)
 
 
-def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> dict[str, str]:
+def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher | RemoteTeacher) -> dict[str, str]:
     """Where images and weights lie, and what was listed, as far as a manifest can say it."""
     weights = config.weights
     if weights is None and isinstance(teacher, ZooTeacher):
@@ -201,8 +237,11 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher) -> di
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
     there = (config.store / FILE_NAME).exists()
-    kept = Manifest.load(config.store).identity.outputs if there else ()
-    outputs = choose_outputs(card, config.features, config.feature_dtype, kept, features_only=config.features_only)
+    kept = Manifest.load(config.store).identity.kept_layers if there else ()
+    outputs = choose_outputs(
+        card, config.features, config.feature_dtype, kept, features_only=config.features_only, keep=config.keep
+    )
+    form = None if config.features_only else chosen_form(card, config.keep)
     return Identity(
         teacher=card.identity,
         dataset=DatasetIdentity(
@@ -214,4 +253,5 @@ def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identit
         view_policy=config.view_policy,
         outputs=outputs,
         parameters=parameter_specs(kept_parameters(card, outputs)),
+        answer=None if form == AnswerForm() else form,
     )

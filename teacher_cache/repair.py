@@ -170,6 +170,7 @@ def _require_sound_ledger(ledger: Ledger) -> None:
     problems = ledger_problems(ledger)
     if problems:
         raise StoreUnreadable(f"the ledger itself is damaged, and nothing was changed: {problems[0]}")
+    ledger.require_recordable()
 
 
 def _require_inputs(store: Store) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, TooNarrow, store_command
+from storage.answers import ANSWER_NAMES
 from storage.digest import vouches
 from storage.float_types import NARROW_TYPES
 from storage.ledger_records import RecordedCall
@@ -86,6 +87,7 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
     if not found:
         raise StoreUnreadable(f"the ledger knows no call that {output.name} could be copied from")
     keeper = Path(found[0].location)
+    _require_same_kind(found[0], output)
     try:
         how = Store.open(keeper).command("extend", features=output.name)
     except (CKDError, OSError):
@@ -94,6 +96,16 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
         f"call {found[0].id} is paid for, and {output.name} was not kept of it; give fewer --features, use another "
         f"--ledger, or add it to the store that keeps the call, with: {how}"
     )
+
+
+def _require_same_kind(call: RecordedCall, output: OutputSpec) -> None:
+    """Refuse an answer that is kept in another form: what would be computed of it is no answer that a ledger knows."""
+    if output.name in ANSWER_NAMES and not ANSWER_NAMES.isdisjoint(call.outputs):
+        kept = ", ".join(name for name in call.outputs if name in ANSWER_NAMES)
+        raise InvalidInput(
+            f"call {call.id} is paid for, and its answer is kept at {call.location} as {kept}, and not as "
+            f"{output.name}; give the --keep of that store, or use another --ledger"
+        )
 
 
 def open_keeper(call: RecordedCall) -> Store:
@@ -138,4 +150,6 @@ def require_alike(store: Store, ours: Identity, call: RecordedCall, output: Outp
             "call, with: ckd-cache widen --store DIR",
             why,
         )
-    raise InvalidInput(f"{what}; give the same --features, --feature-dtype and --precision, or use another --ledger")
+    raise InvalidInput(
+        f"{what}; give the same --features, --feature-dtype, --keep and --precision, or use another --ledger"
+    )

@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
 from ground.errors import TeacherDoubted
-from ground.layers import LOGITS
+from storage.answers import NO_CLASS, top1
 from storage.manifest import Identity
 from storage.rows import Rows
 from storage.store import Store
@@ -114,11 +114,10 @@ def judge(top1: np.ndarray, labels: np.ndarray, num_classes: int) -> Doubt | Non
 def gate_cells(input_digests: Sequence[Sequence[bytes]], identity: Identity) -> tuple[int, ...]:
     """The cells that are answered and judged first: the first view of rows, for 64 inputs that differ.
 
-    None where a store has no logits of its data set's classes, or fewer images: fewer answers would stop honest
+    None where a store has no answers over its data set's classes, or fewer images: fewer answers would stop honest
     teachers.
     """
-    num_classes = len(identity.dataset.classes)
-    if not any(output.name == LOGITS and output.shape == (num_classes,) for output in identity.outputs):
+    if not identity.keeps_answers:
         return ()
     first: dict[bytes, int] = {}
     for row, views in enumerate(input_digests):
@@ -134,18 +133,25 @@ def is_past_gate(plan: BuildPlan, store: Store) -> bool:
 
 
 def require_sane(plan: BuildPlan, store: Store) -> None:
-    """Raise `TeacherDoubted` if what a store holds of the gate's cells, which are whole, speaks against the teacher."""
-    logits = [output for output in plan.identity.outputs if output.name == LOGITS]
-    top1 = np.array([store.read_cell(cell, logits)[0][LOGITS][0].argmax() for cell in plan.gate])
-    rows = [cell // plan.identity.views for cell in plan.gate]
+    """Raise `TeacherDoubted` if what a store holds of the gate's cells, which are whole, speaks against the teacher.
+
+    A refusal is neither right nor wrong: it is left out, and so is what is no class at all.
+    """
+    identity = plan.identity
+    assert identity.answer_form is not None, "without answers there is no gate"
+    cells = [store.read_cell(cell, identity.answers)[0] for cell in plan.gate]
+    said = {output.name: np.concatenate([values[output.name] for values in cells]) for output in identity.answers}
+    answered = top1(identity.answer_form, said)
+    rows = [cell // identity.views for cell in plan.gate]
     labels = store.read_sample("train/labels", Rows.first(rows[-1] + 1))[rows]
-    classes = plan.identity.dataset.classes
-    doubt = judge(top1, labels, len(classes))
+    classes = identity.dataset.classes
+    has_content = (answered > NO_CLASS) & (answered < len(classes))
+    doubt = judge(answered[has_content], labels[has_content], len(classes))
     if doubt is not None:
         raise TeacherDoubted(
-            f"the teacher's first {len(top1)} answers look wrong: {_described(doubt, classes)}; they are kept, and "
-            "nothing more was called: check its weights, the order of its classes (--class-map) and its normalisation, "
-            "or go on with --trust-teacher"
+            f"the teacher's first {int(has_content.sum())} answers look wrong: {_described(doubt, classes)}; they are "
+            "kept, and nothing more was called: check its weights, the order of its classes (--class-map) and its "
+            "normalisation, or go on with --trust-teacher"
         )
 
 

@@ -24,6 +24,7 @@ from storage.digest import output_digests, vouches
 from storage.float_types import converted
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, RecordedCall
+from storage.ledger_tables import UNANSWERED
 from storage.locks import CellLocks
 from storage.manifest import FILE_NAME, Manifest
 from storage.rows import Rows
@@ -113,7 +114,7 @@ def _spooled_answers(store: Store, calls: Sequence[RecordedCall]) -> dict[int, S
 
 def _sort_out_spooled(store: Store, call: RecordedCall, answer: SpooledAnswer, found: Leftovers) -> bytes | None:
     """Digests of what the call kept, with the cell's outputs laid out to be written; None if they do not fit."""
-    misfit = find_misfit(answer.values, store.outputs)
+    misfit = find_misfit(answer.values, store.outputs, is_refusal=answer.is_refusal)
     if misfit is not None:
         found.misfits[answer.cell] = misfit
         found.misfit_inputs.add(call.input_digest)
@@ -293,7 +294,8 @@ def _retract_disowned(store: Store, ledger: Ledger) -> None:
     valid = store.valid()
     lost = [
         call
-        for call in ledger.calls_of_store(store.manifest.store_id, "lost")
+        for status in UNANSWERED
+        for call in ledger.calls_of_store(store.manifest.store_id, status)
         if call.row < len(valid) and valid[call.row, call.view]
     ]
     teacher = store.manifest.identity.teacher

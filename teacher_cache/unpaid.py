@@ -37,7 +37,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     # Of a store that is there too: its build may be about to begin the ledger, or died before it could.
     unbegun = store is None or store.manifest.ledger_head is None
     if is_new or (unbegun and not ledger_exists(place)):
-        check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted))
+        check_budget(teacher.name, spent=0, budget=config.budget, wanted=len(wanted) + plan.canaries)
         return wanted
     accept = config.accept_rollback
     opened = Ledger(place) if store is None else open_ledger_of(store, config.ledger, accept_rollback=accept)
@@ -56,7 +56,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
         _require_copies(plan, {digest: known.get(digest, ()) for digest in wanted if known.get(digest)}, needed, store)
     if needed:
         budget = summary.budget if config.budget is None else config.budget
-        check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed))
+        check_budget(teacher.name, spent=summary.spent, budget=budget, wanted=len(needed) + plan.canaries)
     return needed
 
 

@@ -65,11 +65,15 @@ class WorkList:
         self.todo, self.held = [digest for digest in self.held if self.cells_of[digest]], []
         return finished
 
-    def next_batch(self) -> list[bytes]:
-        """Inputs from the front of `todo`."""
-        size = self._plan.config.batch_size
+    def next_batch(self, most: int | None = None) -> list[bytes]:
+        """Inputs from the front of `todo`: as many as a batch has, or at most so many."""
+        size = self._plan.config.batch_size if most is None else most
         batch, self.todo = self.todo[:size], self.todo[size:]
         return batch
+
+    def put_back(self, inputs: Sequence[bytes]) -> None:
+        """Have inputs that were taken out asked for next."""
+        self.todo = [*inputs, *self.todo]
 
     def is_answered(self, digest: bytes) -> bool:
         """Whether no call has to be made for an input."""

@@ -75,6 +75,7 @@ def test_no_machine_path_or_registry_is_named():
 
 # Modules that are tested by another name, and why.
 TESTED_ELSEWHERE = {
+    "storage/bill.py": "test_ledger_bills.py: what the ledger takes of it",
     "storage/database.py": "test_ledger.py: the ledger is its only user, on both databases",
     "storage/hdf5_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with h5py",
     "storage/zarr_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with zarr",
@@ -83,6 +84,8 @@ TESTED_ELSEWHERE = {
     "storage/ledger_check.py": "test_ledger.py and test_verify.py: damage by name, found by name",
     "storage/ledger_records.py": "test_ledger.py: what the ledger takes and gives",
     "storage/ledger_report.py": "teacher_cache/test_ledger_commands.py: what the commands print",
+    "storage/ledger_settling.py": "test_ledger.py and test_ledger_bills.py: what becomes of calls",
+    "storage/ledger_spending.py": "test_ledger_bills.py: sums of what was settled there",
     "storage/ledger_tables.py": "test_ledger.py: the tables, on both databases",
     "student_train/binding.py": "losses/: every loss binds, and misfits are refused there",
     "student_train/catalogue.py": "test_registry.py: what ckd-train losses and methods print",

@@ -16,15 +16,22 @@ from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models.names import CALL_PRECISIONS, identity_name, is_placed
+from models.remote_names import is_remote
+from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, Manifest
+from storage.price import shown_micros
 from storage.store import Store
 from teacher_cache.build import build as run_build
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.commands.options import (
     CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,
     FEATURES_HELP,
+    KEEP_HELP,
+    REMOTE_ONLY,
     accept_rollback_option,
+    asking_of,
+    asking_options,
     compute_options,
     dataset_options,
     ledger_option,
@@ -38,6 +45,7 @@ from teacher_cache.datasets.registry import takes_path
 from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
@@ -59,6 +67,7 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option(
     "--features-only", is_flag=True, help="Keep features and no logits: for a teacher of other classes, or of none."
 )
+@click.option("--keep", help=KEEP_HELP)
 @click.option("--class-map", help=CLASS_MAP_HELP)
 @click.option("--feature-dtype", help=FEATURE_DTYPE_HELP)
 @click.option("--views", type=int, default=1, show_default=True, help="Views of each image; each is a call.")
@@ -72,6 +81,7 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
     "--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the sample and the views."
 )
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
+@asking_options
 @ledger_option
 @accept_rollback_option
 @click.option(
@@ -91,8 +101,8 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
-    that exists says of itself (teacher, data set, features, class map, format, views, seed, precision, sizes, mean and
-    std) need not be said again; only where its images lie, if they are yours.
+    that exists says of itself (teacher, data set, features, kind of answers, class map, format, views, seed, precision,
+    sizes, mean and std) need not be said again; only where its images lie, if they are yours.
 
     \b
     ckd-cache build --teacher wrn40_2 --dataset imagefolder:photos --n 2400 --features all --budget 2400
@@ -101,10 +111,12 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     if store is None and settings["teacher"] is None:
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    settings["keep"] = None if settings["keep"] is None else AnswerForm.read(settings["keep"])
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
+    _require_remote(settings["teacher"])
     remote = RemoteOptions(**{field.name: settings.pop(field.name) for field in fields(RemoteOptions)})
-    settings |= {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
+    settings |= asking_of(settings) | {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
     config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
     if dry_run:
         prepared = prepare_build(config)
@@ -123,6 +135,17 @@ def _run(prepared: Prepared, report: BuildReport) -> None:
         run_build(*prepared, advance, report)
 
 
+def _require_remote(teacher: str) -> None:
+    """Refuse what means nothing for a teacher that runs here."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_said = context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+        if option.name in REMOTE_ONLY and is_said and not is_remote(teacher):
+            raise InvalidInput(
+                f"{option.opts[0]} is for teachers that answer over a network, and {teacher} runs here; leave it out"
+            )
+
+
 def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a store says of itself, for options that were not given."""
     if not (folder / FILE_NAME).exists():
@@ -135,6 +158,8 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings_of(manifest).items()
         if context.get_parameter_source(name) is ParameterSource.DEFAULT
     }
+    if given["features_only"]:
+        own.pop("keep", None)
     dataset = manifest.identity.dataset.name
     if is_placed(manifest.identity.teacher.name) and given["teacher"] is None:
         raise InvalidInput(
@@ -158,30 +183,66 @@ def _default_store(teacher: str, dataset: str) -> Path:
 
 
 def _estimate(prepared: Prepared) -> dict[str, Any]:
-    plan = prepared.plan
+    plan, seconds, cost = prepared.plan, prepared.seconds(), prepared.upper_micros()
+    form, num_classes = plan.identity.answer_form, len(plan.identity.dataset.classes)
     return {
         "store": str(plan.config.store),
         "total_calls": plan.total_calls,
         "paid_calls": plan.paid_calls,
         "needed_calls": plan.needed_calls,
+        "answer": None if form is None else asdict(form),
+        "answer_bytes": 0 if form is None else form.size_bytes(num_classes),
+        "logits_bytes": AnswerForm().size_bytes(num_classes),
         "array_bytes": dict(plan.array_bytes),
         "total_bytes": sum(plan.array_bytes.values()),
         "free_bytes": plan.free_bytes,
-        "seconds": round(prepared.seconds(), 3),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "canary_calls": plan.canaries,
+        "upper_cost": None if cost is None else shown_micros(cost),
     }
 
 
 def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
-    plan = prepared.plan
+    plan, form = prepared.plan, prepared.plan.identity.answer_form
+    size = form and form.size_text(len(plan.identity.dataset.classes), plan.identity.views)
     arrays = [f"  {name:<24} {size / 1e6:10.2f} MB" for name, size in plan.array_bytes.items()]
     return "\n".join(
         [
             f"{plan.config.store}: {plan.total_calls} teacher calls in all",
-            f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made",
+            f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made{_beside(prepared)}",
+            *_money_lines(estimate),
+            *([] if size is None else [f"  answers as {size}"]),
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
-            f"about {estimate['seconds']:.0f} s on {prepared.teacher.card.device}; nothing was called or written",
+            f"{_duration(prepared, estimate)}; nothing was called or written",
         ]
+    )
+
+
+def _beside(prepared: Prepared) -> str:
+    count = prepared.all_calls - prepared.plan.needed_calls
+    return f", and {count} that tell whether the teacher is the same" if count else ""
+
+
+def _money_lines(estimate: Mapping[str, Any]) -> list[str]:
+    cost = estimate["upper_cost"]
+    return [] if cost is None else [f"  at most {cost} for these, where each is made once"]
+
+
+def _duration(prepared: Prepared, estimate: Mapping[str, Any]) -> str:
+    seconds, where = estimate["seconds"], prepared.teacher.card.device
+    if not isinstance(prepared.teacher, RemoteTeacher):
+        return f"about {seconds:.0f} s on {where}"
+    if seconds is None:
+        return f"as long as {where} takes, {prepared.plan.config.asking.in_flight} requests at once"
+    return f"at least {seconds / 60:.1f} minutes under the limits"
+
+
+def _failures(report: BuildReport) -> tuple[tuple[int, str], ...]:
+    return (
+        (report.unanswered_calls, "gave no answer and count as spent"),
+        (report.returned_calls, "gave no answer and were not billed"),
+        (report.refused_calls, "were refusals"),
     )
 
 
@@ -192,4 +253,9 @@ def report_text(report: BuildReport) -> str:
         lines.append(f"{report.reused_calls} answers were paid for already and copied")
     if report.adopted_calls or report.lost_calls:
         lines.append(f"of an interrupted build, {report.adopted_calls} calls were adopted, {report.lost_calls} lost")
+    failed = [f"{count} {what}" for count, what in _failures(report) if count]
+    if failed:
+        lines.append(f"of the teacher's attempts, {', '.join(failed)}")
+    if report.cost_micros:
+        lines.append(f"it cost {shown_micros(report.cost_micros)}")
     return "\n".join(lines)

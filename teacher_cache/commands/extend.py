@@ -14,7 +14,7 @@ from ground.options import device_option, json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from storage.store import Store
-from teacher_cache.builder import BuildReport
+from teacher_cache.build_report import BuildReport
 from teacher_cache.commands.build import report_text
 from teacher_cache.commands.options import (
     FEATURE_DTYPE_HELP,

@@ -32,15 +32,15 @@ _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squ
 @json_option
 def info(store: Path, as_json: bool) -> None:
     """Say what a store holds and how good its teacher is on its own views."""
-    description = describe(Store.open(store))
+    found = Store.open(store)
+    description, form = describe(found), found.manifest.identity.answer_form
     if as_json:
         print_json(description)
         return
     teacher = description["teacher"]
     features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
     correct = description["teacher_accuracy"]
-    form = Store.open(store).manifest.identity.answer_form
-    unknown = "no answers are kept to tell the teacher's" if form is None else "no rows yet"
+    unknown = "no logits are kept to tell the teacher's" if form is None else "no rows yet"
     for name, value in {
         "store": store,
         "rows": f"{description['rows_valid']} of {description['n']} whole, {description['views']} view(s) each",
@@ -155,12 +155,6 @@ def _rows_at_once(store: Store) -> int:
 
 def _answers_text(form: AnswerForm, description: Mapping[str, Any]) -> str:
     """How they are kept, and what is not in them."""
-    num_classes, empty = description["num_classes"], description["answers_empty"]
-    row, full = form.row_bytes(num_classes), AnswerForm().row_bytes(num_classes)
-    without = f"; {empty} without content" if empty else ""
-    return f"{form.text}, {row} bytes each{compared(row, full)}{without}"
-
-
-def compared(row_bytes: int, full_bytes: int) -> str:
-    """How much smaller an answer is than logits, where it is another size."""
-    return "" if row_bytes == full_bytes else f", {full_bytes / row_bytes:.3g} times smaller than logits"
+    empty = description["answers_empty"]
+    without = f"; {empty} have no content" if empty else ""
+    return f"{form.size_text(description['num_classes'], description['views'])}{without}"

@@ -13,6 +13,8 @@ from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
 from ground.options import device_option, precision_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
+from storage.price import Price, parse_micros
+from teacher_cache.remote.policy import AskingConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -74,6 +76,27 @@ _MEAN, _STD = (
         ("--std", "Standard deviation", "0.229 0.224 0.225"),
     )
 )
+_IN_FLIGHT = click.option(
+    "--in-flight", type=int, default=8, show_default=True, help="Requests at once, of a teacher behind a network."
+)
+_DEADLINE = click.option(
+    "--deadline", "deadline_seconds", type=float, default=60.0, show_default=True, help="Seconds for each of them."
+)
+_MAX_RPM, _MAX_TPM = (
+    click.option(f"--max-{name}", type=click.IntRange(min=1), help=f"Most {what} a minute, of this builder.")
+    for name, what in (("rpm", "requests"), ("tpm", "tokens"))
+)
+_BUDGET_COST = click.option("--budget-cost", help="Most money ever to be spent on this teacher, as 20.00.")
+_PRICE_CALL, _PRICE_INPUT, _PRICE_OUTPUT = (
+    click.option(f"--price-{name}", help=f"What the teacher costs, {what}.")
+    for name, what in (
+        ("call", "each call"),
+        ("input", "for a million tokens of input"),
+        ("output", "for a million tokens of output"),
+    )
+)
+# Of these, those that mean nothing for a teacher that runs here.
+REMOTE_ONLY = ("in_flight", "deadline_seconds", "max_rpm", "max_tpm", "price_input", "price_output")
 _CARD = click.option(
     "--card",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -91,6 +114,10 @@ _IMAGE_DETAIL = click.option(
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
+)
+KEEP_HELP = (
+    "How to keep answers over the classes: logits, log_probs, probabilities, top:K, top:K:RULE (of what is missing: "
+    "spread, zero, renormalise), sampled:K or label.  [default: as the store does, or the teacher gives them]"
 )
 FEATURE_DTYPE_HELP = "float16, bfloat16 or float32.  [default: that of the store's features, or float16]"
 CLASS_MAP_HELP = (
@@ -119,11 +146,42 @@ def origin_options(command: _Command) -> _Command:
     return _PROMPTS(_ALLOW_CODE(command))
 
 
+def asking_options(command: _Command) -> _Command:
+    """How a teacher that is elsewhere is asked, and what a teacher costs; see `asking_of`."""
+    for option in (
+        _PRICE_OUTPUT,
+        _PRICE_INPUT,
+        _PRICE_CALL,
+        _BUDGET_COST,
+        _MAX_TPM,
+        _MAX_RPM,
+        _DEADLINE,
+        _IN_FLIGHT,
+    ):
+        command = option(command)
+    return command
+
+
 def remote_options(command: _Command) -> _Command:
     """--card, --base-url, --prompt, --image-detail: the fields of `RemoteOptions`."""
     for option in (_IMAGE_DETAIL, _PROMPT, _BASE_URL, _CARD):
         command = option(command)
     return command
+
+
+def asking_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """`asking` and `budget_micros` of a `CallConfig`, from what `asking_options` gave, which is taken out.
+
+    Raises:
+        InvalidInput: an amount is none.
+    """
+    budget = settings.pop("budget_cost")
+    prices = {name: settings.pop(f"price_{name}") for name in ("call", "input", "output")}
+    asked = {name: settings.pop(name) for name in ("in_flight", "deadline_seconds", "max_rpm", "max_tpm")}
+    said = {name if name == "call" else f"{name}_tokens": text for name, text in prices.items() if text is not None}
+    price = Price.parse(**said) if said else None
+    micros = None if budget is None else parse_micros(budget, "--budget-cost")
+    return {"asking": AskingConfig(**asked, price=price), "budget_micros": micros}
 
 
 def rendering_options(command: _Command) -> _Command:

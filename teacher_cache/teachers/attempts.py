@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Failure:
     seconds: float = 0.0
 
 
+@runtime_checkable
 class RemoteTeacher(Protocol):
     """A teacher behind a network."""
 

@@ -27,11 +27,12 @@ class Card:
     Args:
         identity: what stores and ledgers know it by.
         rendering: how it is shown images.
-        outputs: everything it can say of a view, logits first where it has any, then its layers in order -> shape.
+        outputs: everything it can say of a view, answers over the classes first where it has any, then its layers in
+            order -> shape.
         parameters: of the teacher itself, as float32: head/weight (K, D) and head/bias (K,) where its logits come out
             of a linear layer; norm/LAYER/scale and norm/LAYER/shift (C,) of batch norms that make pre-activations.
         device: where it runs, for the record.
-        answer: what it says itself of the classes.
+        answer: the form of its answers over the classes, whose outputs are among its own where it gives any.
         strength: what its fingerprint is worth: `content`, weights were hashed; `declared`, the server was asked.
     """
 

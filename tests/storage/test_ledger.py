@@ -248,7 +248,7 @@ TAMPERINGS = {
     "an answer before it came": "UPDATE calls SET output_digest = x'01' WHERE id = 5",
     "a call that was never reserved": (
         "INSERT INTO calls SELECT id + 10, session, account, x'77', repeat, sample, \"row\", view, status,"
-        " output_digest, reserved_in, settled_in, revoked_in FROM calls WHERE id = 2"
+        " output_digest, reserved_in, settled_in, revoked_in, upper_micros FROM calls WHERE id = 2"
     ),
     "a deleted account": "DELETE FROM accounts",
 }

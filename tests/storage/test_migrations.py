@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -134,14 +136,15 @@ def test_a_version_that_nothing_leads_on_from_says_whose_it_is(tmp_path, version
 
 @pytest.mark.parametrize(
     ("schema", "sentence"),
-    [(3, "of version 3, written by a newer release .*; upgrade this one"), (1, "use the release")],
+    [(4, "of schema 4, written by a newer release .*; upgrade this one"), (1, "not of schema 2 to 3; use the release")],
 )
-def test_a_ledger_of_another_schema_says_whose_it_is(tmp_path, monkeypatch, schema, sentence):
-    with monkeypatch.context() as other_release:
-        other_release.setattr("storage.ledger.SCHEMA_VERSION", schema)
-        Ledger(tmp_path / "ledger.sqlite", create=True).close()
+def test_a_ledger_of_another_schema_says_whose_it_is(tmp_path, schema, sentence):
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path, create=True).close()
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE entries SET payload = replace(payload, '\"schema\":3', ?)", (f'"schema":{schema}',))
     with pytest.raises(StoreUnreadable, match=sentence):
-        Ledger(tmp_path / "ledger.sqlite")
+        Ledger(path)
 
 
 def test_arrays_are_added_beside_those_that_are_there(empty_store):

@@ -1,6 +1,7 @@
 """A build that kills itself: python -m tests.teacher_cache.crash_build STORE WEIGHTS FORMAT WHERE.
 
-FORMAT is zarr, hdf5, or `extend` for an extension of a store that is there. WHERE is the step of the second batch, or,
+FORMAT is zarr or hdf5, with a form of answers after it where that is not logits ("zarr top:4"), or `extend` for an
+extension of a store that is there. WHERE is the step of the second batch, or,
 with "first " in front of it, of the first one, before which SIGKILL comes; the forwards that happened are counted in
 the file STORE.forwards, outside the ledger.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from storage.answers import AnswerForm
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.build import build
@@ -32,6 +34,7 @@ STEPS = {
 
 
 def config(store: Path, weights: Path, array_format: str, n: int = 96) -> BuildConfig:
+    array_format, _, keep = array_format.partition(" ")
     return BuildConfig(
         teacher="resnet8",
         weights=weights,
@@ -42,6 +45,7 @@ def config(store: Path, weights: Path, array_format: str, n: int = 96) -> BuildC
         store=store,
         batch_size=32,
         device="cpu",
+        keep=AnswerForm.read(keep) if keep else None,
         trust_teacher=True,  # it was never trained
     )
 

@@ -156,7 +156,7 @@ def test_an_answer_in_hand_that_was_said_in_float32_is_rounded_when_it_is_settle
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr("teacher_cache.builder.Builder._storable", stopping)
+        patch.setattr("teacher_cache.answered.Assembly.storable", stopping)
         build_store(folder, weights, **IN_BFLOAT16)
     (spool,) = folder.glob("*.spool")
     assert b'"dtype": "bfloat16"' not in spool.read_bytes()

@@ -17,7 +17,7 @@ from ground.errors import CKDError, DiskFull, Interrupted, InvalidInput, StoreBu
 from storage.ledger import Ledger
 from storage.spool import Spool, spool_files
 from storage.store import LEDGER_FILE, Store
-from teacher_cache import builder
+from teacher_cache import answered
 from teacher_cache.build import build
 from teacher_cache.config import ExtensionConfig
 from teacher_cache.extend import extend, prepare_extension
@@ -50,8 +50,8 @@ NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 GONE = StoreUnreadable("the server does not answer")
 # Where a build fails, and with what.
 FAILURES = {
-    "conversion": (builder, "to_arrays", MemoryError()),
-    "assembly": (builder, "Answered", MemoryError()),
+    "conversion": (answered, "to_arrays", MemoryError()),
+    "assembly": (answered, "Answered", MemoryError()),
     "lease": (Ledger, "holds_lease", GONE),
     "write": (Store, "write_outputs", NO_ROOM),
     "publish": (Store, "publish", DiskFull("no room left")),

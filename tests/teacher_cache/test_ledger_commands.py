@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from ground.errors import InvalidInput, StoreUnreadable
+from storage.bill import Bill, Billed, FailureKind
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.run_record import RUN_FILE
@@ -34,7 +35,7 @@ from tests.conftest import run_command
 
 ROWS, TRAINED = 24, 20
 LOCATION = 'a folder, "quoted"\r\nand\nélsewhere'
-FIRST, SECOND = "ab" * 32, "ac" * 32
+FIRST, SECOND, THIRD = "ab" * 32, "ac" * 32, "fe" * 32
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +104,80 @@ def test_a_summary_counts_calls_seconds_and_money(shared):
     without = read("summary", "--ledger", shared)
     assert "cost" not in without
     assert "cost" not in run("summary", "--ledger", shared).stdout
+
+
+@pytest.fixture
+def billed(shared) -> Path:
+    """The same ledger with a third teacher, which is billed: calls 19-23."""
+    with closing(Ledger(shared)) as ledger:
+        session = Session(
+            teacher=THIRD, teacher_name="gpt", store="3" * 32, location="/nowhere", purpose="build", device="cpu",
+            precision="fp32", outputs=("logits",), host="here",
+        )  # fmt: skip
+        number = ledger.start_session(session)
+        ledger.set_budget(THIRD, "gpt", 40, cost_micros=20_000_000)
+        requests = [CallRequest(place.to_bytes(16, "big"), place, place, 0) for place in range(5)]
+        ids = sorted(ledger.reserve(number, requests, upper_micros=50_000).ids.values())
+        answered = Bill(
+            billed=Billed.YES, cost_micros=12_345, tokens_in=100, tokens_out=3, model="gpt-1", request_id="r1"
+        )
+        ledger.commit(dict.fromkeys(ids[:1], bytes(16)), 1.0, {ids[0]: answered})
+        unknown = Bill(billed=Billed.UNKNOWN, failure=FailureKind.UNKNOWN)
+        ledger.fail({ids[1]: Bill(billed=Billed.NO, failure=FailureKind.RATE_LIMITED), ids[2]: unknown})
+    return shared
+
+
+def test_a_summary_counts_attempts_failures_tokens_and_what_they_cost(billed):
+    found = read("summary", "--ledger", billed, "--by", "day", "--by", "model")
+    said = {
+        "spent": 4,
+        "attempts": 5,
+        "returned": 1,
+        "failures": {"rate_limited": 1, "unknown": 1},
+        "billed": {"yes": 1, "no": 1, "unknown": 1},
+        "tokens_in": 100,
+        "tokens_out": 3,
+        "cost_micros": 62_345,
+        "reserved_micros": 100_000,
+        "budget_micros": 20_000_000,
+        "remaining_micros": 19_837_655,
+    }
+    assert {name: found["teachers"][THIRD][name] for name in said} == said
+    assert (found["attempts"], found["cost_micros"], found["budget_micros"]) == (23, 62_345, None)
+    assert found["teachers"][FIRST]["failures"] == {}
+    models = {row["model"]: row for row in found["by_model"]}
+    assert sorted(models) == ["gpt", "gpt-1", "resnet8", "wrn_40_2"]
+    assert [models["gpt-1"][name] for name in ("attempts", "committed", "cost_micros")] == [1, 1, 12_345]
+    (day,) = found["by_day"]
+    assert (day["attempts"], day["calls"], day["returned"], day["cost_micros"]) == (23, 22, 1, 62_345)
+    text = run("summary", "--ledger", billed, "--by", "model").stdout
+    assert all(word in text for word in ("0.062345", "19.837655", "20.00", "1 rate_limited, 1 unknown", "gpt-1"))
+
+
+def test_bills_are_listed_where_there_are_any(billed, tmp_path):
+    rows = read("list", "--ledger", billed, "--teacher", "gpt")
+    assert [row["billed"] for row in rows] == ["yes", "no", "unknown", None, None]
+    assert [row["cost_micros"] for row in rows] == [12_345, 0, 50_000, None, None]
+    assert [call["id"] for call in read("list", "--ledger", billed, "--status", "returned")] == [20]
+    text = run("list", "--ledger", billed, "--teacher", "gpt").stdout
+    assert all(word in text for word in ("0.012345", "rate_limited", "r1", "gpt-1"))
+    assert "billed" not in run("list", "--ledger", billed, "--teacher", "resnet8").stdout
+    run("export", "--ledger", billed, "--out", tmp_path / "calls.csv")
+    exported = list(csv.DictReader((tmp_path / "calls.csv").read_text().splitlines()))
+    assert [row["cost_micros"] for row in exported[-5:]] == ["12345", "0", "50000", "", ""]
+    assert {row["model"] for row in exported} == {"", "gpt-1"}
+
+
+def test_a_budget_in_money_is_set_shown_and_refused(billed):
+    found = read("budget", "--ledger", billed, "--teacher", "gpt", "--set-cost", "1.25")
+    assert [found[name] for name in ("budget", "budget_micros", "paid_micros")] == [40, 1_250_000, 162_345]
+    assert [change.get("to_micros") for change in found["history"]] == [20_000_000, 1_250_000]
+    text = run("budget", "--ledger", billed, "--teacher", "gpt").stdout
+    assert "4 calls spent, 36 of 40 calls remain; 0.162345 paid, 1.087655 of 1.25 remains" in text
+    below = run("budget", "--ledger", billed, "--teacher", "gpt", "--set-cost", "0.1")
+    assert below.exit_code == 3
+    assert "a budget of 0.10 is below the 0.162345 already paid for gpt" in below.stderr
+    assert "--set-cost must be a decimal number" in refused("budget", "--ledger", billed, "--set-cost", "-1")
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])

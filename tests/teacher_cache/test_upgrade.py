@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.upgrade import upgrade
-from tests.storage.old_formats import FORMAT_2, unpack
+from tests.storage.old_formats import FORMAT_2, SCHEMA_2, unpack
 
 HEAD = ["head/bias", "head/weight"]
 FORMATS = ("zarr", "hdf5")
@@ -129,6 +130,8 @@ def test_a_dry_run_changes_nothing(old_store, weights):
         "version": 3,
         "manifests": ["manifest.json"],
         "parameters": HEAD,
+        "from_schema": 2,
+        "schema": 3,
         "done": False,
     }
     assert (old_store / "manifest.json").read_bytes() == before
@@ -138,7 +141,8 @@ def test_an_upgrade_is_recorded_and_happens_once(old_store, weights, forwards):
     before = Manifest.load(old_store)
     answers = Store.open(old_store).read_outputs(["logits", "pooled"], Rows.first(8))
     said = run(ckd_cache, "upgrade", "--store", old_store, "--weights", weights)
-    assert "upgraded (format 2 to 3; kept of the teacher: head/bias, head/weight)" in said.stdout
+    parts = "format 2 to 3; kept of the teacher: head/bias, head/weight; ledger schema 2 to 3"
+    assert f"upgraded ({parts})" in said.stdout
     after = Manifest.load(old_store)
     assert json.loads((old_store / "manifest.json").read_text())["format_version"] == after.format_version == 3
     assert after.history == ({"store_id": before.store_id, "made_by": "upgrade"},)
@@ -298,3 +302,124 @@ def test_calls_of_a_store_are_listed_alike_before_and_after(old_store):
     ledger = own_ledger(old_store)
     assert (count_calls(ledger), ledger.summary().spent) == before == (16, 16)
     ledger.close()
+
+
+# A store of the current format, whose ledger is of schema 2
+
+
+@pytest.fixture
+def old_ledger(tmp_path):
+    """The folder of such a store, `store`, and of a ledger by itself, `shared.sqlite`."""
+    return unpack(SCHEMA_2, tmp_path / "schema-2")
+
+
+def growing_of_schema_2(folder, weights, n) -> tuple:
+    """What builds the store that an earlier release built, with n rows."""
+    data = ("--dataset", "digits", "--views", 2, "--n", n, "--features", "none")
+    return (
+        "--teacher",
+        "resnet8",
+        "--weights",
+        weights,
+        *data,
+        "--device",
+        "cpu",
+        "--trust-teacher",
+        "--store",
+        folder,
+    )
+
+
+def test_a_store_with_an_older_ledger_is_verified_and_trained_from(old_ledger, tmp_path):
+    folder = old_ledger / "store"
+    assert problems(folder) == []
+    assert run(ckd_cache, "verify", "--store", folder).exit_code == 0
+    assert run(ckd_cache, "ledger", "verify", "--store", folder).exit_code == 0
+    summary = json.loads(run(ckd_cache, "ledger", "summary", "--store", folder, "--json").stdout)
+    assert [summary[name] for name in ("committed", "spent", "budget", "returned", "cost_micros")] == [16, 16, 40, 0, 0]
+    settings = ("--student", "resnet8", "--device", "cpu", "--max-evals", 1, "--out", tmp_path / "run")
+    trained = run(ckd_train, "--store", folder, "--loss", "ce", "--loss", "kd", *settings)
+    assert trained.exit_code == 0, trained.output
+    assert (tmp_path / "run" / "proof.json").is_file(), "what cannot be recorded in the ledger is beside the run"
+    assert own_version(folder) == 2
+
+
+def own_version(folder) -> int:
+    with closing(own_ledger(folder)) as ledger:
+        return ledger.version
+
+
+@pytest.mark.parametrize("n", [8, 12])
+def test_a_build_on_an_older_ledger_says_to_upgrade_it_before_any_call(old_ledger, weights, forwards, n):
+    folder = old_ledger / "store"
+    refused = run(ckd_cache, "build", *growing_of_schema_2(folder, weights, n))
+    assert refused.exit_code == 2
+    assert f"bring it up to schema 3 with: ckd-cache upgrade --store {folder}" in refused.output
+    assert not forwards
+    assert own_version(folder) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [("extend", "--features", "layer1"), ("repair", "--yes"), ("convert", "--to", "hdf5"), ("widen",)]
+)
+def test_whatever_records_in_an_older_ledger_says_to_upgrade_it(old_ledger, weights, tmp_path, command, forwards):
+    own = {"convert": ("--out", tmp_path / "converted"), "extend": ("--weights", weights)}.get(command[0], ())
+    refused = run(ckd_cache, *command, *own, "--store", old_ledger / "store")
+    assert refused.exit_code == 2, refused.output
+    assert "bring it up to schema 3 with: ckd-cache upgrade --store" in refused.output
+    assert not forwards
+    assert problems(old_ledger / "store") == []
+
+
+def test_a_store_grows_once_its_ledger_is_brought_up(old_ledger, weights, forwards):
+    folder = old_ledger / "store"
+    said = run(ckd_cache, "upgrade", "--store", folder, "--dry-run")
+    assert "would be upgraded; nothing was changed (ledger schema 2 to 3)" in said.stdout
+    assert own_version(folder) == 2
+    before = (folder / "manifest.json").read_bytes()
+    assert "upgraded (ledger schema 2 to 3)" in run(ckd_cache, "upgrade", "--store", folder).stdout
+    assert (folder / "manifest.json").read_bytes() == before
+    assert own_version(folder) == 3
+    assert problems(folder) == []
+    assert "nothing to do" in run(ckd_cache, "upgrade", "--store", folder).stdout
+    built = run(ckd_cache, "build", *growing_of_schema_2(folder, weights, 12))
+    assert built.exit_code == 0, built.output
+    assert sum(forwards) == 8
+    assert problems(folder) == []
+
+
+def test_a_ledger_is_brought_up_by_itself(old_ledger, monkeypatch):
+    url = f"sqlite:///{old_ledger / 'shared.sqlite'}"
+    monkeypatch.delenv("CKD_LEDGER", raising=False)
+    document = {"ledger": url, "from_schema": 2, "schema": 3}
+    said = run(ckd_cache, "upgrade", "--ledger", url, "--dry-run", "--json")
+    assert json.loads(said.stdout) == {**document, "done": False}
+    assert json.loads(run(ckd_cache, "upgrade", "--ledger", url, "--json").stdout) == {**document, "done": True}
+    assert "is of schema 3 already; nothing to do" in run(ckd_cache, "upgrade", "--ledger", url).stdout
+    assert run(ckd_cache, "ledger", "verify", "--ledger", url).exit_code == 0
+    own = run(ckd_cache, "upgrade", "--ledger", f"sqlite:///{old_ledger / 'store' / 'ledger.sqlite'}")
+    assert own.exit_code == 2
+    assert "is the own ledger of the store at" in own.output
+    for arguments, sentence in (((), "give --store DIR"), (("--ledger", url, "--weights", "w"), "leave --weights out")):
+        refused = run(ckd_cache, "upgrade", *arguments)
+        assert refused.exit_code == 2
+        assert sentence in refused.output
+
+
+def test_a_new_store_in_an_older_shared_ledger_says_to_upgrade_that(old_ledger, weights, tmp_path, forwards):
+    url = f"sqlite:///{old_ledger / 'shared.sqlite'}"
+    refused = run(ckd_cache, "build", *growing_of_schema_2(tmp_path / "new", weights, 8), "--ledger", url)
+    assert refused.exit_code == 2
+    assert f"bring it up to schema 3 with: ckd-cache upgrade --ledger {url}" in refused.output
+    assert not forwards
+    assert not (tmp_path / "new" / "manifest.json").exists()
+
+
+def test_an_upgrade_that_was_undone_is_found_by_the_witness(old_ledger):
+    folder = old_ledger / "store"
+    before = (folder / "ledger.sqlite").read_bytes()
+    upgrade(folder)
+    (folder / "ledger.sqlite").write_bytes(before)
+    refused = run(ckd_cache, "upgrade", "--store", folder)
+    assert refused.exit_code == 2
+    assert "it was rolled back to an older state" in refused.output

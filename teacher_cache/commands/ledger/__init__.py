@@ -20,8 +20,13 @@ _COMMANDS = {
         "teacher_cache.commands.ledger.reading:verify",
         "Recompute the hash chain and every total. Exit status: 0 it holds, 1 not.",
     ),
+    "reconcile": CommandAt(
+        "teacher_cache.commands.ledger.reconcile:reconcile",
+        "Compare the ledger with what a provider says it charged, by request id; without --settle nothing is changed.",
+    ),
     "budget": CommandAt(
-        "teacher_cache.commands.ledger.budget:budget", "Show a teacher's budget and how it came about, or set it."
+        "teacher_cache.commands.ledger.budget:budget",
+        "Show a teacher's budgets, in calls and in money, and how they came about, or set them.",
     ),
     "move": CommandAt(
         "teacher_cache.commands.ledger.move:move", "Record in a store where the ledger that it shares is now."

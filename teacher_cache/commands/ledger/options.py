@@ -79,7 +79,11 @@ def ledger_options(command: _Command) -> _Command:
 _FILTERS = (
     click.option("--teacher", help="Only calls to this teacher: its name, or the first digits of its fingerprint."),
     click.option("--store-id", help="Only calls for this store: the first digits of its id."),
-    click.option("--status", type=click.Choice(("reserved", "committed", "lost")), help="Only calls with this status."),
+    click.option(
+        "--status",
+        type=click.Choice(("reserved", "committed", "lost", "returned")),
+        help="Only calls with this status.",
+    ),
     click.option("--run", type=click.IntRange(1, _MOST), help="Only calls of this run of a builder."),
     click.option("--since", help="Only calls charged at this time or later: ISO 8601, UTC unless it says otherwise."),
     click.option("--until", help="Only calls charged before this time."),

@@ -16,6 +16,7 @@ from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import count_calls, teacher_seconds
 from storage.ledger_report import list_calls as list_calls_of
+from storage.ledger_spending import DAY, MODEL, Spending, spending_by, spending_of_teachers, total_of
 from teacher_cache.commands.ledger.options import (
     call_filter,
     cost_of,
@@ -25,25 +26,32 @@ from teacher_cache.commands.ledger.options import (
     paging_options,
     price_option,
 )
-from teacher_cache.commands.ledger.tables import print_calls
+from teacher_cache.commands.ledger.tables import amount, print_calls
 
 _SUMMARY = ("committed", "reserved", "lost", "spent", "budget", "remaining")
+_SPENDING = ("attempts", "calls", "committed", "reserved", "lost", "returned", "failures", "tokens_in", "tokens_out")
 
 
 @click.command()
 @ledger_options
 @price_option
+@click.option("--by", type=click.Choice((DAY, MODEL)), multiple=True, help="Also a table of it; may be given twice.")
 @json_option
-def summary(store: Path | None, url: str | None, price: float | None, as_json: bool) -> None:
+def summary(store: Path | None, url: str | None, price: float | None, by: tuple[str, ...], as_json: bool) -> None:
     """Calls spent and left, and the time they took. spent = committed + reserved + lost.
+
+    Of teachers that are billed also what they cost: settled, reserved at most, and left of the budget in money.
 
     \b
     ckd-cache ledger summary --store stores/wrn40_2 --price-per-call 0.002
+    ckd-cache ledger summary --ledger sqlite:///all.sqlite --by day --by model
     """
     with closing(opened_ledger(store, url)) as opened:
         document = _summarised(opened, price)
+        tables = {what: spending_by(opened, what) for what in by}
     if as_json:
-        print_json(document)
+        spent = {f"by_{what}": [{what: key, **_spent(found)} for key, found in tables[what].items()] for what in by}
+        print_json({**document, **spent})
         return
     rows = {f"{row['name']} {teacher[:12]}": row for teacher, row in document["teachers"].items()}
     if len(rows) > 1:
@@ -51,21 +59,59 @@ def summary(store: Path | None, url: str | None, price: float | None, as_json: b
     columns = (*_SUMMARY, "teacher_seconds", *(() if price is None else ("cost",)))
     headers = ("teacher", *_SUMMARY, "seconds", *columns[len(_SUMMARY) + 1 :])
     print_table(headers, ([name, *(row[column] for column in columns)] for name, row in rows.items()))
+    if any(row["billed"] or row["budget_micros"] is not None for row in rows.values()):
+        _print_bills(rows)
+    for what, found in tables.items():
+        _print_spending(what, found)
     say(f"head {document['head']}")
 
 
 def _summarised(ledger: Ledger, price: float | None) -> dict[str, Any]:
     """What `summary --json` prints."""
     seconds = teacher_seconds(ledger)
+    spending = spending_of_teachers(ledger)
 
     def totals(teacher: str | None) -> dict[str, Any]:
         counts = asdict(ledger.summary(teacher))
         took = seconds.total() if teacher is None else seconds[teacher]
         costs = {} if price is None else {"price_per_call": price, "cost": cost_of(counts["spent"], price)}
-        return {**counts, "teacher_seconds": round(took, 3), **costs}
+        ours = total_of(spending.values()) if teacher is None else spending.get(teacher, Spending())
+        more = {name: getattr(ours, name) for name in ("billed", "failures", "tokens_in", "tokens_out")}
+        attempts = counts["spent"] + counts["returned"]
+        return {**counts, "teacher_seconds": round(took, 3), "attempts": attempts, **more, **costs}
 
     teachers = ledger.teachers()
     return {**totals(None), "teachers": {key: {"name": name, **totals(key)} for key, name in teachers.items()}}
+
+
+def _spent(found: Spending) -> dict[str, Any]:
+    return {"attempts": found.attempts, "calls": found.calls, **asdict(found)}
+
+
+def _print_bills(rows: dict[str, dict[str, Any]]) -> None:
+    """What teachers that are billed cost; None where there is no budget."""
+    money = ("cost_micros", "reserved_micros", "budget_micros", "remaining_micros")
+    counts = ("attempts", "returned", "failures", "tokens_in", "tokens_out")
+    headers = ("teacher", *counts, *(name.removesuffix("_micros") for name in money))
+    table = [
+        [name, *(_cell(row[column]) for column in counts), *(amount(row[column]) for column in money)]
+        for name, row in rows.items()
+    ]
+    print_table(headers, table)
+
+
+def _print_spending(what: str, found: dict[str, Spending]) -> None:
+    rows = {key: _spent(spending) for key, spending in found.items()}
+    table = [
+        [key, *(_cell(row[column]) for column in _SPENDING), amount(row["cost_micros"])] for key, row in rows.items()
+    ]
+    print_table((what, *_SPENDING, "cost"), table)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in sorted(value.items())) or "none"
+    return value
 
 
 @click.command("list")
