@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from ground.errors import InvalidInput
 from ground.layers import LOGITS
-from storage.float_types import is_integer, stored_type
+from storage.float_types import INTEGER_TYPE, is_integer, stored_type
 from storage.schema import OutputSpec
 
 MOST_KEPT = 1 << 16
@@ -134,14 +134,14 @@ class AnswerForm:
         lengths = {"classes": (num_classes,), "kept": (self.k or 0,), "one": ()}
         return tuple(OutputSpec(part.name, lengths[part.length], part.dtype) for part in _PARTS[self.kind])
 
-    def row_bytes(self, num_classes: int) -> int:
+    def size_bytes(self, num_classes: int) -> int:
         """Bytes of one answer, as it lies in a store."""
         outputs = self.outputs(num_classes)
         return sum(math.prod(output.shape) * stored_type(output.dtype).itemsize for output in outputs)
 
     def size_text(self, num_classes: int, views: int) -> str:
         """What a row of them takes, for people, beside what logits would."""
-        own, full = (form.row_bytes(num_classes) for form in (self, AnswerForm()))
+        own, full = (form.size_bytes(num_classes) for form in (self, AnswerForm()))
         word = "smaller" if own < full else "larger"
         times = "" if own == full else f", {max(own, full) / min(own, full):.3g} times {word} than logits"
         return f"{self.text}, {views * own} bytes a row{times}"
@@ -188,7 +188,7 @@ def empty_answers(outputs: Sequence[OutputSpec], count: int) -> dict[str, np.nda
     """What a store keeps of so many answers without content: name -> (count, ...); layers too are NaN everywhere."""
     return {
         output.name: np.full(
-            (count, *output.shape), NO_CLASS if output.dtype == "int32" else np.nan, _numbers_of(output.dtype)
+            (count, *output.shape), NO_CLASS if output.dtype == INTEGER_TYPE else np.nan, _numbers_of(output.dtype)
         )
         for output in outputs
     }

@@ -28,7 +28,7 @@ from msgspec import Meta, Struct
 from ground.documents import Count, Hex32, Malformed, Positive
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
 from ground.errors import InvalidInput, StoreUnreadable
-from storage.float_types import StoredType, stored_type, type_of
+from storage.float_types import INTEGER_TYPE, StoredType, stored_type, type_of
 from storage.ledger_chain import Seal
 from storage.schema import OutputSpec
 
@@ -288,7 +288,10 @@ def _answers(
 ) -> Iterator[SpooledAnswer]:
     for group in header.groups:
         expected = [(output.name, [len(group.calls), *output.shape]) for output in outputs]
-        alike = len(group.calls) == len(group.cells) == len(group.inputs)
+        alike = len(group.calls) == len(group.cells) == len(group.inputs) and all(
+            (array.dtype == INTEGER_TYPE) == (output.dtype == INTEGER_TYPE)
+            for array, output in zip(group.arrays, outputs, strict=False)
+        )
         if not alike or [(array.name, array.shape) for array in group.arrays] != expected:
             raise Malformed("it holds other outputs than the store keeps")
         firsts, refused = [], {*group.refused}

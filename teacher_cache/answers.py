@@ -28,6 +28,8 @@ from teacher_cache.teachers import Answers, Card
 NO_NUMBER = -2
 MOST_NUMBERS = 1 << 20
 _LEAST = torch.finfo(torch.float32).tiny
+# Numbers to draw with, (C, k), made only where they are needed.
+_Random = Callable[[], np.ndarray]
 
 _LOSSLESS = (Kind.LOG_PROBS, Kind.PROBABILITIES)
 # What each kind can be made into; of its own kind, an answer stays as it is, or is cut.
@@ -128,13 +130,20 @@ class Conversion:
             return said
         others = {name: values for name, values in said.items() if name not in self.given.names}
         own = {name: said[name] for name in self.given.names}
+        try:
+            return self._in_blocks(own, inputs) | others
+        except torch.OutOfMemoryError:
+            # A teacher may fill its device, and what it said is paid for.
+            return self._in_blocks({name: values.cpu() for name, values in own.items()}, inputs) | others
+
+    def _in_blocks(self, own: Answers, inputs: Sequence[bytes]) -> dict[str, Tensor]:
         wide = max(1, max(values[:1].numel() for values in own.values()))
         cuts = [*range(0, len(inputs), max(1, MOST_NUMBERS // wide)), len(inputs)]
         blocks = [
             self._converted({name: values[first:last] for name, values in own.items()}, inputs[first:last])
             for first, last in pairwise(cuts)
         ]
-        return {name: torch.cat([block[name] for block in blocks]) for name in self.kept.names} | others
+        return {name: torch.cat([block[name] for block in blocks]) for name in self.kept.names}
 
     def _converted(self, own: Answers, inputs: Sequence[bytes]) -> Answers:
         with torch.inference_mode():
@@ -171,17 +180,17 @@ _LOG_PROBS: dict[Kind, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _largest(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor, Tensor]:
+def _largest(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor, Tensor]:
     # Not topk, which leaves the order of equals open.
     ids = dense.scores.sort(dim=1, descending=True, stable=True).indices[:, : form.k]
     return ids.int(), dense.log_probs.gather(1, ids)
 
 
-def _first(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor]:
+def _first(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor]:
     return (dense.scores.argmax(dim=1).int().where(~dense.is_broken, NO_NUMBER),)
 
 
-def _drawn(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) -> tuple[Tensor, Tensor]:
+def _drawn(dense: _Dense, form: AnswerForm, random: _Random) -> tuple[Tensor, Tensor]:
     broken = dense.is_broken.cpu().numpy()
     logs = dense.log_probs.cpu().numpy().astype(np.float64)
     ids = np.full((len(logs), form.k or 0), NO_CLASS, np.int32)
@@ -195,7 +204,7 @@ def _drawn(dense: _Dense, form: AnswerForm, random: Callable[[], np.ndarray]) ->
     return torch.from_numpy(ids), torch.from_numpy(weights)
 
 
-_MAKERS: dict[Kind, Callable[[_Dense, AnswerForm, Callable[[], np.ndarray]], tuple[Tensor, ...]]] = {
+_MAKERS: dict[Kind, Callable[[_Dense, AnswerForm, _Random], tuple[Tensor, ...]]] = {
     Kind.LOG_PROBS: lambda dense, form, random: (dense.log_probs,),
     Kind.PROBABILITIES: lambda dense, form, random: (dense.log_probs.exp(),),
     Kind.TOP_K: _largest,
@@ -234,6 +243,6 @@ def uniform_numbers(seed: int, input_digest: bytes, count: int) -> np.ndarray:
     return (np.frombuffer(stream, "<u8") >> np.uint64(11)) * 2.0**-53
 
 
-def _random(conversion: Conversion, inputs: Sequence[bytes]) -> Callable[[], np.ndarray]:
+def _random(conversion: Conversion, inputs: Sequence[bytes]) -> _Random:
     count = conversion.kept.k or 0
     return lambda: np.stack([uniform_numbers(conversion.seed, digest, count) for digest in inputs])

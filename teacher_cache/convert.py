@@ -26,6 +26,7 @@ from storage.store_ledger import open_ledger_of, own_ledger, witness_of
 from teacher_cache.settle import require_storable, sort_out
 
 _CELLS_AT_ONCE = 256
+_MOST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +148,10 @@ def copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], N
     Raises:
         StoreUnreadable: one of them is damaged.
     """
-    copied = 0
+    copied, at_once = 0, _cells_at_once(source)
     for first, count in runs_of(source.valid().reshape(-1).nonzero()[0].tolist()):
-        for start in range(first, first + count, _CELLS_AT_ONCE):
-            cells = range(start, min(start + _CELLS_AT_ONCE, first + count))
+        for start in range(first, first + count, at_once):
+            cells = range(start, min(start + at_once, first + count))
             values = {
                 output.name: source.arrays.read_cells(source.array_of(output.name), cells.start, cells.stop)
                 for output in source.outputs
@@ -165,6 +166,12 @@ def copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], N
             copied += len(cells)
             on_progress(len(cells), "")
     return copied
+
+
+def _cells_at_once(source: Store) -> int:
+    """Few enough that memory does not grow with what is kept of each."""
+    cell = sum(source.arrays.specs[source.array_of(output.name)].cell_bytes for output in source.outputs)
+    return max(1, min(_CELLS_AT_ONCE, _MOST_BYTES // cell))
 
 
 def _copy_history(source: Store, target: Store, ledger: Ledger) -> None:

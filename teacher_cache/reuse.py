@@ -151,5 +151,5 @@ def require_alike(store: Store, ours: Identity, call: RecordedCall, output: Outp
             why,
         )
     raise InvalidInput(
-        f"{what}; give the same --keep, --features, --feature-dtype and --precision, or use another --ledger"
+        f"{what}; give the same --features, --feature-dtype, --keep and --precision, or use another --ledger"
     )

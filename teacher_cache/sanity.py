@@ -135,7 +135,7 @@ def is_past_gate(plan: BuildPlan, store: Store) -> bool:
 def require_sane(plan: BuildPlan, store: Store) -> None:
     """Raise `TeacherDoubted` if what a store holds of the gate's cells, which are whole, speaks against the teacher.
 
-    A refusal is neither right nor wrong: it is left out.
+    A refusal is neither right nor wrong: it is left out, and so is what is no class at all.
     """
     identity = plan.identity
     assert identity.answer_form is not None, "without answers there is no gate"
@@ -144,7 +144,8 @@ def require_sane(plan: BuildPlan, store: Store) -> None:
     answered = top1(identity.answer_form, said)
     rows = [cell // identity.views for cell in plan.gate]
     labels = store.read_sample("train/labels", Rows.first(rows[-1] + 1))[rows]
-    classes, has_content = identity.dataset.classes, answered != NO_CLASS
+    classes = identity.dataset.classes
+    has_content = (answered > NO_CLASS) & (answered < len(classes))
     doubt = judge(answered[has_content], labels[has_content], len(classes))
     if doubt is not None:
         raise TeacherDoubted(

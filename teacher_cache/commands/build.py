@@ -135,6 +135,8 @@ def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings_of(manifest).items()
         if context.get_parameter_source(name) is ParameterSource.DEFAULT
     }
+    if given["features_only"]:
+        own.pop("keep", None)
     dataset = manifest.identity.dataset.name
     if is_placed(manifest.identity.teacher.name) and given["teacher"] is None:
         raise InvalidInput(
@@ -166,8 +168,8 @@ def _estimate(prepared: Prepared) -> dict[str, Any]:
         "paid_calls": plan.paid_calls,
         "needed_calls": plan.needed_calls,
         "answer": None if form is None else asdict(form),
-        "answer_bytes": 0 if form is None else form.row_bytes(num_classes),
-        "logits_bytes": AnswerForm().row_bytes(num_classes),
+        "answer_bytes": 0 if form is None else form.size_bytes(num_classes),
+        "logits_bytes": AnswerForm().size_bytes(num_classes),
         "array_bytes": dict(plan.array_bytes),
         "total_bytes": sum(plan.array_bytes.values()),
         "free_bytes": plan.free_bytes,

@@ -32,14 +32,14 @@ _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squ
 @json_option
 def info(store: Path, as_json: bool) -> None:
     """Say what a store holds and how good its teacher is on its own views."""
-    description = describe(Store.open(store))
+    found = Store.open(store)
+    description, form = describe(found), found.manifest.identity.answer_form
     if as_json:
         print_json(description)
         return
     teacher = description["teacher"]
     features = ", ".join(f"{name} {tuple(shape)}" for name, shape in description["features"].items()) or "none"
     correct = description["teacher_accuracy"]
-    form = Store.open(store).manifest.identity.answer_form
     unknown = "no logits are kept to tell the teacher's" if form is None else "no rows yet"
     for name, value in {
         "store": store,

@@ -130,7 +130,7 @@ def test_outputs_are_those_of_the_format():
         "label": (OutputSpec("label", (), "int32"),),
     }
     assert {name for form in FORMS for name in form.names} == ANSWER_NAMES
-    assert [form.row_bytes(1000) for form in FORMS] == [4000, 4000, 4000, 24, 56, 4]
+    assert [form.size_bytes(1000) for form in FORMS] == [4000, 4000, 4000, 24, 56, 4]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.text)

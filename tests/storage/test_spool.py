@@ -145,3 +145,11 @@ def test_answers_that_are_ids_and_refusals_come_back_as_what_they_are(tmp_path):
         for name, array in values.items():
             assert answer.values[name].dtype == np.int32
             np.testing.assert_array_equal(answer.values[name], array[[answer.call - 1]])
+
+
+def test_ids_in_place_of_numbers_are_no_answers_of_the_store(tmp_path):
+    ids = (OutputSpec("sampled.weights", (3,), "int32"),)
+    spool = Spool(tmp_path, STORE, 5, ids, 4)
+    spool.write([Group([1], [0], [bytes(16)], {"sampled.weights": np.zeros((1, 3), np.int32)})])
+    with pytest.raises(Malformed, match="it holds other outputs than the store keeps"):
+        read_spool(spool.path, (OutputSpec("sampled.weights", (3,), "float32"),), {1})

@@ -267,3 +267,20 @@ def test_the_teacher_is_asked_for_what_it_gives():
     assert conversion.asked(("top_k.ids", "top_k.values", "layer1")) == ("logits", "layer1")
     assert conversion.asked(("layer1",)) == ("layer1",)
     assert Conversion(given=AnswerForm(), kept=AnswerForm()).asked(("logits", "layer1")) == ("logits", "layer1")
+
+
+def test_a_device_without_room_left_costs_no_answer(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(5, CLASSES)).astype(np.float32)
+    expected, sort, asked = made("logits", "top:4", logits=values), torch.Tensor.sort, []
+
+    def full_once(self, *arguments, **options):
+        asked.append(self.shape)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return sort(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sort", full_once)
+    found = made("logits", "top:4", logits=values)
+    assert len(asked) == 2
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -220,7 +220,7 @@ def test_answers_of_another_store_are_copied_where_they_are_kept_in_the_same_way
     for text, what in (
         ("logits", "its answer is kept at .* as top_k.ids, top_k.values, and not as logits; give the --keep"),
         ("label", "its answer is kept at .* and not as label"),
-        ("top:3", "what is at .* keeps something else of it; give the same --keep, --features"),
+        ("top:3", "what is at .* keeps something else of it; give the same --features, --feature-dtype, --keep"),
     ):
         with pytest.raises(InvalidInput, match=what):
             prepare_build(shared(tmp_path / text, ledger, weights, text))
@@ -281,6 +281,18 @@ def test_the_gate_judges_answers_of_any_kind_and_leaves_refusals_out(tmp_path, w
     require_sane(plan, store)
 
 
+def test_what_is_no_class_is_not_judged(tmp_path, weights):
+    """A store is anybody's: its ids need not be of classes."""
+    folder, form = tmp_path / "store", AnswerForm.read("label")
+    build_store(folder, weights, n=70, keep=form, features="none")
+    plan = prepare_build(replace(config_without_trust(folder, weights), keep=form)).plan
+    store = Store.open(folder)
+    store.arrays.write("train/label", 0, np.full((70, 1), 1 << 30, np.int32))
+    require_sane(plan, store)
+    store.arrays.write("train/label", 0, np.full((70, 1), -(1 << 30), np.int32))
+    require_sane(plan, store)
+
+
 def config_without_trust(folder: Path, weights: Path) -> BuildConfig:
     return BuildConfig(
         teacher="resnet8", weights=weights, store=folder, n=70, dataset="digits", device="cpu", trust_teacher=False
@@ -315,3 +327,33 @@ def test_a_ledger_knows_the_outputs_by_their_own_names(top):
     calls = ledger.calls_of_store(Store.open(top).manifest.store_id, "committed")
     ledger.close()
     assert {call.outputs for call in calls} == {("top_k.ids", "top_k.values", "pooled")}
+
+
+def test_features_that_do_not_fit_are_widened_beside_answers_of_any_kind(tmp_path, weights, forwards, loud):
+    folder, ids = tmp_path / "store", AnswerForm.read("top:4").outputs(10)
+    loud(70001.0)
+    done = run_command(
+        "ckd-cache", "build", "--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--n", 50,
+        "--features", "pooled", "--keep", "top:4", "--batch-size", 16, "--trust-teacher", "--store", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{folder} keeps its features in float32 from now on, and no call is repeated" in done.stderr
+    assert sum(forwards) == 50
+    assert Store.open(folder).manifest.identity.answers == ids
+    assert {output.dtype for output in Store.open(folder).manifest.identity.kept_layers} == {"float32"}
+    assert problems(folder) == []
+
+
+@pytest.mark.parametrize("text", ["top:4", "label"])
+def test_what_is_no_number_stops_the_build_and_costs_no_other_answer(tmp_path, weights, forwards, loud, text):
+    folder = tmp_path / "store"
+    wanted = config(folder, weights, f"zarr {text}")
+    loud(float("nan"), "logits")
+    with pytest.raises(InvalidInput, match=r"row 35, view 0\) the teacher's \S+ holds nan, which is no number"):
+        build(*prepare_build(wanted))
+    assert sum(forwards) == 64
+    with pytest.raises(InvalidInput, match="is no number.*: --n 35 or fewer"):
+        prepare_build(wanted)
+    assert sum(forwards) == 64
+    report = build(*prepare_build(replace(wanted, n=35)))
+    assert (report.new_calls, report.rows_valid) == (0, 35)
