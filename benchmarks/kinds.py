@@ -81,7 +81,7 @@ def main(
             fits = learns(method, form)
             runs = [accuracy(config, folder, method, out, compute, shared) for config in configs] if fits else []
             cells.append(shown(runs))
-        size = form.row_bytes(classes) * views
+        size = form.size_bytes(classes) * views
         click.echo(f"{form.text:<18}{size:>12}  " + "".join(f"{cell:>18}" for cell in cells))
     click.echo("mean test accuracy in % at the best validation accuracy, and its standard deviation over the seeds")
     click.echo("-: the losses of the method cannot learn from such answers (ckd-train losses)")
