@@ -90,9 +90,11 @@ TESTED_ELSEWHERE = {
     "student_train/binding.py": "losses/: every loss binds, and misfits are refused there",
     "student_train/catalogue.py": "test_registry.py: what ckd-train losses and methods print",
     "student_train/cli.py": "tests/test_commands.py: through the installed command",
+    "student_train/dense_answers.py": "test_answer_kinds.py and losses/test_kinds.py: what losses make of each kind",
     "student_train/methods.py": "test_registry.py and test_method_spec.py: what text becomes",
     "student_train/names.py": "test_registry.py: the names are those of the recipes",
     "student_train/pairing.py": "test_method_spec.py and test_comparison.py",
+    "student_train/reading.py": "losses/test_kinds.py: every loss from every kind, against full logits",
     "student_train/recipes.py": "test_every_method.py and test_method_spec.py: each recipe trains and is what it was",
 }
 

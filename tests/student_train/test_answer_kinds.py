@@ -16,11 +16,13 @@ from ground.errors import InvalidInput, StoreUnreadable
 from models.compute import Compute
 from storage.answers import AnswerForm, empty_answers
 from storage.store import Store
+from student_train.dense_answers import dense_answers, empty_rows
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
+from tests.student_train.losses.checks import Largest
 
 CPU = Compute(torch.device("cpu"), "fp32")
 N = 24
@@ -183,3 +185,16 @@ def test_ids_that_are_no_classes_are_refused(built_store, tmp_path):
     kept.publish([3])
     with pytest.raises(StoreUnreadable, match="label of .* names classes beyond its 10"):
         trainer_of(tmp_path / "store", tmp_path / "run", "kd")
+
+
+def test_answers_of_many_classes_are_made_dense_for_a_batch_alone():
+    classes, rows, kept = 21_841, 512, 16
+    ids = torch.randint(classes - kept, (rows, 1, 1)) + torch.arange(kept)
+    said = {"top_k.ids": ids.int(), "top_k.values": torch.linspace(-1.0, -9.0, kept).expand(rows, 1, kept)}
+    with Largest() as largest:
+        assert not empty_rows(said).any()
+        batch = {name: values[:8, 0] for name, values in said.items()}
+        batch["top_k.ids"] = batch["top_k.ids"].long()
+        dense = dense_answers(AnswerForm.read("top:16"), batch, classes)
+    assert dense.shape == (8, classes)
+    assert largest.numbers == 8 * classes
