@@ -195,16 +195,17 @@ class Flight:
             # Before more is spent, and not only when somebody has looked at it.
             self._is_stopped = True
         kinds = {FailureKind.REFUSED if isinstance(one, Answer) else one.kind for one in said}
+        asked = [one.retry_after for one in said if isinstance(one, Failure) and one.retry_after is not None]
         if FailureKind.REFUSED in kinds:
             self._breaker.answered()
             self._hold.answered()
         elif FailureKind.RATE_LIMITED in kinds:
             # Who says so is there.
             self._breaker.answered()
-            asked = [one.retry_after for one in said if isinstance(one, Failure) and one.retry_after is not None]
             self._hold.put_off(sent_at, max(asked, default=None))
         else:
             self._breaker.failed(epoch)
+            self._hold.leave_alone(max(asked, default=0.0))
         self._changed.set()
 
     def _tokens_used(self, one: Answer | Failure) -> int:

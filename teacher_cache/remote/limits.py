@@ -87,7 +87,11 @@ class Hold:
             self._since, self.in_a_row = now, self.in_a_row + 1
             self._until = max(self._until, now + self._policy.delay(self.in_a_row))
         if retry_after is not None:
-            self._until = max(self._until, now + retry_after)
+            self.leave_alone(retry_after)
+
+    def leave_alone(self, seconds: float) -> None:
+        """Send nothing for so long, as the server asks, whatever its reason."""
+        self._until = max(self._until, self._clock() + seconds)
 
     def answered(self) -> None:
         """The server takes requests again."""

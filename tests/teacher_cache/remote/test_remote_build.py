@@ -179,8 +179,9 @@ def test_a_server_that_comes_back_is_asked_on(tmp_path, runs):
     assert runs.build(tmp_path / "s", teacher).rows_valid == N
 
 
-def test_a_server_that_puts_requests_off_is_obeyed(tmp_path, runs, monkeypatch):
-    later, at = replace(scripted.RATE_LIMITED, retry_after=0.3), []
+@pytest.mark.parametrize("fault", [scripted.RATE_LIMITED, scripted.REJECTED], ids=["429", "503"])
+def test_a_server_that_puts_requests_off_is_obeyed(tmp_path, runs, fault):
+    later, at = replace(fault, retry_after=0.3), []
     teacher = runs.teacher(
         faults=chain(repeat(None, CANARIES + 8), [later]), on_attempt=lambda _: at.append(time.monotonic())
     )
