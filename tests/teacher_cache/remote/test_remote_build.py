@@ -13,7 +13,14 @@ import pytest
 
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
-from ground.errors import BudgetRefused, StoreUnreadable, TeacherChanged, TeacherDoubted, TeacherFailed
+from ground.errors import (
+    BudgetRefused,
+    InvalidInput,
+    StoreUnreadable,
+    TeacherChanged,
+    TeacherDoubted,
+    TeacherFailed,
+)
 from storage.answers import AnswerForm, Kind, top1
 from storage.canaries import CANARIES_FILE
 from storage.ledger_report import list_calls
@@ -287,6 +294,28 @@ def test_a_price_that_the_user_says_goes_before_the_teachers_own(tmp_path, runs)
     price = Price(call=Decimal("0.5"))
     runs.build(tmp_path / "s", runs.teacher(), asking=asking(price=price))
     assert summary(tmp_path / "s").cost_micros == (N + CANARIES) * 500_000
+
+
+def test_a_budget_in_money_needs_a_price_whoever_set_it(tmp_path, runs):
+    teacher = runs.teacher(price=None)
+    with pytest.raises(InvalidInput, match="scripted has a budget in money, and nobody says what its calls cost"):
+        runs.build(tmp_path / "s", teacher, budget_micros=10**6)
+    runs.build(tmp_path / "s", runs.teacher(), n=10, budget_micros=10**6)
+    # The ledger knows it from then on; a finished build buys nothing.
+    runs.build(tmp_path / "s", teacher, n=10, budget_micros=10**6)
+    with pytest.raises(InvalidInput, match="would hold nothing back; say it, with --price-call"):
+        runs.build(tmp_path / "s", teacher, n=20)
+    assert not teacher.attempts
+    free = asking(price=Price.parse(call="0"))
+    assert runs.build(tmp_path / "s", teacher, n=20, asking=free).new_calls == 10
+
+
+@pytest.mark.parametrize("what", ["in", "out"])
+def test_a_price_by_tokens_needs_a_limit_of_them(tmp_path, runs, what):
+    teacher = runs.teacher(**{f"max_tokens_{what}": 0})
+    with pytest.raises(InvalidInput, match=f"{what}put tokens, and nothing says how many.*max_tokens_{what}, or"):
+        runs.build(tmp_path / "s", teacher)
+    assert not teacher.attempts
 
 
 def test_a_teacher_of_no_price_costs_nothing(tmp_path, runs):
