@@ -22,13 +22,14 @@ from ground.errors import (
     TeacherFailed,
 )
 from storage.answers import AnswerForm, Kind, top1
-from storage.canaries import CANARIES_FILE
+from storage.canaries import CANARIES_FILE, CanaryRecord
 from storage.ledger_report import list_calls
 from storage.price import Price
 from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.convert import convert
 from teacher_cache.prepare import prepare_build
+from teacher_cache.worklist import WorkList
 from tests.teacher_cache.remote.conftest import asked, asking, in_ledger, problems, summary
 
 N = 40
@@ -266,6 +267,31 @@ def test_another_model_in_the_middle_ends_the_build_and_is_named(tmp_path, runs)
         runs.build(tmp_path / "s", runs.teacher(model="scripted-2"))
     runs.build(tmp_path / "s", runs.teacher())
     assert problems(tmp_path / "s") == []
+
+
+def test_a_builder_that_finishes_what_others_left_expects_the_model_of_the_store(tmp_path, runs, monkeypatch):
+    """All was reserved by others when it began, so that it asked about no canary; then they died."""
+    runs.build(tmp_path / "s", runs.teacher())
+    init = WorkList.__init__
+
+    def begun_beside_others(self, *arguments):
+        init(self, *arguments)
+        self.num_unpaid = 0
+
+    monkeypatch.setattr(WorkList, "__init__", begun_beside_others)
+    with pytest.raises(TeacherChanged, match="answers as scripted-2, and answered as scripted-1 before"):
+        runs.build(tmp_path / "s", runs.teacher(model="scripted-2"), n=N + 10)
+    assert summary(tmp_path / "s").committed == N + CANARIES
+
+
+def test_the_record_of_other_images_is_none_of_this_store(tmp_path, runs):
+    runs.build(tmp_path / "s", runs.teacher())
+    recorded = CanaryRecord.load(tmp_path / "s")
+    (tmp_path / "s" / CANARIES_FILE).unlink()
+    others = tuple(bytes(16) for _ in recorded.inputs)
+    replace(recorded, teacher="ab" * 32, inputs=others).create(tmp_path / "s")
+    with pytest.raises(TeacherChanged, match="images that openai:scripted is compared by are others"):
+        runs.build(tmp_path / "s", runs.teacher(), n=N + 10)
 
 
 def test_canaries_that_answer_otherwise_end_the_build_before_anything_else_is_asked(tmp_path, runs):
