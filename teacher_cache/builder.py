@@ -241,7 +241,8 @@ class Builder:
                 raise lease_lost()
             digests = self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
-            self.ledger.commit(self._committed(answers, digests), answers.seconds, answers.bills)
+            bills = answers.called.bills if answers.called else {}
+            self.ledger.commit(self._committed(answers, digests), answers.seconds, bills)
         if answers.called is not None:
             self._in_hand.lay_down(answers.called)
         self._advance(len(answers.cells))
