@@ -233,6 +233,21 @@ def test_the_budget_in_money_is_never_passed_and_used_to_the_last_call(tmp_path,
     assert problems(tmp_path / "s") == []
 
 
+def test_bills_above_their_bound_pass_a_budget_by_what_was_charged_at_once_and_no_further(tmp_path, runs):
+    upper = PRICE.upper(1, 1)
+    most = 10 * COST
+    with pytest.raises(BudgetRefused, match="--budget-cost"):
+        runs.build(tmp_path / "s", runs.teacher(max_tokens_in=1, max_tokens_out=1), n=200, budget_micros=most)
+    total = summary(tmp_path / "s")
+    # Four requests in flight are charged three times ahead, at the bound.
+    assert most - upper < total.cost_micros <= most + 12 * (COST - upper)
+    assert (total.reserved, total.remaining_micros) == (0, most - total.cost_micros)
+    again = runs.teacher()
+    with pytest.raises(BudgetRefused):
+        runs.build(tmp_path / "s", again, n=200)
+    assert not again.attempts
+
+
 def test_the_budget_in_calls_is_never_passed_by_attempts_that_were_lost(tmp_path, runs):
     teacher = runs.teacher(faults=chain(repeat(None, CANARIES), [scripted.CUT, None] * 3))
     with pytest.raises(BudgetRefused, match=f"--budget {N + CANARIES + 1}"):
