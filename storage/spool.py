@@ -16,7 +16,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,9 @@ from msgspec import Meta, Struct
 from ground.documents import Count, Hex32, Malformed, Positive
 from ground.durable import allocate, fsync_path, open_own, reporting_full_disk
 from ground.errors import InvalidInput, StoreUnreadable
+from storage.bill import Bill, Billed, FailureKind
 from storage.float_types import INTEGER_TYPE, StoredType, stored_type, type_of
+from storage.ledger_bills import row_of
 from storage.ledger_chain import Seal
 from storage.schema import OutputSpec
 
@@ -36,6 +38,8 @@ SPOOL = re.compile(r"answers-([0-9]{1,18})-[0-9a-f]{8}\.spool")
 _MAGIC = b"ckdspool"
 _FRONT_BYTES = len(_MAGIC) + 8 + hashlib.sha256().digest_size
 _HEADER_BYTES_PER_CALL = 128
+# Of most; where there is no room for what they are, answers go before their bills.
+_BILL_BYTES = 256
 # Two batches of the largest size, and some room.
 _MOST_HEADER_BYTES = 2 * (1 << 16) * _HEADER_BYTES_PER_CALL + (1 << 20)
 _BLOCK = 1 << 20
@@ -52,6 +56,7 @@ class Group:
         inputs: digest of each input.
         values: name -> (C, ...) in any type of `storage.float_types`, for every output that the store keeps.
         refused: of these calls, those whose answer is a refusal: paid for, and without content.
+        bills: call -> its bill, where it has one.
     """
 
     calls: Sequence[int]
@@ -59,17 +64,23 @@ class Group:
     inputs: Sequence[bytes]
     values: Mapping[str, np.ndarray]
     refused: Sequence[int] = ()
+    bills: Mapping[int, Bill] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpooledAnswer:
-    """One answer: `values` is name -> (1, ...), in the type it was kept in; a refusal has no content."""
+    """One answer: `values` is name -> (1, ...), in the type it was kept in; a refusal has no content.
+
+    Args:
+        bill: None where the call has none, or there was no room for it.
+    """
 
     call: int
     cell: int
     input_digest: bytes
     values: Mapping[str, np.ndarray]
     is_refusal: bool = False
+    bill: Bill | None = None
 
 
 class Spool:
@@ -87,8 +98,9 @@ class Spool:
     def __init__(self, folder: Path, store: str, session: int, outputs: Sequence[OutputSpec], calls: int) -> None:
         self.path = folder / f"answers-{session}-{secrets.token_hex(4)}.spool"
         self._store, self._session, self._outputs = store, session, outputs
+        self._room = room_bytes(outputs, calls)
         try:
-            allocate(self.path, room_bytes(outputs, calls))
+            allocate(self.path, self._room)
         except BaseException:
             self.remove()
             raise
@@ -100,7 +112,10 @@ class Spool:
         Raises:
             DiskFull: the file system took no room for what was promised.
         """
-        header, arrays = self._laid_out(groups)
+        arrays = [group.values[output.name] for group in groups for output in self._outputs]
+        header, room = self._header(groups), self._room - _FRONT_BYTES - sum(values.nbytes for values in arrays)
+        if len(header) > min(room, _MOST_HEADER_BYTES):
+            header = self._header([replace(group, bills={}) for group in groups])
         hasher = hashlib.sha256(header)
         with reporting_full_disk(self.path):
             descriptor = open_own(self.path, os.O_WRONLY | os.O_CREAT)
@@ -117,8 +132,7 @@ class Spool:
             finally:
                 os.close(descriptor)
 
-    def _laid_out(self, groups: Sequence[Group]) -> tuple[bytes, list[np.ndarray]]:
-        arrays = [group.values[output.name] for group in groups for output in self._outputs]
+    def _header(self, groups: Sequence[Group]) -> bytes:
         header = {
             "session": self._session,
             "store": self._store,
@@ -128,6 +142,11 @@ class Spool:
                     "cells": [int(cell) for cell in group.cells],
                     "inputs": [digest.hex() for digest in group.inputs],
                     **({"refused": [int(call) for call in group.refused]} if group.refused else {}),
+                    **(
+                        {"bills": [row_of(int(call), bill) for call, bill in group.bills.items()]}
+                        if group.bills
+                        else {}
+                    ),
                     "arrays": [
                         {
                             "name": output.name,
@@ -140,7 +159,7 @@ class Spool:
                 for group in groups
             ],
         }
-        return json.dumps(header).encode(), arrays
+        return json.dumps(header).encode()
 
     def remove(self) -> None:
         """Delete the file: nothing in it is needed any more."""
@@ -150,7 +169,7 @@ class Spool:
 def room_bytes(outputs: Sequence[OutputSpec], calls: int) -> int:
     """Bytes that so many answers take at most, in float32: one that overflows its stored type is kept too."""
     answer = sum(prod(output.shape) * 4 for output in outputs)
-    about = _HEADER_BYTES_PER_CALL * calls + 256 * (len(outputs) + 1) * 4
+    about = (_HEADER_BYTES_PER_CALL + _BILL_BYTES) * calls + 256 * (len(outputs) + 1) * 4
     return _FRONT_BYTES + about + answer * calls
 
 
@@ -208,12 +227,34 @@ class _Array(Struct):
         return prod(self.shape) * stored_type(self.dtype).itemsize
 
 
+class _Bill(Struct, array_like=True):
+    """As `storage.ledger_bills.row_of` has it."""
+
+    call: Count
+    billed: Billed
+    cost_micros: Count
+    tokens_in: Count | None
+    tokens_out: Count | None
+    model: str | None
+    request_id: str | None
+    failure: FailureKind | None
+
+    @property
+    def bill(self) -> Bill:
+        if self.billed is Billed.NO and self.cost_micros:
+            raise Malformed("a bill in it contradicts itself")
+        fields = msgspec.structs.asdict(self)
+        del fields["call"]
+        return Bill(**fields)
+
+
 class _Group(Struct):
     calls: list[Count]
     cells: list[Count]
     inputs: list[_Input]
     arrays: list[_Array]
     refused: list[Count] = []
+    bills: list[_Bill] = []
 
 
 class _Header(Struct):
@@ -294,7 +335,7 @@ def _answers(
         )
         if not alike or [(array.name, array.shape) for array in group.arrays] != expected:
             raise Malformed("it holds other outputs than the store keeps")
-        firsts, refused = [], {*group.refused}
+        firsts, refused, bills = [], {*group.refused}, {said.call: said.bill for said in group.bills}
         for array in group.arrays:
             firsts.append(place)
             place += array.size_bytes
@@ -304,7 +345,7 @@ def _answers(
                     array.name: _read_row(descriptor, array, first, row)
                     for array, first in zip(group.arrays, firsts, strict=True)
                 }
-                yield SpooledAnswer(call, cell, bytes.fromhex(digest), values, call in refused)
+                yield SpooledAnswer(call, cell, bytes.fromhex(digest), values, call in refused, bills.get(call))
 
 
 def _read_row(descriptor: int, array: _Array, first: int, row: int) -> np.ndarray:

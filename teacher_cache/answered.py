@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from storage.bill import Bill
 from storage.float_types import stored_type
 from storage.store import Store
 from teacher_cache.in_hand import AnswersInHand, Batch
@@ -28,7 +27,6 @@ class Answered:
 
     Args:
         called: what of it was called for now; None if nothing was.
-        bills: of these calls, where they have any.
     """
 
     cells: list[int]
@@ -36,7 +34,6 @@ class Answered:
     values: dict[str, np.ndarray]
     called: Batch | None
     seconds: float
-    bills: Mapping[int, Bill] = field(default_factory=dict)
 
 
 class Assembly:
@@ -78,23 +75,14 @@ class Assembly:
         self._in_hand.lay_down(batch)
         return parts[0]
 
-    def answered(
-        self,
-        inputs: Sequence[bytes],
-        called: Batch | None,
-        copies: Copies,
-        seconds: float,
-        bills: Mapping[int, Bill] | None = None,
-    ) -> Answered:
+    def answered(self, inputs: Sequence[bytes], called: Batch | None, copies: Copies, seconds: float) -> Answered:
         """All outputs of the cells of some inputs."""
         values, cells_of = self._put_together(inputs, called, copies), self._work.cells_of
         cells = sorted((cell, place) for place, digest in enumerate(inputs) for cell in cells_of[digest])
         order = [place for _, place in cells]
         if order != list(range(len(inputs))):
             values = {name: array[order] for name, array in values.items()}
-        return Answered(
-            [cell for cell, _ in cells], [inputs[place] for place in order], values, called, seconds, bills or {}
-        )
+        return Answered([cell for cell, _ in cells], [inputs[place] for place in order], values, called, seconds)
 
     def _put_together(self, inputs: Sequence[bytes], called: Batch | None, copies: Copies) -> dict[str, np.ndarray]:
         """All outputs of some inputs, name -> (C, ...)."""

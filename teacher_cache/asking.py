@@ -6,7 +6,7 @@ A strategy hands out finished answers, in groups; the builder writes and commits
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,7 +104,8 @@ class LocalAsking:
         place.advance(work.give_up(reservation.known))
         left_out = {*reservation.known, *reservation.ids} - ({*called.ids} if called else set())
         inputs = [digest for digest in batch if digest not in left_out and work.cells_of[digest]]
-        return place.assembly.answered(inputs, called, copies, seconds, self._bills(called))
+        place.report.cost_micros += sum(bill.cost_micros for bill in called.bills.values()) if called else 0
+        return place.assembly.answered(inputs, called, copies, seconds)
 
     def _call(self, ids: Mapping[bytes, int], copies: Copies) -> tuple[Batch, float]:
         """Call the teacher on inputs that are charged; what can be stored of its answers, and the seconds it took."""
@@ -116,18 +117,17 @@ class LocalAsking:
         with place.stop.held(1):
             said = self._teacher.call(pixels, self._conversion.asked(place.plan.called_names))
             said = self._conversion.convert(said, list(ids))
-            batch = Batch(ids, cells, [copies[digest] for digest in ids], said)
+            bills = self._bills(ids.values())
+            batch = Batch(ids, cells, [copies[digest] for digest in ids], said, bills=bills)
             place.in_hand.take(batch)
         place.report.new_calls += len(ids)
         return place.assembly.storable(batch, said), time.perf_counter() - started
 
-    def _bills(self, called: Batch | None) -> Mapping[int, Bill]:
+    def _bills(self, ids: Iterable[int]) -> Mapping[int, Bill]:
         """Of calls that cost something, as the user says."""
-        if called is None or self._rates.price is None:
+        if self._rates.price is None:
             return {}
-        bill = Bill(billed=Billed.YES, cost_micros=self._rates.upper_micros)
-        self._place.report.cost_micros += bill.cost_micros * len(called.ids)
-        return dict.fromkeys(called.ids.values(), bill)
+        return dict.fromkeys(ids, Bill(billed=Billed.YES, cost_micros=self._rates.upper_micros))
 
     def wind_down(self) -> None:
         """See `Asking`."""

@@ -36,6 +36,7 @@ from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.line import line_to, most_in_hand
 from teacher_cache.place import Place
 from teacher_cache.plan import BuildPlan
+from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.sanity import is_past_gate, require_sane
 from teacher_cache.settle import Leftovers, require_storable, settle_session
 from teacher_cache.shown import Shown
@@ -127,10 +128,13 @@ class Builder:
             needed += self.plan.canaries
             limit = self._before.budget if budget is None else budget
             check_budget(teacher.name, spent=self._before.spent, budget=limit, wanted=needed)
+            most = self._before.budget_micros if micros is None else micros
+            require_bounded(rates_of(self._teacher, self.plan.config.asking.price), teacher.name, most)
         if not needed:
             # Nothing is bought: a budget below what is spent harms nobody.
             budget = None if budget is None or budget < self._before.spent else budget
-            micros = None if micros is None or micros < self._before.cost_micros else micros
+            paid = self._before.cost_micros + self._before.reserved_micros
+            micros = None if micros is None or micros < paid else micros
         if budget is not None or micros is not None:
             self.ledger.set_budget(teacher.fingerprint, teacher.name, budget, cost_micros=micros)
 
@@ -237,7 +241,8 @@ class Builder:
                 raise lease_lost()
             digests = self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
-            self.ledger.commit(self._committed(answers, digests), answers.seconds, answers.bills)
+            bills = answers.called.bills if answers.called else {}
+            self.ledger.commit(self._committed(answers, digests), answers.seconds, bills)
         if answers.called is not None:
             self._in_hand.lay_down(answers.called)
         self._advance(len(answers.cells))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from storage.bill import Bill
 from storage.schema import OutputSpec
 from storage.spool import Group, Spool
 from storage.store import Store
@@ -35,6 +36,7 @@ class Batch:
         copied: of each input, the outputs that were paid for before: name -> (1, ...).
         said: what was called, as the teacher said it; nothing once it is in `values`: name -> (C, ...).
         refused: inputs whose answers are refusals: paid for, and without content.
+        bills: of these calls, where they have any.
     """
 
     ids: Mapping[bytes, int]
@@ -43,24 +45,27 @@ class Batch:
     said: Answers = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     refused: frozenset[bytes] = frozenset()
+    bills: Mapping[int, Bill] = field(default_factory=dict)
 
     def part(self, rows: np.ndarray, values: Mapping[str, np.ndarray]) -> Batch:
         """Some of the answers, (C,) bool, with the values of what was called."""
         places = np.flatnonzero(rows).tolist()
         inputs = list(self.ids)
+        ids = {inputs[place]: self.ids[inputs[place]] for place in places}
         return Batch(
-            {inputs[place]: self.ids[inputs[place]] for place in places},
+            ids,
             [self.cells[place] for place in places],
             [self.copied[place] for place in places],
             values=values,
             refused=self.refused,
+            bills={id_: self.bills[id_] for id_ in ids.values() if id_ in self.bills},
         )
 
     def spooled(self, outputs: Sequence[OutputSpec]) -> Group:
         """All that the store keeps of these calls, in the type that it is there in."""
         values = {output.name: self._values(output) for output in outputs}
         refused = [call for digest, call in self.ids.items() if digest in self.refused]
-        return Group(list(self.ids.values()), self.cells, list(self.ids), values, refused)
+        return Group(list(self.ids.values()), self.cells, list(self.ids), values, refused, self.bills)
 
     def _values(self, output: OutputSpec) -> np.ndarray:
         if output.name in self.values:
@@ -78,6 +83,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         [values for batch in batches for values in batch.copied],
         values={name: np.concatenate([batch.values[name] for batch in batches]) for name in batches[0].values},
         refused=frozenset().union(*(batch.refused for batch in batches)),
+        bills={id_: bill for batch in batches for id_, bill in batch.bills.items()},
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from ground.terminal import StopRequest
+from storage.canaries import CanaryRecord
 from storage.ledger import Ledger
 from storage.store import Store
 from teacher_cache.asking import Asking, LocalAsking, Workplace
@@ -71,7 +72,10 @@ class RemoteLine:
                 attempts.add_to(report)
 
     def asking(self, place: Workplace) -> Asking:
-        """See `Line`."""
+        """See `Line`; also where nothing was to be asked, and others left something: then without a `check`."""
+        recorded = CanaryRecord.load(self._store.folder)
+        if self._watch.expected is None and recorded is not None:
+            self._watch.expected = recorded.model
         return RemoteAsking(place, self._teacher, self._attempts(), self._config.in_flight)
 
     def _attempts(self) -> Attempts:

@@ -28,7 +28,7 @@ from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
 from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
-from teacher_cache.remote.billing import rates_of
+from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.remote.canaries import NUM_CANARIES
 from teacher_cache.remote.limits import seconds_under_limits
 from teacher_cache.sample import NestedSample, draw_sample
@@ -218,6 +218,8 @@ def _prepare(
     if isinstance(teacher, RemoteTeacher):
         plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
     plan = costed(plan, unpaid_inputs(plan, store))
+    if plan.needed_calls:
+        require_bounded(rates_of(teacher, config.asking.price), identity.teacher.name, config.budget_micros)
     require_disk(plan, store)
     return Prepared(plan, teacher, shown)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ground.documents import Malformed
 from ground.errors import CKDError, InvalidInput, TooNarrow
+from storage.bill import Bill
 from storage.digest import output_digests, vouches
 from storage.float_types import converted
 from storage.ledger import Ledger
@@ -47,6 +48,7 @@ class Leftovers:
 
     Args:
         held: file of locks -> cells that somebody is writing to, whose calls are left to him.
+        bills: of the adopted calls, where they were spooled with their answers.
         spooled: of the adopted cells, those that are still to be written: cell -> name -> (1, ...), as stored.
         misfits: answers that can neither be adopted nor are lost; with their inputs.
         keeper: the store that the calls of one session belong to, if it could be reached.
@@ -55,6 +57,7 @@ class Leftovers:
     adopted: dict[int, bytes] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     adopted_cells: list[int] = field(default_factory=list)
+    bills: dict[int, Bill] = field(default_factory=dict)
     held: dict[Path, list[int]] = field(default_factory=dict)
     spooled: dict[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
     misfits: Misfits = field(default_factory=dict)
@@ -65,6 +68,7 @@ class Leftovers:
         self.adopted |= other.adopted
         self.lost += other.lost
         self.adopted_cells += other.adopted_cells
+        self.bills |= other.bills
         for path, cells in other.held.items():
             self.held[path] = sorted({*self.held.get(path, ()), *cells})
         self.spooled |= other.spooled
@@ -87,6 +91,9 @@ def sort_out(store: Store | None, calls: Iterable[RecordedCall]) -> Leftovers:
             found.lost.append(call.id)
         else:
             found.adopted[call.id] = digests
+            answer = spooled.get(call.id)
+            if answer is not None and answer.bill is not None:
+                found.bills[call.id] = answer.bill
             found.adopted_cells.append(cell_of(store, call))
     return found
 
@@ -181,7 +188,7 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
             for cell, values in sorted(found.spooled.items()):
                 store.write_outputs([cell], values)
             store.publish(cells)
-        ledger.commit(found.adopted)
+        ledger.commit(found.adopted, bills=found.bills)
         ledger.lose(found.lost)
     found.held = held
     if store is not None and locks is not None:

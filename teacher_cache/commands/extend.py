@@ -13,6 +13,7 @@ from ground.errors import InvalidInput
 from ground.options import device_option, json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
+from storage.price import Price
 from storage.store import Store
 from teacher_cache.build_report import BuildReport
 from teacher_cache.commands.build import report_text
@@ -23,6 +24,7 @@ from teacher_cache.commands.options import (
     ledger_option,
     ledger_url_of,
     origin_options,
+    price_call_option,
     store_option,
 )
 from teacher_cache.config import ExtensionConfig
@@ -30,6 +32,7 @@ from teacher_cache.extend import extend as run_extension
 from teacher_cache.extend import keeps, prepare_extension
 from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared
+from teacher_cache.remote.policy import AskingConfig
 
 
 @click.command()
@@ -40,6 +43,7 @@ from teacher_cache.prepare import Prepared
 @click.option("--teacher", help="Of the store, where only you can say where it lies: ORIGIN:FILE, or code.")
 @origin_options
 @click.option("--budget", type=click.IntRange(min=1), help="Most calls ever to be spent on this teacher.")
+@price_call_option
 @ledger_option
 @accept_rollback_option
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
@@ -48,7 +52,14 @@ from teacher_cache.prepare import Prepared
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
 def extend(
-    store: Path, url: str | None, allow_code: bool, yes: bool, dry_run: bool, as_json: bool, **settings: Any
+    store: Path,
+    url: str | None,
+    price_call: str | None,
+    allow_code: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Add feature maps, or logits, to a whole store, by calling its teacher again on every view.
 
@@ -64,7 +75,8 @@ def extend(
             print_json({"store": str(store), "adds": [], "needed_calls": 0})
         return
     code = UserCode.of(allowed=allow_code)
-    config = ExtensionConfig(store=store, ledger=ledger_url_of(store, url), code=code, **settings)
+    asking = AskingConfig(price=None if price_call is None else Price.parse(call=price_call))
+    config = ExtensionConfig(store=store, ledger=ledger_url_of(store, url), code=code, asking=asking, **settings)
     prepared = prepare_extension(config) if dry_run else prepared_wide_enough(config, prepare_extension)
     plan, names = prepared.plan, ", ".join(prepared.plan.called_names)
     cost = f"adding {names} to {store} costs {plan.needed_calls} teacher calls"

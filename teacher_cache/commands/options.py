@@ -162,6 +162,11 @@ def asking_options(command: _Command) -> _Command:
     return command
 
 
+def price_call_option(command: _Command) -> _Command:
+    """--price-call alone, for a teacher that runs here."""
+    return _PRICE_CALL(command)
+
+
 def remote_options(command: _Command) -> _Command:
     """--card, --base-url, --prompt, --image-detail: the fields of `RemoteOptions`."""
     for option in (_IMAGE_DETAIL, _PROMPT, _BASE_URL, _CARD):

@@ -160,8 +160,7 @@ class RemoteAsking:
         called = self._in_hand(finished)
         inputs = [*(called.ids if called else ()), *paid]
         copies = {digest: self._copies.pop(digest) for digest in inputs}
-        bills = {one.call: one.bill for one in finished}
-        return self._place.assembly.answered(inputs, called, copies, sum(one.seconds for one in finished), bills)
+        return self._place.assembly.answered(inputs, called, copies, sum(one.seconds for one in finished))
 
     def _in_hand(self, finished: Sequence[Finished]) -> Batch | None:
         """What the store can keep of answers, in its types; all of them are in hand from here on."""
@@ -199,7 +198,8 @@ class RemoteAsking:
         ids = {one.digest: one.call for one in finished}
         cells, copied = [cells_of[digest][0] for digest in ids], [self._copies[digest] for digest in ids]
         refused = frozenset(one.digest for one in finished if one.values is None)
-        return Batch(ids, cells, copied, said=said or {}, values=values or {}, refused=refused)
+        bills = {one.call: one.bill for one in finished}
+        return Batch(ids, cells, copied, said=said or {}, values=values or {}, refused=refused, bills=bills)
 
 
 def most_charged(in_flight: int, max_batch: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ground.errors import InvalidInput
 from storage.bill import Bill, Billed, FailureKind
 from storage.price import Price
 from teacher_cache.teachers import Teacher
@@ -46,6 +47,35 @@ def rates_of(teacher: Teacher | RemoteTeacher, price: Price | None) -> Rates:
     if not isinstance(teacher, RemoteTeacher):
         return Rates(price)
     return Rates(teacher.price if price is None else price, teacher.max_tokens_in, teacher.max_tokens_out)
+
+
+def require_bounded(rates: Rates, name: str, budget_micros: int | None) -> None:
+    """Refuse to make calls of which nobody says what they cost at most: no budget in money would hold them back.
+
+    Args:
+        name: of the teacher.
+        budget_micros: None where there is none; then what costs nothing needs no price.
+
+    Raises:
+        InvalidInput: there is a budget and no price; or a price by tokens, and no limit of these.
+    """
+    price = rates.price
+    if price is None:
+        if budget_micros is not None:
+            raise InvalidInput(
+                f"{name} has a budget in money, and nobody says what its calls cost, so that it would hold nothing "
+                "back; say it, with --price-call, --price-input or --price-output, or as price in its card"
+            )
+        return
+    for what, amount, most in (
+        ("input", price.input_tokens, rates.max_tokens_in),
+        ("output", price.output_tokens, rates.max_tokens_out),
+    ):
+        if amount and not most:
+            raise InvalidInput(
+                f"{name} has a price for {what} tokens, and nothing says how many one call can have; say it in the "
+                f"card of an http: teacher, as max_tokens_{what.removesuffix('put')}, or give --price-call instead"
+            )
 
 
 def is_refusal(said: Answer | Failure) -> bool:

@@ -7,6 +7,7 @@ lands the next is sent, so while there are requests to send there are always as 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -22,8 +23,12 @@ from teacher_cache.remote.limits import Hold, Limits
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.teachers.attempts import Answer, Failure, RemoteTeacher
 
+log = logging.getLogger(__name__)
+
 # A teacher keeps its own deadline; one that does not is cut off this much later.
 GRACE_SECONDS = 5.0
+# A longer wait that a server asks for is said.
+_LONG_SECONDS = 60.0
 NOT_SENT = Failure(kind=FailureKind.NOT_SENT, billed=Billed.NO, why="the build ended before it was sent")
 _CUT_OFF = Failure(kind=FailureKind.UNKNOWN, billed=Billed.UNKNOWN, why="no answer came before the deadline")
 _BUG = Failure(kind=FailureKind.UNKNOWN, billed=Billed.UNKNOWN, why="asking for it raised an error")
@@ -195,17 +200,25 @@ class Flight:
             # Before more is spent, and not only when somebody has looked at it.
             self._is_stopped = True
         kinds = {FailureKind.REFUSED if isinstance(one, Answer) else one.kind for one in said}
+        asked = [one.retry_after for one in said if isinstance(one, Failure) and one.retry_after is not None]
+        self._say_long_wait(max(asked, default=0.0))
         if FailureKind.REFUSED in kinds:
             self._breaker.answered()
             self._hold.answered()
         elif FailureKind.RATE_LIMITED in kinds:
             # Who says so is there.
             self._breaker.answered()
-            asked = [one.retry_after for one in said if isinstance(one, Failure) and one.retry_after is not None]
             self._hold.put_off(sent_at, max(asked, default=None))
         else:
             self._breaker.failed(epoch)
+            self._hold.leave_alone(max(asked, default=0.0))
         self._changed.set()
+
+    def _say_long_wait(self, seconds: float) -> None:
+        """Once of several requests that are put off together."""
+        if seconds > _LONG_SECONDS and self._hold.wait() + _LONG_SECONDS < seconds and not self._is_stopped:
+            name = self._teacher.card.identity.name
+            log.warning("%s asks to be left alone for %.0f s, and is; stop with Ctrl-C to go on later", name, seconds)
 
     def _tokens_used(self, one: Answer | Failure) -> int:
         if isinstance(one, Failure) and one.billed is Billed.NO:

@@ -41,7 +41,7 @@ class Limits:
 
     def __init__(self, max_rpm: int | None, max_tpm: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = None if max_rpm is None else Pace(max_rpm, clock)
-        self._tokens = None if max_tpm is None else Pace(max_tpm, clock)
+        self._tokens, self._max_tpm = None if max_tpm is None else Pace(max_tpm, clock), max_tpm or 0
 
     def take(self, tokens: int) -> float:
         """One more request, of at most so many tokens; returns the seconds to wait before it is sent."""
@@ -53,9 +53,12 @@ class Limits:
         return max(waits)
 
     def used(self, most: int, tokens: int) -> None:
-        """A request that was taken for at most so many tokens used fewer."""
+        """A request that was taken for at most so many tokens used fewer; or more, by what its server counts.
+
+        That is no more than a minute's, whatever is said: or one answer could stop a build for years.
+        """
         if self._tokens is not None:
-            self._tokens.give_back(most - tokens)
+            self._tokens.give_back(max(most - tokens, -self._max_tpm))
 
 
 def seconds_under_limits(calls: int, teacher: RemoteTeacher, asking: AskingConfig) -> float | None:
@@ -87,7 +90,11 @@ class Hold:
             self._since, self.in_a_row = now, self.in_a_row + 1
             self._until = max(self._until, now + self._policy.delay(self.in_a_row))
         if retry_after is not None:
-            self._until = max(self._until, now + retry_after)
+            self.leave_alone(retry_after)
+
+    def leave_alone(self, seconds: float) -> None:
+        """Send nothing for so long, as the server asks, whatever its reason."""
+        self._until = max(self._until, self._clock() + seconds)
 
     def answered(self) -> None:
         """The server takes requests again."""

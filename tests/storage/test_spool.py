@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ground.documents import Malformed
+from storage.bill import Bill, Billed, FailureKind
 from storage.schema import OutputSpec
 from storage.spool import Group, Spool, is_file, read_spool, room_bytes, spool_files, spooled_store
 
@@ -73,6 +75,31 @@ def test_the_room_that_is_taken_is_enough_for_everything_in_float32(tmp_path):
         ids = [2**40 + call for call in range(calls)]
         spool.write([Group(ids, ids, [bytes(range(16))] * calls, values)])
         assert spool.path.stat().st_size == room_bytes(OUTPUTS, calls)
+
+
+def billed(**fields) -> Bill:
+    return Bill(billed=Billed.YES, **{"cost_micros": 7, "tokens_in": 3, "model": "m", "request_id": "r", **fields})
+
+
+def test_bills_are_kept_beside_answers_that_have_one(spool):
+    bills = {1: billed(), 3: billed(tokens_out=0, failure=FailureKind.REFUSED)}
+    spool.write([replace(group(1, 7), bills=bills)])
+    found = {answer.call: answer.bill for answer in read_spool(spool.path, OUTPUTS, {*range(1, 8)})}
+    assert found == {call: bills.get(call) for call in range(1, 8)}
+
+
+def test_bills_are_left_out_before_answers_are(tmp_path):
+    spool = Spool(tmp_path, STORE, 5, OUTPUTS, 7)
+    long = billed(model="\N{SNOWMAN}" * 256, request_id="\N{SNOWMAN}" * 256)
+    spool.write([replace(group(1, 7, "float32"), bills=dict.fromkeys(range(1, 8), long))])
+    assert spool.path.stat().st_size == room_bytes(OUTPUTS, 7)
+    assert [answer.bill for answer in read_spool(spool.path, OUTPUTS, {*range(1, 8)})] == [None] * 7
+
+
+def test_a_bill_that_contradicts_itself_is_refused(spool):
+    spool.write([replace(group(1, 7), bills={1: Bill(billed=Billed.NO, cost_micros=1)})])
+    with pytest.raises(Malformed, match="contradicts itself"):
+        read_spool(spool.path, OUTPUTS, {1})
 
 
 def test_only_the_calls_that_are_asked_for_are_read(spool):

@@ -114,9 +114,9 @@ def retry_after(text: str | None, now: datetime | None = None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(text)
-        except ValueError:
+            # A date without a zone is of Greenwich.
+            date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+            seconds = (date - (now or datetime.now(UTC))).total_seconds()
+        except (ValueError, OverflowError):
             return None
-        # A date without a zone is of Greenwich.
-        date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-        seconds = (date - (now or datetime.now(UTC))).total_seconds()
     return min(max(seconds, 0.0), _MOST_WAIT_SECONDS) if math.isfinite(seconds) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from itertools import chain, repeat
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_a_stop_ends_the_wait_for_a_limit(runs):
         flight.stop()
         assert len(landed(flight, 2)) == 2
         assert time.monotonic() - started < 5
+
+
+def test_a_long_wait_that_the_server_asks_for_is_said_once_and_ended_by_a_stop(runs, caplog):
+    later = replace(scripted.RATE_LIMITED, retry_after=3600.0)
+    with Flight(runs.teacher(faults=repeat(later)), asking(in_flight=3)) as flight:
+        for number in range(5):
+            flight.send(Request([number], image(number)))
+        assert len(landed(flight, 3)) == 3
+        flight.stop()
+        assert len(landed(flight, 2)) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "openai:scripted asks to be left alone for 3600 s, and is; stop with Ctrl-C to go on later"
+    ]
 
 
 def test_an_error_while_asking_is_kept_and_nothing_more_is_sent(runs):

@@ -65,6 +65,14 @@ def test_tokens_that_were_not_used_are_given_back():
     assert limits.take(1) == pytest.approx(4)
 
 
+def test_no_count_of_a_server_stops_a_build_for_more_than_a_minute():
+    clock = Clock()
+    limits = Limits(None, 600, clock)
+    limits.take(10)
+    limits.used(10, 1 << 39)
+    assert limits.take(10) == pytest.approx(61)
+
+
 def test_without_limits_nothing_waits():
     assert Limits(None, None, Clock()).take(10**6) == 0
 

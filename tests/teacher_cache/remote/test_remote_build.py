@@ -13,15 +13,23 @@ import pytest
 
 from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, REFUSAL, TOKENS_IN, TOKENS_OUT, cost_of, logits_of, some_faults
-from ground.errors import BudgetRefused, StoreUnreadable, TeacherChanged, TeacherDoubted, TeacherFailed
+from ground.errors import (
+    BudgetRefused,
+    InvalidInput,
+    StoreUnreadable,
+    TeacherChanged,
+    TeacherDoubted,
+    TeacherFailed,
+)
 from storage.answers import AnswerForm, Kind, top1
-from storage.canaries import CANARIES_FILE
+from storage.canaries import CANARIES_FILE, CanaryRecord
 from storage.ledger_report import list_calls
 from storage.price import Price
 from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.convert import convert
 from teacher_cache.prepare import prepare_build
+from teacher_cache.worklist import WorkList
 from tests.teacher_cache.remote.conftest import asked, asking, in_ledger, problems, summary
 
 N = 40
@@ -179,8 +187,9 @@ def test_a_server_that_comes_back_is_asked_on(tmp_path, runs):
     assert runs.build(tmp_path / "s", teacher).rows_valid == N
 
 
-def test_a_server_that_puts_requests_off_is_obeyed(tmp_path, runs, monkeypatch):
-    later, at = replace(scripted.RATE_LIMITED, retry_after=0.3), []
+@pytest.mark.parametrize("fault", [scripted.RATE_LIMITED, scripted.REJECTED], ids=["429", "503"])
+def test_a_server_that_puts_requests_off_is_obeyed(tmp_path, runs, fault):
+    later, at = replace(fault, retry_after=0.3), []
     teacher = runs.teacher(
         faults=chain(repeat(None, CANARIES + 8), [later]), on_attempt=lambda _: at.append(time.monotonic())
     )
@@ -224,6 +233,21 @@ def test_the_budget_in_money_is_never_passed_and_used_to_the_last_call(tmp_path,
     assert problems(tmp_path / "s") == []
 
 
+def test_bills_above_their_bound_pass_a_budget_by_what_was_charged_at_once_and_no_further(tmp_path, runs):
+    upper = PRICE.upper(1, 1)
+    most = 10 * COST
+    with pytest.raises(BudgetRefused, match="--budget-cost"):
+        runs.build(tmp_path / "s", runs.teacher(max_tokens_in=1, max_tokens_out=1), n=200, budget_micros=most)
+    total = summary(tmp_path / "s")
+    # Four requests in flight are charged three times ahead, at the bound.
+    assert most - upper < total.cost_micros <= most + 12 * (COST - upper)
+    assert (total.reserved, total.remaining_micros) == (0, most - total.cost_micros)
+    again = runs.teacher()
+    with pytest.raises(BudgetRefused):
+        runs.build(tmp_path / "s", again, n=200)
+    assert not again.attempts
+
+
 def test_the_budget_in_calls_is_never_passed_by_attempts_that_were_lost(tmp_path, runs):
     teacher = runs.teacher(faults=chain(repeat(None, CANARIES), [scripted.CUT, None] * 3))
     with pytest.raises(BudgetRefused, match=f"--budget {N + CANARIES + 1}"):
@@ -260,6 +284,29 @@ def test_another_model_in_the_middle_ends_the_build_and_is_named(tmp_path, runs)
     assert problems(tmp_path / "s") == []
 
 
+def test_a_builder_that_finishes_what_others_left_expects_the_model_of_the_store(tmp_path, runs, monkeypatch):
+    """All was reserved by others when it began, so that it asked about no canary; then they died."""
+    runs.build(tmp_path / "s", runs.teacher())
+
+    class BegunBesideOthers(WorkList):
+        num_unpaid = property(lambda self: 0, lambda self, count: None)
+
+    monkeypatch.setattr("teacher_cache.builder.WorkList", BegunBesideOthers)
+    with pytest.raises(TeacherChanged, match="answers as scripted-2, and answered as scripted-1 before"):
+        runs.build(tmp_path / "s", runs.teacher(model="scripted-2"), n=N + 10)
+    assert summary(tmp_path / "s").committed == N + CANARIES
+
+
+def test_the_record_of_other_images_is_none_of_this_store(tmp_path, runs):
+    runs.build(tmp_path / "s", runs.teacher())
+    recorded = CanaryRecord.load(tmp_path / "s")
+    (tmp_path / "s" / CANARIES_FILE).unlink()
+    others = tuple(bytes(16) for _ in recorded.inputs)
+    replace(recorded, teacher="ab" * 32, inputs=others).create(tmp_path / "s")
+    with pytest.raises(TeacherChanged, match="images that openai:scripted is compared by are others"):
+        runs.build(tmp_path / "s", runs.teacher(), n=N + 10)
+
+
 def test_canaries_that_answer_otherwise_end_the_build_before_anything_else_is_asked(tmp_path, runs):
     runs.build(tmp_path / "s", runs.teacher())
     other = runs.teacher(shift=0.01)
@@ -286,6 +333,28 @@ def test_a_price_that_the_user_says_goes_before_the_teachers_own(tmp_path, runs)
     price = Price(call=Decimal("0.5"))
     runs.build(tmp_path / "s", runs.teacher(), asking=asking(price=price))
     assert summary(tmp_path / "s").cost_micros == (N + CANARIES) * 500_000
+
+
+def test_a_budget_in_money_needs_a_price_whoever_set_it(tmp_path, runs):
+    teacher = runs.teacher(price=None)
+    with pytest.raises(InvalidInput, match="scripted has a budget in money, and nobody says what its calls cost"):
+        runs.build(tmp_path / "s", teacher, budget_micros=10**6)
+    runs.build(tmp_path / "s", runs.teacher(), n=10, budget_micros=10**6)
+    # The ledger knows it from then on; a finished build buys nothing.
+    runs.build(tmp_path / "s", teacher, n=10, budget_micros=10**6)
+    with pytest.raises(InvalidInput, match="would hold nothing back; say it, with --price-call"):
+        runs.build(tmp_path / "s", teacher, n=20)
+    assert not teacher.attempts
+    free = asking(price=Price.parse(call="0"))
+    assert runs.build(tmp_path / "s", teacher, n=20, asking=free).new_calls == 10
+
+
+@pytest.mark.parametrize("what", ["in", "out"])
+def test_a_price_by_tokens_needs_a_limit_of_them(tmp_path, runs, what):
+    teacher = runs.teacher(**{f"max_tokens_{what}": 0})
+    with pytest.raises(InvalidInput, match=f"{what}put tokens, and nothing says how many.*max_tokens_{what}, or"):
+        runs.build(tmp_path / "s", teacher)
+    assert not teacher.attempts
 
 
 def test_a_teacher_of_no_price_costs_nothing(tmp_path, runs):

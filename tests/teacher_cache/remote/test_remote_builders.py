@@ -17,9 +17,10 @@ from benchmarks.stand_ins import scripted_teacher as scripted
 from benchmarks.stand_ins.scripted_teacher import PRICE, TOKENS_IN, TOKENS_OUT, logits_of
 from ground.errors import DiskFull, Interrupted
 from storage.canaries import CanaryRecord
+from storage.ledger_report import CallFilter, list_calls
 from storage.store import Store
 from tests.running import run_program
-from tests.teacher_cache.remote.conftest import asking, problems, summary
+from tests.teacher_cache.remote.conftest import asking, in_ledger, problems, summary
 
 CANARIES = 4
 COST = PRICE.cost(TOKENS_IN, TOKENS_OUT)
@@ -181,6 +182,11 @@ def test_answers_in_hand_at_a_full_disk_are_kept_with_those_under_way(tmp_path, 
     total = summary(tmp_path / "s")
     assert report.adopted_calls > 0
     assert total.lost == 0
+    # What was spooled has its bill, request and all; the refusal alone names none.
+    bills = in_ledger(tmp_path / "s", lambda ledger: list(list_calls(ledger, CallFilter(status="committed"))))
+    assert {bill["billed"] for bill in bills} == {"yes"}
+    assert {bill["cost_micros"] for bill in bills} == {COST}
+    assert sum(bill["request_id"] is None for bill in bills) == 1
     assert np.isnan(Store.open(tmp_path / "s").read("train/logits")).all(axis=2).sum() == 1
     attempts = teacher.attempts + again.attempts
     assert max(attempts[digest] for digest in {*attempts} - canary_images(tmp_path / "s", teacher)) == 1

@@ -105,6 +105,14 @@ def test_a_teacher_that_runs_here_may_cost_something_too(tmp_path, weights):
     options = ("--trust-teacher", "--price-call", "0.5", "--budget-cost", "10")
     assert run_command("ckd-cache", "build", *usual, *options).returncode == 0
     assert summary(tmp_path / "s").cost_micros == 10_000_000
+    # So may its extension, which the same budget holds back.
+    extend = ("ckd-cache", "extend", "--store", tmp_path / "s", "--features", "pooled", "--weights", weights, "--yes")
+    refused = run_command(*extend)
+    assert refused.returncode == 2
+    assert "a budget in money, and nobody says what its calls cost" in refused.stderr
+    assert run_command(*extend, "--price-call", "0.5").returncode == 3
+    assert run_command(*extend, "--price-call", "0").returncode == 0
+    assert summary(tmp_path / "s").cost_micros == 10_000_000
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,5 @@ def test_what_a_server_asks_to_wait_is_seconds_or_a_date():
     assert retry_after("Wed, 31 Dec 2025 00:00:00 GMT", now) == 0.0
     assert retry_after("1e9") == 86400.0
     assert [retry_after(text) for text in ("nan", "soon", "", None)] == [None] * 4
+    # A zone that is larger than any number a machine adds to a time.
+    assert retry_after(f"Thu, 01 Jan 2026 00:00:30 +{'9' * 20}", now) is None
