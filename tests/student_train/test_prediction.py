@@ -48,7 +48,7 @@ def test_photographs_of_the_test_split_get_the_very_logits_of_evaluation(request
 
 def test_a_photograph_alone_is_prepared_as_among_others(finished_run, photograph_store, photographs):
     student = FinishedStudent.open(finished_run)
-    assert student.fit == Fit(interpolation="bicubic")
+    assert student.fit == Fit(shape="centre-1", interpolation="bicubic")
     (alone,) = predict(student, [photographs / "test" / "dog" / "3.png"], CPU)
     expected = evaluated(finished_run, photograph_store)[6 + 3]
     torch.testing.assert_close(alone.logits, expected, rtol=1e-5, atol=1e-6)
