@@ -79,7 +79,7 @@ class RemoteCard:
         _images(self)
         if self.key is not None:
             require_variable(self.key)
-        require_header(self.key_header)
+        require_header(self.key_header, self.key_prefix)
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("it names a class twice")
         if self.price is not None:
@@ -248,7 +248,7 @@ def read_card(path: Path, kind: type[_Card]) -> _Card:
     """
     try:
         document = read_object(path, MOST_BYTES)
-        refuse_secrets(document, f"the card {path}")
+        refuse_secrets(document, f"the card {path}", document.get("key"))
         given = {key for key in document if key in kind.__dataclass_fields__}
         if unknown := sorted(set(document) - given):
             raise Malformed(f"it has the key {unknown[0][:80]!a}, which nothing is known of")

@@ -93,12 +93,18 @@ def test_stores_know_a_teacher_without_its_path():
     [
         {"query": {"api_key": "short"}},
         {"query": {"version": KEY}},
+        {"query": {"key": "short"}},
+        {"query": {"subscription_key": "short"}},
+        {"send": "json", "json": {"image": "{image}", "key": "short"}},
+        {"query": {"input_tokens": "short"}},
+        {"key": "MINE", "query": {"version": "my0wnKey"}},
         {"send": "json", "json": {"image": "{image}", "auth": {"secret": "x"}}},
         {"send": "json", "json": {"image": "{image}", "note": "Bearer abcdefghijklmnop"}},
         {"classes": ["cat", "sk-abcdefghijklmnopqrstuvwx"]},
     ],
 )
-def test_a_key_in_a_card_is_refused_without_repeating_it(tmp_path, key, card):
+def test_a_key_in_a_card_is_refused_without_repeating_it(tmp_path, key, card, monkeypatch):
+    monkeypatch.setenv("MINE", "my0wnKey")
     with pytest.raises(InvalidInput, match="looks like a key") as refused:
         teacher_of("http", "http://127.0.0.1:1", tmp_path, **card)
     assert key not in str(refused.value)
@@ -115,6 +121,11 @@ def test_a_key_that_no_header_takes_is_refused_without_repeating_it(tmp_path, mo
     with pytest.raises(InvalidInput, match="characters that no header takes") as refused:
         teacher_of("http", "http://127.0.0.1:1", tmp_path)
     assert "two" not in str(refused.value)
+
+
+def test_a_prefix_that_no_header_takes_is_refused_before_anything_is_asked(tmp_path):
+    with pytest.raises(InvalidInput, match="key_prefix has characters that no header takes"):
+        teacher_of("http", "http://127.0.0.1:1", tmp_path, key_prefix="Träger ")
 
 
 def test_a_key_prints_as_its_variable():
