@@ -114,7 +114,7 @@ def retry_after(text: str | None, now: datetime | None = None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # a zone is any number of digits
             return None
         # A date without a zone is of Greenwich.
         date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)

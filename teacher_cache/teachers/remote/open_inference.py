@@ -31,7 +31,7 @@ from teacher_cache.teachers.remote.exchange import Exchange, Outgoing, Reply, re
 from teacher_cache.teachers.remote.identity import declared_card, settled_map
 from teacher_cache.teachers.remote.keys import KEY_VARIABLE, Key, identifier
 from teacher_cache.teachers.remote.pictures import png_base64
-from teacher_cache.teachers.remote.saying import Saying, Unfit, places_of
+from teacher_cache.teachers.remote.saying import Saying, Unfit, numbers_of, places_of
 
 _BINARY = "binary_tensor_data"
 _USUAL_BATCH = 16
@@ -257,9 +257,7 @@ class OpenInferenceTeacher:
     def _kept(self, row: list[Any]) -> dict[str, np.ndarray]:
         if self._said.answer == "label":
             return self._saying.of_label(self._place(row[0]))
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in row):
-            raise Unfit("scores came that are no numbers")
-        return self._saying.of_scores(np.asarray(row, dtype=np.float64), Kind(self._said.answer))
+        return self._saying.of_scores(numbers_of(row), Kind(self._said.answer))
 
     def _place(self, label: Any) -> int:
         if isinstance(label, int) and not isinstance(label, bool):

@@ -117,7 +117,7 @@ class Saying:
             Unfit: it is no class of the teacher.
         """
         if not 0 <= place < self.num_classes:
-            raise Unfit(f"class {place} came, of {self.num_classes}")
+            raise Unfit(f"a class came that is none of its {self.num_classes}")
         if self.class_map is None:
             return {self.form.names[0]: np.asarray(place, dtype=np.int32)}
         found = [own for own, group in enumerate(self.class_map) if place in group]
@@ -143,6 +143,18 @@ def places_of(labels: Sequence[object], known: Mapping[str, int]) -> list[int]:
             raise Unfit("a label came that is none of its classes")
         places.append(place)
     return places
+
+
+def numbers_of(scores: object) -> np.ndarray:
+    """(N,) float64; raises `Unfit` for what is no list of numbers."""
+    if not isinstance(scores, list) or not all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) for one in scores
+    ):
+        raise Unfit("scores came that are no list of numbers")
+    try:
+        return np.asarray(scores, dtype=np.float64)
+    except OverflowError:  # JSON's whole numbers have no end
+        raise Unfit("scores came that are no finite numbers") from None
 
 
 def _probabilities(values: np.ndarray, least: float) -> np.ndarray:

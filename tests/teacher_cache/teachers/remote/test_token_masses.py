@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ground.errors import InvalidInput
+from storage.answers import AnswerForm, Kind
 from teacher_cache.teachers.remote.class_prompt import Codes, numbers, written
 from teacher_cache.teachers.remote.faults import retry_after
+from teacher_cache.teachers.remote.saying import Saying, Unfit, numbers_of
 from teacher_cache.teachers.remote.token_masses import Position, masses
 
 
@@ -62,4 +64,12 @@ def test_what_a_server_asks_to_wait_is_seconds_or_a_date():
     assert retry_after("Thu, 01 Jan 2026 00:00:30 GMT", now) == 30.0
     assert retry_after("Wed, 31 Dec 2025 00:00:00 GMT", now) == 0.0
     assert retry_after("1e9") == 86400.0
-    assert [retry_after(text) for text in ("nan", "soon", "", None)] == [None] * 4
+    far = "Thu, 01 Jan 2026 00:00:30 +99999999999999999999"
+    assert [retry_after(text) for text in ("nan", "soon", "", None, far)] == [None] * 5
+
+
+def test_whole_numbers_too_large_for_a_float_are_no_scores():
+    with pytest.raises(Unfit, match="no finite numbers"):
+        numbers_of([1, 10**400])
+    with pytest.raises(Unfit, match="none of its 3"):
+        Saying(AnswerForm(kind=Kind.LABEL), 3).of_label(10**5000)
