@@ -69,7 +69,7 @@ class HttpScoresTeacher:
         self._known = {name: place for place, name in enumerate(names)}
         self._content = _content(said)
         self.max_tokens_in, self.max_tokens_out = said.max_tokens_in, said.max_tokens_out
-        self._exchange = Exchange(said.read_key(KEY_VARIABLE), _MOST_BYTES)
+        self._exchange = Exchange(url, said.read_key(KEY_VARIABLE), _MOST_BYTES)
 
     @property
     def card(self) -> Card:

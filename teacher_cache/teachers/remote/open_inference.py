@@ -141,7 +141,7 @@ class OpenInferenceTeacher:
     ) -> None:
         self._card, self._url, self._model, self._said, self._saying = card, f"{endpoint}/infer", model, said, saying
         most = _FREE_BYTES + model.max_batch * saying.num_classes * _BYTES_A_NUMBER
-        self._exchange = Exchange(key, most)
+        self._exchange = Exchange(endpoint, key, most)
         self._known = {name: place for place, name in enumerate(said.classes or ())}
 
     @property

@@ -138,7 +138,7 @@ class OpenAIChatTeacher:
         # A token is at least a byte of text.
         self.max_tokens_in = len(prompt.encode()) + _TOKENS_AROUND + said.image_tokens
         self.max_tokens_out = said.max_tokens
-        self._exchange = Exchange(said.read_key(KEY_VARIABLE, OPENAI_VARIABLE), _MOST_BYTES)
+        self._exchange = Exchange(endpoint, said.read_key(KEY_VARIABLE, OPENAI_VARIABLE), _MOST_BYTES)
 
     @property
     def card(self) -> Card:
