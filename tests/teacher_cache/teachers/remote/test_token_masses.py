@@ -54,6 +54,10 @@ def test_numbers_have_one_width_and_names_may_not_begin_one_another():
     assert text == "Which of 2: dog\ncat?"
     assert codes.named(" Cat.\n") == 1
     assert codes.named("catalogue") is None
+    _, odd = written("{names}", (" cat ", "d'og\t", "Stra\xdfe"))
+    assert [odd.named(said) for said in ("cat", "D'OG.", "strasse", "do", "")] == [0, 1, 2, None, None]
+    with pytest.raises(InvalidInput, match="could mean 'cat' and 'Cat '"):
+        written("{names}", ("cat", "ant", "Cat "))
     with pytest.raises(InvalidInput, match="stands for nothing"):
         written("{classes} {code}", ("dog",))
 
