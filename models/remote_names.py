@@ -100,5 +100,14 @@ def remote_identity(name: str) -> str:
     return f"{origin}:{re.sub(r'[^A-Za-z0-9_.-]+', '-', known)}"
 
 
+def without_path(name: str) -> str:
+    """Its name as a manifest has it: of a URL the server alone, since a path can hold what opens it."""
+    origin, _, own = name.partition(":")
+    if origin == "openai":
+        return name
+    parts = urlsplit(own)
+    return f"{origin}:{parts.scheme}://{parts.netloc}/PATH"
+
+
 def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text and "\\" not in text
