@@ -43,7 +43,7 @@ def require_remote(name: str) -> None:
     """Refuse what leads to no server; raises `InvalidInput`, without a word of what a key could be in."""
     origin, _, own = name.partition(":")
     if origin == "openai":
-        if not _MODEL.fullmatch(own):
+        if not _MODEL.fullmatch(own) or "://" in own:
             raise InvalidInput(f"openai: names no model; give {_EXAMPLES[origin]}, and --base-url URL")
     elif origin == "v2":
         inference_address(name)

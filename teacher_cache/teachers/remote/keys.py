@@ -19,7 +19,10 @@ _SECRET_NAME = re.compile(
     r"(api|access|private)[-_]?key|(?<![a-z])key(?![a-z])|token|secret|passw|authori[sz]ation|credential|signature"
 )
 _SECRET_TEXT = re.compile(
-    r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|\bbasic\s+\S{12,}", re.I
+    r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|"
+    # In base64, and no "most basic classification".
+    r"\bbasic\s+(?=\S*(?-i:[A-Z0-9=]))\S{12,}",
+    re.I,
 )
 # What a server calls a request or a model; anything else that it says is not repeated.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}")
