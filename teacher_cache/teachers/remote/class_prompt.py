@@ -70,11 +70,15 @@ class Codes:
         """The class of one of the numbers that `beginning` gives."""
         return self._places[number]
 
-    def named(self, answer: str) -> int | None:
-        """The class that a whole answer names; None for none."""
+    def named(self, answer: str, *, is_cut: bool = False) -> int | None:
+        """The class that an answer names; None for none.
+
+        Args:
+            is_cut: whether it was cut off, so that the beginning of one name alone is enough.
+        """
         found = self.beginning(answer.strip())
         is_whole = len(found) == 1 and answer.strip().casefold().startswith(self._sorted[found.start])
-        return self._places[found.start] if is_whole else None
+        return self._places[found.start] if is_whole or (is_cut and len(found) == 1) else None
 
 
 def numbers(count: int) -> tuple[str, ...]:

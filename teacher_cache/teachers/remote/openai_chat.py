@@ -208,7 +208,8 @@ class OpenAIChatTeacher:
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return {}
         if self._saying.form.kind is Kind.LABEL:
-            place = self._codes.named(choice.message.content or "")
+            # A long name takes more tokens than an answer may have.
+            place = self._codes.named(choice.message.content or "", is_cut=choice.finish_reason == "length")
             return {} if place is None else self._saying.of_label(place)
         found = self._masses(choice).distribution(self._saying.num_classes)
         if found is None:

@@ -58,6 +58,8 @@ def test_numbers_have_one_width_and_names_may_not_begin_one_another():
     assert [odd.named(said) for said in ("cat", "D'OG.", "strasse", "do", "")] == [0, 1, 2, None, None]
     with pytest.raises(InvalidInput, match="could mean 'cat' and 'Cat '"):
         written("{names}", ("cat", "ant", "Cat "))
+    assert [codes.named("do", is_cut=cut) for cut in (False, True)] == [None, 0]
+    assert codes.named("", is_cut=True) is None
     with pytest.raises(InvalidInput, match="stands for nothing"):
         written("{classes} {code}", ("dog",))
 
