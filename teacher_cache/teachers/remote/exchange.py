@@ -24,6 +24,8 @@ from teacher_cache.teachers.attempts import Failure
 from teacher_cache.teachers.remote import faults
 from teacher_cache.teachers.remote.keys import Key, identifier
 
+log = logging.getLogger(__name__)
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _POOLS = 8
 _SENDING = "send_request_headers.started"
@@ -82,6 +84,9 @@ class Exchange:
 
     def __init__(self, url: str, key: Key | None, most_bytes: int) -> None:
         _require_sendable(url)
+        parts = httpx.URL(url)
+        if key is not None and parts.scheme == "http" and parts.host not in _LOOPBACK:
+            log.warning("%s goes to %s without encryption; use https there if it can", key, parts.host)
         self.key, self._most_bytes = key, most_bytes
         self._clients: list[httpx.AsyncClient] = []
         self._turn = 0

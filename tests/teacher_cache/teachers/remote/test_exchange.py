@@ -90,6 +90,16 @@ def test_cookies_are_not_kept(monkeypatch):
     assert cookies == [None, None]
 
 
+def test_a_key_without_encryption_is_warned_of(caplog):
+    for url in ("http://127.0.0.1:1/any", "https://example.invalid/any"):
+        Exchange(url, KEY, 100)
+    assert not caplog.messages
+    Exchange("http://example.invalid/any", KEY, 100)
+    assert caplog.messages == [
+        "Key($CKD_API_KEY) goes to example.invalid without encryption; use https there if it can"
+    ]
+
+
 @pytest.mark.parametrize("proxy", ["bogus://user:hunter2@127.0.0.1:1", "http://user:hunter2@[:::"])
 def test_a_proxy_that_cannot_be_is_refused_before_anything_is_charged(monkeypatch, proxy):
     monkeypatch.setenv("ALL_PROXY", proxy)
