@@ -101,7 +101,8 @@ class Saying:
             raise Unfit("a class came twice")
         if not np.isfinite(values).all():
             raise Unfit("scores came that are no finite numbers")
-        shares = _probabilities(values if kind is Kind.PROBABILITIES else np.exp(values), 0.0)
+        with np.errstate(over="ignore"):
+            shares = _probabilities(values if kind is Kind.PROBABILITIES else np.exp(values), 0.0)
         ids = np.asarray(places, dtype=np.int32)
         if self.class_map is not None:
             ids = np.asarray([self.class_map.index((int(place),)) for place in ids], dtype=np.int32)
@@ -159,7 +160,7 @@ def numbers_of(scores: object) -> np.ndarray:
 
 def _probabilities(values: np.ndarray, least: float) -> np.ndarray:
     total = float(values.sum())
-    if values.min(initial=0.0) < 0 or not least <= total <= 1 + _SUM_TOLERANCE:
+    if values.min(initial=0.0) < 0 or not least <= total <= 1 + _SUM_TOLERANCE or not total:
         raise Unfit(f"numbers came that are no probabilities: they add up to {total:.4g}")
     return values
 

@@ -12,7 +12,7 @@ from ground.errors import InvalidInput
 from storage.answers import AnswerForm, Kind
 from teacher_cache.teachers.remote.class_prompt import Codes, numbers, written
 from teacher_cache.teachers.remote.faults import retry_after
-from teacher_cache.teachers.remote.saying import Saying, Unfit, numbers_of
+from teacher_cache.teachers.remote.saying import Saying, Unfit, best_form, numbers_of
 from teacher_cache.teachers.remote.token_masses import Position, masses
 
 
@@ -74,8 +74,13 @@ def test_what_a_server_asks_to_wait_is_seconds_or_a_date():
     assert [retry_after(text) for text in ("nan", "soon", "", None, far)] == [None] * 5
 
 
-def test_whole_numbers_too_large_for_a_float_are_no_scores():
+def test_numbers_that_no_answer_can_have_are_refused():
     with pytest.raises(Unfit, match="no finite numbers"):
         numbers_of([1, 10**400])
+    for best in ([0.0, 0.0], [-0.1, 0.3], [0.7, 0.5]):
+        with pytest.raises(Unfit, match="no probabilities"):
+            Saying(best_form(2), 3).of_best([0, 2], np.array(best), Kind.PROBABILITIES)
+    with pytest.raises(Unfit, match="no probabilities"):
+        Saying(best_form(2), 3).of_best([0, 2], np.array([800.0, 0.0]), Kind.LOG_PROBS)
     with pytest.raises(Unfit, match="none of its 3"):
         Saying(AnswerForm(kind=Kind.LABEL), 3).of_label(10**5000)
