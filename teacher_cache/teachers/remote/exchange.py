@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _POOLS = 8
 _SENDING = "send_request_headers.started"
-_METADATA_SECONDS = 10.0
+METADATA_SECONDS = 10.0
 _MOST_METADATA_BYTES = 4 << 20
 _REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
 # Bytes on their way are what was asked for: a packed answer could be a thousand times larger than it looks.
@@ -238,7 +238,7 @@ def read_metadata(url: str, key: Key | None, who: str) -> Any:
 async def _fetched(url: str, key: Key | None) -> tuple[int, bytes]:
     """Status and body, which is cut off where it is too long; all of it in time, however slowly it comes."""
     async with (
-        asyncio.timeout(_METADATA_SECONDS),
+        asyncio.timeout(METADATA_SECONDS),
         httpx.AsyncClient(**_settings(url), timeout=None) as client,
         client.stream("GET", url, headers={} if key is None else key.headers) as response,
     ):
