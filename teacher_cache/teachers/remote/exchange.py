@@ -198,14 +198,16 @@ def _require_sendable(url: str) -> None:
         ) from None
 
 
-def read_metadata(url: str, key: Key | None, who: str) -> Any:
+def read_metadata(url: str, key: Key | None, who: str, *, is_identity: bool = True) -> Any:
     """The JSON document at a URL, by one request that is no call; None where the server has none there.
 
     Args:
         who: is asked, for messages.
+        is_identity: whether the teacher is known by what they say.
 
     Raises:
-        InvalidInput: the server cannot be reached, is not ready, wants a key, or answers with what cannot be read.
+        InvalidInput: the server cannot be reached, is not ready to say who it is, wants a key, or answers with what
+            cannot be read.
     """
     _require_sendable(url)
     try:
@@ -217,7 +219,8 @@ def read_metadata(url: str, key: Key | None, who: str) -> Any:
         raise InvalidInput(f"{who} cannot be reached ({why}); start its server, or name another one") from None
     if status in (401, 403):
         raise InvalidInput(f"{who} wants a key, or another one (status {status}); set CKD_API_KEY")
-    if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+    is_passing = status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
+    if is_identity and is_passing and status != httpx.codes.NOT_IMPLEMENTED:
         # Not as if it had none: without its versions it would be another teacher.
         raise InvalidInput(f"{who} cannot say now what it is (status {status}); try again later")
     if status != httpx.codes.OK:

@@ -315,7 +315,8 @@ def _settled(name: str, address: InferenceAddress, card: InferenceCard, key: Key
             f"{who} takes images as {datatype}; FP32, UINT8 and BYTES can be sent, so give a model of these"
         )
     is_last, size, most = _shape(who, () if given is None or datatype == "BYTES" else given.shape, card)
-    server = read_metadata(f"{address.server}/v2", key, who) if datatype != "BYTES" else None
+    # Which changes how images are sent, and nothing else.
+    server = None if datatype == "BYTES" else read_metadata(f"{address.server}/v2", key, who, is_identity=False)
     extensions = server.get("extensions") if isinstance(server, dict) else None
     return _Model(
         input=card.input or (given.name if given else ""),

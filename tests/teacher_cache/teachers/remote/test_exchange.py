@@ -68,6 +68,12 @@ def test_a_server_that_is_not_ready_is_none_without_metadata(status):
         read_metadata(url, None, "v2:any")
 
 
+@pytest.mark.parametrize(("status", "is_identity"), [(404, True), (501, True), (503, False)])
+def test_a_server_may_have_no_metadata(status, is_identity):
+    with answering(b"{}", status) as (url, _):
+        assert read_metadata(url, None, "v2:any", is_identity=is_identity) is None
+
+
 def test_metadata_that_repeat_the_key_are_refused_without_repeating_it():
     body = b'{"inputs": [{"name": "\\u006b3yThatNobodyMaySee0123456789"}]}'
     with answering(body) as (url, _), pytest.raises(InvalidInput, match="repeats the key") as refused:
