@@ -43,7 +43,7 @@ def require_remote(name: str) -> None:
     """Refuse what leads to no server; raises `InvalidInput`, without a word of what a key could be in."""
     origin, _, own = name.partition(":")
     if origin == "openai":
-        if not _MODEL.fullmatch(own):
+        if not _MODEL.fullmatch(own) or "://" in own:
             raise InvalidInput(f"openai: names no model; give {_EXAMPLES[origin]}, and --base-url URL")
     elif origin == "v2":
         inference_address(name)
@@ -98,6 +98,15 @@ def remote_identity(name: str) -> str:
     else:
         known = urlsplit(own).netloc
     return f"{origin}:{re.sub(r'[^A-Za-z0-9_.-]+', '-', known)}"
+
+
+def without_path(name: str) -> str:
+    """Its name as a manifest has it: of a URL the server alone, since a path can hold what opens it."""
+    origin, _, own = name.partition(":")
+    if origin == "openai":
+        return name
+    parts = urlsplit(own)
+    return f"{origin}:{parts.scheme}://{parts.netloc}/PATH"
 
 
 def _is_plain(text: str) -> bool:

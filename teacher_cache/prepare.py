@@ -18,7 +18,7 @@ from models import canonical_name
 from models.compute import Compute
 from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing
-from models.remote_names import is_remote
+from models.remote_names import is_remote, without_path
 from storage.answers import AnswerForm
 from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
 from storage.schema import split_rows
@@ -233,7 +233,8 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher | Remo
     place = None if weights is None or not weights.is_file() else str(weights.absolute())
     said = {**dataset.options, "weights": place, "listing": dataset.listing}
     if is_placed(teacher.card.identity.name):
-        said["teacher"] = absolute_name(config.teacher)
+        name = config.teacher
+        said["teacher"] = without_path(name) if is_remote(name) else absolute_name(name)
     if config.prompts is not None:
         said["prompts"] = str(config.prompts.absolute())
     # A path need not be text.

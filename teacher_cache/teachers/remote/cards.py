@@ -1,7 +1,7 @@
 """Cards of teachers behind a network: what users say of one in a JSON file, typed and strict, and without code.
 
-Everything that changes an answer belongs to the teacher's fingerprint, so the whole card does, but for prices, limits
-and where the key is.
+Everything that changes an answer belongs to the teacher's fingerprint, so the whole card does, but for prices, limits,
+places of what is for the record, and where the key is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ _ADVICE = "correct it, as docs/teachers.md describes it"
 # How far two answers of the same teacher may differ, where its card does not say.
 _TOLERANCE = 1e-3
 # Of a card, what changes no answer.
-_NO_PART = ("errors_cost", "key", "key_header", "key_prefix", "max_batch", "price", "tolerance")
+_NO_PART = (
+    *("errors_cost", "key", "key_header", "key_prefix", "max_batch", "price", "tolerance", "image_tokens"),
+    *("max_tokens_in", "max_tokens_out", "tokens_in_at", "tokens_out_at"),
+    *("model_at", "request_id_at", "request_id_header"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ class RemoteCard:
         _images(self)
         if self.key is not None:
             require_variable(self.key)
-        require_header(self.key_header)
+        require_header(self.key_header, self.key_prefix)
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("it names a class twice")
         if self.price is not None:
@@ -248,7 +252,7 @@ def read_card(path: Path, kind: type[_Card]) -> _Card:
     """
     try:
         document = read_object(path, MOST_BYTES)
-        refuse_secrets(document, f"the card {path}")
+        refuse_secrets(document, f"the card {path}", document.get("key"))
         given = {key for key in document if key in kind.__dataclass_fields__}
         if unknown := sorted(set(document) - given):
             raise Malformed(f"it has the key {unknown[0][:80]!a}, which nothing is known of")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ground.errors import InvalidInput
@@ -27,23 +28,30 @@ nothing else.
 class Codes:
     """The words that answers are made of, one for each class, and which classes a beginning of one can become.
 
+    Neither case nor white space around a word counts.
+
     Raises:
         InvalidInput: one of them begins another one, so that an answer could mean both.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
-        places = {word.casefold(): place for place, word in enumerate(words)}
+        places: dict[str, int] = {}
+        for place, word in enumerate(words):
+            other = places.setdefault(word.strip().casefold(), place)
+            if other != place:
+                raise InvalidInput(
+                    f"the prompt asks for names, and answers could mean {words[other]!a} and {word!a}; use {{classes}} "
+                    "in it, which numbers them"
+                )
         self._sorted = sorted(places)
         self._places = [places[word] for word in self._sorted]
-        for first, second in zip(self._sorted, self._sorted[1:], strict=False):
-            if len(places) < len(words) or second.startswith(first):
+        for first, second in pairwise(self._sorted):
+            if second.startswith(first):
                 raise InvalidInput(
                     f"the prompt asks for names, and {words[places[first]]!a} begins {words[places[second]]!a}, so "
                     "answers could mean both; use {classes} in it, which numbers them"
                 )
-        if len(places) < len(words):
-            raise InvalidInput("the prompt asks for names, and two classes have the same; use {classes} in it")
 
     def beginning(self, text: str) -> range:
         """Classes, as places in `place_of`, whose word a text is, or begins, or which it begins with; white space
@@ -62,11 +70,15 @@ class Codes:
         """The class of one of the numbers that `beginning` gives."""
         return self._places[number]
 
-    def named(self, answer: str) -> int | None:
-        """The class that a whole answer names; None for none."""
+    def named(self, answer: str, *, is_cut: bool = False) -> int | None:
+        """The class that an answer names; None for none.
+
+        Args:
+            is_cut: whether it was cut off, so that the beginning of one name alone is enough.
+        """
         found = self.beginning(answer.strip())
         is_whole = len(found) == 1 and answer.strip().casefold().startswith(self._sorted[found.start])
-        return self._places[found.start] if is_whole else None
+        return self._places[found.start] if is_whole or (is_cut and len(found) == 1) else None
 
 
 def numbers(count: int) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,10 +24,12 @@ from teacher_cache.teachers.attempts import Failure
 from teacher_cache.teachers.remote import faults
 from teacher_cache.teachers.remote.keys import Key, identifier
 
+log = logging.getLogger(__name__)
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _POOLS = 8
 _SENDING = "send_request_headers.started"
-_METADATA_SECONDS = 10.0
+METADATA_SECONDS = 10.0
 _MOST_METADATA_BYTES = 4 << 20
 _REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
 # Bytes on their way are what was asked for: a packed answer could be a thousand times larger than it looks.
@@ -70,11 +74,19 @@ class Exchange:
     """Requests to one server.
 
     Args:
+        url: that requests go to.
         key: None for a server that wants none.
         most_bytes: of an answer.
+
+    Raises:
+        InvalidInput: no request can be made to it; better now than when one is charged.
     """
 
-    def __init__(self, key: Key | None, most_bytes: int) -> None:
+    def __init__(self, url: str, key: Key | None, most_bytes: int) -> None:
+        _require_sendable(url)
+        parts = httpx.URL(url)
+        if key is not None and parts.scheme == "http" and parts.host not in _LOOPBACK:
+            log.warning("%s goes to %s without encryption; use https there if it can", key, parts.host)
         self.key, self._most_bytes = key, most_bytes
         self._clients: list[httpx.AsyncClient] = []
         self._turn = 0
@@ -167,40 +179,75 @@ def _settings(url: str) -> dict[str, Any]:
         "headers": _HEADERS,
         "follow_redirects": False,
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15.0),
+        # What a server sets would be sent with every other request, and grow as long as it likes.
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
         # A proxy of the environment is for other machines.
         "trust_env": httpx.URL(url).host not in _LOOPBACK,
     }
 
 
-def read_metadata(url: str, key: Key | None, who: str) -> Any:
+def _require_sendable(url: str) -> None:
+    """Refuse an address, or proxies and certificates of the environment, that httpx makes no client of."""
+    try:
+        httpx.Client(**_settings(url)).close()
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        raise InvalidInput(
+            f"no request can be made to this teacher ({type(error).__name__}); correct its host, or the proxies and "
+            "certificates in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE), or name its host in "
+            "NO_PROXY"
+        ) from None
+
+
+def read_metadata(url: str, key: Key | None, who: str, *, is_identity: bool = True) -> Any:
     """The JSON document at a URL, by one request that is no call; None where the server has none there.
 
     Args:
         who: is asked, for messages.
+        is_identity: whether the teacher is known by what they say.
 
     Raises:
-        InvalidInput: the server cannot be reached, wants a key, or answers with what cannot be read.
+        InvalidInput: the server cannot be reached, is not ready to say who it is, wants a key, or answers with what
+            cannot be read.
     """
+    _require_sendable(url)
     try:
-        with (
-            httpx.Client(**_settings(url), timeout=_METADATA_SECONDS) as client,
-            client.stream("GET", url, headers={} if key is None else key.headers) as response,
-        ):
-            body = b""
-            for part in response.iter_raw():
-                body += part
-                if len(body) > _MOST_METADATA_BYTES:
-                    break
-    except httpx.HTTPError as error:
+        # In a thread: a notebook has an event loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            status, body = thread.submit(lambda: asyncio.run(_fetched(url, key))).result()
+    except (TimeoutError, httpx.HTTPError) as error:
         why = type(error).__name__
         raise InvalidInput(f"{who} cannot be reached ({why}); start its server, or name another one") from None
-    if response.status_code in (401, 403):
-        raise InvalidInput(f"{who} wants a key, or another one (status {response.status_code}); set CKD_API_KEY")
-    if response.status_code != httpx.codes.OK:
+    if status in (401, 403):
+        raise InvalidInput(f"{who} wants a key, or another one (status {status}); set CKD_API_KEY")
+    is_passing = status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
+    if is_identity and is_passing and status != httpx.codes.NOT_IMPLEMENTED:
+        # Not as if it had none: without its versions it would be another teacher.
+        raise InvalidInput(f"{who} cannot say now what it is (status {status}); try again later")
+    if status != httpx.codes.OK:
         return None
     try:
         if len(body) > _MOST_METADATA_BYTES:
             raise ValueError
-        return msgspec.json.decode(body)
-    except (ValueError, RecursionError):
+        document = msgspec.json.decode(body)
+        is_repeated = key is not None and key.is_in(msgspec.json.encode(document).decode())
+    except (ValueError, OverflowError, RecursionError):
         raise InvalidInput(f"{who} says of itself what is no JSON document; name another server") from None
+    if is_repeated:
+        # Names that it says are shown, and kept.
+        raise InvalidInput(f"{who} repeats the key in what it says of itself; name another server")
+    return document
+
+
+async def _fetched(url: str, key: Key | None) -> tuple[int, bytes]:
+    """Status and body, which is cut off where it is too long; all of it in time, however slowly it comes."""
+    async with (
+        asyncio.timeout(METADATA_SECONDS),
+        httpx.AsyncClient(**_settings(url), timeout=None) as client,
+        client.stream("GET", url, headers={} if key is None else key.headers) as response,
+    ):
+        body = bytearray()
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > _MOST_METADATA_BYTES:
+                break
+        return response.status_code, bytes(body)

@@ -117,6 +117,6 @@ def retry_after(text: str | None, now: datetime | None = None) -> float | None:
             # A date without a zone is of Greenwich.
             date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
             seconds = (date - (now or datetime.now(UTC))).total_seconds()
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError):  # a zone is any number of digits
             return None
     return min(max(seconds, 0.0), _MOST_WAIT_SECONDS) if math.isfinite(seconds) else None

@@ -24,12 +24,11 @@ from teacher_cache.teachers.remote.identity import declared_card, settled_map
 from teacher_cache.teachers.remote.json_places import found_at
 from teacher_cache.teachers.remote.keys import KEY_VARIABLE, identifier
 from teacher_cache.teachers.remote.pictures import png, png_base64
-from teacher_cache.teachers.remote.saying import Saying, Unfit, best_form, places_of
+from teacher_cache.teachers.remote.saying import Saying, Unfit, best_form, numbers_of, places_of
 
 _IMAGE = b"{image}"
 _MOST_BYTES = 16 << 20
 _BOUNDARY = "teacher-cache-9c1f0d7ab35e4f22b0c8"
-_SCALARS = (int, float)
 
 
 def preprocessing(name: str, options: RemoteOptions, input_size: int | None) -> Preprocessing | None:
@@ -70,7 +69,7 @@ class HttpScoresTeacher:
         self._known = {name: place for place, name in enumerate(names)}
         self._content = _content(said)
         self.max_tokens_in, self.max_tokens_out = said.max_tokens_in, said.max_tokens_out
-        self._exchange = Exchange(said.read_key(KEY_VARIABLE), _MOST_BYTES)
+        self._exchange = Exchange(url, said.read_key(KEY_VARIABLE), _MOST_BYTES)
 
     @property
     def card(self) -> Card:
@@ -133,7 +132,7 @@ class HttpScoresTeacher:
         labels = None if said.labels_at is None else found_at(document, said.labels_at)
         if isinstance(scores, dict) and labels is None:
             labels, scores = list(scores), list(scores.values())
-        numbers = _numbers(scores)
+        numbers = numbers_of(scores)
         if labels is None:
             places: Sequence[int] = range(len(numbers))
         else:
@@ -147,18 +146,6 @@ class HttpScoresTeacher:
     def _request_id(self, reply: Reply, document: Any) -> str | None:
         in_headers = self._exchange.request_id(reply.headers, self._said.request_id_header)
         return in_headers or identifier(_text_at(document, self._said.request_id_at), self._exchange.key)
-
-
-def _numbers(scores: Any) -> np.ndarray:
-    """(N,) float64; raises `Unfit` for what is no list of numbers."""
-    if not isinstance(scores, list) or not all(
-        isinstance(one, _SCALARS) and not isinstance(one, bool) for one in scores
-    ):
-        raise Unfit("scores came that are no list of numbers")
-    try:
-        return np.asarray(scores, dtype=np.float64)
-    except OverflowError:
-        raise Unfit("scores came that are no finite numbers") from None
 
 
 def _in_order(places: Sequence[int], numbers: np.ndarray) -> np.ndarray:

@@ -16,19 +16,22 @@ OPENAI_VARIABLE = "OPENAI_API_KEY"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _SECRET_NAME = re.compile(
-    r"(api|access|private)[-_]?key|\bkey\b|token|secret|passw|authori[sz]ation|credential|signature"
+    r"(api|access|private)[-_]?key|(?<![a-z])key(?![a-z])|token|secret|passw|authori[sz]ation|credential|signature"
 )
 _SECRET_TEXT = re.compile(
-    r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|\bbasic\s+\S{12,}", re.I
+    r"\b(sk|pk|rk|ghp|hf|xox[a-z])[-_][A-Za-z0-9_-]{12,}|\bbearer\s+\S{8,}|"
+    # In base64, and no "most basic classification".
+    r"\bbasic\s+(?=\S*(?-i:[A-Z0-9=]))\S{12,}",
+    re.I,
 )
 # What a server calls a request or a model; anything else that it says is not repeated.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}")
 
 
-# Of cards: what says where the key is, or what is counted.
-_NAMES = (
-    *("key", "key_header", "key_prefix", "tokens_in_at", "tokens_out_at", "token_limit", "input_tokens"),
-    "output_tokens",
+# Places of cards that say where the key is, or what is counted; elsewhere, as in a query, so called things are keys.
+_PLACES = (
+    *("key", "key_header", "key_prefix", "tokens_in_at", "tokens_out_at", "token_limit", "price.input_tokens"),
+    "price.output_tokens",
 )
 
 
@@ -80,22 +83,27 @@ def require_variable(name: str) -> None:
         raise ValueError("key names no variable of the environment; it has to be one, as CKD_API_KEY")
 
 
-def require_header(name: str) -> None:
-    """Raise `ValueError` for what is no header's name."""
+def require_header(name: str, prefix: str = "") -> None:
+    """Raise `ValueError` for what is no header's name, or cannot begin its value; neither is repeated."""
     if not _HEADER.fullmatch(name):
         raise ValueError("a header is named that cannot be one")
+    if not (prefix.isascii() and prefix.isprintable()):
+        raise ValueError("key_prefix has characters that no header takes")
 
 
-def refuse_secrets(document: object, what: str) -> None:
+def refuse_secrets(document: object, what: str, variable: object = None) -> None:
     """Refuse a document that holds a key, or what looks like one.
+
+    Args:
+        variable: of the environment, that a key is in beside the usual ones.
 
     Raises:
         InvalidInput: names the place and not the value.
     """
-    known = [value for name in (KEY_VARIABLE, OPENAI_VARIABLE) if (value := os.environ.get(name, "").strip())]
+    names = (KEY_VARIABLE, OPENAI_VARIABLE, *([variable] if isinstance(variable, str) else ()))
+    known = [value for name in names if (value := os.environ.get(name, "").strip())]
     for place, text in _texts(document):
-        own = place.rpartition(".")[2].lower()
-        is_named = bool(_SECRET_NAME.search(own)) and own not in _NAMES
+        is_named = bool(_SECRET_NAME.search(place.rpartition(".")[2].lower())) and place not in _PLACES
         if is_named or _SECRET_TEXT.search(text) or any(value in text for value in known):
             raise InvalidInput(
                 f"{what} has at {place or 'its top'} what looks like a key, and others read such files; leave it out, "

@@ -31,7 +31,7 @@ from teacher_cache.teachers.remote.exchange import Exchange, Outgoing, Reply, re
 from teacher_cache.teachers.remote.identity import declared_card, settled_map
 from teacher_cache.teachers.remote.keys import KEY_VARIABLE, Key, identifier
 from teacher_cache.teachers.remote.pictures import png_base64
-from teacher_cache.teachers.remote.saying import Saying, Unfit, places_of
+from teacher_cache.teachers.remote.saying import Saying, Unfit, numbers_of, places_of
 
 _BINARY = "binary_tensor_data"
 _USUAL_BATCH = 16
@@ -141,7 +141,7 @@ class OpenInferenceTeacher:
     ) -> None:
         self._card, self._url, self._model, self._said, self._saying = card, f"{endpoint}/infer", model, said, saying
         most = _FREE_BYTES + model.max_batch * saying.num_classes * _BYTES_A_NUMBER
-        self._exchange = Exchange(key, most)
+        self._exchange = Exchange(endpoint, key, most)
         self._known = {name: place for place, name in enumerate(said.classes or ())}
 
     @property
@@ -257,9 +257,7 @@ class OpenInferenceTeacher:
     def _kept(self, row: list[Any]) -> dict[str, np.ndarray]:
         if self._said.answer == "label":
             return self._saying.of_label(self._place(row[0]))
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in row):
-            raise Unfit("scores came that are no numbers")
-        return self._saying.of_scores(np.asarray(row, dtype=np.float64), Kind(self._said.answer))
+        return self._saying.of_scores(numbers_of(row), Kind(self._said.answer))
 
     def _place(self, label: Any) -> int:
         if isinstance(label, int) and not isinstance(label, bool):
@@ -317,7 +315,8 @@ def _settled(name: str, address: InferenceAddress, card: InferenceCard, key: Key
             f"{who} takes images as {datatype}; FP32, UINT8 and BYTES can be sent, so give a model of these"
         )
     is_last, size, most = _shape(who, () if given is None or datatype == "BYTES" else given.shape, card)
-    server = read_metadata(f"{address.server}/v2", key, who) if datatype != "BYTES" else None
+    # Which changes how images are sent, and nothing else.
+    server = None if datatype == "BYTES" else read_metadata(f"{address.server}/v2", key, who, is_identity=False)
     extensions = server.get("extensions") if isinstance(server, dict) else None
     return _Model(
         input=card.input or (given.name if given else ""),

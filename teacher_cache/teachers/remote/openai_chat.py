@@ -6,6 +6,7 @@ Source: OpenAI's API reference, "Create chat completion": messages with `image_u
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,8 @@ from teacher_cache.teachers.remote.keys import KEY_VARIABLE, OPENAI_VARIABLE, id
 from teacher_cache.teachers.remote.pictures import png_base64
 from teacher_cache.teachers.remote.saying import Saying, Unfit, best_form
 from teacher_cache.teachers.remote.token_masses import Masses, Position, masses
+
+log = logging.getLogger(__name__)
 
 _MOST_BYTES = 4 << 20
 _EXAMPLE = "--base-url http://HOST:PORT/v1"
@@ -138,7 +141,9 @@ class OpenAIChatTeacher:
         # A token is at least a byte of text.
         self.max_tokens_in = len(prompt.encode()) + _TOKENS_AROUND + said.image_tokens
         self.max_tokens_out = said.max_tokens
-        self._exchange = Exchange(said.read_key(KEY_VARIABLE, OPENAI_VARIABLE), _MOST_BYTES)
+        # Of each answer that was read by its tokens.
+        self._num_read, self._missing = 0, 0.0
+        self._exchange = Exchange(endpoint, said.read_key(KEY_VARIABLE, OPENAI_VARIABLE), _MOST_BYTES)
 
     @property
     def card(self) -> Card:
@@ -166,7 +171,12 @@ class OpenAIChatTeacher:
         return [self._answer(reply) if reply.status == 200 else self._failure(reply)]
 
     async def close(self) -> None:
-        """See `RemoteTeacher.close`."""
+        """See `RemoteTeacher.close`; says how much of its answers was of no class that is known."""
+        if self._num_read:
+            share = 100 * self._missing / self._num_read
+            what = f"{share:.2g} % of the probability is missing: of no class that is known"
+            log.info("%s: of %d answers, %s", self._card.identity.name, self._num_read, what)
+            self._num_read, self._missing = 0, 0.0
         await self._exchange.close()
 
     def _failure(self, reply: Reply) -> Answer | Failure:
@@ -208,9 +218,12 @@ class OpenAIChatTeacher:
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return {}
         if self._saying.form.kind is Kind.LABEL:
-            place = self._codes.named(choice.message.content or "")
+            # A long name takes more tokens than an answer may have.
+            place = self._codes.named(choice.message.content or "", is_cut=choice.finish_reason == "length")
             return {} if place is None else self._saying.of_label(place)
-        found = self._masses(choice).distribution(self._saying.num_classes)
+        seen = self._masses(choice)
+        self._num_read, self._missing = self._num_read + 1, self._missing + seen.missing
+        found = seen.distribution(self._saying.num_classes)
         if found is None:
             return {}
         if self._saying.form.kind is Kind.TOP_K:

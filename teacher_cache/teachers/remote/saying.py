@@ -101,7 +101,8 @@ class Saying:
             raise Unfit("a class came twice")
         if not np.isfinite(values).all():
             raise Unfit("scores came that are no finite numbers")
-        shares = _probabilities(values if kind is Kind.PROBABILITIES else np.exp(values), 0.0)
+        with np.errstate(over="ignore"):
+            shares = _probabilities(values if kind is Kind.PROBABILITIES else np.exp(values), 0.0)
         ids = np.asarray(places, dtype=np.int32)
         if self.class_map is not None:
             ids = np.asarray([self.class_map.index((int(place),)) for place in ids], dtype=np.int32)
@@ -117,7 +118,7 @@ class Saying:
             Unfit: it is no class of the teacher.
         """
         if not 0 <= place < self.num_classes:
-            raise Unfit(f"class {place} came, of {self.num_classes}")
+            raise Unfit(f"a class came that is none of its {self.num_classes}")
         if self.class_map is None:
             return {self.form.names[0]: np.asarray(place, dtype=np.int32)}
         found = [own for own, group in enumerate(self.class_map) if place in group]
@@ -145,9 +146,21 @@ def places_of(labels: Sequence[object], known: Mapping[str, int]) -> list[int]:
     return places
 
 
+def numbers_of(scores: object) -> np.ndarray:
+    """(N,) float64; raises `Unfit` for what is no list of numbers."""
+    if not isinstance(scores, list) or not all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) for one in scores
+    ):
+        raise Unfit("scores came that are no list of numbers")
+    try:
+        return np.asarray(scores, dtype=np.float64)
+    except OverflowError:  # JSON's whole numbers have no end
+        raise Unfit("scores came that are no finite numbers") from None
+
+
 def _probabilities(values: np.ndarray, least: float) -> np.ndarray:
     total = float(values.sum())
-    if values.min(initial=0.0) < 0 or not least <= total <= 1 + _SUM_TOLERANCE:
+    if values.min(initial=0.0) < 0 or not least <= total <= 1 + _SUM_TOLERANCE or not total:
         raise Unfit(f"numbers came that are no probabilities: they add up to {total:.4g}")
     return values
 

@@ -426,3 +426,16 @@ def test_nothing_is_asked_beyond_the_gate_before_its_verdict(tmp_path, runs):
     total = summary(tmp_path / "s")
     assert (total.committed, total.reserved, total.returned) == (CANARIES + 64, 0, 0)
     assert runs.build(tmp_path / "s", runs.teacher(), n=120).rows_valid == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "noted"),
+    [
+        ("http:https://host:8443/hooks/s3cretPath", "http:https://host:8443/PATH"),
+        ("v2:http://host/s3cretPath/model", "v2:http://host/PATH"),
+        ("openai:owner/model", "openai:owner/model"),
+    ],
+)
+def test_a_manifest_names_a_server_and_not_what_comes_after(tmp_path, runs, name, noted):
+    prepared = prepare_build(replace(asked(tmp_path / "s"), teacher=name), runs.digits, runs.teacher())
+    assert prepared.plan.sources["teacher"] == noted

@@ -15,7 +15,7 @@ from benchmarks.stand_ins.faulty_server import FAULTS, Behaviour, running
 from ground.errors import CKDError, InvalidInput
 from models.names import canonical_name, identity_name
 from teacher_cache.teachers.elsewhere import RemoteOptions
-from teacher_cache.teachers.remote.keys import Key
+from teacher_cache.teachers.remote.keys import Key, refuse_secrets
 from tests.conftest import COMMANDS
 from tests.teacher_cache.teachers.remote.asking import noise, opened, said_by, teacher_of
 
@@ -74,6 +74,7 @@ def test_the_card_names_the_variable(tmp_path, key, monkeypatch):
         "v2:ftp://host/model",
         "v2:http://host",
         "openai:",
+        f"openai:https://user:{KEY}@host/v1",
     ],
 )
 def test_names_that_could_hold_one_are_refused_without_repeating_it(name):
@@ -93,15 +94,26 @@ def test_stores_know_a_teacher_without_its_path():
     [
         {"query": {"api_key": "short"}},
         {"query": {"version": KEY}},
+        {"query": {"key": "short"}},
+        {"query": {"subscription_key": "short"}},
+        {"send": "json", "json": {"image": "{image}", "key": "short"}},
+        {"query": {"input_tokens": "short"}},
+        {"key": "MINE", "query": {"version": "my0wnKey"}},
         {"send": "json", "json": {"image": "{image}", "auth": {"secret": "x"}}},
         {"send": "json", "json": {"image": "{image}", "note": "Bearer abcdefghijklmnop"}},
+        {"send": "json", "json": {"image": "{image}", "note": "Basic dXNlcjpwYXNzd29yZA=="}},
         {"classes": ["cat", "sk-abcdefghijklmnopqrstuvwx"]},
     ],
 )
-def test_a_key_in_a_card_is_refused_without_repeating_it(tmp_path, key, card):
+def test_a_key_in_a_card_is_refused_without_repeating_it(tmp_path, key, card, monkeypatch):
+    monkeypatch.setenv("MINE", "my0wnKey")
     with pytest.raises(InvalidInput, match="looks like a key") as refused:
         teacher_of("http", "http://127.0.0.1:1", tmp_path, **card)
     assert key not in str(refused.value)
+
+
+def test_words_that_are_no_key_are_taken():
+    refuse_secrets("Which is the most basic classification of it?\n{classes}", "the prompt")
 
 
 def test_a_key_in_the_base_url_is_refused(key):
@@ -115,6 +127,11 @@ def test_a_key_that_no_header_takes_is_refused_without_repeating_it(tmp_path, mo
     with pytest.raises(InvalidInput, match="characters that no header takes") as refused:
         teacher_of("http", "http://127.0.0.1:1", tmp_path)
     assert "two" not in str(refused.value)
+
+
+def test_a_prefix_that_no_header_takes_is_refused_before_anything_is_asked(tmp_path):
+    with pytest.raises(InvalidInput, match="key_prefix has characters that no header takes"):
+        teacher_of("http", "http://127.0.0.1:1", tmp_path, key_prefix="Träger ")
 
 
 def test_a_key_prints_as_its_variable():

@@ -79,7 +79,8 @@ def test_chat_gives_the_log_probabilities_of_few_classes(tmp_path, splits_digits
     assert answer.request_id == "req-1"
 
 
-def test_chat_gives_the_best_of_many_classes_and_states_the_rule(tmp_path):
+def test_chat_gives_the_best_of_many_classes_and_states_the_rule_and_what_is_missing(tmp_path, caplog):
+    caplog.set_level("INFO")
     classes = tuple(f"class {place}" for place in range(120))
     with running(Behaviour(classes=classes)) as server:
         teacher = opened("openai:seer", RemoteOptions(base_url=f"{server.url}/v1"), Images(classes))
@@ -87,6 +88,9 @@ def test_chat_gives_the_best_of_many_classes_and_states_the_rule(tmp_path):
         answer = said_by(teacher, images)[0]
         true = log_softmax(server.behaviour.logits(images[0]))
     assert teacher.card.answer == AnswerForm(kind=Kind.TOP_K, k=20, missing=MissingMass.SPREAD)
+    missing = [text for text in caplog.messages if "of 1 answers" in text]
+    assert len(missing) == 1
+    assert 0 < float(missing[0].split(" % of the probability is missing")[0].rpartition(" ")[2]) < 100
     # Two of the 20 tokens are words that are no class.
     best = np.argsort(-true, kind="stable")[:18]
     np.testing.assert_array_equal(answer.values["top_k.ids"][:18], best)
@@ -231,7 +235,7 @@ def test_what_changes_an_answer_is_another_teacher_and_what_does_not_is_not(tmp_
             fingerprint(server, tmp_path, RemoteOptions(base_url=f"{server.url}/other/v1")),
         }
         assert len(others - {usual}) == 5
-        assert fingerprint(server, tmp_path, price={"call": "0.01"}, tolerance=2, key="MY_KEY") == usual
+        assert fingerprint(server, tmp_path, price={"call": "0.01"}, tolerance=2, key="MY_KEY", image_tokens=9) == usual
         teacher = teacher_of("openai", server.url, tmp_path, price={"input_tokens": "0.15"})
         assert teacher.card.strength == "declared"
         assert teacher.card.identity.name == "openai:seer"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ground.errors import InvalidInput
+from storage.answers import AnswerForm, Kind
 from teacher_cache.teachers.remote.class_prompt import Codes, numbers, written
 from teacher_cache.teachers.remote.faults import retry_after
+from teacher_cache.teachers.remote.saying import Saying, Unfit, best_form, numbers_of
 from teacher_cache.teachers.remote.token_masses import Position, masses
 
 
@@ -52,6 +54,12 @@ def test_numbers_have_one_width_and_names_may_not_begin_one_another():
     assert text == "Which of 2: dog\ncat?"
     assert codes.named(" Cat.\n") == 1
     assert codes.named("catalogue") is None
+    _, odd = written("{names}", (" cat ", "d'og\t", "Stra\xdfe"))
+    assert [odd.named(said) for said in ("cat", "D'OG.", "strasse", "do", "")] == [0, 1, 2, None, None]
+    with pytest.raises(InvalidInput, match="could mean 'cat' and 'Cat '"):
+        written("{names}", ("cat", "ant", "Cat "))
+    assert [codes.named("do", is_cut=cut) for cut in (False, True)] == [None, 0]
+    assert codes.named("", is_cut=True) is None
     with pytest.raises(InvalidInput, match="stands for nothing"):
         written("{classes} {code}", ("dog",))
 
@@ -62,6 +70,17 @@ def test_what_a_server_asks_to_wait_is_seconds_or_a_date():
     assert retry_after("Thu, 01 Jan 2026 00:00:30 GMT", now) == 30.0
     assert retry_after("Wed, 31 Dec 2025 00:00:00 GMT", now) == 0.0
     assert retry_after("1e9") == 86400.0
-    assert [retry_after(text) for text in ("nan", "soon", "", None)] == [None] * 4
-    # A zone that is larger than any number a machine adds to a time.
-    assert retry_after(f"Thu, 01 Jan 2026 00:00:30 +{'9' * 20}", now) is None
+    far = "Thu, 01 Jan 2026 00:00:30 +99999999999999999999"
+    assert [retry_after(text) for text in ("nan", "soon", "", None, far)] == [None] * 5
+
+
+def test_numbers_that_no_answer_can_have_are_refused():
+    with pytest.raises(Unfit, match="no finite numbers"):
+        numbers_of([1, 10**400])
+    for best in ([0.0, 0.0], [-0.1, 0.3], [0.7, 0.5]):
+        with pytest.raises(Unfit, match="no probabilities"):
+            Saying(best_form(2), 3).of_best([0, 2], np.array(best), Kind.PROBABILITIES)
+    with pytest.raises(Unfit, match="no probabilities"):
+        Saying(best_form(2), 3).of_best([0, 2], np.array([800.0, 0.0]), Kind.LOG_PROBS)
+    with pytest.raises(Unfit, match="none of its 3"):
+        Saying(AnswerForm(kind=Kind.LABEL), 3).of_label(10**5000)
