@@ -17,7 +17,7 @@ _COMMANDS = {
     ),
     "losses": CommandAt(
         "student_train.commands.losses:losses",
-        "List every loss with needs, defaults and source, or explain the one of this NAME.",
+        "List every loss with needs, kinds of answers, defaults and source, or explain the one of this NAME.",
     ),
     "methods": CommandAt("student_train.commands.methods:methods", "List every method with the losses it adds up."),
     "predict": CommandAt(
