@@ -1,7 +1,8 @@
 """Builders of one store, as processes: python -m tests.teacher_cache.remote.builders FOLDER COUNT N SHARE KILL.
 
 COUNT builders, forked from here, build N rows in FOLDER/store with a scripted teacher that fails in SHARE of its
-attempts, and writes its books to FOLDER/books; the first of them kills itself at its attempt KILL, if that is not 0.
+attempts, and writes its books to FOLDER/books; the first of them kills itself at its attempt KILL, if that is not 0,
+and the others begin once it has begun to ask.
 Prints how each ended, one line of JSON.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +32,16 @@ def run(folder: Path, place: int, n: int, share: float, kill: int, **settings: i
     """One builder; what became of it."""
     digits = open_dataset("digits")
 
+    begun = folder / "begun"
+
     def on_attempt(count: int) -> None:
+        begun.touch()
         if place == 0 and kill and count == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    until = time.monotonic() + 60
+    while place and kill and not begun.exists() and time.monotonic() < until:
+        time.sleep(0.01)
     faults = some_faults(share, seed=place)
     teacher = ScriptedTeacher.of(digits, faults=faults, latency=0.01, on_attempt=on_attempt, books=folder / "books")
     try:

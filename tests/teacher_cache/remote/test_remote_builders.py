@@ -100,7 +100,7 @@ def test_what_a_killed_builder_had_under_way_counts_as_lost_and_is_asked_again(t
 
 @pytest.mark.slow
 def test_others_go_on_where_one_is_killed(tmp_path):
-    outcomes = built(tmp_path, 4, 120, 0.1, kill=CANARIES + 12)
+    outcomes = built(tmp_path, 4, 120, 0.1, kill=CANARIES + 8)
     assert outcomes == ["killed", "done", "done", "done"]
     total = summary(tmp_path / "store")
     billed = sum(is_billed for _, is_billed, _ in books(tmp_path))
