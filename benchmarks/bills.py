@@ -157,7 +157,7 @@ def forked(config: BuildConfig, builders: int, folder: Path) -> Iterator[str]:
 
 
 def billed_twice(ledger: Ledger) -> list[bytes]:
-    """Inputs that were billed again though the attempt before was billed and its answer known."""
+    """Inputs that were billed again, with no attempt in between of which nobody knows whether, or for what, it was."""
     order = (calls.c.input_digest, calls.c.id)
     query = sa.select(calls.c.input_digest, bills.c.billed, bills.c.failure).join(bills, bills.c.call == calls.c.id)
     with ledger.reading() as connection:
@@ -165,7 +165,7 @@ def billed_twice(ledger: Ledger) -> list[bytes]:
     repeated = []
     for digest, attempts in groupby(found, key=lambda row: row.input_digest):
         charged = [row for row in attempts if row.billed != Billed.NO]
-        if any(row.failure != FailureKind.UNKNOWN for row in charged[:-1]):
+        if any(row.billed == Billed.YES and row.failure != FailureKind.UNKNOWN for row in charged[:-1]):
             repeated.append(digest)
     return repeated
 
