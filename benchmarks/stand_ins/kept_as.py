@@ -41,7 +41,7 @@ def keep_as(source: Path, out: Path, form: AnswerForm, n: int | None = None) -> 
     views = identity.views
     for first in range(0, rows, _ROWS_AT_ONCE):
         last = min(first + _ROWS_AT_ONCE, rows)
-        said = store.read_outputs([output.name for output in store.outputs], Rows(((first, last),)))
+        said = store.read_outputs([output.name for output in store.outputs], Rows(((first, last - first),)))
         cells = {name: values.reshape(-1, *values.shape[2:]) for name, values in said.items()}
         own = {"logits": torch.from_numpy(cells.pop("logits"))}
         inputs = [digest for row in digests[first:last] for digest in row]

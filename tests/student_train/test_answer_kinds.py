@@ -30,6 +30,14 @@ FORMS = ("log_probs", "probabilities", "top:10", "top:4", "top:4:renormalise", "
 KeptAs = Callable[[str], Path]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def made_in_blocks():
+    """Every store below is made in two blocks of rows."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("benchmarks.stand_ins.kept_as._ROWS_AT_ONCE", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
 def kept_as(built_store, tmp_path_factory) -> KeptAs:
     """A store of the same rows in a form, made once."""
