@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ground.allocation import keep_freed_memory
 from ground.errors import InvalidInput
 from models.names import CALL_PRECISIONS, PRECISIONS
 
@@ -29,7 +30,7 @@ class Compute:
     def choose(
         cls, device: str = "auto", precision: str = "auto", *, precisions: Sequence[str] = PRECISIONS
     ) -> Compute:
-        """Resolve what the user asked for against what there is.
+        """Resolve what the user asked for against what there is; on a CPU, see `keep_freed_memory`.
 
         Args:
             precisions: that can be used: by default those that train.
@@ -47,6 +48,8 @@ class Compute:
                     f"are not here; give --precision {' or '.join(precisions)}"
                 )
             raise InvalidInput(f"no precision is called {precision!r}; known: auto, {', '.join(precisions)}")
+        if chosen.type == "cpu":
+            keep_freed_memory()
         return cls(chosen, precision)
 
     def autocast(self) -> AbstractContextManager[object]:

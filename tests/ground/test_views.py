@@ -12,7 +12,7 @@ from PIL import Image
 
 from ground.geometry import INTERPOLATIONS, Normalisation, Rendering, ViewGeometry
 from ground.seeding import generator_for
-from ground.views import apply_views, draw_views, evaluation_batches, render, resize
+from ground.views import _gathered, _sliced, apply_views, draw_views, evaluation_batches, render, resize
 
 
 @given(st.integers(0, 2**31), st.integers(8, 20), st.integers(0, 5), st.data())
@@ -27,6 +27,20 @@ def test_a_view_is_torchvisions_pad_crop_and_flip(seed, size, padding, data):
         expected = tv.crop(tv.pad(image.permute(2, 0, 1), [padding]), top, left, crop, crop)
         expected = tv.horizontal_flip(expected) if flip else expected
         torch.testing.assert_close(view, expected, rtol=0, atol=0)
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(0, 5),
+    st.lists(st.tuples(st.integers(-40, 40), st.integers(-40, 40), st.integers(-1, 2)), min_size=1, max_size=4),
+    st.data(),
+)
+def test_squares_are_the_same_cut_one_by_one_and_all_at_once(size, padding, views, data):
+    crop = data.draw(st.integers(1, size + 2 * padding))
+    geometry = ViewGeometry(image_size=size, crop_size=crop, padding=padding)
+    images = torch.randint(1, 256, (len(views), size, size, 3), dtype=torch.uint8)
+    found = [cut(images, torch.tensor(views, dtype=torch.int16), geometry) for cut in (_sliced, _gathered)]
+    assert torch.equal(*found)
 
 
 def test_drawn_views_are_uniform():
