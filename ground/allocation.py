@@ -16,7 +16,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = (1 << 31) - 1
 # The largest blocks that are kept; some releases of glibc take no more than the latter.
 _LARGEST_BYTES = (1 << 30, 1 << 25)
-_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
     Nothing is done where there is no glibc, or where the user has settings of his own for it.
     """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in SETTINGS):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

@@ -99,11 +99,11 @@ def apply_views(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor
         (B, 3, h, w) uint8, channels-last in memory.
     """
     # A CPU copies whole lines much faster than it gathers pixels; a GPU is faster with few large steps.
-    cut = _sliced if images.device.type == "cpu" else _gathered
+    cut = cut_by_lines if images.device.type == "cpu" else cut_by_pixels
     return cut(images, views, geometry).permute(0, 3, 1, 2)
 
 
-def _sliced(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor:
+def cut_by_lines(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor:
     """Image after image; see `apply_views`: (B, h, w, 3)."""
     side, source = geometry.crop_size, images.numpy()
     squares = np.zeros((len(images), side, side, 3), dtype=np.uint8)
@@ -122,7 +122,7 @@ def _overlap(first: int, side: int, size: int) -> tuple[slice, slice]:
     return slice(start - first, stop - first), slice(start, stop)
 
 
-def _gathered(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor:
+def cut_by_pixels(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tensor:
     """All images at once; see `apply_views`: (B, h, w, 3)."""
     views = views.to(images.device, torch.int64)
     top, left, flip = views.unbind(dim=1)

@@ -31,7 +31,7 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def pages_taken_again(keep: str, **settings: str) -> tuple[int, int]:
-    environment = {name: value for name, value in os.environ.items() if name not in allocation._SETTINGS}
+    environment = {name: value for name, value in os.environ.items() if name not in allocation.SETTINGS}
     command = [sys.executable, "-c", PROGRAM, keep]
     found = subprocess.run(command, cwd=ROOT, env=environment | settings, capture_output=True, text=True, check=True)
     kept, pages = map(int, found.stdout.split())
@@ -52,7 +52,7 @@ def test_who_has_settings_of_his_own_keeps_them():
 
 
 def test_without_glibc_nothing_is_done(monkeypatch):
-    for name in allocation._SETTINGS:
+    for name in allocation.SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert not allocation.keep_freed_memory()

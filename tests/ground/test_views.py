@@ -12,7 +12,7 @@ from PIL import Image
 
 from ground.geometry import INTERPOLATIONS, Normalisation, Rendering, ViewGeometry
 from ground.seeding import generator_for
-from ground.views import _gathered, _sliced, apply_views, draw_views, evaluation_batches, render, resize
+from ground.views import apply_views, cut_by_lines, cut_by_pixels, draw_views, evaluation_batches, render, resize
 
 
 @given(st.integers(0, 2**31), st.integers(8, 20), st.integers(0, 5), st.data())
@@ -39,7 +39,7 @@ def test_squares_are_the_same_cut_one_by_one_and_all_at_once(size, padding, view
     crop = data.draw(st.integers(1, size + 2 * padding))
     geometry = ViewGeometry(image_size=size, crop_size=crop, padding=padding)
     images = torch.randint(1, 256, (len(views), size, size, 3), dtype=torch.uint8)
-    found = [cut(images, torch.tensor(views, dtype=torch.int16), geometry) for cut in (_sliced, _gathered)]
+    found = [cut(images, torch.tensor(views, dtype=torch.int16), geometry) for cut in (cut_by_lines, cut_by_pixels)]
     assert torch.equal(*found)
 
 
