@@ -1,7 +1,7 @@
 """What caching costs over merely running the teacher.
 
     python -m benchmarks.stage_one [--teacher wrn_40_2] [--n 1024] [--rounds 3]
-    python -m benchmarks.stage_one --teacher timm:tf_efficientnet_lite0 --n 128
+    python -m benchmarks.stage_one --teacher timm:tf_efficientnet_lite0 --n 768 --batch-size 16 --processor-time
 
 Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
 whole build of a store (plan excluded), with logits and with all features, in both formats; and caching one image at
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,8 @@ from teacher_cache.teachers import ZooTeacher
 @click.option("--n", default=1024, show_default=True, help="Teacher calls in each round.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
-def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
+@click.option("--processor-time", is_flag=True, help="Of all threads, where others use the machine too.")
+def main(teacher: str, n: int, rounds: int, batch_size: int, processor_time: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = preprocessing_of(canonical_name(teacher))
@@ -67,10 +69,13 @@ def main(teacher: str, n: int, rounds: int, batch_size: int) -> None:
         for features in ("none", "all"):
             for array_format in ("zarr", "hdf5"):
                 subjects[f"build, {array_format}, features {features}"] = builder(base, features, array_format)
-        timings = take_turns(rounds, subjects)
+        timings = take_turns(rounds, subjects, time.process_time if processor_time else time.perf_counter)
         bare = timings["bare batched loop"]
         card = prepared.teacher.card
-        click.echo(f"{teacher}, {n} calls, batches of {batch_size}, {card.device} {card.identity.precision}")
+        click.echo(
+            f"{teacher}, {n} calls, batches of {batch_size}, {card.device} {card.identity.precision}"
+            f"{', of processor time' if processor_time else ''}"
+        )
         for label, timing in timings.items():
             rate = n / timing.median
             click.echo(f"{label:<28} {rate:8.1f} calls/s   {1 / timing.over(bare):6.3f} of the bare loop")
