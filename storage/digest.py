@@ -17,7 +17,7 @@ from storage.schema import DIGEST_BYTES, OutputSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK = 256
+_BLOCK, _BLOCK_BYTES = 256, 16 << 20
 
 
 def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry) -> list[list[bytes]]:
@@ -46,12 +46,12 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
             return list(pixels)
         return [box.permute(1, 2, 0).numpy() for box in cut_boxes(block, views)]
 
-    digests = []
-    for first in range(0, len(images), _BLOCK):
-        block = torch.from_numpy(images[first : first + _BLOCK])
+    digests, step = [], max(1, min(_BLOCK, _BLOCK_BYTES // max(1, images[:1].nbytes)))
+    for first in range(0, len(images), step):
+        block = torch.from_numpy(images[first : first + step])
         columns = []
         for view in range(views.shape[1]):
-            chosen = torch.from_numpy(views[first : first + _BLOCK, view])
+            chosen = torch.from_numpy(views[first : first + step, view])
             columns.append([_digest(_header(image.shape), image) for image in pixels_of(block, chosen)])
         digests += [list(row) for row in zip(*columns, strict=True)]
     return digests
