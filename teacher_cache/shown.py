@@ -27,7 +27,7 @@ from teacher_cache.sample import NestedSample
 # A sample of so many bytes of images is held: 87,000 of CIFAR, 1,700 of 224 pixels.
 MOST_HELD_BYTES = 256 << 20
 # Of larger ones, this much is decoded and digested at once.
-_DECODED_BYTES = 64 << 20
+DECODED_BYTES = 64 << 20
 # Blocks of images that were read last; a batch goes on where the one before it ended.
 _NUM_RECENT = 4
 
@@ -59,7 +59,7 @@ class Shown:
     def input_digests(self) -> list[list[bytes]]:
         """n lists of V: digests of the exact inputs of all calls."""
         digests, geometry = list[list[bytes]](), self.rendering.geometry
-        step = max(1, _DECODED_BYTES // _image_spec(self.rendering).row_bytes)
+        step = max(1, DECODED_BYTES // _image_spec(self.rendering).row_bytes)
         for first in range(0, len(self.images), step):
             digests += input_digests(self.images[first : first + step], self.views[first : first + step], geometry)
         return digests
