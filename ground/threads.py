@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _NUM_THREADS = min(8, os.cpu_count() or 1)
+# Pieces that wait or are done, for each thread.
+_AHEAD = 4
 # Hashing less at once than this, threads would mostly wait for Python's lock.
 WORTH_A_THREAD_BYTES = 8 << 10
 
@@ -16,12 +19,14 @@ _Result = TypeVar("_Result")
 
 
 def in_threads(work: Callable[[_Piece], _Result], pieces: Iterable[_Piece]) -> Iterator[_Result]:
-    """What `work` makes of each piece, in order; an error is raised in its place, and nothing more is begun.
-
-    All results wait until they are asked for: they are to be small.
-    """
-    pool = ThreadPoolExecutor(_NUM_THREADS)
+    """What `work` makes of each piece, in order, begun a few pieces ahead; an error is raised in its place."""
+    pool, begun = ThreadPoolExecutor(_NUM_THREADS), deque[Future[_Result]]()
     try:
-        yield from pool.map(work, pieces)
+        for piece in pieces:
+            begun.append(pool.submit(work, piece))
+            if len(begun) >= _AHEAD * _NUM_THREADS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -18,7 +18,7 @@ from storage.schema import DIGEST_BYTES, OutputSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK, _BLOCK_BYTES = 256, 8 << 20
+_BLOCK, _BLOCK_BYTES = 256, 4 << 20
 
 
 def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry) -> list[list[bytes]]:

@@ -467,7 +467,7 @@ def _check_content(manifest: Manifest) -> None:
     are opened.
     """
     _check_identity(manifest.identity)
-    known = {spec.name: spec for spec in checked_arrays(manifest.identity)}
+    known = {spec.name: spec for spec in _checked_arrays(manifest.identity)}
     _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
@@ -477,7 +477,7 @@ def _check_content(manifest: Manifest) -> None:
         _require(step.keys() == {"store_id", "made_by"}, "history", step)
 
 
-def checked_arrays(identity: Identity) -> tuple[ArraySpec, ...]:
+def _checked_arrays(identity: Identity) -> tuple[ArraySpec, ...]:
     """The arrays whose digests a manifest holds: of the samples, and the teacher's parameters."""
     size, numbers = identity.geometry.image_size, numbers_of_view(identity.view_policy)
     return (*sample_arrays(size, identity.views, numbers), *parameter_arrays(identity.parameters))

@@ -238,10 +238,11 @@ def _repair_cells(
     """Restore each cell that is not whole, from wherever its answer is; give up the others."""
     views, damaged, twins = store.manifest.identity.views, list[tuple[int, int]](), dict[bytes, int]()
     for state in inspect_in_blocks(store, ledger):
-        for cell in np.flatnonzero(state.whole).tolist():
-            if state.calls[cell]:
-                twins[state.calls[cell][0].input_digest] = state.first * views + cell
-        if not state.whole.all():
+        whole = state.whole
+        for place in np.flatnonzero(whole).tolist():
+            if state.calls[place]:
+                twins[state.calls[place][0].input_digest] = state.first * views + place
+        if not whole.all():
             damaged.append((state.first, state.first + len(state.valid)))
     elsewhere, given_up, kept = Elsewhere(store, ledger, source, twins), list[int](), list[RecordedCall]()
     # Once more, as an answer may be in a row that comes later; memory does not grow with the store.
@@ -359,7 +360,7 @@ class _Keeper:
     @cached_property
     def _cells(self) -> dict[bytes, int]:
         try:
-            return {digest: cell for cell, digest in enumerate(chain(*inputs_of(self.store)))}
+            return {digest: cell for cell, digest in enumerate(chain.from_iterable(inputs_of(self.store)))}
         except CKDError:
             return {}
 
