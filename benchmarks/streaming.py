@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -148,21 +148,14 @@ _STEPS: Mapping[str, Callable[[Path, int, int], None]] = {
 @click.option("--n", default=6000, show_default=True, help="Training images; validation is a quarter more.")
 @click.option("--size", default=224, show_default=True, help="Of base images, in pixels.")
 @click.option("--rounds", default=3, show_default=True, help="Of verifying.")
-@click.option("--step", type=click.Choice([*_STEPS]), hidden=True)
-@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
-def main(n: int, size: int, rounds: int, step: str | None, folder: Path | None) -> None:
-    if step is not None:
-        assert folder is not None
-        torch.set_num_threads(1)
-        _STEPS[step](folder, n, size)
-        return
+def main(n: int, size: int, rounds: int) -> None:
     images, outputs = (n * 5 // 4 + 200) * size * size * 3, n * (int(np.prod(_LAYER)) * 2 + _CLASSES * 4)
     click.echo(f"{images / 1e6:.0f} MB of images, {outputs / 1e6:.0f} MB of outputs")
     with tempfile.TemporaryDirectory() as name:
         base = 0.0
         for each in _STEPS:
             started = time.monotonic()
-            peak = _peak_mb(["--step", each, "--folder", name, "--n", str(n), "--size", str(size)])
+            peak = _peak_mb(partial(_STEPS[each], Path(name), n, size))
             base = base or peak
             click.echo(
                 f"{each:8} {peak:7.0f} MB at most, {peak - base:6.0f} over imports; {time.monotonic() - started:.0f} s"
@@ -189,11 +182,20 @@ def _speed(store: Path, rounds: int) -> None:
         click.echo(f"{label:16} {size / timing.median / 1e6:6.0f} MB/s, {over:.2f} of the bare rate of {cores} threads")
 
 
-def _peak_mb(arguments: Sequence[str]) -> float:
-    """Peak memory of this program with some arguments, in a process of its own."""
-    child = subprocess.Popen([sys.executable, "-m", "benchmarks.streaming", *arguments])
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
+def _peak_mb(step: Callable[[], None]) -> float:
+    """Peak memory of a step, in a process that is forked for it; nothing is imported again."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            step()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    _, ended, usage = os.wait4(child, 0)
+    if ended:
         raise SystemExit(1)
     return usage.ru_maxrss / 1e3  # KiB on Linux
 
