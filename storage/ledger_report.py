@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from ground.errors import InvalidInput, StoreUnreadable, UnknownName, suggested
 from storage.ledger import Ledger
-from storage.ledger_records import lookups
+from storage.ledger_calls import lookups
 from storage.ledger_tables import accounts, bills, calls, entries, sessions
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage.database as database_module
-import storage.ledger as ledger_module
+import storage.ledger_journal as journal_module
 import storage.ledger_report as ledger_report
 from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.database import parse_url, sqlite_path
@@ -502,7 +502,7 @@ def test_a_clock_that_jumps_back_changes_nothing_but_times(ledger, monkeypatch, 
         def now(cls, tz=None):
             return datetime(1999, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(ledger_module, "datetime", Past)
+    monkeypatch.setattr(journal_module, "datetime", Past)
     session = ledger.start_session(SESSION)
     assert "this machine's clock says 1999-01-01" in caplog.text
     commit(ledger, reserve(ledger, session, 2, 2))
