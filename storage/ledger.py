@@ -234,7 +234,7 @@ class Ledger:
 
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""
-        return self._database.read(lambda at: ledger_calls.calls_of_sessions(at, [session], "reserved"))
+        return self._database.read(lambda connection: ledger_calls.calls_of_sessions(connection, [session], "reserved"))
 
     def locations(self, store: str) -> list[str]:
         """Folders that a store's sessions were in."""

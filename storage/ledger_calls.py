@@ -14,7 +14,7 @@ from storage.ledger_tables import UNANSWERED, calls, sessions
 from storage.schema import DIGEST_BYTES
 
 _LOOKUP_SIZE = 500
-_STREAMED_ROWS = 2048
+_STREAMED_ROWS = 256
 
 _Value = TypeVar("_Value")
 
@@ -59,7 +59,7 @@ def lookups(values: Sequence[_Value]) -> list[Sequence[_Value]]:
 
 
 def streamed(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Any]:
-    """Rows of a query of any size, a few thousand at a time in memory, from a server too."""
+    """Rows of a query of any size, a few hundred at a time in memory, from a server too."""
     # A server keeps a cursor for as long as it is not closed, read to its end or not.
     with connection.execute(query, execution_options={"yield_per": _STREAMED_ROWS}) as rows:
         yield from rows

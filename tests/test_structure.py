@@ -82,8 +82,6 @@ TESTED_ELSEWHERE = {
     "storage/zarr_library.py": "test_arrays.py and test_store.py: what the library makes is what both read",
     "storage/inspection.py": "test_verify.py: what it finds is what verify says",
     "storage/ledger_accounts.py": "test_ledger.py and test_ledger_bills.py: totals, and budgets that stop",
-    "storage/ledger_calls.py": "test_ledger.py: calls as they are found again",
-    "storage/ledger_check.py": "test_ledger.py and test_verify.py: damage by name, found by name",
     "storage/ledger_journal.py": "test_ledger.py: what is chained, and found by its hash",
     "storage/ledger_opening.py": "test_ledger_schema.py and test_ledger.py: what is opened as a ledger, and refused",
     "storage/ledger_records.py": "test_ledger.py: what the ledger takes and gives",

@@ -24,8 +24,9 @@ from storage.ledger_report import CallFilter, budget_history, count_calls, list_
 from storage.ledger_schema import look_at_schema
 from storage.ledger_spending import spending_by, spending_of_teachers
 from storage.witness import Witness
+from tests.ledgers import TEACHER
 from tests.storage.old_formats import SCHEMA_2, unpack
-from tests.storage.test_ledger import SESSION, TEACHER, requests, tamper
+from tests.storage.test_ledger import SESSION, requests, tamper
 
 OTHER = "cd" * 32
 
