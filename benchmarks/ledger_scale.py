@@ -10,6 +10,7 @@ costs should not grow, a command grow no faster than the ledger, and memory not 
 
 from __future__ import annotations
 
+import resource
 import shutil
 import statistics
 import subprocess
@@ -66,7 +67,7 @@ def main(sizes: Sequence[int], rows: int, batch_size: int, billed: bool, postgre
                 seconds = _seconds(partial(books.grow, ledger, size))
             click.echo(f"{size:,} calls: {seconds:.0f} s to get there", err=True)
             url = place.measured()
-            found = {**batches(replace(books), url), **questions(books, url), **commands(url, folder)}
+            found = {**batches(replace(books), url), **questions(books, url), **commands(size, url, folder)}
             columns[f"{size:,}"] = found | {"size": f"{place.size_bytes() / 1e6:.1f} MB"}
             for what, figure in columns[f"{size:,}"].items():
                 click.echo(f"    {what:<40} {figure}", err=True)
@@ -261,12 +262,15 @@ def questions(books: Books, url: str) -> dict[str, str]:
         return {what: _milliseconds(statistics.median(_seconds(ask) for _ in range(3))) for what, ask in asked.items()}
 
 
-def commands(url: str, folder: Path) -> dict[str, str]:
-    """Commands that read the ledger, each in a process of its own: seconds with its start, and the most memory."""
+def commands(calls: int, url: str, folder: Path) -> dict[str, str]:
+    """Commands that read the ledger, each in a process of its own: seconds with its start, of them on a processor, and
+    the most memory.
+    """
     asked = {
         "budget": ["budget"],
         "summary": ["summary"],
         "list": ["list"],
+        "list after all but some": ["list", "--after", str(calls - 10)],
         "list of one run": ["list", "--run", "1"],
         "list of what is lost": ["list", "--status", "lost"],
         "export": ["export", "--out", str(folder / "calls.csv")],
@@ -278,8 +282,11 @@ def commands(url: str, folder: Path) -> dict[str, str]:
 def _run(arguments: list[str], folder: Path) -> str:
     peak = folder / "peak"
     command = [sys.executable, "-c", _CHILD, str(peak), *arguments]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = _seconds(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
-    return f"{seconds:.1f} s, {int(peak.read_text()) / 1e3:.0f} MB"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e3:.0f} MB"
 
 
 def _seconds(work: Callable[[], object]) -> float:
