@@ -4,60 +4,52 @@ A call is reserved, which debits the budget, before the teacher runs; it is comm
 disk, or marked lost when a crash came in between. So spent = committed + reserved + lost can overcount the
 teacher's forwards by the batch in hand, and never undercounts them. An attempt that nobody bills is returned: charged,
 and then given back. Money goes the same way, in micros: reserved at an upper bound, settled at what the bill says.
-Nothing is ever deleted. The protocol is in docs/ledger.md; the tables are in `storage/ledger_tables.py`, older ones in
-`storage/ledger_migrations.py`, what is recorded in `storage/ledger_records.py` and `storage/ledger_bills.py`, how calls
-are settled in `storage/ledger_settling.py`; `storage/ledger_report.py` reads it for people, and
-`storage/ledger_check.py` recomputes the chain.
+Nothing is ever deleted. The protocol is in docs/ledger.md.
 
 A reservation belongs to a *session*, one run of a builder, and is good for as long as the session's lease is: a
 heartbeat that others watch. Who sees it stand still takes the lease away and settles what the session left.
+
+Here is the ledger as the rest of the product knows it, each change of it one transaction; what is done inside is
+elsewhere in `storage/`, a module for each: `ledger_opening` (what is in a database), `ledger_journal` (entries),
+`ledger_accounts` (totals and budgets), `ledger_sessions` (leases), `ledger_reserving`, `ledger_settling`,
+`ledger_bills`, and `ledger_calls` (how calls are found). `ledger_tables` and `ledger_migrations` have the tables,
+`ledger_records` what is taken and given. `ledger_report` and `ledger_spending` read it for people, and `ledger_check`
+recomputes the chain.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from ground.errors import BudgetRefused, InvalidInput, OlderFormat, StoreBusy, StoreUnreadable, suggested
+from ground.errors import BudgetRefused, InvalidInput, OlderFormat, StoreUnreadable, suggested
+from storage import ledger_accounts, ledger_calls, ledger_journal, ledger_sessions, ledger_settling
 from storage.bill import Bill, Billed
-from storage.database import Database, parse_url, sqlite_path
+from storage.database import Database
+from storage.ledger_accounts import check_budget
 from storage.ledger_bills import require_sound
-from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal, id_ranges, reserved_rows_digest
-from storage.ledger_migrations import OLDEST_SCHEMA, SCHEMA_VERSION, Tables, bring_forward, tables_of
-from storage.ledger_records import (
-    CallRequest,
-    Lease,
-    RecordedCall,
-    Reservation,
-    Session,
-    Summary,
-    find_calls,
-    in_precision,
-    lookups,
-    read_calls,
-    select_calls,
-)
+from storage.ledger_chain import Seal
+from storage.ledger_migrations import SCHEMA_VERSION, Tables, bring_forward, tables_of
+from storage.ledger_opening import key_problem, ledger_exists, look_at
+from storage.ledger_records import CallRequest, Lease, RecordedCall, Reservation, Session, Summary
+from storage.ledger_reserving import reserve_new, reserve_unknown
 from storage.ledger_schema import Schema, look_at_schema
-from storage.ledger_settling import Outcome, SettledBeforeError, move_totals, settle, settle_unknown
-from storage.ledger_tables import UNANSWERED, accounts, calls, entries, leases, metadata, sessions
-from storage.price import shown_micros
+from storage.ledger_sessions import lease_lost
+from storage.ledger_settling import Outcome, SettledBeforeError
+from storage.ledger_tables import entries, metadata
+
+__all__ = ["Ledger", "check_budget", "lease_lost", "ledger_exists"]
 
 log = logging.getLogger(__name__)
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_COUNTS = ("committed", "reserved", "lost")
-_ACCOUNT = (*_COUNTS, "budget", "spent_micros", "reserved_micros", "budget_micros")
-_SESSION_COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
 
 _Result = TypeVar("_Result")
 
@@ -88,7 +80,7 @@ class Ledger:
         self._store = store
         try:
             self._look(self._open(create))
-            self._key_problem = self._check_genesis()
+            self._key_problem = key_problem(self._database, self.version, self.seal)
         except BaseException:
             self.close()
             raise
@@ -153,7 +145,7 @@ class Ledger:
         self.require_key()
         if self.is_older:
             self._database.write(work, lock=entries)
-            self._look(_look_at(self._database))
+            self._look(look_at(self._database))
         return before
 
     def schema_problems(self) -> list[str]:
@@ -175,7 +167,7 @@ class Ledger:
 
     def head(self) -> str:
         """Hash of the newest entry: it stands for everything recorded so far."""
-        return self._database.read(lambda connection: _head(connection)[1])
+        return self._database.read(ledger_journal.newest)[1]
 
     def genesis(self) -> str:
         """Hash of entry 1, 64 hex digits: what the ledger is known by, wherever it is.
@@ -183,8 +175,7 @@ class Ledger:
         Raises:
             StoreUnreadable: it is none, so no release wrote it.
         """
-        query = sa.select(entries.c.hash).where(entries.c.seq == 1)
-        return self.checked_hash(self._database.read(lambda connection: connection.execute(query).scalar()))
+        return self.checked_hash(self._database.read(ledger_journal.first_hash))
 
     def checked_hash(self, hash_: str | None) -> str:
         """A hash from the ledger, which may come from anybody; raises `StoreUnreadable` for what is none."""
@@ -197,8 +188,7 @@ class Ledger:
 
     def entry_number(self, hash_: str) -> int | None:
         """Number of the entry with this hash, or None."""
-        query = sa.select(entries.c.seq).where(entries.c.hash == hash_)
-        return self._database.read(lambda connection: connection.execute(query).scalar())
+        return self._database.read(lambda connection: ledger_journal.entry_number(connection, hash_))
 
     def require_entry(self, hash_: str, store: Path) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
@@ -208,40 +198,23 @@ class Ledger:
                 "replaced or rolled back; bring back the right one"
             )
 
+    def head_of_calls(self) -> str:
+        """Hash of the newest entry that is not of a finished run: what a student can draw on is the same for all that
+        come after it.
+        """
+        return self._database.read(ledger_journal.newest_of_calls)
+
+    def store_record(self, store: str) -> dict[str, Any] | None:
+        """What was last recorded of a store by `record_store`."""
+        return self._database.read(lambda connection: ledger_journal.store_record(connection, store))
+
     def summary(self, teacher: str | None = None) -> Summary:
         """Totals over one teacher, or over all; the budgets of several teachers are None."""
-        table = self.tables.accounts
-        query = sa.select(table)
-        if teacher is not None:
-            query = query.where(table.c.teacher == teacher)
-        rows, head = self._database.read(
-            lambda connection: (connection.execute(query).all(), _head(connection)[1]),
-        )
-        names = (*_COUNTS, "returned", "spent_micros", "reserved_micros")
-        committed, reserved, lost, returned, cost, reserved_cost = (
-            sum(getattr(row, name) for row in rows) for name in names
-        )
-        spent = committed + reserved + lost
-        budget, most = (rows[0].budget, rows[0].budget_micros) if len(rows) == 1 else (None, None)
-        return Summary(
-            committed,
-            reserved,
-            lost,
-            spent,
-            budget,
-            None if budget is None else budget - spent,
-            head,
-            returned=returned,
-            cost_micros=cost,
-            reserved_micros=reserved_cost,
-            budget_micros=most,
-            remaining_micros=None if most is None else most - cost - reserved_cost,
-        )
+        return self._database.read(lambda connection: ledger_accounts.summary_of(connection, self.tables, teacher))
 
     def teachers(self) -> dict[str, str]:
         """Fingerprint -> name of every teacher in the ledger."""
-        query = sa.select(accounts.c.teacher, accounts.c.name).order_by(accounts.c.id)
-        return dict(self._database.read(lambda connection: connection.execute(query).all()))
+        return self._database.read(ledger_accounts.names_of_teachers)
 
     def known_calls(self, teacher: str, precision: str, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
         """Calls to `teacher`, run in this precision, on these inputs that are paid for and not lost; inputs without any
@@ -249,108 +222,77 @@ class Ledger:
         """
 
         def look(connection: sa.Connection) -> dict[bytes, list[RecordedCall]]:
-            account = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
-            return {} if account is None else in_precision(find_calls(connection, account, digests), precision)
+            account = ledger_accounts.account_of(connection, teacher)
+            found = {} if account is None else ledger_calls.find_calls(connection, account, digests)
+            return ledger_calls.in_precision(found, precision)
 
         return self._database.read(look)
 
     def calls_of_store(self, store: str, status: str) -> list[RecordedCall]:
         """Calls with this status whose outputs belong to a store, in order of their ids."""
-        query = select_calls().where(sessions.c.store == store, calls.c.status == status).order_by(calls.c.id)
-        return self._database.read(lambda connection: read_calls(connection.execute(query)))
-
-    def locations(self, store: str) -> list[str]:
-        """Folders that a store's sessions were in."""
-        query = sa.select(sessions.c.location).where(sessions.c.store == store).distinct()
-        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
-
-    def locations_of_teacher(self, teacher: str) -> list[str]:
-        """Folders of all stores that keep a teacher's answers."""
-        query = sa.select(sessions.c.location).join(accounts, sessions.c.account == accounts.c.id)
-        query = query.where(_is(teacher)).distinct()
-        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
+        return self._database.read(lambda connection: ledger_calls.calls_of_store(connection, store, status))
 
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""
-        query = select_calls().where(calls.c.session == session, calls.c.status == "reserved").order_by(calls.c.id)
-        return self._database.read(lambda connection: read_calls(connection.execute(query)))
+        return self._database.read(lambda connection: ledger_calls.calls_of_sessions(connection, [session], "reserved"))
+
+    def locations(self, store: str) -> list[str]:
+        """Folders that a store's sessions were in."""
+        return self._database.read(lambda connection: ledger_sessions.locations_of_store(connection, store))
+
+    def locations_of_teacher(self, teacher: str) -> list[str]:
+        """Folders of all stores that keep a teacher's answers."""
+        return self._database.read(lambda connection: ledger_sessions.locations_of_teacher(connection, teacher))
 
     def store_of_session(self, session: int) -> str | None:
         """Id of the store that a session's calls were for; None if there was no such session."""
-        query = sa.select(sessions.c.store).where(sessions.c.id == session)
-        return self._database.read(lambda connection: connection.execute(query).scalar())
+        return self._database.read(lambda connection: ledger_sessions.store_of_session(connection, session))
 
     def leases(self) -> dict[int, Lease]:
         """The lease of every session that has one."""
-        query = sa.select(leases.c.session, sessions.c.store, sessions.c.location, leases.c.host, leases.c.beat)
-        query = query.join(sessions, leases.c.session == sessions.c.id)
-        rows = self._database.read(lambda connection: connection.execute(query).all())
-        return {row.session: Lease(*row) for row in rows}
-
-    def store_record(self, store: str) -> dict[str, Any] | None:
-        """What was last recorded of a store by `record_store`."""
-        return self._database.read(lambda connection: _store_record(connection, store))
+        return self._database.read(ledger_sessions.all_leases)
 
     def session_hosts(self, stores: Set[str]) -> dict[int, str]:
         """Session -> its host (`storage.ledger_records.Session`), of every session of stores with these ids."""
-        query = sa.select(entries.c.payload).where(entries.c.kind == "session")
-        found: dict[int, str] = {}
-        for payload in self._database.read(lambda connection: connection.execute(query).scalars().all()):
-            with suppress(ValueError, RecursionError, KeyError, TypeError):  # a damaged entry is found by its hash
-                content = json.loads(payload)
-                if content["store"] in stores:
-                    found[int(content["id"])] = str(content["host"])
-        return found
+        return self._database.read(lambda connection: ledger_journal.hosts_of_sessions(connection, stores))
 
     # Sessions and their leases
 
     def start_session(self, session: Session) -> int:
         """Record who is about to call, open the teacher's account and a lease, and return the session's number."""
-        fields = asdict(session) | {"outputs": ",".join(session.outputs)}
-
-        def work(connection: sa.Connection) -> int:
-            account = _open_account(connection, session.teacher, session.teacher_name)
-            number = (connection.execute(sa.select(sa.func.max(sessions.c.id))).scalar() or 0) + 1
-            self._append(connection, "session", {"id": number, **fields})
-            columns = {name: fields[name] for name in _SESSION_COLUMNS}
-            connection.execute(sa.insert(sessions).values(id=number, account=account, **columns))
-            connection.execute(sa.insert(leases).values(session=number, host=session.host, beat=0))
-            return number
-
         self._warn_of_clock()
-        return self._record(work)
+        return self._record(lambda connection: ledger_sessions.start_session(connection, self._append, session))
 
     def beat(self, session: int) -> bool:
         """Show that a session lives; False when its lease was taken away."""
-        query = sa.update(leases).where(leases.c.session == session).values(beat=leases.c.beat + 1)
         # The next beat comes soon enough to be a second attempt.
-        return self._write(lambda connection: connection.execute(query).rowcount, patient=False) == 1
+        return self._write(lambda connection: ledger_sessions.beat(connection, session), patient=False)
 
     def holds_lease(self, session: int) -> bool:
         """Whether a session's lease is still its own."""
-        query = sa.select(leases.c.session).where(leases.c.session == session)
-        return self._database.read(lambda connection: connection.execute(query).first()) is not None
+        return self._database.read(lambda connection: ledger_sessions.holds_lease(connection, session))
 
     def take_lease(self, lease: Lease) -> bool:
         """End a session that stands still at this beat; False when it moved, or somebody else was faster."""
-        query = sa.delete(leases).where(leases.c.session == lease.session, leases.c.beat == lease.beat)
-        return self._write(lambda connection: connection.execute(query).rowcount) == 1
+        return self._write(lambda connection: ledger_sessions.take_lease(connection, lease))
 
     def end_session(self, session: int) -> None:
         """Give the lease back: what the session left unsettled is then anybody's to settle."""
-        query = sa.delete(leases).where(leases.c.session == session)
-        self._write(lambda connection: connection.execute(query).rowcount)
+        self._write(lambda connection: ledger_sessions.give_lease_back(connection, session))
 
     # Recording
 
     def record_store(self, store: str, content: Mapping[str, Any]) -> None:
         """Chain what a store is (its manifest's digest among it), unless that is what was recorded last."""
+        self._record(lambda connection: ledger_journal.record_store(connection, self._append, store, content))
 
-        def work(connection: sa.Connection) -> None:
-            if _store_record(connection, store) != {"store": store, **content}:
-                self._append(connection, "store", {"store": store, **content})
+    def record_run(self, content: Mapping[str, Any]) -> None:
+        """Chain the digests of a finished run (`storage.run_proof`), unless an entry says the same already."""
+        self._record(lambda connection: ledger_journal.record_run(connection, self._append, content))
 
-        self._record(work)
+    def record_rollback(self, content: Mapping[str, Any]) -> None:
+        """Chain that the user goes on with a ledger which its witness contradicts."""
+        self._record(lambda connection: self._append(connection, "rollback", content))
 
     def set_budget(self, teacher: str, name: str, budget: int | None, *, cost_micros: int | None = None) -> None:
         """Set the most calls, and the most money, that may ever be spent on a teacher.
@@ -362,18 +304,7 @@ class Ledger:
         """
 
         def work(connection: sa.Connection) -> None:
-            _open_account(connection, teacher, name)
-            account = connection.execute(sa.select(accounts).where(_is(teacher))).one()
-            _require_above_spent(account, budget, cost_micros)
-            limit = account.budget if budget is None else budget
-            most = account.budget_micros if cost_micros is None else cost_micros
-            if (account.budget, account.budget_micros) == (limit, most):
-                return
-            payload = {"teacher": teacher, "name": account.name, "from": account.budget, "to": limit}
-            if account.budget_micros != most:
-                payload |= {"from_micros": account.budget_micros, "to_micros": most}
-            self._append(connection, "budget", payload)
-            connection.execute(sa.update(accounts).where(_is(teacher)).values(budget=limit, budget_micros=most))
+            ledger_accounts.set_budget(connection, self._append, teacher, name, budget, cost_micros)
 
         self._record(work)
 
@@ -399,88 +330,13 @@ class Ledger:
             raise ValueError(f"a call cannot cost {upper_micros} micros")
         try:
             # Mostly nobody has asked for these inputs: then the index says so, and nothing has to be looked up.
-            return self._record(lambda connection: self._reserve_new(connection, session, requests, upper_micros))
+            return self._record(
+                lambda connection: reserve_new(connection, self._append, session, requests, upper_micros)
+            )
         except (sa.exc.IntegrityError, BudgetRefused):
             return self._record(
-                lambda connection: self._reserve_unknown(connection, session, requests, required, upper_micros)
+                lambda connection: reserve_unknown(connection, self._append, session, requests, required, upper_micros)
             )
-
-    def _reserve_new(
-        self, connection: sa.Connection, session: int, requests: Sequence[CallRequest], upper_micros: int
-    ) -> Reservation:
-        who = _leaseholder(connection, session)
-        return Reservation(self._charge(connection, session, who, requests, {}, upper_micros) if requests else {}, {})
-
-    def _reserve_unknown(
-        self,
-        connection: sa.Connection,
-        session: int,
-        requests: Sequence[CallRequest],
-        required: Set[str],
-        upper_micros: int,
-    ) -> Reservation:
-        who = _leaseholder(connection, session)
-        paid = find_calls(connection, who.account, [request.input_digest for request in requests])
-        known = in_precision(paid, who.precision)
-        # An answer that was lost on its way back: the calls are charged, and ours.
-        ids = {
-            digest: call.id
-            for digest, found in known.items()
-            for call in found
-            if call.session == session and call.status == "reserved"
-        }
-        answered = {
-            digest: answers
-            for digest, found in known.items()
-            if digest not in ids and (answers := [call for call in found if required <= set(call.outputs)])
-        }
-        new = [request for request in requests if request.input_digest not in ids.keys() | answered.keys()]
-        if new:
-            repeats = {digest: max(call.repeat for call in found) + 1 for digest, found in paid.items()}
-            ids |= self._charge(connection, session, who, new, repeats, upper_micros)
-        return Reservation(ids, answered)
-
-    def _charge(
-        self,
-        connection: sa.Connection,
-        session: int,
-        who: Any,
-        requests: Sequence[CallRequest],
-        repeats: Mapping[bytes, int],
-        upper_micros: int,
-    ) -> dict[bytes, int]:
-        _check_account(who, len(requests), upper_micros)
-        # What costs nothing takes no room for saying so.
-        upper = {"upper_micros": upper_micros} if upper_micros else {}
-        first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
-        rows: list[dict[str, Any]] = [
-            {
-                "id": first + place,
-                "session": session,
-                "account": who.account,
-                "status": "reserved",
-                "input_digest": request.input_digest,
-                "repeat": repeats.get(request.input_digest, 0),
-                "sample": request.sample,
-                "row": request.row,
-                "view": request.view,
-                **upper,
-            }
-            for place, request in enumerate(requests)
-        ]
-        payload = {
-            "session": session,
-            "first": first,
-            "count": len(rows),
-            "rows": reserved_rows_digest(
-                (row["id"], row["repeat"], row["sample"], row["row"], row["view"], row["input_digest"]) for row in rows
-            ),
-            **upper,
-        }
-        seq = self._append(connection, "reserve", payload)
-        connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
-        move_totals(connection, who.account, {"reserved": len(rows), "reserved_micros": len(rows) * upper_micros})
-        return {request.input_digest: first + place for place, request in enumerate(requests)}
 
     def commit(
         self, answers: Mapping[int, bytes], seconds: float = 0.0, bills: Mapping[int, Bill] | None = None
@@ -502,11 +358,8 @@ class Ledger:
         if self._settle([Outcome("commit", answers, {"seconds": round(seconds, 6)})], bills) == len(answers):
             return
         # Settled before: by us, if the answer was lost on its way back.
-        lost = sa.select(calls.c.id).where(calls.c.status.in_(UNANSWERED))
-        for part in lookups(list(answers)):
-            query = lost.where(calls.c.id.in_(part))
-            if self._database.read(lambda connection, query=query: connection.execute(query).first()) is not None:  # type: ignore[misc]
-                raise lease_lost()
+        if self._database.read(lambda connection: ledger_settling.are_given_up(connection, list(answers))):
+            raise lease_lost()
 
     def lose(self, ids: Sequence[int]) -> int:
         """Record that reserved calls of one session left no whole outputs: they stay spent, at their upper bounds.
@@ -537,7 +390,8 @@ class Ledger:
         require_sound(bills)
 
         def work(connection: sa.Connection, outcomes: Sequence[Outcome]) -> int:
-            return sum(settle(connection, self._append, outcome, bills) for outcome in outcomes if outcome.answers)
+            asked = [outcome for outcome in outcomes if outcome.answers]
+            return sum(ledger_settling.settle(connection, self._append, outcome, bills) for outcome in asked)
 
         if not any(outcome.answers for outcome in outcomes):
             return 0
@@ -568,33 +422,13 @@ class Ledger:
             raise ValueError("a bill that is unknown decides nothing")
 
         def work(connection: sa.Connection) -> int:
-            return settle_unknown(connection, self._append, decided, source)
+            return ledger_settling.settle_unknown(connection, self._append, decided, source)
 
         return self._record(work) if decided else 0
 
     def revoke(self, ids: Sequence[int]) -> int:
         """Mark committed calls of one teacher lost, since their outputs are damaged and nowhere else."""
-
-        def work(connection: sa.Connection) -> int:
-            query = sa.select(calls.c.id, calls.c.account).where(calls.c.status == "committed").order_by(calls.c.id)
-            found = [
-                row for part in lookups(sorted(ids)) for row in connection.execute(query.where(calls.c.id.in_(part)))
-            ]
-            if not found:
-                return 0
-            seq = self._append(connection, "revoke", {"calls": id_ranges([row.id for row in found])})
-            connection.execute(
-                sa.update(calls).where(calls.c.id == sa.bindparam("call")).values(status="lost", revoked_in=seq),
-                [{"call": row.id} for row in found],
-            )
-            move_totals(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
-            return len(found)
-
-        return self._record(work) if ids else 0
-
-    def record_rollback(self, content: Mapping[str, Any]) -> None:
-        """Chain that the user goes on with a ledger which its witness contradicts."""
-        self._record(lambda connection: self._append(connection, "rollback", content))
+        return self._record(lambda connection: ledger_settling.revoke(connection, self._append, ids)) if ids else 0
 
     # The journal
 
@@ -610,23 +444,15 @@ class Ledger:
         return self._database.write(work, lock=lock, patient=patient)
 
     def _append(self, connection: sa.Connection, kind: str, content: Mapping[str, Any]) -> int:
-        seq, previous = _head(connection)
-        if seq:
+        if kind != "genesis":
             self.require_key()
-        seq += 1
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        payload = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        hash_ = self.seal.hash(seq, kind, at, payload, previous)
-        connection.execute(
-            sa.insert(entries).values(seq=seq, kind=kind, at=at, payload=payload, previous=previous, hash=hash_)
-        )
-        return seq
+        return ledger_journal.append_entry(connection, self.seal, kind, content)
 
     def _open(self, create: bool) -> Schema:
-        schema = _look_at(self._database)
+        schema = look_at(self._database)
         if schema.is_empty and create:
             self._database.create_tables(self._begin)
-            schema = _look_at(self._database)
+            schema = look_at(self._database)
         if schema.is_empty:
             raise StoreUnreadable(
                 f"there is no ledger at {self.shown_url}; build a store first with: "
@@ -643,193 +469,11 @@ class Ledger:
             metadata.create_all(connection)
             self._append(connection, "genesis", {"schema": SCHEMA_VERSION, "seal": self.seal.name, "id": uuid4().hex})
 
-    def _check_genesis(self) -> str | None:
-        """What is wrong with the key that is set, or with none being set, for this ledger."""
-        columns = (entries.c.seq, entries.c.kind, entries.c.at, entries.c.payload, entries.c.previous)
-        query = sa.select(*columns, entries.c.hash).where(entries.c.seq == 1)
-        first = self._database.read(lambda connection: connection.execute(query).first())
-        try:
-            sealed_as = json.loads(first.payload if first else "{}").get("seal")
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            sealed_as = None
-        is_known = OLDEST_SCHEMA <= self.version <= SCHEMA_VERSION
-        if first is None or not is_known or not isinstance(sealed_as, str):
-            raise StoreUnreadable(
-                f"the ledger at {self.shown_url} is not of schema {OLDEST_SCHEMA} to {SCHEMA_VERSION}; use the release "
-                "that made it"
-            )
-        if sealed_as != self.seal.name:
-            if self.seal.name == "sha256":
-                return f"the ledger at {self.shown_url} is sealed with a key; set it in {KEY_VARIABLE}"
-            return (
-                f"{KEY_VARIABLE} is set, and the ledger at {self.shown_url} is sealed without a key: it was begun "
-                f"without one, or forged; unset {KEY_VARIABLE} to go on with it"
-            )
-        if self.seal.name != "sha256" and first.hash != self.seal.hash(*first[:5]):
-            return f"the ledger at {self.shown_url} is sealed with another key than the one in {KEY_VARIABLE}"
-        return None
-
     def _warn_of_clock(self) -> None:
-        query = sa.select(entries.c.at).order_by(entries.c.seq.desc()).limit(1)
-        newest = self._database.read(lambda connection: connection.execute(query).scalar())
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        newest, now = self._database.read(ledger_journal.newest_time), ledger_journal.now()
         if newest is not None and now < newest:
             log.warning(
                 "this machine's clock says %s, the ledger's newest entry %s: times will be out of order, nothing else",
                 now,
                 newest,
             )
-
-    def head_of_calls(self) -> str:
-        """Hash of the newest entry that is not of a finished run: what a student can draw on is the same for all that
-        come after it.
-        """
-        query = sa.select(entries.c.hash).where(entries.c.kind != "run").order_by(entries.c.seq.desc()).limit(1)
-        return self._database.read(lambda connection: connection.execute(query).scalar()) or GENESIS
-
-    def record_run(self, content: Mapping[str, Any]) -> None:
-        """Chain the digests of a finished run (`storage.run_proof`), unless an entry says the same already."""
-        payload = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        same = sa.select(entries.c.seq).where(entries.c.kind == "run", entries.c.payload == payload)
-
-        def work(connection: sa.Connection) -> None:
-            if connection.execute(same).first() is None:
-                self._append(connection, "run", content)
-
-        self._record(work)
-
-
-def ledger_exists(url: str | Path) -> bool:
-    """Whether there is a ledger at a URL.
-
-    Raises:
-        StoreUnreadable: a server does not answer, or what is there is something else's.
-    """
-    file = sqlite_path(parse_url(url))
-    if file is not None and not file.is_file():
-        return False
-    database = Database(url, create=False, patience_seconds=0.0)
-    try:
-        return not _look_at(database).is_empty
-    finally:
-        database.close()
-
-
-def _look_at(database: Database) -> Schema:
-    """What is in a database; raises `StoreUnreadable` unless that is nothing, or tables that can be read as ours."""
-    schema = database.read(look_at_schema)
-    if type(schema.version) is int and schema.version > SCHEMA_VERSION:
-        raise StoreUnreadable(
-            f"the ledger at {database.shown_url} is of schema {schema.version}, written by a newer release than this "
-            f"one, which reads {OLDEST_SCHEMA} to {SCHEMA_VERSION}; upgrade this one, with: pip install --upgrade "
-            "teacher-cache"
-        )
-    if not schema.is_empty and (obstacles := schema.obstacles()):
-        raise StoreUnreadable(
-            f"what is at {database.shown_url} is damaged, or another program's, and no ledger that any release made: "
-            f"{obstacles[0]}; nothing was changed in it; name another place, or bring the ledger back from a copy"
-        )
-    return schema
-
-
-def _leaseholder(connection: sa.Connection, session: int) -> Any:
-    """Session and account of a session that has its lease; raises `StoreBusy` for one that has not."""
-    columns = (sessions.c.account, sessions.c.precision, accounts.c.name)
-    query = (
-        sa.select(*columns, *(accounts.c[name] for name in _ACCOUNT))
-        .join(sessions, leases.c.session == sessions.c.id)
-        .join(accounts, sessions.c.account == accounts.c.id)
-        .where(leases.c.session == session)
-    )
-    who = connection.execute(query).first()
-    if who is None:
-        raise lease_lost()
-    return who
-
-
-def lease_lost() -> StoreBusy:
-    """The error of a builder that was silent for so long that others took over its calls."""
-    return StoreBusy(
-        "this build was silent for so long that its lease ended and its calls in hand were given up; run the same "
-        "command again to go on"
-    )
-
-
-def check_budget(name: str, *, spent: int, budget: int | None, wanted: int) -> None:
-    """Raise `BudgetRefused` when `wanted` more calls of a teacher would pass its budget."""
-    if budget is not None and spent + wanted > budget:
-        raise BudgetRefused(
-            f"asked for {wanted} calls of {name}, {spent} are already paid and {budget - spent} of the budget of "
-            f"{budget} remain; ask for fewer, with a smaller --n, or raise it, with: --budget {spent + wanted}"
-        )
-
-
-def check_cost_budget(
-    name: str, *, paid_micros: int, budget_micros: int | None, wanted: int, upper_micros: int
-) -> None:
-    """Raise `BudgetRefused` when `wanted` more calls of a teacher could pass its budget in money.
-
-    Args:
-        paid_micros: what settled calls cost, and reserved ones do at most.
-        upper_micros: what each of those that are wanted costs at most.
-    """
-    cost = wanted * upper_micros
-    if budget_micros is not None and cost and paid_micros + cost > budget_micros:
-        raise BudgetRefused(
-            f"asked for {wanted} calls of {name}, which cost up to {shown_micros(cost)} ({shown_micros(upper_micros)} "
-            f"each); {shown_micros(paid_micros)} is already paid and {shown_micros(budget_micros - paid_micros)} of "
-            f"the budget of {shown_micros(budget_micros)} remains; ask for fewer, with a smaller --n, or raise it, "
-            f"with: --budget-cost {shown_micros(paid_micros + cost)}"
-        )
-
-
-def _check_account(account: Any, wanted: int, upper_micros: int) -> None:
-    spent = account.committed + account.reserved + account.lost
-    check_budget(account.name, spent=spent, budget=account.budget, wanted=wanted)
-    paid, most = account.spent_micros + account.reserved_micros, account.budget_micros
-    check_cost_budget(account.name, paid_micros=paid, budget_micros=most, wanted=wanted, upper_micros=upper_micros)
-
-
-def _require_above_spent(account: Any, budget: int | None, budget_micros: int | None) -> None:
-    spent = account.committed + account.reserved + account.lost
-    if budget is not None and budget < spent:
-        raise BudgetRefused(
-            f"a budget of {budget} calls is below the {spent} already spent on {account.name}; give {spent} or more"
-        )
-    paid = account.spent_micros + account.reserved_micros
-    if budget_micros is not None and budget_micros < paid:
-        raise BudgetRefused(
-            f"a budget of {shown_micros(budget_micros)} is below the {shown_micros(paid)} already paid for "
-            f"{account.name}; give {shown_micros(paid)} or more"
-        )
-
-
-def _head(connection: sa.Connection) -> tuple[int, str]:
-    query = sa.select(entries.c.seq, entries.c.hash).order_by(entries.c.seq.desc()).limit(1)
-    row = connection.execute(query).first()
-    return (0, GENESIS) if row is None else (row.seq, row.hash)
-
-
-def _store_record(connection: sa.Connection, store: str) -> dict[str, Any] | None:
-    query = sa.select(entries.c.payload).where(entries.c.kind == "store").order_by(entries.c.seq.desc())
-    for payload in connection.execute(query).scalars():
-        with suppress(ValueError, RecursionError):  # an entry that was damaged is found by its hash
-            content = json.loads(payload)
-            if isinstance(content, dict) and content.get("store") == store:
-                return content
-    return None
-
-
-def _is(teacher: str) -> sa.ColumnElement[bool]:
-    condition: sa.ColumnElement[bool] = accounts.c.teacher == teacher
-    return condition
-
-
-def _open_account(connection: sa.Connection, teacher: str, name: str) -> int:
-    found = connection.execute(sa.select(accounts.c.id).where(_is(teacher))).scalar()
-    if found is not None:
-        return int(found)
-    number = (connection.execute(sa.select(sa.func.max(accounts.c.id))).scalar() or 0) + 1
-    zero = dict.fromkeys(_COUNTS, 0)
-    connection.execute(sa.insert(accounts).values(id=number, teacher=teacher, name=name, **zero))
-    return number

@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.bill import Bill, Billed, FailureKind
+from storage.ledger_calls import lookups
 from storage.ledger_chain import bill_rows_digest
-from storage.ledger_records import lookups
 from storage.ledger_tables import bills, calls
 
 # What an entry's digest covers of a bill, in this order.

@@ -1,12 +1,18 @@
-"""Recompute a ledger from its journal, and say where the two differ."""
+"""Recompute a ledger from its journal, and say where the two differ.
+
+Entries and rows pass by side by side, in the order of the entries, so a ledger of any size is checked in the same
+memory; the database sorts, on its own disk.
+"""
 
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -14,6 +20,7 @@ from ground.errors import StoreUnreadable
 from storage.bill import Billed
 from storage.ledger import Ledger
 from storage.ledger_bills import COLUMNS
+from storage.ledger_calls import streamed
 from storage.ledger_chain import GENESIS, bill_rows_digest, id_ranges, reserved_rows_digest, settled_rows_digest
 from storage.ledger_migrations import Tables
 from storage.ledger_settling import SETTLED_STATUS
@@ -23,6 +30,9 @@ _REMEDY = "bring the ledger back from a copy"
 _MAX_LISTED = 20
 # Kinds of entries that may settle bills.
 _WITH_BILLS = (*SETTLED_STATUS, "settle")
+# What an entry says of itself.
+_Content = Mapping[str, Any]
+_Said = TypeVar("_Said")
 
 
 def ledger_problems(ledger: Ledger) -> list[str]:
@@ -46,20 +56,19 @@ def ledger_problems(ledger: Ledger) -> list[str]:
 
 
 def _content_problems(connection: sa.Connection, ledger: Ledger) -> list[str]:
-    journal = list(connection.execute(sa.select(entries).order_by(entries.c.seq)))
-    broken = list(_chain_problems(journal, ledger.seal.hash))
+    broken = list(_chain_problems(_journal(connection), ledger.seal.hash))
     if broken:
         # Nothing can be compared with a journal that does not hold.
         return broken
     tables = ledger.tables
     return [
         *_duplicate_problems(connection),
-        *_reserved_problems(connection, tables, journal),
-        *_settled_problems(connection, tables, journal),
-        *_revoked_problems(connection, tables, journal),
-        *_bill_problems(connection, tables, journal),
-        *_session_problems(connection, tables, journal),
-        *_account_problems(connection, tables, journal),
+        *_reserved_problems(connection, tables),
+        *_settled_problems(connection, tables),
+        *_revoked_problems(connection, tables),
+        *_bill_problems(connection, tables),
+        *_session_problems(connection, tables),
+        *_account_problems(connection, tables),
     ]
 
 
@@ -71,7 +80,7 @@ def _file_problems(connection: sa.Connection) -> list[str]:
     return [f"the ledger's file is damaged ({line}); {_REMEDY}" for line in found if line != "ok"]
 
 
-def _chain_problems(journal: list[Any], entry_hash: Callable[..., str]) -> Iterator[str]:
+def _chain_problems(journal: Iterable[Any], entry_hash: Callable[..., str]) -> Iterator[str]:
     previous = GENESIS
     for place, entry in enumerate(journal, start=1):
         if entry.seq != place:
@@ -85,25 +94,25 @@ def _chain_problems(journal: list[Any], entry_hash: Callable[..., str]) -> Itera
         previous = entry.hash
 
 
-def _reserved_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
-    expected = {entry.seq: json.loads(entry.payload) for entry in journal if entry.kind == "reserve"}
+def _reserved_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     who: sa.Select[Any] = sa.select(sessions.c.id, sessions.c.account)
     account_of: dict[int, int] = dict(connection.execute(who).all())
     calls = tables.calls
-    query = sa.select(calls).order_by(calls.c.reserved_in, calls.c.id)
-    for seq, rows in _grouped(connection, query, "reserved_in"):
+    # Numbers ascend as entries do: nothing has to be sorted.
+    query = sa.select(calls).order_by(calls.c.id)
+    reserved = _contents(connection, "reserve")
+    for seq, payload, rows in _side_by_side(reserved, _grouped(connection, query, "reserved_in")):
         digest = reserved_rows_digest(
             (row.id, row.repeat, row.sample, row.row, row.view, row.input_digest) for row in rows
         )
-        payload = expected.pop(seq, None)
-        if payload is None or (payload["rows"], len(rows)) != (digest, payload["count"]):
+        if not rows and payload is not None:
+            yield f"the {payload['count']} calls that ledger entry {seq} reserved are missing; {_REMEDY}"
+        elif payload is None or (payload["rows"], len(rows)) != (digest, payload["count"]):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} reserved; {_REMEDY}"
         elif any((row.session, row.account) != (payload["session"], account_of.get(row.session)) for row in rows):
             yield f"calls {_span(rows)} are not of the session that ledger entry {seq} names; {_REMEDY}"
         elif any(row.upper_micros != payload.get("upper_micros", 0) for row in rows):
             yield f"calls {_span(rows)} have another upper bound than ledger entry {seq} reserved; {_REMEDY}"
-    for seq, payload in expected.items():
-        yield f"the {payload['count']} calls that ledger entry {seq} reserved are missing; {_REMEDY}"
 
 
 def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
@@ -126,13 +135,16 @@ def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
         yield f"the ledger has {rows} calls under {numbers} numbers; {_REMEDY}"
 
 
-def _settled_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+def _settled_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     calls = tables.calls
-    expected = {entry.seq: entry for entry in journal if entry.kind in SETTLED_STATUS}
-    given_back = _given_back(journal)
-    query = sa.select(calls).where(calls.c.settled_in.is_not(None)).order_by(calls.c.settled_in, calls.c.id)
-    for seq, rows in _grouped(connection, query, "settled_in"):
-        entry = expected.pop(seq, None)
+    given_back = _given_back(connection)
+    columns = (calls.c[name] for name in ("id", "session", "status", "output_digest", "settled_in", "revoked_in"))
+    query = sa.select(*columns).where(calls.c.settled_in.is_not(None)).order_by(calls.c.settled_in, calls.c.id)
+    settled = ((entry.seq, entry) for entry in _journal(connection, *SETTLED_STATUS))
+    for seq, entry, rows in _side_by_side(settled, _grouped(connection, query, "settled_in")):
+        if not rows:
+            yield f"the calls that ledger entry {seq} settled are missing or no longer settled; {_REMEDY}"
+            continue
         content = {} if entry is None else json.loads(entry.payload)
         found = {
             "calls": id_ranges([row.id for row in rows]),
@@ -145,8 +157,6 @@ def _settled_problems(connection: sa.Connection, tables: Tables, journal: list[A
             or any(row.status != _status_of(row, entry.kind, given_back) for row in rows if row.revoked_in is None)
         ):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} settled; {_REMEDY}"
-    for seq in expected:
-        yield f"the calls that ledger entry {seq} settled are missing or no longer settled; {_REMEDY}"
     wrong = sa.select(calls).where(
         sa.or_(
             sa.and_(calls.c.status != "reserved", calls.c.settled_in.is_(None)),
@@ -158,35 +168,34 @@ def _settled_problems(connection: sa.Connection, tables: Tables, journal: list[A
         yield f"calls {_span(rows)} are settled, and no ledger entry says so; {_REMEDY}"
 
 
-def _status_of(row: Any, kind: str, given_back: set[int]) -> str:
+def _status_of(row: Any, kind: str, given_back: Sequence[Sequence[int]]) -> str:
     """What a call must be that an entry of this kind settled."""
-    return "returned" if row.id in given_back else SETTLED_STATUS[kind]
+    run = bisect(given_back, row.id, key=lambda run: run[0]) - 1
+    return "returned" if run >= 0 and row.id <= given_back[run][1] else SETTLED_STATUS[kind]
 
 
-def _given_back(journal: list[Any]) -> set[int]:
-    """Calls that were lost, and that a provider's bill did not hold."""
-    runs = (run for entry in journal if entry.kind == "settle" for run in json.loads(entry.payload)["returned"])
-    return {id_ for first, last in runs for id_ in range(first, last + 1)}
+def _given_back(connection: sa.Connection) -> list[list[int]]:
+    """Calls that were lost, and that a provider's bill did not hold, as sorted [first, last] runs."""
+    return sorted(run for _, content in _contents(connection, "settle") for run in content["returned"])
 
 
-def _bill_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+def _bill_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     bills = tables.bills
-    contents = {entry.seq: (entry.kind, json.loads(entry.payload)) for entry in journal if entry.kind in _WITH_BILLS}
-    expected = {seq: content for seq, (_, content) in contents.items() if "bills" in content}
-    decided = {seq: content["calls"] for seq, (kind, content) in contents.items() if kind == "settle"}
+    decided = {seq: content["calls"] for seq, content in _contents(connection, "settle")}
+    billed = ((seq, content) for seq, content in _contents(connection, *_WITH_BILLS) if "bills" in content)
     query = sa.select(bills, calls.c.settled_in.label("call_settled_in")).join(calls, calls.c.id == bills.c.call)
-    for seq, rows in _grouped(connection, query.order_by(bills.c.settled_in, bills.c.call), "settled_in"):
-        content = expected.pop(seq, None)
+    found = _grouped(connection, query.order_by(bills.c.settled_in, bills.c.call), "settled_in")
+    for seq, content, rows in _side_by_side(billed, found):
         ids = [row.call for row in rows]
         digest = bill_rows_digest(tuple(getattr(row, name) for name in COLUMNS) for row in rows)
-        if content is None or content["bills"] != digest:
+        if not rows:
+            yield f"the bills that ledger entry {seq} settled are missing; {_REMEDY}"
+        elif content is None or content["bills"] != digest:
             yield f"the bills of calls {_runs(ids)} differ from what ledger entry {seq} settled; {_REMEDY}"
         elif seq in decided and id_ranges(ids) != decided[seq]:
             yield f"the bills of calls {_runs(ids)} are not of the calls that ledger entry {seq} decided; {_REMEDY}"
         elif any(row.call_settled_in != seq for row in rows) and seq not in decided:
             yield f"the bills of calls {_runs(ids)} are of calls that another entry than {seq} settled; {_REMEDY}"
-    for seq in expected:
-        yield f"the bills that ledger entry {seq} settled are missing; {_REMEDY}"
     yield from _replaced_problems(connection, tables, decided)
     yield from _unbilled_problems(connection, tables)
 
@@ -221,26 +230,21 @@ def _unbilled_problems(connection: sa.Connection, tables: Tables) -> Iterator[st
         yield f"calls {_runs(ids)} have several bills; {_REMEDY}"
 
 
-def _revoked_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+def _revoked_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     calls = tables.calls
-    expected = {entry.seq: json.loads(entry.payload) for entry in journal if entry.kind == "revoke"}
     query = sa.select(calls).where(calls.c.revoked_in.is_not(None)).order_by(calls.c.revoked_in, calls.c.id)
-    for seq, rows in _grouped(connection, query, "revoked_in"):
-        content = expected.pop(seq, None)
+    revoked = _contents(connection, "revoke")
+    for seq, content, rows in _side_by_side(revoked, _grouped(connection, query, "revoked_in")):
         same = content is not None and content["calls"] == id_ranges([row.id for row in rows])
-        if not same or any(row.status != "lost" for row in rows):
+        if not rows:
+            yield f"the calls that ledger entry {seq} revoked are no longer revoked; {_REMEDY}"
+        elif not same or any(row.status != "lost" for row in rows):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} revoked; {_REMEDY}"
-    for seq in expected:
-        yield f"the calls that ledger entry {seq} revoked are no longer revoked; {_REMEDY}"
 
 
-def _session_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+def _session_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     accounts = tables.accounts
-    recorded = {}
-    for entry in journal:
-        if entry.kind == "session":
-            fields = json.loads(entry.payload)
-            recorded[fields["id"]] = fields
+    recorded = {fields["id"]: fields for _, fields in _contents(connection, "session")}
     query = sa.select(sessions, accounts.c.teacher, accounts.c.name.label("teacher_name"))
     for row in connection.execute(query.join(accounts, sessions.c.account == accounts.c.id)).mappings():
         found = {name: value for name, value in row.items() if name != "account"}
@@ -251,20 +255,19 @@ def _session_problems(connection: sa.Connection, tables: Tables, journal: list[A
         yield f"session {session_id} is missing; {_REMEDY}"
 
 
-def _account_problems(connection: sa.Connection, tables: Tables, journal: list[Any]) -> Iterator[str]:
+def _account_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     accounts = tables.accounts
     counts, amounts = _sums(connection, tables)
     budgets: dict[str, tuple[object, object]] = {}
     names = {}
-    for entry in journal:
-        if entry.kind == "budget":
-            content = json.loads(entry.payload)
-            teacher, (_, most) = content["teacher"], budgets.get(content["teacher"], (None, None))
-            budgets[teacher] = (content["to"], content.get("to_micros", most))
-            names[teacher] = content["name"]
-        elif entry.kind == "session":
-            content = json.loads(entry.payload)
+    for entry in _journal(connection, "budget", "session"):
+        content = json.loads(entry.payload)
+        if entry.kind == "session":
             names[content["teacher"]] = content["teacher_name"]
+            continue
+        teacher, (_, most) = content["teacher"], budgets.get(content["teacher"], (None, None))
+        budgets[teacher] = (content["to"], content.get("to_micros", most))
+        names[teacher] = content["name"]
     rows_of: Sequence[Any] = connection.execute(sa.select(accounts)).all()
     for account in {account for account, _ in counts} - {account.id for account in rows_of}:
         yield f"account {account} is missing; {_REMEDY}"
@@ -305,10 +308,43 @@ def _sums(connection: sa.Connection, tables: Tables) -> tuple[Counter[tuple[int,
     return counts, amounts
 
 
+def _journal(connection: sa.Connection, *kinds: str) -> Iterator[Any]:
+    """Entries in their order: of some kinds, or all."""
+    query = sa.select(entries).order_by(entries.c.seq)
+    return streamed(connection, query.where(entries.c.kind.in_(kinds)) if kinds else query)
+
+
+def _contents(connection: sa.Connection, *kinds: str) -> Iterator[tuple[int, _Content]]:
+    """Number and content of entries of some kinds, in their order."""
+    return ((entry.seq, json.loads(entry.payload)) for entry in _journal(connection, *kinds))
+
+
 def _grouped(connection: sa.Connection, query: sa.Select[Any], column: str) -> Iterator[tuple[int, list[Any]]]:
-    rows = connection.execution_options(stream_results=True).execute(query)
-    for seq, group in groupby(rows, key=lambda row: getattr(row, column)):
+    """Rows that name the same entry in a column by which they are sorted."""
+    for seq, group in groupby(streamed(connection, query), key=attrgetter(column)):
         yield seq, list(group)
+
+
+def _side_by_side(
+    expected: Iterator[tuple[int, _Said]], found: Iterator[tuple[int, list[Any]]]
+) -> Iterator[tuple[int, _Said | None, list[Any]]]:
+    """Number of an entry, what it says, and the rows that name it; both sides in the order of the entries.
+
+    An entry that no row names comes with no rows; rows that name no entry, or an earlier one, with None.
+    """
+    said = next(expected, None)
+    for seq, rows in found:
+        while said is not None and said[0] < seq:
+            yield (*said, [])
+            said = next(expected, None)
+        if said is None or said[0] != seq:
+            yield seq, None, rows
+            continue
+        yield (*said, rows)
+        said = next(expected, None)
+    while said is not None:
+        yield (*said, [])
+        said = next(expected, None)
 
 
 def _span(rows: list[Any]) -> str:

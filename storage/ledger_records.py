@@ -1,20 +1,10 @@
-"""What the ledger knows of calls, and of who makes them; and how calls are read from its tables."""
+"""What the ledger knows of calls, and of who makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
-from ground.errors import StoreUnreadable
-from storage.ledger_tables import UNANSWERED, calls, sessions
 from storage.schema import DIGEST_BYTES
-
-_LOOKUP_SIZE = 500
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,44 +113,3 @@ class Summary:
     reserved_micros: int = 0
     budget_micros: int | None = None
     remaining_micros: int | None = None
-
-
-def select_calls() -> sa.Select[Any]:
-    """The columns that `read_calls` reads."""
-    names = ("input_digest", "repeat", "row", "view", "status", "output_digest")
-    where = (sessions.c.store, sessions.c.location, sessions.c.precision, sessions.c.outputs)
-    columns = (calls.c.id, calls.c.session, *where, *(calls.c[name] for name in names))
-    return sa.select(*columns).join(sessions, calls.c.session == sessions.c.id)
-
-
-def read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
-    """Rows of a `select_calls` query; raises `StoreUnreadable` for what no release wrote."""
-    found = [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
-    for call in found:
-        kept = None if call.output_digest is None else len(call.output_digest) == DIGEST_BYTES * len(call.outputs)
-        if kept is False or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
-            raise StoreUnreadable(f"call {call.id} of the ledger is no call that any release recorded")
-    return found
-
-
-def find_calls(connection: sa.Connection, account: int, digests: Sequence[bytes]) -> dict[bytes, list[RecordedCall]]:
-    """Calls of an account on these inputs that are paid for and not lost, in any precision, in order of their ids."""
-    found: dict[bytes, list[RecordedCall]] = {}
-    # Written as the index has it, so that it is used.
-    stands = [calls.c.status != status for status in UNANSWERED]
-    for part in lookups(digests):
-        query = select_calls().where(calls.c.account == account, *stands, calls.c.input_digest.in_(part))
-        for call in read_calls(connection.execute(query.order_by(calls.c.id))):
-            found.setdefault(call.input_digest, []).append(call)
-    return found
-
-
-def in_precision(found: Mapping[bytes, Sequence[RecordedCall]], precision: str) -> dict[bytes, list[RecordedCall]]:
-    """Those that a teacher answered in one precision, as in another it says something else."""
-    same = {digest: [call for call in calls if call.precision == precision] for digest, calls in found.items()}
-    return {digest: calls for digest, calls in same.items() if calls}
-
-
-def lookups(values: Sequence[_Value]) -> list[Sequence[_Value]]:
-    """Values in pieces that are small enough for one query."""
-    return [values[first : first + _LOOKUP_SIZE] for first in range(0, len(values), _LOOKUP_SIZE)]

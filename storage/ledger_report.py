@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from ground.errors import InvalidInput, StoreUnreadable, UnknownName, suggested
 from storage.ledger import Ledger
-from storage.ledger_records import lookups
+from storage.ledger_calls import lookups, streamed
 from storage.ledger_tables import accounts, bills, calls, entries, sessions
 
 
@@ -45,10 +45,11 @@ class CallFilter:
     def conditions(self, head: int, bills: sa.FromClause) -> list[sa.ColumnElement[bool]]:
         """What a call must satisfy, over the tables that `list_calls` joins, in the state at an entry."""
         reserved = _RESERVED.c.at
+        ours = sa.select(sessions.c.id).where(sessions.c.store.startswith(self.store or "", autoescape=True))
         made = {
             "teacher": accounts.c.teacher == self.teacher,
-            "store": sessions.c.store.startswith(self.store or "", autoescape=True),
-            "status": _status_at(head, bills) == self.status,
+            "store": calls.c.session.in_(ours),
+            "status": sa.and_(self._may_have_status(head), _status_at(head, bills) == self.status),
             "run": calls.c.session == self.run,
             "since": reserved >= (self.since or ""),
             "until": reserved < (self.until or ""),
@@ -56,6 +57,16 @@ class CallFilter:
         }
         asked = [condition for name, condition in made.items() if getattr(self, name) is not None]
         return [calls.c.reserved_in <= head, *asked]
+
+    def _may_have_status(self, head: int) -> sa.ColumnElement[bool]:
+        """What the row of a call says by itself of its status after an entry: most need no look at other tables."""
+        changed_since = (calls.c.settled_in > head, calls.c.revoked_in > head, calls.c.status == "returned")
+        return sa.or_(calls.c.status == self.status, *changed_since)
+
+    @property
+    def is_in_totals(self) -> bool:
+        """Whether the running totals of accounts say how many calls it lets through."""
+        return self == CallFilter(teacher=self.teacher)
 
 
 _RESERVED, _SETTLED = entries.alias("reserved"), entries.alias("settled")
@@ -91,14 +102,19 @@ COLUMN_TYPES: dict[str, type] = {column.name: int if isinstance(column.type, sa.
 
 
 def list_calls(
-    ledger: Ledger, where: CallFilter | None = None, *, limit: int | None = None, offset: int = 0
+    ledger: Ledger, where: CallFilter | None = None, *, limit: int | None = None, offset: int = 0, after: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Calls in the order they were charged, one flat dict each, for printing and export; digests are in hex.
+
+    Args:
+        limit: the most that are listed.
+        offset: calls to pass over, of those after `after`.
+        after: number of the call after which to begin; unlike an offset it costs nothing.
 
     All of them as they were at one entry, the newest when the first is asked for; however long the caller takes for
     them, and whatever is recorded meanwhile. Between pages no transaction is open, which a server would end.
     """
-    head, last, bills = _newest(ledger), 0, ledger.tables.bills
+    head, last, bills = _newest(ledger), after, ledger.tables.bills
     while limit is None or limit > 0:
         size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
         query = _joined(head, bills, *_columns_at(head, bills))
@@ -115,8 +131,12 @@ def list_calls(
 
 def count_calls(ledger: Ledger, where: CallFilter | None = None) -> int:
     """How many calls a filter lets through."""
+    where = where or CallFilter()
+    if where.is_in_totals:
+        totals = ledger.summary(where.teacher)
+        return totals.spent + totals.returned
     head, bills = _newest(ledger), ledger.tables.bills
-    query = _joined(head, bills, sa.func.count()).where(*(where or CallFilter()).conditions(head, bills))
+    query = _joined(head, bills, sa.func.count()).where(*where.conditions(head, bills))
     with ledger.reading() as connection:
         return int(connection.execute(query).scalar_one())
 
@@ -167,7 +187,7 @@ def teacher_seconds(ledger: Ledger) -> Counter[str]:
     seconds: Counter[str] = Counter()
     with ledger.reading() as connection, _written_by_a_release(ledger):
         teachers: dict[int, str] = dict(connection.execute(who).all())
-        for payload in connection.execute(sa.select(entries.c.payload).where(entries.c.kind == "commit")).scalars():
+        for (payload,) in streamed(connection, sa.select(entries.c.payload).where(entries.c.kind == "commit")):
             content = json.loads(payload)
             seconds[teachers[content["session"]]] += content["seconds"]
     return seconds

@@ -5,20 +5,19 @@ All of it inside a transaction of `storage/ledger.py`, which has the journal's l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from storage.bill import Bill, Billed, FailureKind
+from storage.ledger_accounts import move_totals
 from storage.ledger_bills import digest_of, insert_bills, settled_bills, unknown_bills, upper_bounds
+from storage.ledger_calls import lookups
 from storage.ledger_chain import id_ranges, settled_rows_digest
-from storage.ledger_records import lookups
-from storage.ledger_tables import accounts, bills, calls
-
-# Chains an entry of a kind, with its content; returns its number.
-Append = Callable[[sa.Connection, str, Mapping[str, Any]], int]
+from storage.ledger_journal import Append
+from storage.ledger_tables import UNANSWERED, accounts, bills, calls
 
 
 class SettledBeforeError(Exception):
@@ -132,11 +131,25 @@ def settle_unknown(connection: sa.Connection, append: Append, decided: Mapping[i
     return len(written)
 
 
-def move_totals(connection: sa.Connection, account: int, changes: Mapping[str, int]) -> None:
-    """Change running totals of an account, by their names."""
-    values = {name: accounts.c[name] + change for name, change in changes.items() if change}
-    if values:
-        connection.execute(sa.update(accounts).where(accounts.c.id == account).values(values))
+def revoke(connection: sa.Connection, append: Append, ids: Sequence[int]) -> int:
+    """Mark committed calls of one teacher lost, with one entry; returns how many."""
+    query = sa.select(calls.c.id, calls.c.account).where(calls.c.status == "committed").order_by(calls.c.id)
+    found = [row for part in lookups(sorted(ids)) for row in connection.execute(query.where(calls.c.id.in_(part)))]
+    if not found:
+        return 0
+    seq = append(connection, "revoke", {"calls": id_ranges([row.id for row in found])})
+    connection.execute(
+        sa.update(calls).where(calls.c.id == sa.bindparam("call")).values(status="lost", revoked_in=seq),
+        [{"call": row.id} for row in found],
+    )
+    move_totals(connection, found[0].account, {"committed": -len(found), "lost": len(found)})
+    return len(found)
+
+
+def are_given_up(connection: sa.Connection, ids: Sequence[int]) -> bool:
+    """Whether any of these calls is settled without an answer."""
+    query = sa.select(calls.c.id).where(calls.c.status.in_(UNANSWERED))
+    return any(connection.execute(query.where(calls.c.id.in_(part))).first() is not None for part in lookups(ids))
 
 
 def _reserved_only(connection: sa.Connection, answers: Mapping[int, bytes | None]) -> dict[int, bytes | None]:

@@ -16,6 +16,7 @@ from storage.ledger_records import CallRequest, Session
 from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
 from storage.schema import OutputSpec, parameter_array
 from storage.store import LEDGER_FILE, Store
+from tests import ledgers
 
 FORMATS = ("zarr", "hdf5")
 N, VIEWS, CLASSES = 70, 2, 5
@@ -119,17 +120,8 @@ class PaidStore:
 
 
 def make_session(store: Store) -> Session:
-    return Session(
-        teacher="ab" * 32,
-        teacher_name="wrn_40_2",
-        store=store.manifest.store_id,
-        location=str(store.folder),
-        purpose="train",
-        device="cpu",
-        precision="fp32",
-        outputs=("logits", "layer1", "pooled", "layer2.pre"),
-        host="here",
-    )
+    outputs = ("logits", "layer1", "pooled", "layer2.pre")
+    return ledgers.make_session(store=store.manifest.store_id, location=str(store.folder), outputs=outputs)
 
 
 @pytest.fixture(params=FORMATS)

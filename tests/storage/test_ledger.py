@@ -18,28 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage.database as database_module
-import storage.ledger as ledger_module
+import storage.ledger_journal as journal_module
 import storage.ledger_report as ledger_report
 from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.database import parse_url, sqlite_path
 from storage.ledger import Ledger
 from storage.ledger_chain import Seal, id_ranges
 from storage.ledger_check import ledger_problems
-from storage.ledger_records import CallRequest, Session
+from storage.ledger_records import CallRequest
 from storage.ledger_report import CallFilter, count_calls, list_calls
+from tests.ledgers import TEACHER, make_session
 
-TEACHER = "ab" * 32
-SESSION = Session(
-    teacher=TEACHER,
-    teacher_name="wrn_40_2",
-    store="5" * 32,
-    location="/nowhere",
-    purpose="train",
-    device="cpu",
-    precision="fp32",
-    outputs=("logits",),
-    host="here",
-)
+SESSION = make_session()
 
 
 def requests(first: int, count: int) -> list[CallRequest]:
@@ -307,8 +297,14 @@ def test_calls_are_listed_with_who_and_when(ledger):
     assert rows[0]["settled_at"] >= rows[0]["reserved_at"]
     assert rows[1]["settled_at"] is None
     assert [row["id"] for row in list_calls(ledger, CallFilter(status="reserved"), limit=1, offset=1)] == [ids[2]]
+    assert [row["id"] for row in list_calls(ledger, after=ids[0], limit=1)] == [ids[1]]
+    assert [row["id"] for row in list_calls(ledger, after=ids[0], offset=1)] == [ids[2]]
     middle = rows[0]["reserved_at"]
     for where, count in {
+        CallFilter(): 3,
+        CallFilter(teacher=TEACHER): 3,
+        CallFilter(teacher="f"): 0,
+        CallFilter(status="committed"): 1,
         CallFilter(run=session): 3,
         CallFilter(run=session + 1): 0,
         CallFilter(teacher=TEACHER, store="55"): 3,
@@ -502,7 +498,7 @@ def test_a_clock_that_jumps_back_changes_nothing_but_times(ledger, monkeypatch, 
         def now(cls, tz=None):
             return datetime(1999, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(ledger_module, "datetime", Past)
+    monkeypatch.setattr(journal_module, "datetime", Past)
     session = ledger.start_session(SESSION)
     assert "this machine's clock says 1999-01-01" in caplog.text
     commit(ledger, reserve(ledger, session, 2, 2))

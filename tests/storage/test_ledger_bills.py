@@ -20,7 +20,8 @@ from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_report import CallFilter, budget_history, count_calls, list_calls
 from storage.ledger_spending import Spending, spending_by, spending_of_teachers, total_of
-from tests.storage.test_ledger import SESSION, TEACHER, requests, tamper
+from tests.ledgers import TEACHER
+from tests.storage.test_ledger import SESSION, requests, tamper
 
 UPPER = 50_000
 RETURNED = Bill(billed=Billed.NO, failure=FailureKind.RATE_LIMITED)

@@ -24,8 +24,9 @@ from storage.ledger_report import CallFilter, budget_history, count_calls, list_
 from storage.ledger_schema import look_at_schema
 from storage.ledger_spending import spending_by, spending_of_teachers
 from storage.witness import Witness
+from tests.ledgers import TEACHER
 from tests.storage.old_formats import SCHEMA_2, unpack
-from tests.storage.test_ledger import SESSION, TEACHER, requests, tamper
+from tests.storage.test_ledger import SESSION, requests, tamper
 
 OTHER = "cd" * 32
 
@@ -206,14 +207,14 @@ ledger.upgrade()
 """
 
 
-@pytest.mark.parametrize("step", ["bring_forward", "_append", "_look_at"])
+@pytest.mark.parametrize("step", ["bring_forward", "_append", "look_at"])
 def test_an_upgrade_that_is_killed_leaves_one_ledger_or_the_other(made, tmp_path, step):
     path = tmp_path / "shared.sqlite"
     path.write_bytes((made / "shared.sqlite").read_bytes())
     killed = subprocess.run([sys.executable, "-c", _KILLED, str(path), step])
     assert killed.returncode == -signal.SIGKILL
     with closing(Ledger(path)) as ledger:
-        assert ledger.version == (3 if step == "_look_at" else 2)
+        assert ledger.version == (3 if step == "look_at" else 2)
         assert ledger_problems(ledger) == []
         ledger.upgrade()
         assert ledger_problems(ledger) == []

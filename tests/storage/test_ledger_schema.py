@@ -13,20 +13,10 @@ from ground.errors import StoreUnreadable
 from storage.database import parse_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.ledger_check import ledger_problems
-from storage.ledger_records import CallRequest, Session
+from storage.ledger_records import CallRequest
+from tests.ledgers import TEACHER, make_session
 
-TEACHER = "ab" * 32
-SESSION = Session(
-    teacher=TEACHER,
-    teacher_name="wrn_40_2",
-    store="5" * 32,
-    location="/nowhere",
-    purpose="train",
-    device="cpu",
-    precision="fp32",
-    outputs=("logits",),
-    host="here",
-)
+SESSION = make_session()
 _UNIQUE = "DROP INDEX one_call_per_input; CREATE UNIQUE INDEX one_call_per_input ON calls"
 _NO_KEY = "ALTER TABLE leases DROP CONSTRAINT leases_session_fkey"
 _FUNCTION = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "

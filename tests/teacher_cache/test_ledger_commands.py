@@ -197,6 +197,8 @@ FILTERS = {
     "another zone": (("--since", "2020-01-01T00:00+14:00", "--until", "2999-01-01T00:00:00Z"), range(1, 19)),
     "two at once": (("--teacher", "wrn_40_2", "--status", "reserved"), [10, 18]),
     "a page": (("--limit", 3, "--offset", 9), [10, 11, 12]),
+    "calls after one": (("--limit", 3, "--after", 9), [10, 11, 12]),
+    "calls of a status after one": (("--status", "lost", "--after", 9), [14, 17]),
 }
 
 
@@ -230,6 +232,8 @@ def test_a_list_says_which_page_it_is(shared):
     assert run("list", "--ledger", shared, "--offset", 15).stdout.endswith("calls 16-18 of 18\n")
     assert run("list", "--ledger", shared, "--offset", 18).stdout == "no calls after the first 18\n"
     assert run("list", "--ledger", shared, "--run", 9).stdout == "no calls\n"
+    assert run("list", "--ledger", shared, "--after", 2, "--limit", 5).stdout.endswith("\nmore with --after 7\n")
+    assert run("list", "--ledger", shared, "--after", 15).stdout.endswith("\nno more calls\n")
 
 
 BAD_FILTERS = {

@@ -14,24 +14,15 @@ from click.testing import CliRunner
 from storage.bill import Bill, Billed, FailureKind
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
-from storage.ledger_records import CallRequest, Session
+from storage.ledger_records import CallRequest
 from storage.ledger_report import list_calls
 from teacher_cache.cli import main
+from tests.ledgers import make_session
 from tests.storage.old_formats import SCHEMA_2, unpack
 from tests.storage.test_ledger import tamper
 
-TEACHER, UPPER = "ab" * 32, 5000
-SESSION = Session(
-    teacher=TEACHER,
-    teacher_name="gpt",
-    store="5" * 32,
-    location="/nowhere",
-    purpose="build",
-    device="cpu",
-    precision="fp32",
-    outputs=("logits",),
-    host="here",
-)
+UPPER = 5000
+SESSION = make_session(teacher_name="gpt", purpose="build")
 UNKNOWN = Bill(billed=Billed.UNKNOWN, failure=FailureKind.UNKNOWN)
 
 

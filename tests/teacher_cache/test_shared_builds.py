@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from ground.errors import StoreUnreadable
 from storage.digest import input_digests
 from storage.ledger import Ledger
-from storage.ledger_records import Lease, Session, Summary
+from storage.ledger_records import Lease, Summary
 from storage.ledger_tables import calls
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
@@ -33,6 +33,7 @@ from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
+from tests.ledgers import make_session
 from tests.teacher_cache.shared_builder import Job
 
 ROOT = Path(__file__).parents[2]
@@ -503,17 +504,7 @@ def test_a_lease_ends_only_while_our_own_beats_get_through():
 
 def test_a_database_that_is_busy_for_longer_than_a_lease_ends_no_living_builders(tmp_path):
     seconds, path = 0.6, tmp_path / "ledger.sqlite"
-    session = Session(
-        teacher="ab" * 32,
-        teacher_name="resnet8",
-        store="5" * 32,
-        location="/nowhere",
-        purpose="build",
-        device="cpu",
-        precision="fp32",
-        outputs=("logits",),
-        host="here",
-    )
+    session = make_session(teacher_name="resnet8", purpose="build")
     with closing(Ledger(path, create=True)) as ledger, closing(Ledger(path)) as other:
         ours, theirs = ledger.start_session(session), ledger.start_session(session)
         dead = ledger.start_session(session)

@@ -26,7 +26,7 @@ from teacher_cache.commands.ledger.options import (
     paging_options,
     price_option,
 )
-from teacher_cache.commands.ledger.tables import amount, print_calls
+from teacher_cache.commands.ledger.tables import amount, print_calls, print_calls_after
 
 _SUMMARY = ("committed", "reserved", "lost", "spent", "budget", "remaining")
 _SPENDING = ("attempts", "calls", "committed", "reserved", "lost", "returned", "failures", "tokens_in", "tokens_out")
@@ -118,18 +118,29 @@ def _cell(value: Any) -> Any:
 @ledger_options
 @filter_options
 @paging_options
+@click.option(
+    "--after", type=click.IntRange(0, 1 << 40), help="Begin after the call with this id: unlike an offset, at once."
+)
 @json_option
-def list_calls(store: Path | None, url: str | None, limit: int, offset: int, as_json: bool, **filters: Any) -> None:
+def list_calls(
+    store: Path | None, url: str | None, limit: int, offset: int, after: int | None, as_json: bool, **filters: Any
+) -> None:
     """List calls in the order they were charged.
 
     \b
     ckd-cache ledger list --store stores/wrn40_2 --status lost --since 2026-01-31
+    ckd-cache ledger list --ledger sqlite:///all.sqlite --after 1000000
     """
     with closing(opened_ledger(store, url)) as opened:
         where = call_filter(opened, **filters)
-        rows = list(list_calls_of(opened, where, limit=limit, offset=offset))
-        total = 0 if as_json else count_calls(opened, where)
-    print_json(rows) if as_json else print_calls(rows, offset, total)
+        rows = list(list_calls_of(opened, where, limit=limit, offset=offset, after=after or 0))
+        total = 0 if as_json or after is not None else count_calls(opened, where)
+    if as_json:
+        print_json(rows)
+    elif after is None:
+        print_calls(rows, offset, total)
+    else:
+        print_calls_after(rows, limit)
 
 
 @click.command()

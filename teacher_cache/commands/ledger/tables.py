@@ -15,13 +15,23 @@ _BILL = ("billed", "failure", "tokens_in", "tokens_out", "model", "request_id")
 
 def print_calls(rows: Sequence[dict[str, Any]], offset: int, total: int) -> None:
     """Some of a number of calls as a table, and where to find the others."""
+    _print_table(rows)
+    say(_page_text(len(rows), offset, total))
+
+
+def print_calls_after(rows: Sequence[dict[str, Any]], limit: int) -> None:
+    """Calls that follow one as a table, at most so many, and where to find others."""
+    _print_table(rows)
+    say(f"more with --after {rows[-1]['id']}" if len(rows) == limit else "no more calls")
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     if any(row["billed"] is not None for row in rows):
         names = (*_LISTED, *_BILL)
         table = ([*(row[name] for name in names), amount(row["cost_micros"])] for row in rows)
         print_table((*names, "cost"), table)
     elif rows:
         print_table(_LISTED, ([row[name] for name in _LISTED] for row in rows))
-    say(_page_text(len(rows), offset, total))
 
 
 def amount(micros: int | None) -> str | None:

@@ -68,42 +68,24 @@ def test_a_teacher_that_gives_no_answer_is_one_line_and_exit_1(tmp_path, teacher
     assert "Traceback" not in done.stderr
 
 
+def build_here(store, weights):
+    """A build by a teacher that answers over no network."""
+    teacher = ("--teacher", "resnet8", "--weights", weights, "--dataset", "digits")
+    return ("build", *teacher, "--store", store, "--n", "20")
+
+
 @pytest.mark.parametrize(
     "option", [("--in-flight", "2"), ("--deadline", "9"), ("--max-rpm", "9"), ("--price-input", "1")]
 )
 def test_what_means_nothing_for_a_teacher_that_runs_here_is_refused(tmp_path, weights, option):
-    usual = (
-        "--teacher",
-        "resnet8",
-        "--weights",
-        weights,
-        "--dataset",
-        "digits",
-        "--store",
-        tmp_path / "s",
-        "--n",
-        "20",
-    )
-    done = run_command("ckd-cache", "build", *usual, *option)
+    done = run_command("ckd-cache", *build_here(tmp_path / "s", weights), *option)
     assert done.returncode == 2
     assert f"{option[0]} is for teachers that answer over a network, and resnet8 runs here" in done.stderr
 
 
 def test_a_teacher_that_runs_here_may_cost_something_too(tmp_path, weights):
-    usual = (
-        "--teacher",
-        "resnet8",
-        "--weights",
-        weights,
-        "--dataset",
-        "digits",
-        "--store",
-        tmp_path / "s",
-        "--n",
-        "20",
-    )
     options = ("--trust-teacher", "--price-call", "0.5", "--budget-cost", "10")
-    assert run_command("ckd-cache", "build", *usual, *options).returncode == 0
+    assert run_command("ckd-cache", *build_here(tmp_path / "s", weights), *options).returncode == 0
     assert summary(tmp_path / "s").cost_micros == 10_000_000
     # So may its extension, which the same budget holds back.
     extend = ("ckd-cache", "extend", "--store", tmp_path / "s", "--features", "pooled", "--weights", weights, "--yes")

@@ -1,0 +1,303 @@
+"""What a ledger costs as it grows: a batch, what builds ask of it, and the commands that read all of it.
+
+    python -m benchmarks.ledger_scale [--calls 10000 --calls 100000 --calls 1000000] [--postgresql]
+
+One ledger grows through the sizes, by the batches that builders reserve and commit, shared by stores of `--rows` calls
+each; while it grows, nothing waits for a disk. At each size a copy of it on the disk is measured: a batch and a build's
+questions are timed here, and commands in processes of their own, with the most memory that each took. What a batch
+costs should not grow, a command grow no faster than the ledger, and memory not at all.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+import psycopg
+
+from benchmarks.ledger import start_server
+from storage.bill import Bill, Billed
+from storage.ledger import Ledger
+from storage.ledger_records import CallRequest, Session
+
+_TEACHER = "ab" * 32
+_OUTPUTS = ("logits", "layer1", "pooled")
+_TIMED_BATCHES = 100
+_LOOKS = 20
+_MEMORY = Path("/dev/shm")
+_UPPER = 4000
+# Linux keeps what a process took at most since it was started: not what its parent had.
+_CHILD = """
+import re, sys
+from pathlib import Path
+from teacher_cache.cli import main
+try:
+    main(sys.argv[2:])
+finally:
+    Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@click.command()
+@click.option("--calls", "sizes", multiple=True, type=int, default=(10_000, 100_000, 1_000_000), show_default=True)
+@click.option("--rows", default=10_000, show_default=True, help="Calls of each store that shares the ledger.")
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--billed", is_flag=True, help="Each call is reserved at an upper bound, and settled at a bill.")
+@click.option("--postgresql", is_flag=True, help="A server of its own on loopback, instead of an SQLite file.")
+def main(sizes: Sequence[int], rows: int, batch_size: int, billed: bool, postgresql: bool) -> None:
+    columns: dict[str, dict[str, str]] = {}
+    with ExitStack() as stack:
+        place: Place = stack.enter_context(closing(Server() if postgresql else File()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        books = Books(rows, batch_size, billed=billed)
+        for size in sorted(sizes):
+            with closing(Ledger(place.growing(), create=True)) as ledger:
+                seconds = _seconds(partial(books.grow, ledger, size))
+            click.echo(f"{size:,} calls: {seconds:.0f} s to get there", err=True)
+            url = place.measured()
+            found = {**batches(replace(books), url), **questions(books, url), **commands(size, url, folder)}
+            columns[f"{size:,}"] = found | {"size": f"{place.size_bytes() / 1e6:.1f} MB"}
+            for what, figure in columns[f"{size:,}"].items():
+                click.echo(f"    {what:<40} {figure}", err=True)
+    click.echo(f"{'PostgreSQL' if postgresql else 'SQLite'}, batches of {batch_size}{', billed' * billed}")
+    click.echo(f"| calls | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for what in next(iter(columns.values())):
+        click.echo(f"| {what} | {' | '.join(column[what] for column in columns.values())} |")
+
+
+class Place(Protocol):
+    """Where the ledger is: for as long as it grows, and while it is measured."""
+
+    def growing(self) -> str: ...
+
+    def measured(self) -> str: ...
+
+    def size_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class File:
+    """An SQLite file, which grows in memory where the machine has such a folder."""
+
+    def __init__(self) -> None:
+        self._memory = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else None))
+        self._disk = Path(tempfile.mkdtemp())
+
+    def growing(self) -> str:
+        return str(self._memory / "ledger.sqlite")
+
+    def measured(self) -> str:
+        copy = self._disk / "ledger.sqlite"
+        copy.unlink(missing_ok=True)
+        with closing(Ledger(self.growing())) as ledger:
+            ledger.copy_to(copy)
+        return str(copy)
+
+    def size_bytes(self) -> int:
+        return (self._disk / "ledger.sqlite").stat().st_size
+
+    def close(self) -> None:
+        shutil.rmtree(self._memory)
+        shutil.rmtree(self._disk)
+
+
+class Server:
+    """A PostgreSQL server of our own, which waits for its disk only while it is measured."""
+
+    def __init__(self) -> None:
+        self._server = start_server()
+        self._grown = self._server.new_database()
+        self._copy = f"{self._grown}_copy"
+
+    def growing(self) -> str:
+        self._do("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        return self._grown
+
+    def measured(self) -> str:
+        name = self._grown.rpartition("/")[2]
+        self._do(f"DROP DATABASE IF EXISTS {name}_copy", f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+        self._do("ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()", "CHECKPOINT")
+        return self._copy
+
+    def size_bytes(self) -> int:
+        with psycopg.connect(self._copy) as connection:
+            row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _do(self, *statements: str) -> None:
+        with psycopg.connect(self._server.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+
+@dataclass
+class Books:
+    """A ledger as builders fill it, one store after the other."""
+
+    rows: int
+    batch_size: int
+    billed: bool
+    session: int = 0
+    calls: int = 0
+
+    def grow(self, ledger: Ledger, calls: int) -> None:
+        """Reserve and commit until there are so many calls."""
+        for _ in self.batches(ledger, calls):
+            pass
+
+    def batches(self, ledger: Ledger, calls: int) -> Iterator[tuple[float, float]]:
+        """The same; seconds to reserve and to commit, of each batch."""
+        while self.calls < calls:
+            yield self._batch(ledger, min(self.batch_size, calls - self.calls, self.rows - self.calls % self.rows))
+
+    @staticmethod
+    def input_of(number: int) -> bytes:
+        """Spread as digests are: an index of numbers in order would be too easy."""
+        return (number * 0x9E3779B97F4A7C15 % (1 << 64)).to_bytes(16, "little")
+
+    def store_of(self, number: int) -> str:
+        """Id of the store that a call is for."""
+        return f"{number // self.rows:032x}"
+
+    def _batch(self, ledger: Ledger, size: int) -> tuple[float, float]:
+        if self.calls % self.rows == 0:
+            self._next_store(ledger)
+        numbers = range(self.calls, self.calls + size)
+        requests = [CallRequest(self.input_of(number), number, number % self.rows, 0) for number in numbers]
+        started = time.perf_counter()
+        upper = _UPPER if self.billed else 0
+        ids = ledger.reserve(self.session, requests, upper_micros=upper).ids.values()
+        reserved = time.perf_counter()
+        answers = {id_: id_.to_bytes(16, "little") * len(_OUTPUTS) for id_ in ids}
+        bills = {id_: _bill(id_) for id_ in ids} if self.billed else {}
+        ledger.commit(answers, 0.1, bills)
+        self.calls += size
+        return reserved - started, time.perf_counter() - reserved
+
+    def _next_store(self, ledger: Ledger) -> None:
+        if self.session:
+            ledger.end_session(self.session)
+        store = self.store_of(self.calls)
+        ledger.record_store(store, {"manifest": store * 2, "made_by": "build"})
+        self.session = ledger.start_session(
+            Session(
+                teacher=_TEACHER,
+                teacher_name="wrn_40_2",
+                store=store,
+                location=f"/nowhere/{store}",
+                purpose="build",
+                device="cpu",
+                precision="fp32",
+                outputs=_OUTPUTS,
+                host="here",
+            )
+        )
+
+
+def _bill(id_: int) -> Bill:
+    said: dict[str, Any] = {
+        "tokens_in": 1100,
+        "tokens_out": 4,
+        "model": "model-2026-01-01",
+        "request_id": f"req_{id_:032x}",
+    }
+    return Bill(billed=Billed.YES, cost_micros=_UPPER // 2, **said)
+
+
+def batches(books: Books, url: str) -> dict[str, str]:
+    """What a batch costs: to be charged and committed, and to be looked up."""
+    with closing(Ledger(url)) as ledger:
+        step = books.calls // books.batch_size
+
+        def look(first: int) -> float:
+            asked = [books.input_of(number) for number in range(first, first + books.batch_size * step, step)]
+            return _seconds(lambda: ledger.known_calls(_TEACHER, "fp32", asked))
+
+        known = statistics.median(look(first) for first in range(_LOOKS))
+        unknown = statistics.median(look(books.calls + first) for first in range(_LOOKS))
+        timed = list(books.batches(ledger, books.calls + _TIMED_BATCHES * books.batch_size))
+    reserving, committing = (statistics.median(seconds) for seconds in zip(*timed, strict=True))
+    return {
+        "reserve a batch": _milliseconds(reserving),
+        "commit a batch": _milliseconds(committing),
+        "look up a batch that is paid for": _milliseconds(known),
+        "look up a batch that is not": _milliseconds(unknown),
+    }
+
+
+def questions(books: Books, url: str) -> dict[str, str]:
+    """What a build of a store asks that finds everything paid for; the store is one from the middle of the ledger."""
+    first = books.calls // 2 // books.rows * books.rows
+    store = books.store_of(first)
+    inputs = [books.input_of(number) for number in range(first, min(first + books.rows, books.calls))]
+    with closing(Ledger(url)) as ledger:
+        head = ledger.head()
+        asked: dict[str, Callable[[], object]] = {
+            "open the ledger": lambda: Ledger(url).close(),
+            "find an entry by its hash": lambda: ledger.entry_number(head),
+            "what a store is": lambda: ledger.store_record(store),
+            "calls of a store that are reserved": lambda: ledger.calls_of_store(store, "reserved"),
+            "places of a store": lambda: ledger.locations(store),
+            "newest entry that is no run's": ledger.head_of_calls,
+            "look up all inputs of a store": lambda: ledger.known_calls(_TEACHER, "fp32", inputs),
+            "calls of a store that are committed": lambda: ledger.calls_of_store(store, "committed"),
+        }
+        return {what: _milliseconds(statistics.median(_seconds(ask) for _ in range(3))) for what, ask in asked.items()}
+
+
+def commands(calls: int, url: str, folder: Path) -> dict[str, str]:
+    """Commands that read the ledger, each in a process of its own: seconds with its start, of them on a processor, and
+    the most memory.
+    """
+    asked = {
+        "budget": ["budget"],
+        "summary": ["summary"],
+        "list": ["list"],
+        "list after all but some": ["list", "--after", str(calls - 10)],
+        "list of one run": ["list", "--run", "1"],
+        "list of what is lost": ["list", "--status", "lost"],
+        "export": ["export", "--out", str(folder / "calls.csv")],
+        "verify": ["verify"],
+    }
+    return {f"`ledger {what}`": _run(["ledger", *words, "--ledger", url], folder) for what, words in asked.items()}
+
+
+def _run(arguments: list[str], folder: Path) -> str:
+    peak = folder / "peak"
+    command = [sys.executable, "-c", _CHILD, str(peak), *arguments]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = _seconds(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e3:.0f} MB"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+if __name__ == "__main__":
+    main()
