@@ -23,11 +23,27 @@ from storage.witness import Witness
 log = logging.getLogger(__name__)
 
 _told: set[str] = set()
+_left_alone: list[str] = []
+
+
+def leave_own_ledgers(why: str) -> None:
+    """From now on this process opens no ledger in a store's folder: SQLite needs all who use it on one machine.
+
+    Args:
+        why: for the message.
+    """
+    _left_alone.append(why)
 
 
 def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 0.0) -> Ledger:
-    """The ledger in a store's folder; raises `StoreUnreadable` for a link to somewhere else."""
+    """The ledger in a store's folder.
+
+    Raises:
+        StoreUnreadable: it is a link to somewhere else, or this process leaves it alone.
+    """
     path = folder / LEDGER_FILE
+    if _left_alone:
+        raise StoreUnreadable(f"{path} is left alone here: {_left_alone[0]}; run this on the machine that built it")
     if path.is_symlink():
         raise StoreUnreadable(f"{path} is a link to another place; name that as the ledger of a new store instead")
     return Ledger(path, create=create, patience_seconds=patience_seconds, store=folder)
