@@ -16,6 +16,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -185,12 +186,11 @@ def why_died(error: Exception) -> str:
 
 def _imported() -> ModuleType:
     try:
-        import ray
+        return import_module("ray")
     except ImportError as error:
         raise InvalidInput(
             f"--engine ray needs Ray, which is not installed here; install it with: {INSTALL}"
         ) from error
-    return ray
 
 
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:

@@ -14,7 +14,7 @@ from experiments.engines.training import train_run
 from experiments.plan import PlannedRun
 from ground.ray_cluster import move_in
 from ground.terminal import StopRequest, stopped_by
-from storage.store_ledger import leave_own_ledgers
+from storage.store_ledger import leaving_own_ledgers
 from student_train.shared_data import SharedData
 from teacher_cache.place import Place
 
@@ -32,8 +32,8 @@ class TrainerAtWork:
     def __init__(self, environment: Mapping[str, str], folder: str, boot: str, settings: WorkerSettings) -> None:
         move_in(environment, folder)
         torch.set_num_threads(settings.threads)
-        if Place.of(settings.out).boot != boot:
-            leave_own_ledgers(f"this is {socket.gethostname()}, and SQLite is for the machine that the grid runs from")
+        is_elsewhere = Place.of(settings.out).boot != boot
+        self._why_not = "SQLite is for the machine that the grid is run from" if is_elsewhere else None
         self._settings, self._shared = settings, SharedData()
         self._said: queue.SimpleQueue[Evaluated] = queue.SimpleQueue()
         self._stop = StopRequest()
@@ -44,7 +44,7 @@ class TrainerAtWork:
 
     def train(self, run: PlannedRun) -> Event:
         """See `train_run`."""
-        with stopped_by(self._stop):
+        with stopped_by(self._stop), leaving_own_ledgers(self._why_not):
             return train_run(run, self._settings, self._shared, self._said.put)
 
     def heard(self) -> list[Evaluated]:
