@@ -34,7 +34,8 @@ class Board:
             BarColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+        # Nothing of ours goes to stdout meanwhile, and what anything else says there is not to be shown among the bars.
+        self._bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal, redirect_stdout=False)
         self._all = self._bars.add_task("all runs", total=self._work, note=f"0 of {self._total}")
 
     def __enter__(self) -> Board:

@@ -28,6 +28,7 @@ INSTALL = "pip install 'teacher-cache[ray]'"
 # Nothing of size goes through Ray: images, answers and students are in files.
 _OBJECT_STORE_BYTES = 100_000_000
 _SECONDS_FOR_AN_ANSWER = 120.0
+_ATTEMPTS_TO_START = 3
 _MANY_TO_A_NODE = 1_000_000
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 # Ray tells failures of processes apart, and each is ours to judge.
@@ -196,21 +197,7 @@ def _imported() -> ModuleType:
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # A cluster runs whatever it is told to: only who has the token tells it anything, and nobody else has this one.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        try:
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, cpus),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        except Exception as error:  # Ray has no class for what keeps its processes from starting
-            raise InvalidInput(
-                f"Ray does not start on this machine ({_first_line(error)}); see its logs in "
-                "/tmp/ray/session_latest, or go without --engine ray"
-            ) from error
+        _start(ray, cpus, quiet)
         return
     try:
         ray.init(address=address, **quiet)
@@ -225,6 +212,25 @@ def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
         ) from error
     except (ConnectionError, ValueError, OSError) as error:
         raise _no_answer(address, error) from error
+
+
+def _start(ray: ModuleType, cpus: int, quiet: Mapping[str, Any]) -> None:
+    """A cluster of this machine alone."""
+    # It runs whatever it is told to: only who has the token tells it anything, and nobody else has this one.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    settings = {"num_cpus": max(os.cpu_count() or 1, cpus), "object_store_memory": _OBJECT_STORE_BYTES, **quiet}
+    for attempt in range(1, _ATTEMPTS_TO_START + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray has no class for what keeps its processes from starting
+            ray.shutdown()
+            # It gives its own processes half a minute, which a busy machine may not have for them.
+            if attempt == _ATTEMPTS_TO_START:
+                raise InvalidInput(
+                    f"Ray does not start on this machine ({_first_line(error)}); see its logs in "
+                    "/tmp/ray/session_latest, or go without --engine ray"
+                ) from error
 
 
 def _no_answer(address: str, error: Exception) -> InvalidInput:

@@ -1,4 +1,4 @@
-"""A Ray cluster in a process of its own: python -m tests.ray_cluster CPUS prints its address, and ends with its input."""
+"""A Ray cluster as a process: python -m tests.ray_cluster CPUS prints its address, and ends with its input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ground.ray_cluster import joined
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,14 +28,9 @@ def started(cpus: int) -> Iterator[str]:
 
 
 def main() -> None:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=int(sys.argv[1]), object_store_memory=100_000_000, **quiet)
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
-    ray.shutdown()
+    with joined(None, cpus=int(sys.argv[1])) as cluster:
+        os.write(1, f"{cluster.ray.get_runtime_context().gcs_address}\n".encode())
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ An actor that died is replaced, and its run goes on from what its folder holds; 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ class RayEngine:
     @contextmanager
     def opened(self, out: Path, device: str) -> Iterator[RayWorkplace]:
         """Connect, and ask every node what it has."""
-        with joined(self.address, cpus=self.jobs or 1) as cluster:
+        with joined(self.address, cpus=math.ceil((self.jobs or 1) * self.cpus)) as cluster:
             share = Share(cpus=self.cpus, gpus=self._gpus(cluster, device))
             room = cluster.capacity(share)
             if room < (self.jobs or 1):

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from ground.errors import CKDError
+from ground.errors import CKDError, InvalidInput
 from ground.ray_cluster import move_in
 from ground.terminal import StopRequest, stopped_by
 from storage.manifest import Identity
@@ -36,8 +36,8 @@ class BuilderAtWork:
         """Check here what can be checked without a call; returns what would be built, or why it cannot be."""
         try:
             self._prepared = prepare_build(config)
-        except CKDError as error:
-            return error
+        except (CKDError, OSError) as error:
+            return _to_be_said(error)
         return self._prepared.plan.identity
 
     def build(self) -> BuildReport | CKDError:
@@ -46,9 +46,18 @@ class BuilderAtWork:
         try:
             with stopped_by(self._stop):
                 return build(*self._prepared)
-        except CKDError as error:
-            return error
+        except (CKDError, OSError) as error:
+            return _to_be_said(error)
 
     def stop(self) -> None:
         """Finish the step in hand and end."""
         self._stop.requested = True
+
+
+def _to_be_said(error: CKDError | OSError) -> CKDError:
+    """An error that a user can act on, as it would be said here; raises any other."""
+    if isinstance(error, CKDError):
+        return error
+    if error.filename is None:
+        raise error
+    return InvalidInput(f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions")

@@ -189,7 +189,9 @@ class Team:
         if member is None:  # it was dismissed
             return
         if isinstance(event, Placed):
-            member.stage, member.where = _Stage.PREPARING, event.where
+            member.where = event.where
+            if member.stage is _Stage.WAITING:
+                member.stage = _Stage.PREPARING
         elif isinstance(event, Ready):
             member.stage = _Stage.READY
             refusal = _refusal(member.where, event.outcome, self.identity)
