@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 
 from storage.holders import lock_holders
 from storage.ledger import Ledger
+from storage.manifest import FILE_NAME
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
-from tests.conftest import run_command
+from tests.conftest import COMMANDS, run_command
 from tests.experiments.grids import lasting, run, small, write
 
 # What batches of other sizes may change in the last bits.
@@ -24,15 +27,15 @@ CLOSE = {"train/logits": 1e-4, "train/features/layer1": 2e-3}
 
 
 @pytest.fixture
-def build(tmp_path, weights) -> Callable:
+def words(weights) -> tuple[object, ...]:
     """`ckd-cache build` of digits with a small teacher."""
+    teacher = ("--teacher", "resnet8", "--weights", weights, "--trust-teacher", "--device", "cpu")
+    return ("ckd-cache", "build", *teacher, "--dataset", "digits", "--features", "layer1")
 
-    def run_build(store: str, *arguments: object):
-        words = ("--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--device", "cpu")
-        more = ("--features", "layer1", "--trust-teacher", "--store", tmp_path / store)
-        return run_command("ckd-cache", "build", *words, *more, *arguments)
 
-    return run_build
+@pytest.fixture
+def build(tmp_path, words) -> Callable:
+    return lambda store, *arguments: run_command(*words, "--store", tmp_path / store, *arguments)
 
 
 @contextmanager
@@ -96,6 +99,32 @@ def test_builders_of_a_cluster_make_the_store_of_one_even_when_one_is_killed(bui
     require_same(store, tmp_path / "alone")
     again = build("store", "--n", n, *engine)
     assert again.stdout.startswith("0 new teacher calls"), again.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_builders_and_loses_nothing(words, tmp_path):
+    """On a cluster of this machine alone, whose processes a terminal's Ctrl-C reaches too."""
+    pytest.importorskip("ray")
+    program, *rest = words
+    store, engine = tmp_path / "store", ("--n", 320, "--batch-size", 4, "--engine", "ray", "--workers", 2)
+    process = subprocess.Popen(
+        [COMMANDS / program, *map(str, (*rest, *engine, "--store", store))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not ((store / FILE_NAME).exists() and Store.open(store).valid().sum() >= 20):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (130, ""), stderr
+    assert "rows whole; run the same command again to go on" in stderr
+    assert "Traceback" not in stderr
+    totals = summary(store)
+    assert (totals.reserved, totals.lost) == (0, 0)
+    assert 20 <= totals.committed == Store.open(store).valid().sum() < 320
 
 
 @pytest.mark.slow
