@@ -165,7 +165,7 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster of four CPUs; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
+    """A Ray cluster of two CPUs, or as many as there are; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
     from tests.ray_cluster import started
 
     if find_spec("ray") is None:
@@ -173,7 +173,7 @@ def ray_address() -> Iterator[str]:
             pytest.fail("CKD_REQUIRE_RAY is 1, and Ray is not installed")
         pytest.skip("Ray is not installed")
     # Who has the token is let in: tests, and nobody else on this network.
-    with mock.patch.dict(os.environ, RAY_AUTH_TOKEN=uuid4().hex * 2, RAY_AUTH_MODE="token"), started(cpus=4) as address:
+    with mock.patch.dict(os.environ, RAY_AUTH_TOKEN=uuid4().hex * 2, RAY_AUTH_MODE="token"), started(cpus=2) as address:
         yield address
 
 

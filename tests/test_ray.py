@@ -152,11 +152,16 @@ def test_a_grid_on_a_cluster_equals_the_local_one_even_when_a_process_is_killed(
 
 def test_a_cluster_that_is_too_small_or_another_is_refused_before_any_call(build, ray_address, tmp_path, monkeypatch):
     asked = ("--n", 40, "--engine", "ray", "--ray-address", ray_address)
-    crowded = build("store", *asked, "--workers", 5)
+    crowded = build("store", *asked, "--workers", 3)
     assert (crowded.returncode, crowded.stdout) == (2, "")
-    assert "the Ray cluster holds 4 builders of a CPU and 0 GPUs each, and --workers is 5; ask for fewer" in (
+    assert "the Ray cluster holds 2 builders of a CPU and 0 GPUs each, and --workers is 3; ask for fewer" in (
         crowded.stderr
     )
+    with monkeypatch.context() as patched:
+        patched.setattr("teacher_cache.engines.ray_build.require_nodes", lambda cluster, *, files, folders: 2)
+        far = build("store", *asked, "--workers", 2)
+    assert far.returncode == 2
+    assert "the cluster has 2 machines, and an SQLite ledger is for one: give --ledger postgresql://..." in far.stderr
     monkeypatch.setattr("ray.__version__", "2.0")
     other = build("store", *asked, "--workers", 2)
     assert other.returncode == 2
