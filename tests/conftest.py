@@ -165,7 +165,7 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster of two CPUs, or as many as there are; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
+    """A Ray cluster on this machine; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
     from tests.ray_cluster import started
 
     if find_spec("ray") is None:
