@@ -218,6 +218,8 @@ def _start(ray: ModuleType, cpus: int, quiet: Mapping[str, Any]) -> None:
     """A cluster of this machine alone."""
     # It runs whatever it is told to: only who has the token tells it anything, and nobody else has this one.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Its own helpers have half of that time to start, which is short where all cores are busy.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", str(30_000))
     settings = {"num_cpus": max(os.cpu_count() or 1, cpus), "object_store_memory": _OBJECT_STORE_BYTES, **quiet}
     for attempt in range(1, _ATTEMPTS_TO_START + 1):
         try:
