@@ -12,7 +12,7 @@ import click
 from experiments.commands.options import engine_options, worker_options
 from experiments.engines.contract import Engine
 from experiments.engines.local import default_jobs
-from experiments.engines.ray import RayEngine
+from experiments.engines.ray_runs import RayEngine
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
