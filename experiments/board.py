@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from experiments.engines.contract import Evaluated, Event, Failed, Finished
 from experiments.plan import PlannedRun
-from experiments.workers import Evaluated, Event, Failed, Finished
 from ground.terminal import note, plain, stderr
 
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -23,8 +23,8 @@ class Board:
         runs: all that are to be trained.
     """
 
-    def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
-        self._total, self._jobs, self._ended = len(runs), jobs, 0
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._total, self._ended = len(runs), 0
         self._several_samples = len({run.sample_seed for run in runs}) > 1
         self._work, self._work_done = sum(run.work for run in runs), 0
         self._started = self._saved = time.monotonic()
@@ -34,7 +34,8 @@ class Board:
             BarColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+        # Nothing of ours goes to stdout meanwhile, and what anything else says there is not to be shown among the bars.
+        self._bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal, redirect_stdout=False)
         self._all = self._bars.add_task("all runs", total=self._work, note=f"0 of {self._total}")
 
     def __enter__(self) -> Board:

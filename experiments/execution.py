@@ -11,11 +11,12 @@ from typing import Any
 from analysis.grid_plan import PLAN_FILE, GridPlan
 from analysis.results import RUN_ADVICE, save_results
 from experiments.board import Board
+from experiments.engines.contract import Engine, Evaluated, Failed, Finished, WorkerSettings, Workplace, train
+from experiments.engines.local import LocalEngine
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
 from experiments.stores import Stores
-from experiments.workers import Evaluated, Failed, Finished, WorkerPool, WorkerSettings
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
 from ground.terminal import graceful_stop
@@ -36,12 +37,14 @@ class ExecutionConfig:
 
     Args:
         out: the grid's folder.
-        jobs: students trained at the same time.
+        jobs: students trained at the same time, as far as it is known before the engine is.
+        engine: where they are trained; None for here.
         retry: train again what failed before.
     """
 
     out: Path
     jobs: int
+    engine: Engine | None = None
     retry: bool = False
     device: str = "auto"
     precision: str = "auto"
@@ -80,7 +83,11 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     needs, runs = plan_stores(grid), plan_runs(grid, precision)
     config.out.mkdir(parents=True, exist_ok=True)
     _require_own_folder(config.out)
-    with exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"):
+    engine = LocalEngine(config.jobs) if config.engine is None else config.engine
+    with (
+        exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"),
+        engine.opened(config.out, config.device) as workplace,
+    ):
         stores = Stores(grid, config.out, config.device, dataset)
         stores.check_sizes()
         stores.check_labels()
@@ -96,13 +103,15 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
             outcome.new_calls += stores.make(need, plan)
         for need, prepared in tests.items():
             outcome.new_calls += stores.make_test(need, prepared)
-        _train(runs, config, precision, outcome)
+        _train(runs, config, workplace, precision, outcome)
         if grid.test_images:
             describe_students(config.out, needs, runs, grid.test_images)
     return outcome
 
 
-def _train(runs: Sequence[PlannedRun], config: ExecutionConfig, precision: str, outcome: Outcome) -> None:
+def _train(
+    runs: Sequence[PlannedRun], config: ExecutionConfig, workplace: Workplace, precision: str, outcome: Outcome
+) -> None:
     waiting = []
     for run in runs:
         folder = config.out / run.folder
@@ -117,9 +126,8 @@ def _train(runs: Sequence[PlannedRun], config: ExecutionConfig, precision: str, 
         save_results(config.out)
         return
     settings = WorkerSettings(out=config.out, device=config.device, precision=precision)
-    jobs = min(config.jobs, len(waiting))
-    with graceful_stop() as stop, Board(waiting, jobs) as board, WorkerPool(jobs, settings) as pool:
-        for event in pool.train(waiting, lambda: stop.requested):
+    with graceful_stop() as stop, Board(waiting) as board, workplace.executor(settings, len(waiting)) as executor:
+        for event in train(executor, waiting, lambda: stop.requested):
             board.show(event)
             if isinstance(event, Finished):
                 outcome.trained += 1

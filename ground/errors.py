@@ -33,6 +33,7 @@ import difflib
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 _MOST_NAMES = 24
 
@@ -41,6 +42,16 @@ class CKDError(Exception):
     """Something the user can put right; `exit_code` is what the command returns."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, in another process too: constructors make the sentence from other things than itself.
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(kind: type[CKDError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> CKDError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidInput(CKDError):

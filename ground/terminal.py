@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
@@ -338,6 +339,20 @@ class StopRequest:
         self._patience, self._is_due = self._patience - 1, True
 
 
+# Who asks work to stop that does not run in the main thread, and hears no signals.
+_ASKED_BY: ContextVar[StopRequest | None] = ContextVar("asked_by", default=None)
+
+
+@contextmanager
+def stopped_by(stop: StopRequest) -> Iterator[None]:
+    """Let long work in this thread be stopped by whoever has `stop`, and by no signal, as `graceful_stop` has it."""
+    token = _ASKED_BY.set(stop)
+    try:
+        yield
+    finally:
+        _ASKED_BY.reset(token)
+
+
 def _asking_to_stop() -> Iterator[int]:
     """Signals by which a user asks; a terminal that is closed does so too, unless `nohup` said otherwise."""
     yield from (signal.SIGINT, signal.SIGTERM)
@@ -348,6 +363,10 @@ def _asking_to_stop() -> Iterator[int]:
 @contextmanager
 def graceful_stop() -> Iterator[StopRequest]:
     """Let long work finish the step in hand at the first Ctrl-C; the second one stops it at once."""
+    asked_by = _ASKED_BY.get()
+    if asked_by is not None:
+        yield asked_by
+        return
     stop = StopRequest()
 
     def request(number: int, _: FrameType | None) -> None:

@@ -81,6 +81,11 @@ class Compute:
         return tensor.to(self.device, non_blocking=True)
 
 
+def num_gpus() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

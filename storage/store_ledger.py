@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import shlex
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +25,32 @@ from storage.witness import Witness
 log = logging.getLogger(__name__)
 
 _told: set[str] = set()
+_left_alone: ContextVar[str | None] = ContextVar("left_alone", default=None)
+
+
+@contextmanager
+def leaving_own_ledgers(why: str | None) -> Iterator[None]:
+    """Open no ledger in a store's folder in this block: SQLite needs all who use it on one machine.
+
+    Args:
+        why: for the message; None for no reason, and then they are opened.
+    """
+    token = _left_alone.set(why)
+    try:
+        yield
+    finally:
+        _left_alone.reset(token)
 
 
 def own_ledger(folder: Path, *, create: bool = False, patience_seconds: float = 0.0) -> Ledger:
-    """The ledger in a store's folder; raises `StoreUnreadable` for a link to somewhere else."""
-    path = folder / LEDGER_FILE
+    """The ledger in a store's folder.
+
+    Raises:
+        StoreUnreadable: it is a link to somewhere else, or this process leaves it alone.
+    """
+    path, why = folder / LEDGER_FILE, _left_alone.get()
+    if why is not None:
+        raise StoreUnreadable(f"{path} is left alone here: {why}; run this on the machine that built it")
     if path.is_symlink():
         raise StoreUnreadable(f"{path} is a link to another place; name that as the ledger of a new store instead")
     return Ledger(path, create=create, patience_seconds=patience_seconds, store=folder)

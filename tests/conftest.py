@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 from uuid import uuid4
@@ -160,6 +161,20 @@ def postgres():
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster on this machine; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
+    from tests.ray_cluster import started
+
+    if find_spec("ray") is None:
+        if os.environ.get("CKD_REQUIRE_RAY") == "1":
+            pytest.fail("CKD_REQUIRE_RAY is 1, and Ray is not installed")
+        pytest.skip("Ray is not installed")
+    # Who has the token is let in: tests, and nobody else on this network.
+    with mock.patch.dict(os.environ, RAY_AUTH_TOKEN=uuid4().hex * 2, RAY_AUTH_MODE="token"), started(cpus=2) as address:
+        yield address
 
 
 @pytest.fixture(params=("sqlite", "postgresql"))

@@ -10,10 +10,40 @@ from ground.options import device_option, precision_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 
 
+def engine_options(command: Any) -> Any:
+    """--engine, --ray-address, --cpus-per-run, --gpus-per-run."""
+    options = (
+        click.option(
+            "--engine",
+            type=click.Choice(("local", "ray")),
+            default="local",
+            show_default=True,
+            help="Where students are trained: here, or on a Ray cluster.",
+        ),
+        click.option(
+            "--ray-address",
+            help="Of a Ray cluster, or auto for this machine's.  [default: $RAY_ADDRESS, or one of this machine alone]",
+        ),
+        click.option("--cpus-per-run", type=click.FloatRange(min=0), help="Of a node, for each student.  [default: 1]"),
+        click.option(
+            "--gpus-per-run",
+            type=click.FloatRange(min=0),
+            help="For each student, as 0.25 or 1.  [default: 0.25 where the cluster has any]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def worker_options(command: Any) -> Any:
     """--jobs, --retry, --device, --precision."""
     options = (
-        click.option("--jobs", type=click.IntRange(1, 256), help="Students at the same time.  [default: one a core]"),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1, 256),
+            help="Students at the same time.  [default: one a core, or what a Ray cluster holds]",
+        ),
         click.option("--retry", is_flag=True, help="Train again what failed before."),
         device_option,
         precision_option(PRECISIONS, refused=CALL_PRECISIONS),

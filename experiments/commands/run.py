@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
-from experiments.commands.options import worker_options
+from experiments.commands.options import engine_options, worker_options
+from experiments.engines.contract import Engine
+from experiments.engines.local import default_jobs
+from experiments.engines.ray_runs import RayEngine
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
-from experiments.workers import default_jobs
-from ground.errors import suggested
+from ground.errors import InvalidInput, suggested
 from ground.options import allow_code_option, json_option
 from ground.terminal import plain, print_json, print_table, say
 from ground.user_code import UserCode
@@ -24,6 +26,7 @@ from ground.user_code import UserCode
 @click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Its folder.  [default: results/NAME]")
 @worker_options
+@engine_options
 @allow_code_option
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call, train, write and import nothing.")
 @json_option
@@ -47,10 +50,12 @@ def run_command(
 
     Exit status: 0 done, 1 a run failed, 2 bad usage or bad input, 3 refused by budget, 130 interrupted.
     """
+    engine = _engine_of(settings, jobs)
     read = read_grid(grid, UserCode.UNSEEN if dry_run else UserCode.of(allowed=allow_code))
     config = ExecutionConfig(
         out=Path("results") / read.name if out is None else out,
         jobs=jobs or default_jobs(settings["device"]),
+        engine=engine,
         **settings,
     )
     if dry_run:
@@ -61,6 +66,25 @@ def run_command(
     print_json(asdict(outcome)) if as_json else _print_outcome(outcome, config.out)
     if outcome.failed:
         raise SystemExit(1)
+
+
+def _engine_of(settings: dict[str, Any], jobs: int | None) -> Engine | None:
+    """Where students are to be trained, from what `engine_options` gave, which is taken out; None for here.
+
+    Raises:
+        InvalidInput: options that mean nothing together.
+    """
+    engine = settings.pop("engine")
+    said = {name: settings.pop(name) for name in ("ray_address", "cpus_per_run", "gpus_per_run")}
+    if engine == "local":
+        for name, value in said.items():
+            if value is not None:
+                raise InvalidInput(f"--{name.replace('_', '-')} is for --engine ray, which is not asked for; add it")
+        return None
+    cpus = 1.0 if said["cpus_per_run"] is None else said["cpus_per_run"]
+    ray = RayEngine(jobs=jobs, address=said["ray_address"], cpus=cpus, gpus=said["gpus_per_run"])
+    ray.check(settings["device"])
+    return ray
 
 
 def _print_estimate(expected: Estimate, config: ExecutionConfig) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from experiments.commands.options import worker_options
+from experiments.engines.local import default_jobs
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
-from experiments.workers import default_jobs
 from ground.options import json_option, setting_option
 from ground.terminal import note, print_json, say
 from student_train.protocol import ProtocolConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from click.core import ParameterSource
 
 from ground.errors import InvalidInput
 from ground.geometry import VIEW_POLICIES
+from ground.launched import Launched
 from ground.options import json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
+from models.compute import num_gpus
 from models.names import CALL_PRECISIONS, identity_name, is_placed
 from models.remote_names import is_remote
 from storage.answers import AnswerForm
@@ -34,6 +37,7 @@ from teacher_cache.commands.options import (
     asking_options,
     compute_options,
     dataset_options,
+    engine_options,
     ledger_option,
     ledger_url_of,
     origin_options,
@@ -42,6 +46,8 @@ from teacher_cache.commands.options import (
 )
 from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import takes_path
+from teacher_cache.engines.progress import StoreProgress
+from teacher_cache.engines.ray_build import RayEngine, build_with_ray
 from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
@@ -94,6 +100,7 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 )
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Calls made together.")
 @compute_options("fp32, since these calls are kept", CALL_PRECISIONS)
+@engine_options
 @click.option("--trust-teacher", is_flag=True, help="Go on even if its first 64 answers do not go with the labels.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
@@ -115,6 +122,7 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
     _require_remote(settings["teacher"])
+    engine = _engine_of(settings)
     remote = RemoteOptions(**{field.name: settings.pop(field.name) for field in fields(RemoteOptions)})
     settings |= asking_of(settings) | {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
     config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
@@ -123,16 +131,68 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
         estimate = _estimate(prepared)
         print_json(estimate) if as_json else say(_estimate_text(prepared, estimate))
         return
-    report = run_wide_enough(config, prepared_wide_enough(config, prepare_build), prepare_build, _run)
-    print_json({**asdict(report), "store": str(report.store)}) if as_json else say(report_text(report))
+    run = partial(_run, engine=engine)
+    report = run_wide_enough(config, prepared_wide_enough(config, prepare_build), prepare_build, run)
+    if as_json:
+        print_json({**asdict(report), "store": str(report.store)})
+    else:
+        say(f"{_whose()}{report_text(report)}")
 
 
-def _run(prepared: Prepared, report: BuildReport) -> None:
-    plan = prepared.plan
+def _run(prepared: Prepared, report: BuildReport, *, engine: RayEngine | None) -> None:
+    plan, launched = prepared.plan, Launched.find()
+    if launched is not None and launched.rank:
+        # The first one shows how far the store is.
+        run_build(*prepared, report=report)
+        return
     # The rows that are there already count as done, so that a resumed bar starts where it stopped.
     done = plan.total_calls - len(plan.missing_cells)
     with progress(f"{plan.identity.teacher.name}: teacher calls", plan.total_calls, done) as advance:
-        run_build(*prepared, advance, report)
+        if engine is not None and len(plan.missing_cells):
+            build_with_ray(plan, engine, advance, report)
+        elif launched is None:
+            run_build(*prepared, advance, report)
+        else:
+            shown = StoreProgress(plan, advance)
+            run_build(*prepared, lambda _, note: shown.tell(note), report)
+            shown.look()
+
+
+def _whose() -> str:
+    """Which of several processes says it."""
+    launched = Launched.find()
+    return "" if launched is None else f"builder {launched.rank + 1} of {launched.size}: "
+
+
+def _engine_of(settings: dict[str, Any]) -> RayEngine | None:
+    """Where builders are to run, from what `engine_options` gave, which is taken out; None for here.
+
+    A process that a launcher started is given a GPU of its own besides.
+
+    Raises:
+        InvalidInput: options that mean nothing together.
+    """
+    engine, teacher, launched = settings.pop("engine"), settings["teacher"], Launched.find()
+    said = {name: settings.pop(name) for name in ("workers", "ray_address", "gpus_per_worker")}
+    if launched is not None and settings["device"] == "auto":
+        settings["device"] = launched.device(num_gpus())
+    if engine == "local":
+        for name, value in said.items():
+            if value is not None:
+                raise InvalidInput(f"--{name.replace('_', '-')} is for --engine ray, which is not asked for; add it")
+        return None
+    if said["workers"] is None:
+        raise InvalidInput("--engine ray starts several builders; say how many, with --workers N")
+    if launched is not None:
+        raise InvalidInput(f"{launched.launcher} starts {launched.size} builders already; leave out --engine ray")
+    if is_remote(teacher):
+        raise InvalidInput(
+            f"{teacher} answers over a network, and one builder asks it as much at once as --in-flight says; leave out "
+            "--engine ray"
+        )
+    ray = RayEngine(workers=said["workers"], address=said["ray_address"], gpus=said["gpus_per_worker"])
+    ray.check(settings["device"])
+    return ray
 
 
 def _require_remote(teacher: str) -> None:

@@ -111,6 +111,23 @@ _PROMPT = click.option(
 _IMAGE_DETAIL = click.option(
     "--image-detail", help="auto, low or high, of the images of openai:MODEL.  [default: auto]"
 )
+_ENGINE = click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Where builders run: here, or several on a Ray cluster.",
+)
+_WORKERS = click.option("--workers", type=click.IntRange(1, 10_000), help="Builders of --engine ray.")
+_RAY_ADDRESS = click.option(
+    "--ray-address",
+    help="Of a Ray cluster, or auto for this machine's.  [default: $RAY_ADDRESS, or one of this machine alone]",
+)
+_GPUS_PER_WORKER = click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    help="For each builder, as 0.5 or 1.  [default: 1 where the cluster has any]",
+)
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "
     "layer1.pre, ... (before the last ReLU), last (the map that is pooled)"
@@ -158,6 +175,13 @@ def asking_options(command: _Command) -> _Command:
         _DEADLINE,
         _IN_FLIGHT,
     ):
+        command = option(command)
+    return command
+
+
+def engine_options(command: _Command) -> _Command:
+    """--engine, --workers, --ray-address, --gpus-per-worker."""
+    for option in (_GPUS_PER_WORKER, _RAY_ADDRESS, _WORKERS, _ENGINE):
         command = option(command)
     return command
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 from pathlib import Path
 
 import pytest
 
-from ground.errors import CKDError, UnknownName, store_command
+from ground.errors import CKDError, TooNarrow, UnknownName, store_command
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,16 @@ def test_every_error_has_an_exit_code_and_a_sentence_of_its_own():
     for kind in subclasses(CKDError):
         assert kind.exit_code in (1, 2, 3, 130, 141)
         assert kind.__doc__
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnknownName("format", "zar", ("zarr", "hdf5")),
+        TooNarrow("it does not fit", "why", Path("store")),
+        CKDError("so"),
+    ],
+)
+def test_an_error_is_the_same_in_another_process(error):
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

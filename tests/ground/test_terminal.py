@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from ground.terminal import StopRequest, graceful_stop, stderr
+from ground.terminal import StopRequest, graceful_stop, stderr, stopped_by
 from tests.conftest import COMMANDS
 
 # Prints more than a buffer holds, then a result, and ends with the code it was asked for.
@@ -72,6 +73,22 @@ def test_what_is_held_is_finished_before_a_request_to_stop_at_once():
         with stop.held():
             done.append("nobody asked")
     assert done == ["held", "nobody asked"]
+
+
+def test_work_in_another_thread_is_stopped_by_who_started_it():
+    stop, heard = StopRequest(), []
+
+    def work() -> None:
+        with stopped_by(stop), graceful_stop() as asked:
+            stop.requested = True
+            heard.append(asked.requested)
+        with graceful_stop() as asked:
+            heard.append(asked.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [True, False]
 
 
 def test_a_terminal_that_is_closed_is_a_request_to_stop():

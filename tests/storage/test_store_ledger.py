@@ -13,7 +13,7 @@ from ground.errors import IdentityMismatch, StoreUnreadable
 from storage.ledger import Ledger
 from storage.rows import Rows
 from storage.store import Store
-from storage.store_ledger import newest_head, open_ledger_of, own_ledger, recorded_as
+from storage.store_ledger import leaving_own_ledgers, newest_head, open_ledger_of, own_ledger, recorded_as
 from tests.storage.conftest import N
 
 
@@ -205,3 +205,14 @@ def test_a_link_is_no_ledger(tmp_path):
     (tmp_path / "ledger.sqlite").symlink_to(tmp_path / "elsewhere.sqlite")
     with pytest.raises(StoreUnreadable, match="is a link to another place"):
         own_ledger(tmp_path)
+
+
+def test_on_another_machine_a_stores_own_ledger_is_left_alone(whole_store):
+    store, ledger = whole_store.store, whole_store.ledger
+    store.record_ledger_head(ledger.head(), ledger.genesis())
+    with leaving_own_ledgers("it is written elsewhere"):
+        with pytest.raises(StoreUnreadable, match=r"ledger\.sqlite is left alone here: it is written elsewhere; run"):
+            own_ledger(store.folder)
+        # What was noted when the last build ended will do for a training.
+        assert newest_head(store) == ledger.head()
+    own_ledger(store.folder).close()

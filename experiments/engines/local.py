@@ -8,34 +8,25 @@ training is kept as of its last evaluations, and goes on when the grid is run ag
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from experiments.engines.contract import Evaluated, Event, Stopped, WorkerSettings
+from experiments.engines.training import record_failure, train_run
 from experiments.plan import PlannedRun
-from ground.errors import CKDError, Interrupted, StoreBusy
+from ground.errors import Interrupted
 from models.compute import Compute
-from storage.run_record import Failure
-from student_train.run_folder import RunFolder
 from student_train.shared_data import SharedData
-from student_train.trainer import Trainer
 
-LOG = "train.log"
-_POLL_SECONDS = 0.2
 _JOBS_ON_A_GPU = 4
 _SAFE_PATH = "PYTHONSAFEPATH"
 
@@ -47,52 +38,19 @@ def default_jobs(device: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A run reached an evaluation; `row` is a row of its metrics.csv."""
+class LocalEngine:
+    """So many workers on this machine; it needs nothing that could be missing."""
 
-    run: PlannedRun
-    row: Mapping[str, Any]
+    jobs: int
 
+    @contextlib.contextmanager
+    def opened(self, out: Path, device: str) -> Iterator[LocalEngine]:
+        """Itself."""
+        yield self
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A run ended well; `result` is its run.json."""
-
-    run: PlannedRun
-    result: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A run ended badly; `reason` is a sentence, and failure.json has it too."""
-
-    run: PlannedRun
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """A run was asked to stop and can go on."""
-
-    run: PlannedRun
-
-
-Event = Evaluated | Finished | Failed | Stopped
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """What every worker is told once.
-
-    Args:
-        out: the grid's folder.
-        threads: of each worker; results may differ in their last digits with another number.
-    """
-
-    out: Path
-    device: str
-    precision: str
-    threads: int = 1
+    def executor(self, settings: WorkerSettings, num_runs: int) -> WorkerPool:
+        """No more workers than there are runs."""
+        return WorkerPool(min(self.jobs, num_runs), settings)
 
 
 @dataclass(slots=True)
@@ -131,42 +89,37 @@ class WorkerPool:
                 worker.process.kill()
                 worker.process.join()
 
-    def train(self, runs: Sequence[PlannedRun], should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Train all runs, in about this order; yields what happens until nothing is under way any more.
+    @property
+    def under_way(self) -> int:
+        """Runs that were submitted and have not ended."""
+        return sum(worker.run is not None for worker in self._workers)
 
-        Args:
-            should_stop: once it says so, no run is begun, and those under way stop after the step in hand.
-        """
-        waiting = list(reversed(runs))
-        while True:
-            if should_stop():
-                self._stop()
-            else:
-                self._hand_out(waiting)
-            busy = [worker for worker in self._workers if worker.run is not None]
-            if not busy:
-                return
-            ready = wait([worker.connection for worker in busy], timeout=_POLL_SECONDS)
-            for worker in busy:
-                if worker.connection in ready:
-                    yield self._hear(worker)
+    @property
+    def room(self) -> int:
+        """Runs that can be submitted now."""
+        return self.jobs - self.under_way
 
-    def _stop(self) -> None:
-        if self._stopping:
-            return
+    def submit(self, run: PlannedRun) -> None:
+        """Have a worker that has nothing to do train a run, or a new one."""
+        idle = [worker for worker in self._workers if worker.run is None]
+        worker = idle.pop() if idle else self._start()
+        worker.run = run
+        with contextlib.suppress(BrokenPipeError):  # it died: heard of when we listen
+            worker.connection.send(run)
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What workers said, or that they died."""
+        busy = [worker for worker in self._workers if worker.run is not None]
+        ready = wait([worker.connection for worker in busy], timeout=seconds)
+        return [self._hear(worker) for worker in busy if worker.connection in ready]
+
+    def cancel(self) -> None:
+        """Have those under way stop after the step in hand."""
         self._stopping = True
         for worker in self._workers:
             if worker.run is not None and worker.process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.process.pid, signal.SIGTERM)
-
-    def _hand_out(self, waiting: list[PlannedRun]) -> None:
-        idle = [worker for worker in self._workers if worker.run is None]
-        while waiting and (idle or len(self._workers) < self.jobs):
-            worker = idle.pop() if idle else self._start()
-            worker.run = waiting.pop()
-            with contextlib.suppress(BrokenPipeError):  # it died: heard of when we listen
-                worker.connection.send(worker.run)
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -204,15 +157,6 @@ class WorkerPool:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
         advice = "; was memory short? give fewer --jobs" if code == -signal.SIGKILL else ""
         return record_failure(self.settings.out, run, "WorkerDied", f"the process that trained it {how}{advice}")
-
-
-def record_failure(out: Path, run: PlannedRun, kind: str, reason: str) -> Failed:
-    """Write failure.json beside what the run has kept."""
-    folder = out / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    Failure(error=reason, kind=kind, at=at).save(folder)
-    return Failed(run, reason)
 
 
 @contextlib.contextmanager
@@ -254,7 +198,7 @@ def _work(connection: Connection, watched: Connection, settings: WorkerSettings)
     with contextlib.suppress(EOFError, Interrupted):
         while True:
             run: PlannedRun = connection.recv()
-            connection.send(_train(run, settings, connection, shared))
+            connection.send(train_run(run, settings, shared, connection.send))
 
 
 def _interrupt(*_: object) -> None:
@@ -267,60 +211,3 @@ def _end_with(watched: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         watched.recv_bytes()
     os._exit(1)
-
-
-def _train(run: PlannedRun, settings: WorkerSettings, connection: Connection, shared: SharedData) -> Event:
-    folder = settings.out / run.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _logging_to(folder / LOG):
-            return _train_logged(run, settings, connection, shared, folder)
-    except OSError as error:
-        return Failed(run, f"{error.filename or folder} cannot be written to ({error.strerror})")
-
-
-def _train_logged(
-    run: PlannedRun, settings: WorkerSettings, connection: Connection, shared: SharedData, folder: Path
-) -> Event:
-    try:
-        compute = Compute.choose(settings.device, settings.precision)
-        trainer = Trainer.open(
-            run.config, settings.out / run.store, run.n, run.spec, compute, RunFolder(folder), load=shared.load
-        )
-        logging.info("loaded; training goes on, or begins")
-        result = trainer.run(resume=True, on_eval=lambda row: connection.send(Evaluated(run, dict(row))))
-    except Interrupted:
-        return Stopped(run)
-    except StoreBusy as error:
-        return Failed(run, str(error))  # another training is at it: nothing went wrong with this one
-    except CKDError as error:
-        return record_failure(settings.out, run, type(error).__name__, str(error))
-    except Exception as error:
-        # A run that fails in a way nobody thought of stops no other; its log keeps the traceback.
-        traceback.print_exc()
-        name, said = type(error).__name__, str(error).partition("\n")[0]
-        return record_failure(settings.out, run, name, f"{name}: {said}; the traceback is in {run.folder}/{LOG}")
-    return Finished(run, json.loads(json.dumps(result)))
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Everything printed, by C code too, is appended to a file."""
-    # O_NONBLOCK: a pipe in place of the file is an error, and does not make us wait.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    before = os.dup(1), os.dup(2)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    logging.basicConfig(level="INFO", format="%(asctime)s %(message)s", force=True)
-    logging.info("begun by process %d", os.getpid())
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, kept in zip((1, 2), before, strict=True):
-            os.dup2(kept, number)
-            os.close(kept)

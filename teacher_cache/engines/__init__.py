@@ -1,0 +1,1 @@
+"""Builders of one store in many processes: they divide the work by the ledger, whoever starts them."""
