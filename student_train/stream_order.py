@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class BlockOrder:
     @property
     def least_rows(self) -> int:
         """Rows in any window: where one epoch goes over into the next, a block may be in it twice."""
-        distinct = min(self.num_blocks, -(-self.window // 2))
+        distinct = ceil(min(self.window, self.num_blocks) / 2)
         return int(self.sizes.sort().values[:distinct].sum())
 
     def block(self, seed: int, visit: int) -> int:
