@@ -47,6 +47,7 @@ docs: $(INSTALLED)  ## write the losses' entries in docs/losses.md from their do
 
 bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_one
+	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.stage_two
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.guarantees

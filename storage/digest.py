@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ground.geometry import ViewGeometry
+from ground.threads import WORTH_A_THREAD_BYTES, in_threads
 from storage.float_types import NARROW_TYPES, exactly
 from storage.schema import DIGEST_BYTES, OutputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK = 256
+_BLOCK, _BLOCK_BYTES = 256, 4 << 20
 
 
 def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry) -> list[list[bytes]]:
@@ -46,15 +47,19 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
             return list(pixels)
         return [box.permute(1, 2, 0).numpy() for box in cut_boxes(block, views)]
 
-    digests = []
-    for first in range(0, len(images), _BLOCK):
-        block = torch.from_numpy(images[first : first + _BLOCK])
+    image_bytes = max(1, images[:1].nbytes)
+    step = max(1, min(_BLOCK, _BLOCK_BYTES // image_bytes))
+
+    def digests_from(first: int) -> list[list[bytes]]:
+        block = torch.from_numpy(images[first : first + step])
         columns = []
         for view in range(views.shape[1]):
-            chosen = torch.from_numpy(views[first : first + _BLOCK, view])
+            chosen = torch.from_numpy(views[first : first + step, view])
             columns.append([_digest(_header(image.shape), image) for image in pixels_of(block, chosen)])
-        digests += [list(row) for row in zip(*columns, strict=True)]
-    return digests
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    spread = in_threads if image_bytes >= WORTH_A_THREAD_BYTES else map
+    return [digests for part in spread(digests_from, range(0, len(images), step)) for digests in part]
 
 
 def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarray]) -> np.ndarray:

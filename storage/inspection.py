@@ -16,7 +16,7 @@ from storage.digest import input_digests, vouches
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.rows import Rows
-from storage.schema import DIGEST, DIGEST_BYTES, VALID, OutputSpec
+from storage.schema import DIGEST, DIGEST_BYTES, IMAGES, VALID, VIEWS, OutputSpec
 from storage.store import Store
 
 MOST_ROWS = 1 << 12
@@ -68,9 +68,31 @@ def inspect_in_blocks(store: Store, ledger: Ledger) -> Iterator[Inspection]:
     Raises:
         StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
     """
-    image_bytes = store.arrays.specs["train/images"].row_bytes
-    for first, last in Rows.first(store.manifest.n).blocks(max(1, min(MOST_ROWS, _MOST_BYTES // image_bytes))):
+    for first, last in row_blocks(store, store.manifest.n):
         yield inspect(store, ledger, first, last)
+
+
+def inputs_of(store: Store) -> Iterator[list[bytes]]:
+    """Digests of the inputs of each row, V a row; read some rows after the other, and not checked.
+
+    Raises:
+        StoreUnreadable: the images or views cannot be read.
+    """
+    for first, last in row_blocks(store, store.manifest.n):
+        yield from _inputs(store, first, last)
+
+
+def row_blocks(store: Store, n: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of so many of the first n rows that their images take little room."""
+    return Rows.first(n).blocks(max(1, min(MOST_ROWS, _MOST_BYTES // store.arrays.specs[IMAGES].row_bytes)))
+
+
+def _inputs(store: Store, first: int, last: int) -> list[list[bytes]]:
+    images, views = (store.arrays.read(name, first, last) for name in (IMAGES, VIEWS))
+    try:
+        return input_digests(images, views, store.manifest.identity.geometry)
+    except (RuntimeError, IndexError) as error:  # views that lie outside their images
+        raise store.arrays.unreadable(VIEWS, "it is not what the build wrote") from error
 
 
 def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = None) -> Inspection:
@@ -83,11 +105,7 @@ def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = Non
     last = manifest.n if last is None else last
     valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
     written = store.arrays.read_what_is_there(DIGEST, first, last)
-    images, views = (store.arrays.read(f"train/{name}", first, last) for name in ("images", "views"))
-    try:
-        inputs = [digest for row in input_digests(images, views, manifest.identity.geometry) for digest in row]
-    except (RuntimeError, IndexError) as error:  # views that lie outside their images
-        raise store.arrays.unreadable("train/views", "it is not what the build wrote") from error
+    inputs = [digest for row in _inputs(store, first, last) for digest in row]
     teacher = manifest.identity.teacher
     known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(set(inputs)))
     calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]

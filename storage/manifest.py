@@ -23,9 +23,19 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
-from ground.geometry import FIT_SHAPES, VIEW_POLICIES, Fit, Normalisation, Rendering, ViewGeometry, shows_boxes
+from ground.geometry import (
+    FIT_SHAPES,
+    VIEW_POLICIES,
+    Fit,
+    Normalisation,
+    Rendering,
+    ViewGeometry,
+    numbers_of_view,
+    shows_boxes,
+)
 from ground.layers import POOLED, is_before, is_layer_name, layer_of
 from storage.answers import AnswerForm, Kind
+from storage.blocks import DIGEST_DIGITS
 from storage.float_types import FLOAT_TYPES
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -33,6 +43,7 @@ from storage.migrations import OlderManifest, brought_forward, require_readable
 from storage.schema import (
     HEAD_BIAS,
     HEAD_WEIGHT,
+    ArraySpec,
     OutputSpec,
     norm_parameters,
     output_array,
@@ -41,11 +52,11 @@ from storage.schema import (
     split_rows,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
-_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_MANIFEST_BYTES = 64 << 20
 _MAX_DIMENSIONS = 8
 _MAX_VALUES = 1 << 28
 _MAX_LAYERS = 1 << 10
@@ -62,6 +73,7 @@ _Name = Annotated[
     Meta(pattern=r"\A([a-z][a-z0-9]{0,63}:)?[A-Za-z0-9_.-]{1,4096}\Z", description="a name of letters, digits and _.-"),
 ]
 _Arrays = Annotated[str, Meta(pattern=rf"\A{ARRAYS_NAME}\Z", description="the name of arrays beside the manifest")]
+_Digests = Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", description="digests in hexadecimal digits")]
 _Seed = Annotated[int, Meta(ge=0, le=1 << 40, description=f"a seed from 0 to {1 << 40}")]
 _Views = Annotated[int, Meta(ge=1, le=MAX_VIEWS, description=f"a number of views from 1 to {MAX_VIEWS}")]
 
@@ -216,7 +228,8 @@ class Manifest:
         array_format: "zarr" or "hdf5".
         arrays: name of the file or folder of the arrays, next to the manifest.
         n: training images; val and test likewise.
-        samples: sample array, or parameter of the teacher -> SHA-256 of its values.
+        samples: sample array, or parameter of the teacher -> SHA-256 of each block of its rows, in hex, one after the
+            other.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
         ledger_genesis: hash of the ledger's entry 1, which it is known by wherever it is; None in stores from before
             it was noted.
@@ -235,7 +248,7 @@ class Manifest:
     n: _Rows
     num_val: _Rows
     num_test: _Rows
-    samples: Mapping[str, Hex64]
+    samples: Mapping[str, _Digests]
     ledger: Line | None = None
     ledger_genesis: Hex64 | None = None
     ledger_head: Line | None = None
@@ -253,6 +266,14 @@ class Manifest:
     def rows(self) -> dict[str, int]:
         """Rows of each split."""
         return split_rows(self.n, self.num_val, self.num_test)
+
+    def block_rows(self, spec: ArraySpec) -> int:
+        """Rows of a sample array that have one digest: all of them in formats before 4."""
+        return spec.block_rows if self.older is None else max(1, self.rows[spec.split])
+
+    def block_digest(self, name: str, block: int) -> str:
+        """SHA-256, in hex, of one block of a sample array."""
+        return self.samples[name][block * DIGEST_DIGITS : (block + 1) * DIGEST_DIGITS]
 
     @property
     def ids(self) -> set[str]:
@@ -330,7 +351,8 @@ class Manifest:
             del document["format_version"]
             older = None
             if version != FORMAT_VERSION:
-                recorded = {name: value for name, value in document.items() if name != "ledger_head"}
+                of_ledger = ("ledger_head", "ledger_genesis")
+                recorded = {name: value for name, value in document.items() if name not in of_ledger}
                 older = OlderManifest(version, digest_of(recorded))
                 document = brought_forward(document, version, FORMAT_VERSION)
             if "older" in document:
@@ -445,10 +467,20 @@ def _check_content(manifest: Manifest) -> None:
     are opened.
     """
     _check_identity(manifest.identity)
-    known = {spec.name for spec in (*sample_arrays(1, 1, 1), *parameter_arrays(manifest.identity.parameters))}
-    _require(manifest.samples.keys() == known, "samples", sorted(manifest.samples))
+    known = {spec.name: spec for spec in _checked_arrays(manifest.identity)}
+    _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
+    for name, spec in known.items():
+        # Also an array without rows had one in formats before 4.
+        blocks = -(-manifest.rows[spec.split] // manifest.block_rows(spec)) if manifest.older is None else 1
+        _require(len(manifest.samples[name]) == blocks * DIGEST_DIGITS, f"samples.{name}", manifest.samples[name])
     for step in manifest.history:
         _require(step.keys() == {"store_id", "made_by"}, "history", step)
+
+
+def _checked_arrays(identity: Identity) -> tuple[ArraySpec, ...]:
+    """The arrays whose digests a manifest holds: of the samples, and the teacher's parameters."""
+    size, numbers = identity.geometry.image_size, numbers_of_view(identity.view_policy)
+    return (*sample_arrays(size, identity.views, numbers), *parameter_arrays(identity.parameters))
 
 
 def _check_identity(identity: Identity) -> None:

@@ -6,7 +6,7 @@ to be read; `ckd-cache upgrade` writes the outcome, and records that it did. Ste
 changes, whatever later releases do, so it states as data what was true of its version and imports nothing that moves.
 
 Ledgers have schemas and steps of their own, in `storage/ledger_migrations.py`. Stores of format 2 have ledgers of
-schema 2; those of format 3 of schema 2 or 3.
+schema 2; those of format 3 of schema 2 or 3, and those of format 4 of schema 3.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class OlderManifest:
 
     version: int
     digest: str
+
+    @property
+    def keeps_no_parameters(self) -> bool:
+        """Whether its format had no place for what is the teacher's own."""
+        return self.version < 3
 
 
 def require_readable(path: Path, version: object, current: int, what: str = "format version") -> None:
@@ -84,6 +89,14 @@ def _name_layers_and_parameters(document: Document) -> Document:
     }
 
 
+def _leave_digests_of_whole_arrays(document: Document) -> Document:
+    """3 to 4: sample arrays have a digest for each block of rows, which nobody knows without reading the arrays.
+
+    In format 3 each has one, of all its rows: whoever reads a manifest brought forward takes it for that of one block.
+    """
+    return dict(document)
+
+
 # Teachers of format 2 that had four stages; all others had three.
 _FOUR_STAGES = ("ResNet50", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "MobileNetV2")
 
@@ -94,5 +107,8 @@ def _layers_of(teacher: str) -> list[str]:
 
 
 # Format version -> how a manifest of it becomes one of the next.
-_STEPS: Mapping[int, Callable[[Document], Document]] = {2: _name_layers_and_parameters}
+_STEPS: Mapping[int, Callable[[Document], Document]] = {
+    2: _name_layers_and_parameters,
+    3: _leave_digests_of_whole_arrays,
+}
 _OLDEST = min(_STEPS)

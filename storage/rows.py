@@ -41,6 +41,11 @@ class Rows:
         return cls(((0, n),) if n else ())
 
     @classmethod
+    def between(cls, first: int, last: int) -> Rows:
+        """Rows first..last."""
+        return cls(((first, last - first),) if last > first else ())
+
+    @classmethod
     def of(cls, index: np.ndarray) -> Rows:
         """These rows; (n,) integers, increasing and each once."""
         if not len(index):

@@ -19,12 +19,14 @@ SPLITS = ("train", "val", "test")
 # A split of its own, with one row: what is the teacher's and not any image's.
 TEACHER = "teacher"
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+IMAGES = "train/images"
 VIEWS = "train/views"
 VALID = "train/valid"
 DIGEST = "train/digest"
 DIGEST_BYTES = 16
 _FEATURES = "train/features/"
 _MAX_CHUNK_BYTES = 8 << 20
+_BLOCK_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,14 @@ class ArraySpec:
         if self.split == TEACHER:
             return 1
         return int(min(64, max(1, _MAX_CHUNK_BYTES // max(1, self.row_bytes))))
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a sample array that have one digest: the whole chunks that fit into 256 KiB, and at least one.
+
+        So who reads a chunk of images hashes no more than that, and labels do not have a digest for every 512 bytes.
+        """
+        return self.chunk_rows * max(1, _BLOCK_BYTES // max(1, self.chunk_rows * self.row_bytes))
 
     def stored_bytes(self, rows: int) -> int:
         """Bytes of an array of so many rows: both formats keep whole chunks, also the last one."""
@@ -104,12 +114,16 @@ def split_rows(n: int, num_val: int, num_test: int) -> dict[str, int]:
     return {"train": n, "val": num_val, "test": num_test, TEACHER: 1}
 
 
+def image_array(split: str, image_size: int) -> ArraySpec:
+    """The base images of a split."""
+    return ArraySpec(f"{split}/images", (image_size, image_size, 3), np.dtype(np.uint8))
+
+
 def sample_arrays(image_size: int, views: int, view_numbers: int) -> tuple[ArraySpec, ...]:
     """Arrays that say what the images are, and by how many numbers each view of them; no teacher needed."""
-    image, index = np.dtype(np.uint8), np.dtype(np.int64)
-    arrays = []
+    index, arrays = np.dtype(np.int64), []
     for split in SPLITS:
-        arrays.append(ArraySpec(f"{split}/images", (image_size, image_size, 3), image))
+        arrays.append(image_array(split, image_size))
         arrays.append(ArraySpec(f"{split}/labels", (), index))
         arrays.append(ArraySpec(f"{split}/source_index", (), index))
     arrays.append(ArraySpec(VIEWS, (views, view_numbers), np.dtype(np.int16)))

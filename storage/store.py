@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ import numpy as np
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
+from ground.threads import WORTH_A_THREAD_BYTES, in_threads
+from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
@@ -49,8 +52,9 @@ LEDGER_FILE = "ledger.sqlite"
 BUILD_LOCK = "build.lock"
 CELL_LOCK = "cells.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
-_BLOCK_ROWS = 64
-_BLOCK_BYTES = 4 << 20
+# Of a sample array that are read at once to be checked, and that are written at once.
+_CHECKED_BYTES = 4 << 20
+_WRITTEN_BYTES = 64 << 20
 
 
 class Store:
@@ -82,6 +86,8 @@ class Store:
                 raise self.arrays.unreadable(
                     name, f"it has {self.arrays.num_rows(name)} rows, {manifest.rows[spec.split]} are needed"
                 )
+        # Arrays of older formats, whose one digest is of all their rows, that were looked at.
+        self._whole: set[str] = set()
 
     @classmethod
     def open(cls, folder: Path, file_name: str = FILE_NAME) -> Store:
@@ -95,7 +101,7 @@ class Store:
         identity: Identity,
         *,
         array_format: str,
-        samples: Mapping[str, np.ndarray],
+        samples: Mapping[str, RowSource],
         ledger: str | None = None,
         history: Sequence[Mapping[str, str]] = (),
         sources: Mapping[str, str] | None = None,
@@ -106,8 +112,8 @@ class Store:
             folder: new, empty, or left without a manifest by an earlier attempt.
             identity: what the rows will have in common.
             array_format: "zarr" or "hdf5".
-            samples: array name -> values, for every sample array and, with a row axis, every parameter of the
-                teacher; row counts come from here.
+            samples: array name -> rows, for every sample array and, with a row axis, every parameter of the teacher;
+                row counts come from here.
             ledger: URL without password of a shared ledger, for the record.
             history: the stores it is made from.
             sources: what it is built from, for the record.
@@ -125,7 +131,7 @@ class Store:
                 n=len(samples["train/labels"]),
                 num_val=len(samples["val/labels"]),
                 num_test=len(samples["test/labels"]),
-                samples=sample_digests(samples),
+                samples={},
                 ledger=ledger,
                 history=tuple(history),
                 versions={package: version(package) for package in _PACKAGES},
@@ -139,28 +145,51 @@ class Store:
 
     @classmethod
     def lay_out(
-        cls, folder: Path, manifest: Manifest, samples: Mapping[str, np.ndarray], file_name: str = FILE_NAME
+        cls, folder: Path, manifest: Manifest, samples: Mapping[str, RowSource], file_name: str = FILE_NAME
     ) -> Store:
-        """Make the arrays that a manifest describes, durably; `save` is what makes them a store."""
+        """Make the arrays that a manifest describes, durably; `save` is what makes them a store.
+
+        Args:
+            manifest: the digests of its samples come from what is written.
+        """
         kind, specs = FORMATS[manifest.array_format], array_specs(manifest.identity)
         kind.load().create(folder / manifest.arrays, specs, manifest.rows)
         store = cls(folder, manifest, file_name)
-        for name, values in samples.items():
-            store.arrays.write(name, 0, values)
+        digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
+        store.manifest = replace(manifest, samples=digests)
         return store
 
-    def grow(self, samples: Mapping[str, np.ndarray]) -> None:
-        """Append images: `samples` holds whole arrays, of which the rows the store has are left alone."""
+    def grow(self, samples: Mapping[str, RowSource]) -> None:
+        """Append images: `samples` holds whole arrays, of which the rows the store has are neither read nor written.
+
+        Raises:
+            StoreUnreadable: the last rows of an array that grows, which share a block with new ones, were changed.
+        """
         self.require_current()
-        manifest = self.manifest.grown(len(samples["train/labels"]), len(samples["val/labels"]))
+        before = self.manifest
+        manifest = before.grown(len(samples["train/labels"]), len(samples["val/labels"]))
         self.arrays.grow(manifest.rows)
-        for name, values in samples.items():
-            first = self.manifest.rows[self.arrays.specs[name].split]
-            if len(values) > first:
-                self.arrays.write(name, first, values[first:])
+        there = {name: before.rows[spec.split] for name, spec in self.arrays.specs.items()}
+        digests = {name: self._fill(name, rows, there[name]) for name, rows in samples.items()}
         self.arrays.sync()
-        self.save(replace(manifest, samples=sample_digests(samples)))
+        self.save(replace(manifest, samples=digests))
+
+    def _fill(self, name: str, rows: RowSource, first: int = 0) -> str:
+        """Write the rows of a source from `first` on, those before being there; digests of all blocks of the array."""
+        spec = self.arrays.specs[name]
+        if first and first >= len(rows):
+            return self.manifest.samples[name]
+        kept = first // spec.block_rows
+        hasher = BlockHasher(spec.block_rows * spec.row_bytes)
+        if first > kept * spec.block_rows:
+            hasher.update(self.read_sample(name, Rows(((kept * spec.block_rows, first - kept * spec.block_rows),))))
+        step = spec.block_rows * max(1, _WRITTEN_BYTES // (spec.block_rows * spec.row_bytes))
+        for start in range(first, len(rows), step):
+            values = np.ascontiguousarray(rows[start : start + step], dtype=spec.dtype)
+            self.arrays.write(name, start, values)
+            hasher.update(values)
+        return self.manifest.samples.get(name, "")[: kept * DIGEST_DIGITS] + hasher.hexdigests()
 
     def upgrade(self, added: Mapping[str, np.ndarray], ledger: Ledger | None) -> None:
         """Write the store as one of the current format, and record the step in its history and its ledger.
@@ -172,18 +201,21 @@ class Store:
         Args:
             added: name -> values of parameters of the teacher that are to be kept from now on.
             ledger: that the store's calls are recorded in; None if none was begun.
+
+        Raises:
+            StoreUnreadable: a sample array is not what was written.
         """
         before = self.manifest
         specs = tuple(OutputSpec(name, values.shape, values.dtype.name) for name, values in added.items())
         rows = {parameter_array(name): values[None] for name, values in added.items()}
+        samples = {name: self._digests(name) for name in before.samples}
         self.arrays.add(parameter_arrays(specs), before.rows)
-        for name, values in rows.items():
-            self.arrays.write(name, 0, values)
+        samples |= {name: self._fill(name, values) for name, values in rows.items()}
         self.arrays.sync()
         after = replace(
             before,
             identity=replace(before.identity, parameters=(*before.identity.parameters, *specs)),
-            samples={**before.samples, **sample_digests(rows)},
+            samples=samples,
             history=(*before.history, {"store_id": before.store_id, "made_by": "upgrade"}),
             older=None,
         )
@@ -268,10 +300,12 @@ class Store:
         return np.concatenate([there[~known[there - first * views]], cells[len(there) :]])
 
     def read_sample(self, name: str, rows: Rows | None = None) -> np.ndarray:
-        """Some rows of a sample array, or all, after checking the whole of it against the manifest.
+        """Some rows of a sample array, or all, after checking the blocks that they are in against the manifest.
+
+        A store of a format before 4 has one digest for all rows: the whole array is checked, once.
 
         Raises:
-            StoreUnreadable: it is not what was written.
+            StoreUnreadable: they are not what was written.
         """
         spec = self.arrays.specs[name]
         total = self.manifest.rows[spec.split]
@@ -280,15 +314,10 @@ class Store:
             kept = np.empty((len(index), *spec.row_shape), spec.dtype)
         except MemoryError as error:
             raise self.arrays.unreadable(name, "it does not fit into memory") from error
-        hasher = hashlib.sha256()
-        chunk_bytes = max(1, spec.chunk_rows * spec.row_bytes)
-        for first, last in Rows.first(total).blocks(spec.chunk_rows * max(1, _BLOCK_BYTES // chunk_bytes)):
-            values = self.arrays.read(name, first, last)
-            hasher.update(values.data)
-            begin, end = np.searchsorted(index, (first, last))
-            kept[begin:end] = values[index[begin:end] - first]
-        if hasher.hexdigest() != self.manifest.samples.get(name):
-            raise self.arrays.unreadable(name, "it is not what the build wrote")
+        for block in np.unique(index // self.manifest.block_rows(spec)).tolist():
+            for first, values in self._checked(name, block):
+                begin, end = np.searchsorted(index, (first, first + len(values)))
+                kept[begin:end] = values[index[begin:end] - first]
         identity = self.manifest.identity
         if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
@@ -296,7 +325,55 @@ class Store:
 
     def require_sample(self, name: str) -> None:
         """Raise `StoreUnreadable` unless a sample array is what was written; nothing of it is kept."""
-        self.read_sample(name, Rows.first(0))
+        for error in self.sample_problems(name):
+            raise error
+
+    def sample_problems(self, name: str) -> Iterator[StoreUnreadable]:
+        """Each block of a sample array that cannot be read, or is not what was written; nothing of it is kept."""
+        spec = self.arrays.specs[name]
+
+        def problem_of(block: int) -> StoreUnreadable | None:
+            try:
+                deque(self._checked(name, block), maxlen=0)
+            except StoreUnreadable as error:
+                return error
+            return None
+
+        blocks = range(-(-self.manifest.rows[spec.split] // self.manifest.block_rows(spec)))
+        yield from filter(None, in_threads(problem_of, blocks))
+
+    def _checked(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of a block of a sample array in pieces, (first, values), which are checked once all are handed out.
+
+        Raises:
+            StoreUnreadable: they are not what was written.
+        """
+        spec, manifest = self.arrays.specs[name], self.manifest
+        total, size = manifest.rows[spec.split], manifest.block_rows(spec)
+        first, last = block * size, min((block + 1) * size, total)
+        hasher = None if name in self._whole else hashlib.sha256()
+        step = spec.chunk_rows * max(1, _CHECKED_BYTES // max(1, spec.chunk_rows * spec.row_bytes))
+        for start in range(first, last, step):
+            values = self.arrays.read(name, start, min(start + step, last))
+            if hasher is not None:
+                hasher.update(values.data)
+            yield start, values
+        if hasher is not None and hasher.hexdigest() != manifest.block_digest(name, block):
+            where = "" if last - first == total else f", in rows {first} to {last - 1}"
+            raise self.arrays.unreadable(name, f"it is not what the build wrote{where}")
+        if manifest.older is not None:
+            self._whole.add(name)
+
+    def _digests(self, name: str) -> str:
+        """Of each block of a sample array, as this format has them; raises `StoreUnreadable` if it was changed."""
+        if self.manifest.older is None:
+            return self.manifest.samples[name]
+        spec = self.arrays.specs[name]
+        hasher = BlockHasher(spec.block_rows * spec.row_bytes)
+        if self.manifest.rows[spec.split]:
+            for _, values in self._checked(name, 0):
+                hasher.update(values)
+        return hasher.hexdigests()
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
@@ -369,14 +446,20 @@ class Store:
         views = self.manifest.identity.views
         found = np.zeros((stop - start, views, DIGEST_BYTES), dtype=np.uint8)
         readable = np.zeros((stop - start, views), dtype=np.bool_)
-        for first, last in Rows(((start, stop - start),)).blocks(_BLOCK_ROWS):
+        array = self.array_of(output.name)
+        spec = self.arrays.specs[array]
+
+        def digest(rows: tuple[int, int]) -> None:
             try:
-                values = self.arrays.read(self.array_of(output.name), first, last)
+                values = self.arrays.read(array, *rows)
             except StoreUnreadable:
-                continue
-            here, flat = slice(first - start, last - start), values.reshape(-1, *values.shape[2:])
-            found[here] = output_digests((output,), {output.name: flat}).reshape(last - first, views, -1)
+                return
+            here, flat = slice(rows[0] - start, rows[1] - start), values.reshape(-1, *values.shape[2:])
+            found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
             readable[here] = True
+
+        spread = in_threads if spec.cell_bytes >= WORTH_A_THREAD_BYTES else map
+        deque(spread(digest, Rows.between(start, stop).blocks(spec.chunk_rows)), maxlen=0)
         return found, readable
 
     def read_outputs(self, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:
@@ -397,7 +480,7 @@ class Store:
             output, array = self.outputs[places[name]], self.array_of(name)
             spec = self.arrays.specs[array]
             values, done = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype), 0
-            for first, last in rows.blocks(_BLOCK_ROWS):
+            for first, last in rows.blocks(spec.chunk_rows):
                 block = values[done : done + last - first]
                 block[:] = self.arrays.read(array, first, last)
                 flat = block.reshape(-1, *output.shape)
@@ -452,9 +535,9 @@ class Store:
         others = (file for file in self.folder.iterdir() if file.is_file() and file != self.arrays.path)
         return self.arrays.size_bytes() + sum(file.stat().st_size for file in others)
 
-    def read_samples(self) -> dict[str, np.ndarray]:
-        """Every sample array and parameter of the teacher, checked."""
-        return {name: self.read_sample(name) for name in self.manifest.samples}
+    def samples(self) -> dict[str, RowSource]:
+        """Every sample array and parameter of the teacher, by name; rows are checked when they are asked for."""
+        return {name: _StoredRows(self, name) for name in self.manifest.samples}
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         """What is kept of the teacher itself, checked: head/weight (K, D), head/bias (K,), and for the batch norm that
@@ -477,6 +560,21 @@ class Store:
         require_current(manifest, self.folder)
         self.manifest = manifest
         self.manifest.save(self.folder, self.file_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRows:
+    """A sample array of a store, as what another store is made of."""
+
+    store: Store
+    name: str
+
+    def __len__(self) -> int:
+        return self.store.manifest.rows[self.store.arrays.specs[self.name].split]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        return self.store.read_sample(self.name, Rows.between(first, last))
 
 
 def require_current(manifest: Manifest, folder: Path) -> None:
@@ -530,12 +628,3 @@ def prepare_folder(folder: Path) -> None:
         )
     if foreign:
         raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder")
-
-
-def sample_digests(samples: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Array name -> SHA-256 of its values."""
-    return {name: _digest_of(values) for name, values in samples.items()}
-
-
-def _digest_of(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

@@ -142,9 +142,7 @@ def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """Images, labels, views, indices and parameters of the teacher that are not what the build wrote."""
     for name in store.manifest.samples:
-        try:
-            store.require_sample(name)
-        except CKDError as error:
+        for error in store.sample_problems(name):
             yield Problem(str(error), "bring the file back from a copy", name)
 
 

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
-import numpy as np
-
 from ground.durable import remove_partials
 from ground.errors import StoreBusy, StoreUnreadable
+from storage.blocks import RowSource
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
@@ -69,16 +68,16 @@ def build(
         ledger = stack.enter_context(closing(_open_ledger(plan, store)))
         # However it ends, what it recorded is seen.
         stack.callback(witness_of(store, ledger).advance)
-        builder = Builder(plan, teacher, shown, store, ledger, locks, on_progress, report)
+        builder = Builder(plan, teacher, shown.kept_in(store), store, ledger, locks, on_progress, report)
         builder.note(found)
         report = builder.run()
         store.record_ledger_head(ledger.head(), ledger.genesis())
     return report
 
 
-def store_arrays(plan: BuildPlan, card: Card, shown: Shown) -> dict[str, np.ndarray]:
+def store_arrays(plan: BuildPlan, card: Card, shown: Shown) -> dict[str, RowSource]:
     """What a store is made, or grown, with: the sample arrays, and the teacher's parameters."""
-    return shown.arrays() | parameter_rows(kept_parameters(card, plan.identity.outputs))
+    return {**shown.arrays, **parameter_rows(kept_parameters(card, plan.identity.outputs))}
 
 
 def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
@@ -94,7 +93,7 @@ def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
         log.warning("going on from %s, though %s was seen before; the ledger says so", accepted.found, accepted.seen)
 
 
-def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], lock: FileLock, locks: CellLocks) -> Leftovers:
+def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], lock: FileLock, locks: CellLocks) -> Leftovers:
     """Share a store's build lock; who finds nobody else there first makes, settles or grows the store."""
     told, patience = False, _LEASES_ALONE * plan.config.lease_seconds
     deadline, busy = time.monotonic() + patience, f"{plan.config.store} is being made, grown or repaired"
@@ -120,7 +119,7 @@ def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], lock: F
     return found
 
 
-def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, np.ndarray]], locks: CellLocks) -> Leftovers:
+def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks: CellLocks) -> Leftovers:
     """What has to be done alone: make the store and its ledger, settle what was left, grow."""
     remove_partials(plan.config.store)
     store = _matching(plan) or Store.create(

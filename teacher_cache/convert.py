@@ -143,7 +143,7 @@ def _lay_out(source: Store, array_format: str, folder: Path) -> Store:
         arrays=f"data{FORMATS[array_format].suffix}",
         history=(*before.history, {"store_id": before.store_id, "made_by": "convert"}),
     )
-    return Store.lay_out(folder, manifest, source.read_samples())
+    return Store.lay_out(folder, manifest, source.samples())
 
 
 def copy_cells(source: Store, target: Store, on_progress: Callable[[int, str], None]) -> int:

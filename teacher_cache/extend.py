@@ -25,7 +25,7 @@ from models.names import CALL_PRECISIONS
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, TeacherIdentity, require_same
 from storage.schema import OutputSpec
-from storage.store import CELL_LOCK, Store, sample_digests
+from storage.store import CELL_LOCK, Store
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.build_report import BuildReport
@@ -257,16 +257,15 @@ def _added(staged: Store) -> list[OutputSpec]:
 
 def _stage(plan: BuildPlan, card: Card, shown: Shown, store: Store) -> Store:
     before = store.manifest
-    samples = store_arrays(plan, card, shown)
     manifest = replace(
         before,
         store_id=uuid.uuid4().hex,
         arrays=next_arrays_name(before),
         identity=plan.identity,
-        samples=sample_digests(samples),
+        samples={},
         history=(*before.history, {"store_id": before.store_id, "made_by": "extend"}),
     )
-    staged = Store.lay_out(plan.config.store, manifest, samples, EXTENSION)
+    staged = Store.lay_out(plan.config.store, manifest, store_arrays(plan, card, shown), EXTENSION)
     staged.save()
     return staged
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable
 from storage.arrays import ArrayFile
-from storage.digest import input_digests
 from storage.formats import FORMATS
-from storage.inspection import Inspection, inspect
+from storage.inspection import Inspection, inputs_of, inspect, inspect_in_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.ledger_records import RecordedCall
@@ -131,7 +131,7 @@ def repair(
                 with CellLocks(folder / CELL_LOCK) as locks:
                     settle_store(store, ledger, locks)
             made_here = MadeHere(store, ledger, only_copy=only_copy)
-            _repair_cells(inspect(store, ledger), ledger, source, made_here, report, act=act)
+            _repair_cells(store, ledger, source, made_here, report, act=act)
             if act:
                 _delete(folder, report.files)
                 store.record_ledger_head(ledger.head(), ledger.genesis())
@@ -184,9 +184,7 @@ def _require_inputs(store: Store) -> None:
 
 def _beyond_repair(store: Store) -> Iterator[str]:
     for name in store.manifest.samples:
-        try:
-            store.require_sample(name)
-        except CKDError as error:
+        for error in store.sample_problems(name):
             yield f"{error}; bring {name} back from a copy"
     if isinstance(_extension(store), Manifest):
         staged = Store.open(store.folder, EXTENSION)
@@ -235,23 +233,32 @@ def _look_at_leftovers(store: Store, ledger: Ledger, report: RepairReport) -> No
 
 
 def _repair_cells(
-    state: Inspection, ledger: Ledger, source: Store | None, made_here: MadeHere, report: RepairReport, *, act: bool
+    store: Store, ledger: Ledger, source: Store | None, made_here: MadeHere, report: RepairReport, *, act: bool
 ) -> None:
     """Restore each cell that is not whole, from wherever its answer is; give up the others."""
-    store, views = state.store, state.store.manifest.identity.views
-    elsewhere = Elsewhere(state, ledger, source)
-    given_up = []
-    for cell in np.flatnonzero(~state.whole).tolist():
-        row, view = divmod(cell, views)
-        values = {} if state.is_answer[row, view].all() else elsewhere.find(cell)
-        if values is not None:
-            report.restored.append(cell)
-            if act:
-                _restore(store, cell, values)
-        elif state.valid[row, view] or state.calls[cell]:
-            given_up.append(cell)
-    report.dropped = [cell for cell in given_up if state.valid.reshape(-1)[cell]]
-    kept = [call for cell in given_up for call in state.calls[cell] if _belongs_in(store, call, cell)]
+    views, damaged, twins = store.manifest.identity.views, list[tuple[int, int]](), dict[bytes, int]()
+    for state in inspect_in_blocks(store, ledger):
+        whole = state.whole
+        for place in np.flatnonzero(whole).tolist():
+            if state.calls[place]:
+                twins[state.calls[place][0].input_digest] = state.first * views + place
+        if not whole.all():
+            damaged.append((state.first, state.first + len(state.valid)))
+    elsewhere, given_up, kept = Elsewhere(store, ledger, source, twins), list[int](), list[RecordedCall]()
+    # Once more, as an answer may be in a row that comes later; memory does not grow with the store.
+    for first, last in damaged:
+        state = inspect(store, ledger, first, last)
+        for place in np.flatnonzero(~state.whole).tolist():
+            (row, view), cell = divmod(place, views), first * views + place
+            values = {} if state.is_answer[row, view].all() else elsewhere.find(state, cell)
+            if values is not None:
+                report.restored.append(cell)
+                if act:
+                    _restore(store, cell, values)
+            elif state.valid[row, view] or state.calls[place]:
+                given_up.append(cell)
+                report.dropped += [cell] if state.valid[row, view] else []
+                kept += [call for call in state.calls[place] if _belongs_in(store, call, cell)]
     report.revoked = sorted({call.id for call in kept if call in made_here})
     report.left += made_here.explain([call for call in kept if call not in made_here])
     if act:
@@ -296,20 +303,18 @@ class Elsewhere:
 
     Args:
         source: a copy of the store that the user names.
+        twins: input -> a whole cell that is about it.
     """
 
-    def __init__(self, state: Inspection, ledger: Ledger, source: Store | None) -> None:
-        self._state, self._ledger, self._source = state, ledger, source
-        self._twins = {
-            state.calls[cell][0].input_digest: cell
-            for cell in np.flatnonzero(state.whole).tolist()
-            if state.calls[cell]
-        }
+    def __init__(self, store: Store, ledger: Ledger, source: Store | None, twins: Mapping[bytes, int]) -> None:
+        self._store, self._ledger, self._source, self._twins = store, ledger, source, twins
 
-    def find(self, cell: int) -> dict[str, np.ndarray] | None:
+    def find(self, state: Inspection, cell: int) -> dict[str, np.ndarray] | None:
         """All outputs of a cell, name -> (1, ...), if they are exactly what committed calls returned."""
-        calls, store = self._state.calls[cell], self._state.store
-        if not calls or not self._state.answered.reshape(-1, *self._state.answered.shape[2:])[cell].any(axis=1).all():
+        row, view = divmod(cell, self._store.manifest.identity.views)
+        row -= state.first
+        calls, store = state.calls[row * state.valid.shape[1] + view], self._store
+        if not calls or not state.answered[row, view].any(axis=1).all():
             return None
         digest = calls[0].input_digest
         places = [(self._twins.get(digest), store), (cell, self._source)]
@@ -328,7 +333,7 @@ class Elsewhere:
     @cached_property
     def _keepers(self) -> list[_Keeper]:
         """The other stores of a shared ledger, as far as they can be read from here."""
-        store, found = self._state.store, []
+        store, found = self._store, []
         if store.manifest.ledger is None:
             return []
         for location in self._ledger.locations_of_teacher(store.manifest.identity.teacher.fingerprint):
@@ -354,12 +359,10 @@ class _Keeper:
 
     @cached_property
     def _cells(self) -> dict[bytes, int]:
-        geometry = self.store.manifest.identity.geometry
         try:
-            rows = input_digests(self.store.read("train/images"), self.store.read("train/views"), geometry)
-        except (CKDError, RuntimeError, IndexError):
+            return {digest: cell for cell, digest in enumerate(chain.from_iterable(inputs_of(self.store)))}
+        except CKDError:
             return {}
-        return {digest: cell for cell, digest in enumerate(digest for row in rows for digest in row)}
 
 
 def _has(keeper: Store, store: Store, cell: int) -> bool:

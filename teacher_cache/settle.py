@@ -146,7 +146,7 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
         return
     cell, misfit = min(wanted.items(), key=lambda item: item[0])
     row, view = divmod(cell, views)
-    image = int(store.read_sample("train/source_index")[row])
+    image = int(store.read_sample("train/source_index", Rows.between(row, row + 1))[0])
     what = f"{len(wanted)} answers that are paid for" if len(wanted) > 1 else "an answer that is paid for"
     where = f"of image {image} (row {row}, view {view}) the teacher's {misfit.output.name} holds {misfit.value:.6g}"
     if misfit.is_too_large:

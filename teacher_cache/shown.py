@@ -1,9 +1,14 @@
-"""What the teacher is shown: the sampled images, the views of them, and all that a store keeps of both."""
+"""What the teacher is shown: the sampled images, the views of them, and all that a store keeps of both.
+
+Images of a large sample are not held: they are decoded a few at a time, once to tell what every call is about, and once
+into the store's arrays, from which the teacher is then shown them. A sample that takes little room is decoded once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -11,76 +16,125 @@ from torch import Tensor
 
 from ground.geometry import Rendering
 from ground.views import sample_views, view_pixels
+from storage.blocks import RowSource
 from storage.digest import input_digests
+from storage.schema import IMAGES, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
+from teacher_cache.datasets.base import Split
 from teacher_cache.sample import NestedSample
 
-Arrays = dict[str, np.ndarray]
+# A sample of so many bytes of images is held: 87,000 of CIFAR, 1,700 of 224 pixels.
+MOST_HELD_BYTES = 256 << 20
+# Of larger ones, this much is decoded and digested at once.
+DECODED_BYTES = 64 << 20
+# Blocks of images that were read last; a batch goes on where the one before it ended.
+_NUM_RECENT = 4
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Shown:
     """The images and views of n rows, in the order of the store.
 
     Args:
-        images: (n, H, W, 3) uint8 base images.
+        images: (n, H, W, 3) uint8 base images; in memory, or read a few at a time.
         views: (n, V, 3), or (n, V, 5) of boxes.
         source_index: (n,) int64, where in the training split each row comes from.
         rendering: how the teacher is shown them.
-        arrays: reads every sample array of a store, whole.
+        arrays: the rows of every sample array of a store, by its name.
     """
 
-    images: np.ndarray
+    images: RowSource
     views: np.ndarray
     source_index: np.ndarray
     rendering: Rendering
-    arrays: Callable[[], Arrays]
+    arrays: Mapping[str, RowSource]
 
     def pixels(self, cells: Sequence[int]) -> Tensor:
         """What the teacher is shown for some cells, row * V + view: (C, 3, h, w) uint8; see `Teacher.call`."""
         rows, views = np.divmod(np.array(cells), self.views.shape[1])
-        images, chosen = (torch.from_numpy(array) for array in (self.images[rows], self.views[rows, views]))
-        return view_pixels(images, chosen, self.rendering)
+        chosen = self.images[rows] if isinstance(self.images, np.ndarray) else self._recent.rows(rows)
+        return view_pixels(torch.from_numpy(chosen), torch.from_numpy(self.views[rows, views]), self.rendering)
 
     def input_digests(self) -> list[list[bytes]]:
         """n lists of V: digests of the exact inputs of all calls."""
-        return input_digests(self.images, self.views, self.rendering.geometry)
+        digests, geometry = list[list[bytes]](), self.rendering.geometry
+        step = max(1, DECODED_BYTES // _image_spec(self.rendering).row_bytes)
+        for first in range(0, len(self.images), step):
+            digests += input_digests(self.images[first : first + step], self.views[first : first + step], geometry)
+        return digests
+
+    def kept_in(self, store: Store) -> Shown:
+        """The same, with images that are not held read from a store that has them all, and checked."""
+        return self if isinstance(self.images, np.ndarray) else replace(self, images=store.samples()[IMAGES])
+
+    @cached_property
+    def _recent(self) -> _RecentRows:
+        return _RecentRows(self.images, _image_spec(self.rendering).block_rows)
+
+
+class _RecentRows:
+    """Rows of a source in any order, read in blocks of which the last few are held."""
+
+    def __init__(self, source: RowSource, block_rows: int) -> None:
+        self._block_rows = block_rows
+        self._block = lru_cache(_NUM_RECENT)(lambda block: source[block * block_rows : (block + 1) * block_rows])
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """The rows at (C,) places, in that order."""
+        size = self._block_rows
+        return np.stack([self._block(row // size)[row % size] for row in index.tolist()])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    """Images of a split, by their index in it, decoded when they are asked for."""
+
+    split: Split
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.split.read(self.index[rows])
+
+
+def _image_spec(rendering: Rendering) -> ArraySpec:
+    return image_array("train", rendering.geometry.image_size)
 
 
 def show(
     dataset: ImageDataset, sample: NestedSample, rendering: Rendering, *, policy: str, seed: int, num_views: int
 ) -> Shown:
-    """The views that a policy gives of a sample of a data set; reads the images of the sample."""
-    images = dataset.train.read(sample.train)
+    """The views that a policy gives of a sample of a data set; reads the images of the sample if they are held."""
+    pool, test = dataset.train, dataset.test
+    test_index = np.arange(len(test), dtype=np.int64)
+    is_held = len(sample.train) * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES
+    images = pool.read(sample.train) if is_held else _Decoded(pool, sample.train)
     views = sample_views(rendering.geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
-
-    def arrays() -> Arrays:
-        pool, test = dataset.train, dataset.test
-        test_index = np.arange(len(test), dtype=np.int64)
-        return {
-            "train/images": images,
-            "train/labels": pool.labels[sample.train],
-            "train/source_index": sample.train,
-            "train/views": views,
-            "val/images": pool.read(sample.val),
-            "val/labels": pool.labels[sample.val],
-            "val/source_index": sample.val,
-            "test/images": test.read(test_index),
-            "test/labels": test.labels,
-            "test/source_index": test_index,
-        }
-
+    arrays: dict[str, RowSource] = {
+        IMAGES: images,
+        "train/labels": pool.labels[sample.train],
+        "train/source_index": sample.train,
+        "train/views": views,
+        "val/images": _Decoded(pool, sample.val),
+        "val/labels": pool.labels[sample.val],
+        "val/source_index": sample.val,
+        "test/images": _Decoded(test, test_index),
+        "test/labels": test.labels,
+        "test/source_index": test_index,
+    }
     return Shown(images, views, sample.train, rendering, arrays)
 
 
 def shown_in(store: Store) -> Shown:
-    """What a store keeps of it; reads and checks every sample array and parameter."""
-    samples = store.read_samples()
+    """What a store keeps of it; all is checked when it is read, the images when they are shown."""
+    samples = store.samples()
     return Shown(
-        images=samples["train/images"],
-        views=samples["train/views"],
-        source_index=samples["train/source_index"],
+        images=samples[IMAGES],
+        views=store.read_sample("train/views"),
+        source_index=store.read_sample("train/source_index"),
         rendering=store.manifest.identity.teacher_rendering,
-        arrays=lambda: samples,
+        arrays=samples,
     )

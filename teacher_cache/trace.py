@@ -24,7 +24,7 @@ from msgspec import Meta
 from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from storage.digest import input_digests
-from storage.inspection import is_answer_narrower
+from storage.inspection import is_answer_narrower, row_blocks
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
@@ -32,7 +32,7 @@ from storage.manifest import FILE_NAME, TeacherIdentity
 from storage.rows import Rows
 from storage.run_proof import Proof, RunProofs
 from storage.run_record import RUN_FILE, RunRecord
-from storage.schema import DIGEST
+from storage.schema import DIGEST, IMAGES, VIEWS
 from storage.store import Store
 
 
@@ -113,8 +113,11 @@ class StoreInputs:
     @cached_property
     def digests(self) -> list[list[bytes]]:
         """Digest of each row's views; raises `StoreUnreadable` if the images or views are not what was written."""
-        images, views = (self.store.read_sample(f"train/{name}", Rows.first(self.rows)) for name in ("images", "views"))
-        return input_digests(images, views, self.store.manifest.identity.geometry)
+        digests, geometry = list[list[bytes]](), self.store.manifest.identity.geometry
+        for first, last in row_blocks(self.store, self.rows):
+            images, views = (self.store.read_sample(name, Rows.between(first, last)) for name in (IMAGES, VIEWS))
+            digests += input_digests(images, views, geometry)
+        return digests
 
     @cached_property
     def first_row(self) -> dict[bytes, int]:

@@ -76,7 +76,8 @@ def upgrade(
     with Store.alone(folder, clean=act, older=True), ExitStack() as stack:
         store = Store.open(folder)
         extension = open_extension(folder)
-        if extension is not None and extension.manifest.older is not None and weights is None:
+        older = None if extension is None else extension.manifest.older
+        if older is not None and older.keeps_no_parameters and weights is None:
             raise InvalidInput(
                 f"an extension of {folder} was interrupted, and to finish it the teacher's last layer has to be kept "
                 f"too; give the teacher's weights, with: {store.command('upgrade', weights='FILE')}"

@@ -102,15 +102,15 @@ def _widened(
             f"{free_bytes(store.folder) / 1e6:.0f} MB free; free some space, then run the same command again"
         )
     try:
-        wide = Store.lay_out(store.folder, manifest, store.read_samples(), store.file_name)
+        wide = Store.lay_out(store.folder, manifest, store.samples(), store.file_name)
         cells = copy_cells(store, wide, on_progress)
     except BaseException:
         remove_own(store.folder / manifest.arrays)
         raise
     # As in an upgrade: chained before the manifest is replaced, the entry holds for both.
-    content = {"manifest": manifest.digest, "made_by": "widen", "replaces": before.digest}
+    content = {"manifest": wide.manifest.digest, "made_by": "widen", "replaces": before.digest}
     ledger.record_store(before.store_id, content)
-    wide.save(replace(manifest, ledger_head=ledger.head()))
+    wide.save(replace(wide.manifest, ledger_head=ledger.head()))
     old = store.arrays.path
     shutil.rmtree(old) if old.is_dir() else old.unlink()
     fsync_path(store.folder)

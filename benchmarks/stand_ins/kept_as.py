@@ -32,7 +32,8 @@ def keep_as(source: Path, out: Path, form: AnswerForm, n: int | None = None) -> 
     if not identity.keeps_logits:
         raise InvalidInput(f"{source} keeps no full logits, of which other forms could be made")
     outputs = (*form.outputs(len(identity.dataset.classes)), *identity.kept_layers)
-    samples, rows = store.read_samples(), store.manifest.n if n is None else n
+    samples = {name: store.read_sample(name) for name in store.manifest.samples}
+    rows = store.manifest.n if n is None else n
     samples |= {name: values[:rows] for name, values in samples.items() if name.startswith("train/")}
     answer = None if form.kind is Kind.LOGITS else form
     made = Store.create(out, replace(identity, outputs=outputs, answer=answer), array_format="zarr", samples=samples)

@@ -121,6 +121,8 @@ class EncodedSplit(Split):
     image_size: int
     fit: Callable[[Image.Image, int], Image.Image]
     remedy: str
+    # Images are read some at a time, and what the first took is true of the others.
+    _decoding: _Pace = field(default_factory=lambda: _Pace(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64, self.labels.dtype
@@ -148,7 +150,7 @@ class EncodedSplit(Split):
                 problems[name] = str(error)
 
         # In the order in which they lie: what lies together is read together.
-        _map_files(decode_into, chosen.argsort(kind="stable").tolist())
+        _map_files(decode_into, chosen.argsort(kind="stable").tolist(), self._decoding)
         if problems:
             pronoun = "it" if len(problems) == 1 else "them"
             raise InvalidInput(f"cannot decode {_sentence(problems)}; {self.remedy} {pronoun}")
@@ -166,7 +168,7 @@ class EncodedSplit(Split):
     @cached_property
     def file_digests(self) -> list[bytes]:
         """SHA-256 of each file, in the order of `files`; reads every file once."""
-        return _map_files(self._file_digest, range(len(self.files)))
+        return _map_files(self._file_digest, range(len(self.files)), _Pace())
 
     def files_also_in(self, other: EncodedSplit) -> list[str]:
         """Files of `other` with the very bytes of one of this split."""
@@ -297,15 +299,25 @@ def _sentence(problems: dict[str, str]) -> str:
     return f"{len(names)} files, {first} (the first: {problems[names[0]]})"
 
 
-def _map_files(work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
-    """`[work(row) for row in rows]`; by a pool of threads if the first few turn out to be slow."""
+@dataclass(slots=True)
+class _Pace:
+    """Whether files are worked on fast, as far as it is known."""
+
+    is_fast: bool | None = None
+
+
+def _map_files(work: Callable[[int], _Result], rows: Sequence[int], pace: _Pace) -> list[_Result]:
+    """`[work(row) for row in rows]`; by a pool of threads if the first few turned out to be slow."""
 
     def run(start: int) -> list[_Result]:
         return [work(row) for row in rows[start : start + FILES_PER_TASK]]
 
-    started = time.perf_counter()
-    first = run(0)
-    is_fast = time.perf_counter() - started < FAST_FILE_SECONDS * len(first)
+    first, is_fast = list[_Result](), pace.is_fast
+    if is_fast is None:
+        started = time.perf_counter()
+        first = run(0)
+        is_fast = time.perf_counter() - started < FAST_FILE_SECONDS * len(first)
+        pace.is_fast = is_fast if len(first) == FILES_PER_TASK else None
     with ThreadPoolExecutor(1 if is_fast else _NUM_THREADS) as pool:
-        chunks = pool.map(run, range(FILES_PER_TASK, len(rows), FILES_PER_TASK))
+        chunks = pool.map(run, range(len(first), len(rows), FILES_PER_TASK))
         return first + [result for chunk in chunks for result in chunk]

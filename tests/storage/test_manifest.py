@@ -40,7 +40,7 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     """What is written of a manifest, without its digest."""
     left_out = {"older"} if manifest.ledger_genesis else {"older", "ledger_genesis"}
     fields = {name: value for name, value in asdict(manifest).items() if name not in left_out}
-    content = json.loads(json.dumps({"format_version": 3, **fields}))
+    content = json.loads(json.dumps({"format_version": 4, **fields}))
     for name in ("input_size", "interpolation", "class_map"):
         if content["identity"]["teacher"][name] is None:
             del content["identity"]["teacher"][name]

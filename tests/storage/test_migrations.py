@@ -20,18 +20,26 @@ from storage.schema import HEAD_WEIGHT, VALID
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from storage.verify import store_problems
-from tests.storage.old_formats import FORMAT_2, unpack
+from tests.storage.old_formats import FORMAT_2, FORMAT_3, unpack
+
+ARCHIVES = {2: FORMAT_2, 3: FORMAT_3}
 
 
 @pytest.fixture(scope="module")
-def old_stores(tmp_path_factory):
-    """Stores of format 2; treat them as read-only."""
-    return unpack(FORMAT_2, tmp_path_factory.mktemp("old"))
+def stores_by_format(tmp_path_factory):
+    """Format -> the folder of stores of it; treat them as read-only."""
+    return {version: unpack(archive, tmp_path_factory.mktemp("old")) for version, archive in ARCHIVES.items()}
 
 
-@pytest.fixture(params=("zarr", "hdf5"))
-def old_store(request, old_stores):
-    return old_stores / request.param
+@pytest.fixture
+def old_stores(stores_by_format):
+    return stores_by_format[2]
+
+
+@pytest.fixture(params=[(version, kind) for version in ARCHIVES for kind in ("zarr", "hdf5")], ids=str)
+def old_store(request, stores_by_format):
+    version, kind = request.param
+    return stores_by_format[version] / kind
 
 
 def _contents(folder):
@@ -41,9 +49,10 @@ def _contents(folder):
 
 def test_an_older_store_opens_with_what_its_format_left_unsaid(old_store):
     manifest = Manifest.load(old_store)
-    assert json.loads((old_store / "manifest.json").read_text())["format_version"] == manifest.format_version == 2
+    version = manifest.format_version
+    assert json.loads((old_store / "manifest.json").read_text())["format_version"] == version < FORMAT_VERSION
     assert manifest.identity.teacher.layers[:5] == ("stem", "layer1", "layer2", "layer3", "pooled")
-    assert manifest.identity.parameters == ()
+    assert len(manifest.identity.parameters) == (0 if version == 2 else 2)
     assert Store.open(old_store).read_outputs(["logits", "pooled"], Rows.first(8))["pooled"].shape == (8, 2, 64)
 
 
@@ -57,8 +66,8 @@ def test_an_older_store_is_verified_against_its_ledger_and_left_as_it_is(old_sto
 
 def test_the_digest_of_an_older_manifest_is_the_one_its_release_recorded(old_store):
     document = json.loads((old_store / "manifest.json").read_text())
-    for name in ("digest", "format_version", "ledger_head"):
-        del document[name]
+    for name in ("digest", "format_version", "ledger_head", "ledger_genesis"):
+        document.pop(name, None)
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     expected = hashlib.sha256(canonical.encode()).hexdigest()
     ledger = own_ledger(old_store)
@@ -72,7 +81,7 @@ def test_the_digest_of_an_older_manifest_is_the_one_its_release_recorded(old_sto
     [
         lambda store: store.save(),
         lambda store: store.record_ledger_head("0" * 64),
-        lambda store: store.grow(store.read_samples()),
+        lambda store: store.grow(store.samples()),
         lambda store: store.rewrite([0]),
         lambda store: store.publish([0]),
         lambda store: store.retract([0]),
@@ -81,7 +90,7 @@ def test_the_digest_of_an_older_manifest_is_the_one_its_release_recorded(old_sto
 def test_an_older_store_is_not_written_to(old_store, write):
     before = _contents(old_store)
     with pytest.raises(
-        OlderFormat, match=r"is of format 2, .*; bring it up to format 3 with: ckd-cache upgrade --store"
+        OlderFormat, match=r"is of format [23], .*; bring it up to format 4 with: ckd-cache upgrade --store"
     ):
         write(Store.open(old_store))
     assert _contents(old_store) == before
@@ -120,11 +129,11 @@ def test_an_older_manifest_that_was_changed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("version", "sentence"),
     [
-        (FORMAT_VERSION + 1, r"is of format version 4, written by a newer release than this one, .*; upgrade this one"),
-        (1, r"is of format version '1', this release reads 2 to 3; use the release that wrote it"),
-        ("3", r"is of format version '3', this release reads 2 to 3; use the release that wrote it"),
-        (True, r"is of format version 'True', this release reads 2 to 3"),
-        (None, r"is of format version 'None', this release reads 2 to 3"),
+        (FORMAT_VERSION + 1, r"is of format version 5, written by a newer release than this one, .*; upgrade this one"),
+        (1, r"is of format version '1', this release reads 2 to 4; use the release that wrote it"),
+        ("4", r"is of format version '4', this release reads 2 to 4; use the release that wrote it"),
+        (True, r"is of format version 'True', this release reads 2 to 4"),
+        (None, r"is of format version 'None', this release reads 2 to 4"),
     ],
 )
 def test_a_version_that_nothing_leads_on_from_says_whose_it_is(tmp_path, version, sentence):

@@ -31,7 +31,7 @@ from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.upgrade import upgrade
-from tests.storage.old_formats import FORMAT_2, SCHEMA_2, unpack
+from tests.storage.old_formats import FORMAT_2, FORMAT_3, SCHEMA_2, unpack
 
 HEAD = ["head/bias", "head/weight"]
 FORMATS = ("zarr", "hdf5")
@@ -117,7 +117,7 @@ def test_whatever_writes_to_an_older_store_says_to_upgrade_it(old_stores, weight
     own = ("--weights", weights) if command[0] in ("build", "extend") else own
     refused = run(ckd_cache, *command, *own, "--store", old_stores / "zarr")
     assert refused.exit_code == 2
-    assert "bring it up to format 3 with: ckd-cache upgrade --store" in refused.output
+    assert "bring it up to format 4 with: ckd-cache upgrade --store" in refused.output
     assert not forwards
 
 
@@ -127,7 +127,7 @@ def test_a_dry_run_changes_nothing(old_store, weights):
     assert json.loads(said.stdout) == {
         "store": str(old_store),
         "from_version": 2,
-        "version": 3,
+        "version": 4,
         "manifests": ["manifest.json"],
         "parameters": HEAD,
         "from_schema": 2,
@@ -141,10 +141,10 @@ def test_an_upgrade_is_recorded_and_happens_once(old_store, weights, forwards):
     before = Manifest.load(old_store)
     answers = Store.open(old_store).read_outputs(["logits", "pooled"], Rows.first(8))
     said = run(ckd_cache, "upgrade", "--store", old_store, "--weights", weights)
-    parts = "format 2 to 3; kept of the teacher: head/bias, head/weight; ledger schema 2 to 3"
+    parts = "format 2 to 4; kept of the teacher: head/bias, head/weight; ledger schema 2 to 3"
     assert f"upgraded ({parts})" in said.stdout
     after = Manifest.load(old_store)
-    assert json.loads((old_store / "manifest.json").read_text())["format_version"] == after.format_version == 3
+    assert json.loads((old_store / "manifest.json").read_text())["format_version"] == after.format_version == 4
     assert after.history == ({"store_id": before.store_id, "made_by": "upgrade"},)
     assert after.store_id == before.store_id
     assert records(old_store)[-1] == {
@@ -158,7 +158,7 @@ def test_an_upgrade_is_recorded_and_happens_once(old_store, weights, forwards):
     for name, values in Store.open(old_store).read_outputs(["logits", "pooled"], Rows.first(8)).items():
         assert (values == answers[name]).all()
     again = run(ckd_cache, "upgrade", "--store", old_store, "--weights", weights)
-    assert "is of format 3 already; nothing to do" in again.stdout
+    assert "is of format 4 already; nothing to do" in again.stdout
     assert Manifest.load(old_store) == after
 
 
@@ -185,7 +185,7 @@ def test_without_weights_the_head_is_left_for_later(old_store, weights, forwards
     assert refused.exit_code == 2
     assert "it was upgraded without the teacher's weights; add it with: ckd-cache upgrade" in refused.output
     added = upgrade(old_store, weights=weights)
-    assert (added.from_version, added.parameters) == (3, HEAD)
+    assert (added.from_version, added.parameters) == (4, HEAD)
     assert [step["made_by"] for step in Manifest.load(old_store).history] == ["upgrade", "upgrade"]
     assert problems(old_store) == []
     assert sorted(Store.open(old_store).read_parameters()) == HEAD
@@ -284,12 +284,12 @@ def test_an_upgrade_that_is_killed_leaves_the_old_store_or_the_new_one(
         with pytest.raises(_Killed):
             upgrade(folder, weights=weights)
     is_new = (step, before) == ("write_json", False)
-    assert Manifest.load(folder).format_version == (3 if is_new else 2)
+    assert Manifest.load(folder).format_version == (4 if is_new else 2)
     assert problems(folder) == []
     assert (Store.open(folder).read_outputs(["logits"], Rows.first(8))["logits"] == answers).all()
     assert upgrade(folder, weights=weights).done is not is_new
     assert problems(folder) == []
-    assert Manifest.load(folder).format_version == 3
+    assert Manifest.load(folder).format_version == 4
     assert sorted(Store.open(folder).read_parameters()) == HEAD
     assert [record["made_by"] for record in records(folder)] == ["build", "upgrade"]
 
@@ -304,7 +304,69 @@ def test_calls_of_a_store_are_listed_alike_before_and_after(old_store):
     ledger.close()
 
 
-# A store of the current format, whose ledger is of schema 2
+# A store of format 3, which needs no weights to be brought up
+
+
+@pytest.fixture
+def stores_of_format_3(tmp_path):
+    return unpack(FORMAT_3, tmp_path / "format-3")
+
+
+def test_a_store_of_format_3_is_brought_up_without_weights_and_grows(stores_of_format_3, weights, tmp_path, forwards):
+    folder, fresh = stores_of_format_3 / "hdf5", tmp_path / "fresh"
+    before = Manifest.load(folder)
+    refused = run(ckd_cache, "convert", "--store", folder, "--to", "zarr", "--out", tmp_path / "converted")
+    assert "bring it up to format 4 with: ckd-cache upgrade --store" in refused.output
+    assert "upgraded (format 3 to 4)" in run(ckd_cache, "upgrade", "--store", folder).stdout
+    after = Manifest.load(folder)
+    assert (after.identity, after.store_id, after.ledger_genesis) == (
+        before.identity,
+        before.store_id,
+        before.ledger_genesis,
+    )
+    assert records(folder)[-1]["replaces"] == before.digest
+    assert records(folder)[-1]["manifest"] == after.digest
+    assert problems(folder) == []
+    report = build(*prepare_build(replace(growing(folder, weights, 12), trust_teacher=True)))
+    assert (report.new_calls, sum(forwards)) == (8, 8)
+    build(*prepare_build(replace(growing(folder, weights, 12), store=fresh, trust_teacher=True)))
+    assert Manifest.load(folder).samples == Manifest.load(fresh).samples
+    assert problems(folder) == []
+
+
+def test_an_extension_of_format_3_is_brought_up_without_weights_and_finished(stores_of_format_3, weights, forwards):
+    folder = stores_of_format_3 / "extending"
+    assert problems(folder) == []
+    assert upgrade(folder).manifests == [EXTENSION, "manifest.json"]
+    assert problems(folder) == []
+    extend(*prepare_extension(ExtensionConfig(store=folder, features="pooled", weights=weights, device="cpu")))
+    assert problems(folder) == []
+    assert sum(forwards) == 16
+    assert sorted(Store.open(folder).read_parameters()) == HEAD
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(ledger_module.Ledger, "record_store"), (manifest_module, "write_json")],
+    ids=["record_store", "write_json"],
+)
+def test_bringing_up_a_store_of_format_3_and_its_extension_goes_on_wherever_it_was_killed(
+    stores_of_format_3, monkeypatch, owner, step, before
+):
+    folder = stores_of_format_3 / "extending"
+    with monkeypatch.context() as killing:
+        _dying(owner, step, killing, before=before)
+        with pytest.raises(_Killed):
+            upgrade(folder)
+    assert problems(folder) == []
+    assert Manifest.load(folder).format_version == 3
+    assert upgrade(folder).done
+    assert problems(folder) == []
+    assert Manifest.load(folder).format_version == Manifest.load(folder, EXTENSION).format_version == 4
+
+
+# A store of format 3, whose ledger is of schema 2
 
 
 @pytest.fixture
@@ -354,7 +416,7 @@ def test_a_build_on_an_older_ledger_says_to_upgrade_it_before_any_call(old_ledge
     folder = old_ledger / "store"
     refused = run(ckd_cache, "build", *growing_of_schema_2(folder, weights, n))
     assert refused.exit_code == 2
-    assert f"bring it up to schema 3 with: ckd-cache upgrade --store {folder}" in refused.output
+    assert f"bring it up to format 4 with: ckd-cache upgrade --store {folder}" in refused.output
     assert not forwards
     assert own_version(folder) == 2
 
@@ -366,19 +428,19 @@ def test_whatever_records_in_an_older_ledger_says_to_upgrade_it(old_ledger, weig
     own = {"convert": ("--out", tmp_path / "converted"), "extend": ("--weights", weights)}.get(command[0], ())
     refused = run(ckd_cache, *command, *own, "--store", old_ledger / "store")
     assert refused.exit_code == 2, refused.output
-    assert "bring it up to schema 3 with: ckd-cache upgrade --store" in refused.output
+    assert "bring it up to format 4 with: ckd-cache upgrade --store" in refused.output
     assert not forwards
     assert problems(old_ledger / "store") == []
 
 
-def test_a_store_grows_once_its_ledger_is_brought_up(old_ledger, weights, forwards):
+def test_a_store_grows_once_it_and_its_ledger_are_brought_up(old_ledger, weights, forwards):
     folder = old_ledger / "store"
     said = run(ckd_cache, "upgrade", "--store", folder, "--dry-run")
-    assert "would be upgraded; nothing was changed (ledger schema 2 to 3)" in said.stdout
+    assert "would be upgraded; nothing was changed (format 3 to 4; ledger schema 2 to 3)" in said.stdout
     assert own_version(folder) == 2
-    before = (folder / "manifest.json").read_bytes()
-    assert "upgraded (ledger schema 2 to 3)" in run(ckd_cache, "upgrade", "--store", folder).stdout
-    assert (folder / "manifest.json").read_bytes() == before
+    assert Manifest.load(folder).format_version == 3
+    said = run(ckd_cache, "upgrade", "--store", folder)
+    assert "upgraded (format 3 to 4; ledger schema 2 to 3)" in said.stdout
     assert own_version(folder) == 3
     assert problems(folder) == []
     assert "nothing to do" in run(ckd_cache, "upgrade", "--store", folder).stdout

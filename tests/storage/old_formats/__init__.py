@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 FORMAT_2 = Path(__file__).with_name("format-2.tar.xz")
+FORMAT_3 = Path(__file__).with_name("format-3.tar.xz")
 SCHEMA_2 = Path(__file__).with_name("schema-2.tar.xz")
 
 
