@@ -133,7 +133,7 @@ def stream_arrays(trainer: Trainer, rows: int) -> dict[str, object]:
 def print_parts(trainer: Trainer, blocks: int = 16) -> None:
     """Where a stream's time goes, a block of 64 rows at a time."""
     store, size = Store.open(trainer.data.folder), 64
-    stretches = [Rows(((first, size),)) for first in range(0, blocks * size, size)]
+    stretches = [Rows.between(first, first + size) for first in range(0, blocks * size, size)]
     outputs = list(trainer.data.outputs)
     parts: dict[str, Callable[[Rows], object]] = {
         "read alone": lambda rows: [

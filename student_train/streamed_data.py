@@ -113,9 +113,9 @@ def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None
 
 
 def block_rows(store: Store) -> int:
-    """Rows that are read at once: whole chunks of images, which are checked as a whole."""
-    chunk = store.arrays.specs[IMAGES].chunk_rows
-    return chunk * ceil(_LEAST_BLOCK_ROWS / chunk)
+    """Rows that are read at once: of images, whole chunks that have a digest together."""
+    checked = store.arrays.specs[IMAGES].block_rows
+    return checked * ceil(_LEAST_BLOCK_ROWS / checked)
 
 
 def _window(request: Request, size: int, rows: int | None) -> int:
@@ -147,8 +147,7 @@ def _with_content(request: Request) -> Tensor | None:
         return None
 
     def read(block: tuple[int, int]) -> Tensor:
-        first, last = block
-        answers = store.read_outputs(wanted, Rows(((first, last - first),)))
+        answers = store.read_outputs(wanted, Rows.between(*block))
         return without_content(store, {name: as_tensor(values) for name, values in answers.items()})
 
     empty = torch.cat(list(read_ahead(read, request.rows.blocks(block_rows(store)))))
@@ -181,7 +180,7 @@ class StoreBlocks:
         """See `BlockReader.block`."""
         first = int(self.numbers[number]) * self.size
         last = min(first + self.size, len(self.request.rows))
-        found = self._read([IMAGES, *self.request.names], Rows(((first, last - first),)))
+        found = self._read([IMAGES, *self.request.names], Rows.between(first, last))
         begin, end = np.searchsorted(self.index, (first, last))
         if end - begin == last - first:
             return found
@@ -219,12 +218,11 @@ class StoredImages:
     def batches(self, rendering: Rendering) -> Iterator[Inputs]:
         """See `Evaluated.batches`; raises `StoreUnreadable` for images that are damaged."""
         name = f"{self.split}/images"
-        chunk = self.store.arrays.specs[name].chunk_rows
-        blocks = list(Rows.first(len(self.labels)).blocks(chunk * ceil(_EVALUATED_AT_ONCE / chunk)))
+        checked = self.store.arrays.specs[name].block_rows
+        blocks = list(Rows.first(len(self.labels)).blocks(checked * ceil(_EVALUATED_AT_ONCE / checked)))
 
         def read(block: tuple[int, int]) -> Tensor:
-            first, last = block
-            return torch.from_numpy(self.store.read_sample(name, Rows(((first, last - first),))))
+            return torch.from_numpy(self.store.read_sample(name, Rows.between(*block)))
 
         for (first, last), images in zip(blocks, read_ahead(read, blocks), strict=True):
             yield from evaluation_batches(
