@@ -1,6 +1,6 @@
 """What training from a stream costs over training from memory, in time and in memory.
 
-    python -m benchmarks.streamed_training [--n 4096] [--layers layer1,layer2,layer3] [--method kd] [--student wrn_16_2]
+    python -m benchmarks.streamed_training [--n 8192] [--layers layer1,layer2,layer3] [--method at] [--student wrn_16_2]
 
 Both train from the same store of random answers, in one process and in turns; what is read ahead during the other's
 turn is at most four blocks. With `--cold` the system forgets the store's files before every turn. Then what the stream
@@ -40,7 +40,7 @@ SOURCES = {"memory": False, "stream": True}
 
 @click.command()
 @click.option("--student", default="wrn_16_2", show_default=True)
-@click.option("--method", default="hint", show_default=True)
+@click.option("--method", default="at", show_default=True)
 @click.option("--layers", default="layer1,layer2,layer3", show_default=True, help="Feature maps in the store.")
 @click.option("--n", default=8192, show_default=True)
 @click.option("--steps", default=64, show_default=True, help="Steps in each round.")

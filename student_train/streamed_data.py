@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.errors import InvalidInput
+from ground.errors import InvalidInput, OlderFormat
 from ground.geometry import Rendering
 from ground.views import evaluation_batches
 from models.compute import Compute
+from storage.manifest import FORMAT_VERSION
 from storage.rows import Rows
 from storage.store import Store
 from student_train.block_stream import AHEAD, BlockStream, StreamedArray
@@ -74,6 +75,7 @@ def load_data(
 
     Raises:
         InvalidInput: the method needs all rows at hand; or as there.
+        OlderFormat: the store has one digest of all images, and is to be streamed.
     """
     streaming = Streaming() if streaming is None else streaming
     request = Request.checked(store, n, wanted, rendering)
@@ -82,9 +84,19 @@ def load_data(
     if wanted.unstreamable is not None:
         why = "" if request.fits_memory else f"{request.shown_size}: "
         raise InvalidInput(f"{why}{wanted.unstreamable}, or lower --n to what fits into memory, without --stream")
+    _require_digests_of_blocks(store)
     if not streaming.always:
         log.warning("%s: batches are drawn from a stream", request.shown_size)
     return _stream(request, wanted, compute, streaming.rows)
+
+
+def _require_digests_of_blocks(store: Store) -> None:
+    older = store.manifest.older
+    if older is not None:
+        raise OlderFormat(
+            f"{store.folder} is of format {older.version}, in which a block of images cannot be checked alone, as a "
+            f"stream does; bring it up to format {FORMAT_VERSION} with: {store.command('upgrade')}"
+        )
 
 
 def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None) -> StudentData:

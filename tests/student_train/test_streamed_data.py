@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks.stand_ins.kept_as import keep_as
-from ground.errors import Interrupted, InvalidInput, StoreUnreadable
+from ground.errors import Interrupted, InvalidInput, OlderFormat, StoreUnreadable
 from models.compute import Compute
 from storage.answers import AnswerForm, empty_answers
+from storage.migrations import OlderManifest
 from storage.run_record import RunRecord
 from storage.store import Store
 from student_train import request, streamed_data
@@ -166,13 +167,20 @@ def test_a_method_that_needs_all_rows_is_refused_before_answers_are_read(built_s
     with pytest.raises(InvalidInput, match="comparisons=24 draws groups once .* or lower --n to what fits") as refused:
         trainer_of(built_store, tmp_path / "run", method)
     assert "GB" not in str(refused.value)
-    little_memory(monkeypatch)
-    with pytest.raises(InvalidInput, match="^images, logits of 96 rows take .* leave comparisons out"):
-        trainer_of(built_store, tmp_path / "run", method, stream_rows=None)
     shared = SharedData()
     trainer_of(built_store, tmp_path / "run", load=shared.load, stream=True)
     with pytest.raises(InvalidInput, match="comparisons=24"):
         trainer_of(built_store, tmp_path / "run", method, load=shared.load)
+    little_memory(monkeypatch)
+    with pytest.raises(InvalidInput, match="^images, logits of 96 rows take .* leave comparisons out"):
+        trainer_of(built_store, tmp_path / "run", method, stream_rows=None)
+
+
+def test_a_store_with_one_digest_for_all_images_is_to_be_upgraded_first(built_store):
+    store = Store.open(built_store)
+    store.manifest = replace(store.manifest, older=OlderManifest(3, "0" * 64))
+    with pytest.raises(OlderFormat, match="a block of images cannot be checked alone.*ckd-cache upgrade --store"):
+        load_data(store, None, LOGITS, CPU, None, STREAM)
 
 
 # Training
@@ -180,7 +188,7 @@ def test_a_method_that_needs_all_rows_is_refused_before_answers_are_read(built_s
 
 @pytest.mark.parametrize("method", ["kd", "ckd", "rkd", "fitnets"])
 def test_a_resumed_run_of_a_stream_equals_an_uninterrupted_one(built_store, tmp_path, method):
-    settings = {"max_evals": 3, "stream": True}
+    settings = {"max_evals": 2, "stream": True}
     whole = trainer_of(built_store, tmp_path / "whole", method, **settings)
     record = whole.run()
     assert record["stream"] == {"block_rows": 8, "window_rows": 24}
@@ -197,7 +205,7 @@ def test_a_resumed_run_of_a_stream_equals_an_uninterrupted_one(built_store, tmp_
         stopped.run()
     assert not reading_threads()
     # What it began with need not be said again.
-    resumed = trainer_of(built_store, tmp_path / "stopped", method, max_evals=3, stream_rows=None)
+    resumed = trainer_of(built_store, tmp_path / "stopped", method, max_evals=2, stream_rows=None)
     resumed.run(resume=True)
     assert not reading_threads()
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
