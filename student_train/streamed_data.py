@@ -79,7 +79,7 @@ def load_data(
     """
     streaming = Streaming() if streaming is None else streaming
     request = Request.checked(store, n, wanted, rendering)
-    if streaming.never or not (streaming.always or not request.fits_memory):
+    if not streaming.always and (streaming.never or request.fits_memory):
         return StudentData.read(request, wanted, compute)
     if wanted.unstreamable is not None:
         why = "" if request.fits_memory else f"{request.shown_size}: "
