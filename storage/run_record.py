@@ -55,7 +55,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         student_size: of the student's input, where it is not that of the teacher's views.
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
-        stream: how its batches were drawn, where not all rows were in memory.
+        streamed: how its batches were drawn, where not all rows were in memory.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -78,7 +78,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_size: Positive | UnsetType = UNSET
     student_preprocessing: Line | UnsetType = UNSET
     init: Hex64 | UnsetType = UNSET
-    stream: RunStream | UnsetType = UNSET
+    streamed: RunStream | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""

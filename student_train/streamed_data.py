@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 IMAGES = "train/images"
 # The buffer, with what is read ahead, takes a tenth of the rows, and no more than this, but at least so many blocks.
-_SHARE, _MOST_BYTES, _LEAST_BLOCKS = 10, 512 << 20, 16
+SHARE, MOST_BYTES, LEAST_BLOCKS = 10, 512 << 20, 16
 # Blocks of huge images are a few rows; batches should not need many blocks.
 _LEAST_BLOCK_ROWS = 32
 _EVALUATED_AT_ONCE = 256
@@ -101,7 +101,7 @@ def _require_digests_of_blocks(store: Store) -> None:
 
 def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None) -> StudentData:
     store, size = request.store, block_rows(request.store)
-    chosen = _with_content(request)
+    chosen = rows_with_content(request)
     index = torch.arange(len(request.rows)) if chosen is None else chosen
     numbers, block_of = (index // size).unique_consecutive(return_inverse=True)
     order = BlockOrder(block_of, _window(request, size, rows))
@@ -137,8 +137,8 @@ def _window(request: Request, size: int, rows: int | None) -> int:
         InvalidInput: they do not fit into memory.
     """
     if rows is None:
-        blocks = min(len(request.rows) // (_SHARE * size), _MOST_BYTES // (size * request.row_bytes))
-        window = max(_LEAST_BLOCKS, blocks) - AHEAD
+        blocks = min(len(request.rows) // (SHARE * size), MOST_BYTES // (size * request.row_bytes))
+        window = max(LEAST_BLOCKS, blocks) - AHEAD
     else:
         window = ceil(rows / size)
     most, free = ceil(len(request.rows) / size), free_main_memory()
@@ -151,7 +151,7 @@ def _window(request: Request, size: int, rows: int | None) -> int:
     return min(window, most)
 
 
-def _with_content(request: Request) -> Tensor | None:
+def rows_with_content(request: Request) -> Tensor | None:
     """Which rows have answers with content, (m,) int64, or None for all of them; reads all answers, but no features."""
     store, names = request.store, request.store.manifest.identity.answer_names
     wanted = [name for name in names if name in request.names]

@@ -326,7 +326,7 @@ class Trainer:
             student_size=UNSET if config.student_size is None else config.student_size,
             student_preprocessing=UNSET if own_preprocessing(config) is None else "own",
             init=UNSET if self.init_digest is None else self.init_digest,
-            stream=_described(self.data.stream),
+            streamed=_described(self.data.stream),
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,
@@ -397,9 +397,9 @@ def _as_it_streamed(config: TrainConfig, folder: RunFolder) -> Streaming:
     started = folder.started()
     if started is None:
         return Streaming(always=asked, rows=rows)
-    if isinstance(started.stream, UnsetType):
+    if isinstance(started.streamed, UnsetType):
         return Streaming(always=asked, never=not asked, rows=rows)
-    return Streaming(always=True, rows=started.stream.window_rows if rows is None else rows)
+    return Streaming(always=True, rows=started.streamed.window_rows if rows is None else rows)
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:

@@ -147,13 +147,13 @@ def test_a_buffer_that_does_not_fit_is_refused(built_store, monkeypatch):
 def test_the_buffer_follows_from_the_size_of_rows(built_store, monkeypatch):
     assert stream_of(built_store).stream.order.window == 3
     assert stream_of(built_store, streaming=Streaming(always=True)).stream.order.window == 12, "all of the blocks"
-    monkeypatch.setattr(streamed_data, "_LEAST_BLOCKS", 5)
+    monkeypatch.setattr(streamed_data, "LEAST_BLOCKS", 5)
     assert stream_of(built_store, streaming=Streaming(always=True)).stream.order.window == 1
-    monkeypatch.setattr(streamed_data, "_SHARE", 1)
+    monkeypatch.setattr(streamed_data, "SHARE", 1)
     assert stream_of(built_store, streaming=Streaming(always=True)).stream.order.window == 8, "12 less what is ahead"
     row = Store.open(built_store).arrays.specs
     size = sum(row[name].row_bytes for name in ("train/images", "train/logits", "train/features/layer2"))
-    monkeypatch.setattr(streamed_data, "_MOST_BYTES", 10 * 8 * size)
+    monkeypatch.setattr(streamed_data, "MOST_BYTES", 10 * 8 * size)
     assert stream_of(built_store, streaming=Streaming(always=True)).stream.order.window == 6
 
 
@@ -191,7 +191,7 @@ def test_a_resumed_run_of_a_stream_equals_an_uninterrupted_one(built_store, tmp_
     settings = {"max_evals": 2, "stream": True}
     whole = trainer_of(built_store, tmp_path / "whole", method, **settings)
     record = whole.run()
-    assert record["stream"] == {"block_rows": 8, "window_rows": 24}
+    assert record["streamed"] == {"block_rows": 8, "window_rows": 24}
     stopped = trainer_of(built_store, tmp_path / "stopped", method, **settings)
     step = stopped.train_step
 
@@ -223,10 +223,10 @@ def test_training_takes_rows_from_the_buffer_alone(built_store, tmp_path, monkey
 def test_a_run_goes_on_with_the_same_stream_or_not_at_all(built_store, tmp_path, monkeypatch):
     trainer_of(built_store, tmp_path / "streamed", max_evals=1).run()
     trainer_of(built_store, tmp_path / "memory", max_evals=1, stream_rows=None).run()
-    assert RunRecord.read(tmp_path / "memory").document().get("stream") is None
-    with pytest.raises(InvalidInput, match="was started with stream .*24.*, not .*32"):
+    assert RunRecord.read(tmp_path / "memory").document().get("streamed") is None
+    with pytest.raises(InvalidInput, match="was started with streamed .*24.*, not .*32"):
         trainer_of(built_store, tmp_path / "streamed", max_evals=1, stream_rows=32).run(resume=True)
-    with pytest.raises(InvalidInput, match="was started with stream None, not"):
+    with pytest.raises(InvalidInput, match="was started with streamed None, not"):
         trainer_of(built_store, tmp_path / "memory", max_evals=1).run(resume=True)
     little_memory(monkeypatch)
     with pytest.raises(InvalidInput, match="leave it to a stream"):
@@ -260,7 +260,7 @@ def test_a_block_that_is_damaged_while_training_stops_it_in_a_sentence(built_sto
 def test_the_command_reports_damage_in_a_line(built_store, tmp_path, monkeypatch, capsys):
     shutil.copytree(built_store, tmp_path / "store")
     # The first pass over the answers finds nothing, as when it happens later.
-    monkeypatch.setattr(streamed_data, "_with_content", lambda request: None)
+    monkeypatch.setattr(streamed_data, "rows_with_content", lambda request: None)
     damage(tmp_path / "store", 50)
     words = ["--store", tmp_path / "store", "--student", "resnet8", "--method", "kd", "--max-evals", 1]
     words += ["--stream", "--out", tmp_path / "run", "--device", "cpu", "--precision", "fp32"]
