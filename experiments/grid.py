@@ -150,6 +150,8 @@ _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "weight_decay": Entry.number,
     "batch_size": lambda entry: entry.integer(4),
     "student_view": lambda entry: _one_of(entry, STUDENT_VIEWS),
+    "stream": lambda entry: _one_of(entry, ("true", "false")) == "true",
+    "stream_rows": lambda entry: entry.integer(2),
     "patience": lambda entry: entry.integer(1),
     "plateaus": lambda entry: entry.integer(1),
     "max_evals": lambda entry: None if entry.is_none else entry.integer(1),

@@ -241,6 +241,10 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
         del settings[name]
     if config.student_size is None:
         del settings["student_size"]
+    if not config.stream:
+        del settings["stream"]
+    if config.stream_rows is None:
+        del settings["stream_rows"]
     if config.student in model_names():
         del settings["student_preprocessing"]
     return settings

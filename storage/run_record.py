@@ -33,6 +33,18 @@ class RunProtocol(Struct, frozen=True, kw_only=True):
     max_evals: Count | None
 
 
+class RunStream(Struct, frozen=True, kw_only=True):
+    """How a run drew its batches from a stream, which decides their order.
+
+    Args:
+        block_rows: rows of the store that are read at once.
+        window_rows: rows that batches are drawn from at a time.
+    """
+
+    block_rows: Positive
+    window_rows: Positive
+
+
 class RunSettings(Struct, frozen=True, kw_only=True):
     """Settings and sources of a run; it goes on only if all of them are the same.
 
@@ -43,6 +55,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         student_size: of the student's input, where it is not that of the teacher's views.
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
+        streamed: how its batches were drawn, where not all rows were in memory.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -65,6 +78,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_size: Positive | UnsetType = UNSET
     student_preprocessing: Line | UnsetType = UNSET
     init: Hex64 | UnsetType = UNSET
+    streamed: RunStream | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""

@@ -291,10 +291,13 @@ class Store:
     def missing_cells(self, rows: Rows | None = None) -> np.ndarray:
         """Cells of some rows, or of all, that are not whole: row * V + view; rows that the store lacks are missing."""
         rows = Rows.first(self.manifest.n) if rows is None else rows
-        known = self.valid(stop=min(rows.end, self.manifest.n))
-        cells = rows.cells(known.shape[1])
-        there = cells[: len(rows.below(len(known))) * known.shape[1]]
-        return np.concatenate([there[~known.reshape(-1)[there]], cells[len(there) :]])
+        n, views = self.manifest.n, self.manifest.identity.views
+        # Flags of rows before the first are not looked at: who goes through a store block by block asks at each.
+        first = min(rows.runs[0][0], n) if rows.runs else 0
+        known = self.valid(first, min(rows.end, n)).reshape(-1)
+        cells = rows.cells(views)
+        there = cells[: len(rows.below(n)) * views]
+        return np.concatenate([there[~known[there - first * views]], cells[len(there) :]])
 
     def read_sample(self, name: str, rows: Rows | None = None) -> np.ndarray:
         """Some rows of a sample array, or all, after checking the blocks that they are in against the manifest.

@@ -43,10 +43,10 @@ def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
     student.eval()
     gaps = []
     rows = torch.arange(min(data.n, _MAX_ROWS))
-    images, labels = data.train.images[: len(rows)], data.train.labels[: len(rows)]
-    batches = evaluation_batches(images, labels, data.rendering, _BATCH)
     with torch.inference_mode():
-        for part, (inputs, classes) in zip(rows.split(_BATCH), batches, strict=True):
+        for part in rows.split(_BATCH):
+            images, labels = data.images(part), data.train.labels[data.compute.to_device(part)]
+            ((inputs, classes),) = evaluation_batches(images, labels, data.rendering, _BATCH)
             with data.compute.autocast():
                 # Only logits are pulled anywhere, so no feature is kept.
                 said = student.represent(inputs).only(())
@@ -54,7 +54,7 @@ def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
             for view in range(data.manifest.identity.views):
                 which = torch.full_like(part, view)
                 ids = data.named_classes(part, which)
-                signals = Signals(said, data.teacher(part, which), classes, index, ids=ids)
+                signals = Signals(said, data.teacher(part, which, features=False), classes, index, ids=ids)
                 target = method.logit_target(signals)
                 if target is not None:
                     gaps.append(target - said.logits)

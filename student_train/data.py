@@ -1,36 +1,39 @@
-"""What a student is trained from: a store's arrays, in memory, and nothing else.
+"""What a student is trained from: a store's arrays and nothing else, in memory or from a stream.
 
-Images, labels and views go to the device. Teacher outputs go there too if they take less than half of what is free,
-and otherwise stay in main memory, from where each batch is fetched.
+In memory, images, labels and views go to the device. Teacher outputs go there too if they take less than half of what
+is free, and otherwise stay in main memory, from where each batch is fetched. What a stream does:
+`student_train.streamed_data`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable
+from ground.errors import InvalidInput, StoreUnreadable
 from ground.geometry import Rendering, shows_boxes
 from ground.seeding import generator_for
-from ground.views import draw_views, render, view_pixels
+from ground.views import draw_views, evaluation_batches, render, view_pixels
 from models import Representation
 from models.compute import Compute
 from storage.answers import AnswerForm
-from storage.float_types import type_of
 from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import UNLABELLED
 from storage.store import Store
-from storage.store_ledger import newest_head
+from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.needs import Wanted
-from student_train.sampling import Batch
+from student_train.request import Request, free_main_memory
+from student_train.row_arrays import RowArray, as_tensor
+from student_train.sampling import Batch, Sampling
+
+Inputs = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,29 @@ class LabelledImages:
     """Images (N, H, W, 3) uint8 and labels (N,) int64, on the device; `UNLABELLED` for training rows without one."""
 
     images: Tensor
+    labels: Tensor
+
+    def batches(self, rendering: Rendering) -> Iterator[Inputs]:
+        """For an evaluation: see `ground.views.evaluation_batches`."""
+        return evaluation_batches(self.images, self.labels, rendering)
+
+
+class Evaluated(Protocol):
+    """Images to measure a student on."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, on the device."""
+
+    def batches(self, rendering: Rendering) -> Iterator[Inputs]:
+        """Network inputs (B, 3, h, w) of the plain view, with their labels, on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainImages:
+    """As `LabelledImages`, where images may come from a stream."""
+
+    images: RowArray
     labels: Tensor
 
 
@@ -49,12 +75,13 @@ class StudentData:
 
     Args:
         views: (n, V, 3), or (n, V, 5) of boxes: what the teacher saw.
-        outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
+        outputs: output name -> (n, V, ...) as stored, tensors in memory; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
         rendering: how the student is shown images; the teacher's views are the store's all the same.
         folder: the store's.
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
+        stream: what images and outputs come from, block by block; None where all of them are in memory.
     """
 
     folder: Path
@@ -62,13 +89,14 @@ class StudentData:
     manifest: Manifest
     compute: Compute
     rendering: Rendering
-    train: LabelledImages
-    val: LabelledImages
-    test: LabelledImages
+    train: TrainImages
+    val: Evaluated
+    test: Evaluated
     views: Tensor
-    outputs: dict[str, Tensor]
+    outputs: dict[str, RowArray]
     parameters: dict[str, Tensor]
     empty_answers: int = 0
+    stream: BlockStream | None = None
 
     @classmethod
     def load(
@@ -86,18 +114,16 @@ class StudentData:
                 nothing to measure a student on.
             StoreUnreadable, StoreIncomplete: the store is damaged, unfinished, or lacks an output.
         """
-        shown = _require_size(store, rendering)
-        _require_measurable(store)
-        head = newest_head(store, witnessed=True)
-        rows = Rows.first(store.manifest.n if n is None else max(n, 0))
-        if len(rows) < 2:
-            raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
-        _require_whole(store, rows)
-        names = _require_outputs(store, wanted.teacher)
-        _require_memory(store, names, len(rows))
+        return cls.read(Request.checked(store, n, wanted, rendering), wanted, compute)
+
+    @classmethod
+    def read(cls, request: Request, wanted: Wanted, compute: Compute) -> StudentData:
+        """The rest of `load`: all of it, into memory."""
+        store, rows = request.store, request.rows
+        request.require_memory()
         # With no teacher involved, what the teacher said does not have to be read.
-        kept = store.read_outputs(names, rows) if names else {}
-        outputs = {name: _tensor(values) for name, values in kept.items()}
+        kept = store.read_outputs(request.names, rows) if request.names else {}
+        outputs = {name: as_tensor(values) for name, values in kept.items()}
         del kept
         chosen = _with_content(store, outputs, len(rows))
         outputs = {name: _of(tensor, chosen) for name, tensor in outputs.items()}
@@ -107,17 +133,18 @@ class StudentData:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
             folder=store.folder.resolve(),
-            ledger_head=head,
+            ledger_head=request.ledger_head,
             manifest=store.manifest,
             compute=compute,
-            rendering=shown,
-            train=_labelled(store, "train", rows, compute, chosen),
-            # A smaller n keeps the paper's proportion.
-            val=_labelled(store, "val", Rows.first(min(rows.num_validation, store.manifest.num_val)), compute),
+            rendering=request.rendering,
+            train=TrainImages(
+                _images(store, "train", rows, compute, chosen), read_labels(store, "train", rows, compute, chosen)
+            ),
+            val=_labelled(store, "val", request.val_rows, compute),
             test=_labelled(store, "test", None, compute),
             views=_of(torch.from_numpy(store.read_sample("train/views", rows)), chosen),
-            outputs=outputs,
-            parameters=_parameters(store, compute) if wanted.parameters else {},
+            outputs={**outputs},
+            parameters=read_parameters(store, compute) if wanted.parameters else {},
             empty_answers=0 if chosen is None else len(rows) - len(chosen),
         )
 
@@ -154,6 +181,15 @@ class StudentData:
         """Classes of the data, and so of the student."""
         return len(self.manifest.identity.dataset.classes)
 
+    def drawn_by(self, sampling: Sampling) -> Sampling:
+        """What draws batches from here as a sampling draws them from a sample in memory."""
+        return sampling if self.stream is None else sampling.streamed(self.stream.order)
+
+    def close(self) -> None:
+        """Let go of threads and memory of a stream; they come back when they are needed."""
+        if self.stream is not None:
+            self.stream.close()
+
     def inputs(self, batch: Batch, step: int, *, seed: int, student_view: str) -> tuple[Tensor, Tensor]:
         """Student inputs of a step.
 
@@ -164,6 +200,9 @@ class StudentData:
         Returns:
             (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
         """
+        if self.stream is not None:
+            assert batch.visits is not None, "batches of a stream come from what `drawn_by` gives"
+            self.stream.hold(batch.visits)
         identity, rows = self.manifest.identity, batch.rows
         generator = generator_for(seed, "views", step)
         which = torch.randint(0, identity.views, (len(rows),), generator=generator)
@@ -175,23 +214,30 @@ class StudentData:
             geometry = self.rendering.geometry
             views = draw_views(geometry, len(rows), generator, boxes=shows_boxes(identity.view_policy))
         rendering = replace(self.rendering, geometry=geometry)
-        pixels = view_pixels(self.train.images[self.compute.to_device(rows)], views, rendering)
-        return render(pixels, self.rendering), which
+        return render(view_pixels(self.images(rows), views, rendering), self.rendering), which
 
-    def teacher(self, rows: Tensor, which: Tensor) -> Representation | None:
+    def images(self, rows: Tensor) -> Tensor:
+        """Base images of some rows: (B, H, W, 3) uint8 on the device."""
+        return self.compute.to_device(self.train.images[rows.to(self.train.images.device)])
+
+    def teacher(self, rows: Tensor, which: Tensor, *, features: bool = True) -> Representation | None:
         """What the teacher said of some rows, float32 on the device; None when nothing was loaded.
 
         In the place of logits are its answers over all classes (B, K), see `student_train.dense_answers`; (B, 0) of a
         store without any.
+
+        Args:
+            features: fetch those too.
         """
         if not self.outputs:
             return None
-        said = {name: self._rows(tensor, rows, which) for name, tensor in self.outputs.items()}
-        form, identity = self._form, self.manifest.identity
+        form, answers = self._form, self.manifest.identity.answer_names
+        names = [name for name in self.outputs if features or name in answers]
+        said = {name: self._rows(self.outputs[name], rows, which) for name in names}
         if form is None:
-            return Representation(logits=next(iter(said.values())).new_empty(len(rows), 0), features=said)
-        features = {name: tensor for name, tensor in said.items() if name not in identity.answer_names}
-        return Representation(logits=dense_answers(form, said, self.num_classes), features=features)
+            return Representation(logits=torch.empty(len(rows), 0, device=self.compute.device), features=said)
+        kept = {name: tensor for name, tensor in said.items() if name not in answers}
+        return Representation(logits=dense_answers(form, said, self.num_classes), features=kept)
 
     def named_classes(self, rows: Tensor, which: Tensor) -> Tensor | None:
         """Classes that the teacher's answers to some rows name, (B, k) int64 on the device; None where it names all."""
@@ -202,16 +248,9 @@ class StudentData:
     def _form(self) -> AnswerForm | None:
         return self.manifest.identity.answer_form
 
-    def _rows(self, tensor: Tensor, rows: Tensor, which: Tensor) -> Tensor:
-        chosen = self.compute.to_device(tensor[rows.to(tensor.device), which.to(tensor.device)])
+    def _rows(self, output: RowArray, rows: Tensor, which: Tensor) -> Tensor:
+        chosen = self.compute.to_device(output[rows.to(output.device), which.to(output.device)])
         return chosen.float() if chosen.is_floating_point() else chosen.long()
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    """An output as it is stored, in its type."""
-    if type_of(values) == "bfloat16":
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
 
 
 def _with_content(store: Store, outputs: Mapping[str, Tensor], rows: int) -> Tensor | None:
@@ -221,19 +260,28 @@ def _with_content(store: Store, outputs: Mapping[str, Tensor], rows: int) -> Ten
         InvalidInput: too few of them have.
         StoreUnreadable: an answer names what is no class.
     """
-    identity = store.manifest.identity
-    answers = {name: outputs[name] for name in identity.answer_names if name in outputs}
-    if not answers:
-        return None
+    answers = {name: outputs[name] for name in store.manifest.identity.answer_names if name in outputs}
+    return chosen_rows(store, without_content(store, answers), rows) if answers else None
+
+
+def without_content(store: Store, answers: Mapping[str, Tensor]) -> Tensor:
+    """Which of some rows have an answer without content: (m,) bool; raises `StoreUnreadable` for what is no class."""
     empty = empty_rows(answers)
-    chosen = (~empty).nonzero().squeeze(1) if empty.any() else None
-    if chosen is not None and len(chosen) < 2:
+    named = {name: values[~empty] for name, values in answers.items() if not values.is_floating_point()}
+    require_classes(named, len(store.manifest.identity.dataset.classes), store.folder)
+    return empty
+
+
+def chosen_rows(store: Store, empty: Tensor, rows: int) -> Tensor | None:
+    """The rows that are not empty, (m,) int64, or None for all of them; raises `InvalidInput` if they are too few."""
+    if not empty.any():
+        return None
+    chosen = (~empty).nonzero().squeeze(1)
+    if len(chosen) < 2:
         raise InvalidInput(
             f"{len(chosen)} of {rows} rows of {store.folder} have an answer with content, and the others were refused "
             "by the teacher; give a larger --n, or another store"
         )
-    named = {name: _of(values, chosen) for name, values in answers.items() if not values.is_floating_point()}
-    require_classes(named, len(identity.dataset.classes), store.folder)
     return chosen
 
 
@@ -241,77 +289,31 @@ def _of(tensor: Tensor, chosen: Tensor | None) -> Tensor:
     return tensor if chosen is None else tensor[chosen]
 
 
-def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
-    """The rendering to use, for base images as the store has them."""
-    identity = store.manifest.identity
-    if rendering is None:
-        return identity.teacher_rendering
-    asked, found = rendering.geometry.image_size, identity.geometry.image_size
-    if asked != found:
-        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
-    return rendering
-
-
-def _require_measurable(store: Store) -> None:
-    """Refuse what gives accuracies that say nothing, which no build makes."""
-    manifest = store.manifest
-    for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
-        if not images:
-            raise InvalidInput(
-                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
-            )
-    if len(manifest.identity.dataset.classes) < 2:
-        raise InvalidInput(
-            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
-        )
-
-
-def _require_whole(store: Store, rows: Rows) -> None:
-    """Refuse rows that are not whole, and say which could be trained on instead."""
-    try:
-        store.require_rows(rows)
-    except StoreIncomplete as error:
-        prefix = store.valid_prefix()
-        if prefix < 2:
-            raise
-        raise StoreIncomplete(f"{error}; or train on what is whole, with: --n {prefix}") from error
-
-
-def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
-    wanted = sorted(needs)
-    if not wanted:
-        return []
-    identity = store.manifest.identity
-    known = {output.name for output in identity.outputs}
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        raise StoreIncomplete(
-            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
-            f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
-        )
-    return sorted({*(output.name for output in identity.answers), *wanted})
-
-
-def _parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
+def read_parameters(store: Store, compute: Compute) -> dict[str, Tensor]:
+    """What the store keeps of the teacher itself, on the device."""
     return {name: compute.to_device(torch.from_numpy(values)) for name, values in store.read_parameters().items()}
 
 
-def _require_memory(store: Store, names: list[str], rows: int) -> None:
-    """Refuse before loading what main memory cannot hold."""
-    specs = store.arrays.specs
-    needed = rows * sum(specs[name].row_bytes for name in [*map(store.array_of, names), "train/images", "train/views"])
-    needed += sum(store.manifest.rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
-    free = free_main_memory()
-    if needed > free:
-        raise InvalidInput(
-            f"{', '.join(['images', *names])} of {rows} rows take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
-            "memory are free; lower --n, or use losses that need fewer features"
-        )
+def read_labels(store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None) -> Tensor:
+    """Labels of some rows of a split, or of the chosen ones among those, on the device.
+
+    Raises:
+        StoreUnreadable: they name what is no class.
+    """
+    labels = store.read_sample(f"{split}/labels", rows)
+    classes = len(store.manifest.identity.dataset.classes)
+    least = UNLABELLED if split == "train" else 0
+    if len(labels) and not least <= labels.min() <= labels.max() < classes:
+        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
+    return compute.to_device(_of(torch.from_numpy(labels), chosen))
 
 
-def free_main_memory() -> float:
-    """Bytes."""
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+def _images(store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None) -> Tensor:
+    return compute.to_device(_of(torch.from_numpy(store.read_sample(f"{split}/images", rows)), chosen))
+
+
+def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
+    return LabelledImages(_images(store, split, rows, compute), read_labels(store, split, rows, compute))
 
 
 def free_memory(compute: Compute) -> float:
@@ -319,14 +321,3 @@ def free_memory(compute: Compute) -> float:
     if compute.device.type == "cuda":
         return float(torch.cuda.mem_get_info(compute.device)[0])
     return free_main_memory()
-
-
-def _labelled(
-    store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None
-) -> LabelledImages:
-    images, labels = (store.read_sample(f"{split}/{name}", rows) for name in ("images", "labels"))
-    classes = len(store.manifest.identity.dataset.classes)
-    least = UNLABELLED if split == "train" else 0
-    if len(labels) and not least <= labels.min() <= labels.max() < classes:
-        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
-    return LabelledImages(*(compute.to_device(_of(torch.from_numpy(values), chosen)) for values in (images, labels)))

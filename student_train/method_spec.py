@@ -192,6 +192,7 @@ class MethodSpec:
             student=tuple(dict.fromkeys(ours for ours, _ in pairs if ours != "logits")),
             teacher=tuple(dict.fromkeys(answers)) if pairs else (),
             parameters=any(needs.head or needs.norms for needs in self.needs),
+            unstreamable=self.sampling.unstreamable,
         )
 
     def sampling_of(self, num_views: int) -> Sampling:

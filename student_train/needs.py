@@ -135,8 +135,10 @@ class Wanted:
         student: layer names of the student.
         teacher: output names of the teacher; empty for methods without one.
         parameters: whether the teacher's stored parameters are needed.
+        unstreamable: why rows that come in a stream do not do and what to do, or None where they do.
     """
 
     student: tuple[str, ...]
     teacher: tuple[str, ...]
     parameters: bool
+    unstreamable: str | None = None

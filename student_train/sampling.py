@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput
 from ground.seeding import generator_for
+from student_train.stream_order import BlockOrder, Visits
 
 # So many are drawn at once and kept in memory.
 _MAX_COMPARISONS = 1 << 24
@@ -25,11 +26,13 @@ class Batch:
         rows: (B,) int64 into the sample.
         passes: slices of `rows` that go through the student together; batch norm sees each alone.
         views: how often the images repeat, in view 0, then in view 1, ...; 1 where any stored view will do.
+        visits: of a stream, what has to be in its buffer; None of rows that are drawn from all.
     """
 
     rows: Tensor
     passes: tuple[slice, ...]
     views: int = 1
+    visits: Visits | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,48 @@ class Sampling(ABC):
         """The smallest sample that batches can be drawn from."""
         return 2
 
+    @property
+    def unstreamable(self) -> str | None:
+        """Why it cannot be drawn from a stream and what to do, or None where it can."""
+        return None
+
     def check(self, n: int) -> None:
         """Raise `InvalidInput` if n rows are too few."""
         if n < self.least_rows:
             raise InvalidInput(f"--n {n} is too small for this method; give at least {self.least_rows}")
+
+    def streamed(self, order: BlockOrder) -> Sampling:
+        """The same from a stream: what is drawn afresh in each step is drawn from the rows in the buffer."""
+        return WindowSampling(self, order)
+
+
+@dataclass(frozen=True)
+class WindowSampling(Sampling):
+    """The batches of another sampling, drawn from a window of blocks that moves on as in epochs."""
+
+    drawn: Sampling
+    order: BlockOrder
+
+    @property
+    def least_rows(self) -> int:
+        """As the other's."""
+        return self.drawn.least_rows
+
+    def check(self, n: int) -> None:
+        """Raise `InvalidInput` if the sample, or the window, has too few rows."""
+        self.drawn.check(n)
+        if self.order.least_rows < self.least_rows:
+            raise InvalidInput(
+                f"batches of this method are drawn from at least {self.least_rows} rows, and the stream's buffer may "
+                f"have {self.order.least_rows}; raise --stream-rows"
+            )
+
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
+        """Rows of a class, or of a group, are drawn from those in the window alone."""
+        visits = self.order.window_at(seed, step, ceil(len(labels) / batch_size))
+        rows = self.order.rows_in(visits)
+        batch = self.drawn.batch(step, labels=labels[rows], batch_size=batch_size, seed=seed)
+        return replace(batch, rows=rows[batch.rows], visits=visits)
 
 
 @dataclass(frozen=True)
@@ -57,14 +98,28 @@ class EpochSampling(Sampling):
 
     def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
         """The last batch of an epoch may be smaller, but never one row: batch norm needs two."""
-        n = len(labels)
-        steps = ceil(n / batch_size)
-        epoch, place = divmod(step, steps)
-        cuts = [*range(0, n, batch_size), n]
-        if steps > 1 and n % batch_size == 1:
-            cuts[-2] -= 1
-        rows = _epoch_order(seed, epoch, n)[cuts[place] : cuts[place + 1]]
+        epoch, places = _epoch_places(step, len(labels), batch_size)
+        rows = _epoch_order(seed, epoch, len(labels))[places]
         return Batch(rows, (slice(0, len(rows)),))
+
+    def streamed(self, order: BlockOrder) -> Sampling:
+        """Every row once an epoch too, in the stream's order."""
+        return StreamSampling(order)
+
+
+@dataclass(frozen=True)
+class StreamSampling(Sampling):
+    """Every row once an epoch, in the order of a stream."""
+
+    order: BlockOrder
+
+    def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
+        """Cut as `EpochSampling` cuts."""
+        epoch, places = _epoch_places(step, len(labels), batch_size)
+        order = self.order.epoch(seed, epoch)
+        rows = order.rows[places]
+        visits = Visits(seed, int(order.first[places.start]), int(order.last[places.stop - 1]) + 1)
+        return Batch(rows, (slice(0, len(rows)),), visits=visits)
 
 
 @dataclass(frozen=True)
@@ -102,13 +157,18 @@ class AllViews(Sampling):
         views: V, at least 1.
     """
 
-    images: EpochSampling | ClassSampling
+    images: Sampling
     views: int
 
     def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
         """B = V times as many rows, which go through the student together."""
-        rows = self.images.batch(step, labels=labels, batch_size=batch_size, seed=seed).rows.repeat(self.views)
-        return Batch(rows, (slice(0, len(rows)),), self.views)
+        batch = self.images.batch(step, labels=labels, batch_size=batch_size, seed=seed)
+        rows = batch.rows.repeat(self.views)
+        return Batch(rows, (slice(0, len(rows)),), self.views, batch.visits)
+
+    def streamed(self, order: BlockOrder) -> Sampling:
+        """With every stored view too."""
+        return AllViews(self.images.streamed(order), self.views)
 
 
 @dataclass(frozen=True)
@@ -141,6 +201,16 @@ class GroupSampling(Sampling):
         """A group needs distinct rows."""
         return self.positives + self.negatives
 
+    @property
+    def unstreamable(self) -> str | None:
+        """Groups that come again have rows from anywhere."""
+        if not self.comparisons:
+            return None
+        return (
+            f"comparisons={self.comparisons} draws groups once from all rows, which a stream does not have at hand; "
+            "leave comparisons out, which draws groups afresh in each step"
+        )
+
     def batch(self, step: int, *, labels: Tensor, batch_size: int, seed: int) -> Batch:
         """B = batch_size * (positives + negatives) rows."""
         groups = self._groups(step, len(labels), batch_size, seed)
@@ -158,6 +228,17 @@ class GroupSampling(Sampling):
         # The pool's epochs are cut as the sample's are.
         places = EpochSampling().batch(step, labels=pool[:, 0], batch_size=count, seed=seed).rows
         return pool[places]
+
+
+def _epoch_places(step: int, n: int, batch_size: int) -> tuple[int, slice]:
+    """The epoch of a step, and which places in the epoch's order are its batch."""
+    steps = ceil(n / batch_size)
+    epoch, place = divmod(step, steps)
+    first, last = place * batch_size, min((place + 1) * batch_size, n)
+    if steps > 1 and n % batch_size == 1:
+        # The last one would be a single row.
+        first, last = first - (place == steps - 1), last - (place == steps - 2)
+    return epoch, slice(first, last)
 
 
 @lru_cache(maxsize=2)

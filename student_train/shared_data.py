@@ -15,6 +15,7 @@ from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.data import StudentData
 from student_train.needs import Wanted
+from student_train.streamed_data import Streaming, load_data
 
 
 @dataclass(slots=True)
@@ -29,22 +30,28 @@ class SharedData:
     _kept: dict[Hashable, StudentData] = field(default_factory=dict)
 
     def load(
-        self, store: Store, n: int | None, wanted: Wanted, compute: Compute, rendering: Rendering | None = None
+        self,
+        store: Store,
+        n: int | None,
+        wanted: Wanted,
+        compute: Compute,
+        rendering: Rendering | None = None,
+        streaming: Streaming | None = None,
     ) -> StudentData:
-        """As `StudentData.load`, reading only where the same was not read from the store as it is now.
+        """As `load_data`, reading only where the same was not read from the store as it is now.
 
         Raises:
             StoreUnreadable, StoreIncomplete, InvalidInput: as there; rows may have been taken back since.
         """
         rows = store.manifest.n if n is None else n
-        outputs = (frozenset(wanted.teacher), wanted.parameters)
-        key = (store.folder.resolve(), store.manifest.digest, rows, outputs, compute, rendering)
+        outputs = (frozenset(wanted.teacher), wanted.parameters, wanted.unstreamable is None)
+        key = (store.folder.resolve(), store.manifest.digest, rows, outputs, compute, rendering, streaming)
         found = self._kept.pop(key, None)
         if found is None:
             # Before loading, so that both never have to fit.
             for oldest in list(self._kept)[: len(self._kept) - self.keep + 1]:
                 del self._kept[oldest]
-            found = StudentData.load(store, n, wanted, compute, rendering)
+            found = load_data(store, n, wanted, compute, rendering, streaming)
         else:
             store.require_rows(Rows.first(rows))
             found = replace(found, ledger_head=newest_head(store, witnessed=True), manifest=store.manifest)

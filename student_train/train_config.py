@@ -28,6 +28,8 @@ class TrainConfig:
         init: weights that it begins with, as FILE or FILE#key; None initialises them by the seed.
         student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
             where feature maps are learned from, and else "fresh".
+        stream: draw batches from a stream of blocks also where memory holds all rows.
+        stream_rows: that they are drawn from at a time, which implies `stream`; None follows from the size of a row.
     """
 
     student: str
@@ -41,6 +43,8 @@ class TrainConfig:
     weight_decay: float = 5e-4
     batch_size: int = 64
     student_view: str = "auto"
+    stream: bool = False
+    stream_rows: int | None = None
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class TrainConfig:
             raise InvalidInput(f"--student-size must be 1 to {MAX_INPUT_SIZE} pixels, got {self.student_size}")
         if self.batch_size < 4:
             raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
+        if self.stream_rows is not None and self.stream_rows < 2:
+            raise InvalidInput(f"--stream-rows must be at least 2, got {self.stream_rows}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
         for name in ("momentum", "weight_decay"):

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -27,18 +28,18 @@ from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import LOGITS
 from ground.terminal import StopRequest, graceful_stop
-from ground.views import evaluation_batches
 from models import Network, Representation, canonical_name, network_shape
 from models.compute import Compute
 from models.evaluation import accuracy
 from storage.manifest import Manifest
-from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings
+from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings, RunStream
 from storage.store import Store
 from student_train.anchor import anchor, require_head
 from student_train.answers import require_answers
 from student_train.binding import Binding
+from student_train.block_stream import BlockStream
 from student_train.bound_method import Losses, bind_method
-from student_train.data import LabelledImages, StudentData, free_memory
+from student_train.data import Evaluated, StudentData, free_memory
 from student_train.initial_student import InitialStudent, own_preprocessing, student_rendering
 from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
@@ -47,6 +48,7 @@ from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
 from student_train.signals import Moment
 from student_train.stepper import Stepper
+from student_train.streamed_data import Streaming, load_data
 from student_train.student_state import StudentState, make_optimizer
 from student_train.train_config import TrainConfig
 from student_train.unlabelled import require_labels
@@ -55,8 +57,8 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 10.0
 
-# Reads what a student learns from; `StudentData.load` is one.
-Loader = Callable[[Store, int | None, Wanted, Compute, Rendering | None], StudentData]
+# Reads what a student learns from; `load_data` is one.
+Loader = Callable[[Store, int | None, Wanted, Compute, Rendering | None, Streaming], StudentData]
 
 
 class Trainer:
@@ -92,7 +94,7 @@ class Trainer:
                 data.empty_answers,
                 data.num_asked,
             )
-        sampling = method.sampling_of(data.manifest.identity.views)
+        sampling = data.drawn_by(method.sampling_of(data.manifest.identity.views))
         sampling.check(data.n)
         if config.student_view == "teacher" or isinstance(sampling, AllViews):
             data.require_replay()
@@ -125,7 +127,7 @@ class Trainer:
         *,
         resume: bool = True,
         rendering: Rendering | None = None,
-        load: Loader = StudentData.load,
+        load: Loader = load_data,
     ) -> Trainer:
         """Load from a store what the method needs.
 
@@ -150,7 +152,8 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == identity.teacher_rendering else shown
-        return cls(config, load(opened, n, wanted, compute, rendering), method, folder, initial)
+        data = load(opened, n, wanted, compute, rendering, _as_it_streamed(config, folder))
+        return cls(config, data, method, folder, initial)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -165,7 +168,7 @@ class Trainer:
             Diverged: a loss is not finite.
             Interrupted: the user asked to stop; resume to go on.
         """
-        with self.folder.opened(resume=resume):
+        with closing(self.data), self.folder.opened(resume=resume):
             # What an extended or converted store had before, it has still.
             earlier = self.data.manifest.ids
             finished = self.folder.finished(self.settings(), earlier)
@@ -279,10 +282,9 @@ class Trainer:
                 f"a weight of the student is not finite at step {self.state.step}; lower --lr ({self.config.lr})"
             )
 
-    def accuracy_on(self, images: LabelledImages) -> float:
+    def accuracy_on(self, images: Evaluated) -> float:
         """Top-1 accuracy of the student as it is, in [0, 1]."""
-        batches = evaluation_batches(images.images, images.labels, self.data.rendering)
-        return accuracy(self.state.student, batches, self.data.compute)
+        return accuracy(self.state.student, images.batches(self.data.rendering), self.data.compute)
 
     def _finish(self) -> dict[str, Any]:
         last_test_accuracy = self.accuracy_on(self.data.test)
@@ -324,6 +326,7 @@ class Trainer:
             student_size=UNSET if config.student_size is None else config.student_size,
             student_preprocessing=UNSET if own_preprocessing(config) is None else "own",
             init=UNSET if self.init_digest is None else self.init_digest,
+            streamed=_described(self.data.stream),
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,
@@ -380,6 +383,23 @@ def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if started is not None and isinstance(started.student_preprocessing, UnsetType):
         return replace(config, student_preprocessing="teacher")
     return config
+
+
+def _described(stream: BlockStream | None) -> RunStream | UnsetType:
+    if stream is None:
+        return UNSET
+    return RunStream(block_rows=stream.block_rows, window_rows=stream.block_rows * stream.order.window)
+
+
+def _as_it_streamed(config: TrainConfig, folder: RunFolder) -> Streaming:
+    """Whether to stream; a run goes on as it began, however much memory is free by then."""
+    rows, asked = config.stream_rows, config.stream or config.stream_rows is not None
+    started = folder.started()
+    if started is None:
+        return Streaming(always=asked, rows=rows)
+    if isinstance(started.streamed, UnsetType):
+        return Streaming(always=asked, never=not asked, rows=rows)
+    return Streaming(always=True, rows=started.streamed.window_rows if rows is None else rows)
 
 
 def wanted_by(method: MethodSpec, student: Sequence[str], manifest: Manifest) -> Wanted:

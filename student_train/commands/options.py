@@ -43,6 +43,8 @@ _OPTIONS = (
         "student_view",
         help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
     ),
+    click.option("--stream", is_flag=True, help="Read blocks while training, also where memory holds all rows."),
+    click.option("--stream-rows", type=int, help="Rows that a stream draws batches from.  [default: by their size]"),
     device_option,
     precision_option(PRECISIONS, refused=CALL_PRECISIONS),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]"),

@@ -38,6 +38,8 @@ def train(
     patience: int,
     max_evals: int | None,
     student_view: str,
+    stream: bool,
+    stream_rows: int | None,
     device: str,
     precision: str,
     out: Path | None,
@@ -56,6 +58,8 @@ def train(
         lr=lr,
         batch_size=batch_size,
         student_view=student_view,
+        stream=stream,
+        stream_rows=stream_rows,
         protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
     )
     rows = Store.open(store).manifest.n if n is None else n

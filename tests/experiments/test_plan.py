@@ -43,6 +43,8 @@ def test_more_methods_seeds_and_sizes_leave_the_other_runs_where_they_are(tmp_pa
         {"training": {"max_evals": 3}},
         {"training": {"max_evals": 2, "lr": 0.1}},
         {"training": {"max_evals": 2, "patience": 7}},
+        {"training": {"max_evals": 2, "stream": True}},
+        {"training": {"max_evals": 2, "stream_rows": 128}},
         {"store": {"seed": 1}},
         {"store": {"views": 2}},
         {"store": {"view_policy": "plain"}},

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ground.errors import InvalidInput
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, GroupSampling
+from student_train.stream_order import BlockOrder
 
 
 def labels_of(n: int, classes: int = 7) -> torch.Tensor:
@@ -141,3 +142,72 @@ def test_a_senseless_number_of_comparisons_is_refused():
     for comparisons in (-1, 1, 10**12):
         with pytest.raises(InvalidInput, match="comparisons must be 0"):
             GroupSampling(comparisons=comparisons)
+
+
+def stream_of(n: int, block: int, window: int) -> BlockOrder:
+    return BlockOrder(torch.arange(n) // block, window)
+
+
+STREAMS = st.tuples(st.integers(2, 150), st.integers(1, 20), st.integers(1, 9))
+
+
+@given(stream=STREAMS, batch_size=st.integers(4, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_an_epoch_of_a_stream_is_every_row_once_and_its_blocks_are_held(stream, batch_size, seed, epoch):
+    n, order = stream[0], stream_of(*stream)
+    steps = ceil(n / batch_size)
+    sampling = EpochSampling().streamed(order)
+    batches = [
+        sampling.batch(epoch * steps + place, labels=labels_of(n), batch_size=batch_size, seed=seed)
+        for place in range(steps)
+    ]
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(n))
+    plain = [
+        EpochSampling().batch(epoch * steps + place, labels=labels_of(n), batch_size=batch_size, seed=seed)
+        for place in range(steps)
+    ]
+    assert [batch.passes for batch in batches] == [batch.passes for batch in plain]
+    before = None
+    for batch in batches:
+        assert batch.visits is not None
+        assert set(batch.rows.tolist()) <= set(order.rows_in(batch.visits).tolist())
+        # It only ever goes on, and to what is next: nothing is read twice in an epoch.
+        if before is not None:
+            assert before.first <= batch.visits.first <= before.stop <= batch.visits.stop
+        before = batch.visits
+
+
+@given(stream=STREAMS, step=st.integers(0, 60), seed=st.integers(0, 3))
+@pytest.mark.parametrize("sampling", [ClassSampling(2), GroupSampling(1, 1), AllViews(EpochSampling(), 2)])
+def test_the_same_state_draws_the_same_batch_from_what_is_held(stream, step, seed, sampling):
+    n, order = stream[0], stream_of(*stream)
+    if order.least_rows < sampling.least_rows:
+        return
+    batch, again = (
+        sampling.streamed(made).batch(step, labels=labels_of(n), batch_size=8, seed=seed)
+        for made in (order, stream_of(*stream))
+    )
+    assert torch.equal(batch.rows, again.rows)
+    assert (batch.passes, batch.views, batch.visits) == (again.passes, again.views, again.visits)
+    assert set(batch.rows.tolist()) <= set(order.rows_in(batch.visits).tolist())
+
+
+def test_groups_of_a_stream_hold_distinct_rows_and_batches_by_class_are_by_class():
+    order = stream_of(120, 8, 4)
+    groups = GroupSampling(2, 1).streamed(order).batch(9, labels=labels_of(120), batch_size=16, seed=0)
+    sides = torch.cat([groups.rows[:32].view(16, 2), groups.rows[32:].view(16, 1)], dim=1)
+    assert all(len(set(group)) == 3 for group in sides.tolist())
+    labels = labels_of(120, 3)
+    rows = ClassSampling(4).streamed(order).batch(5, labels=labels, batch_size=64, seed=0).rows
+    assert torch.bincount(labels[rows]).tolist() == [4, 4, 4]
+
+
+def test_what_draws_from_all_rows_once_says_that_it_cannot_stream():
+    assert "leave comparisons out" in GroupSampling(comparisons=24).unstreamable
+    for sampling in (GroupSampling(), EpochSampling(), ClassSampling(), AllViews(EpochSampling(), 2)):
+        assert sampling.unstreamable is None
+
+
+def test_a_buffer_with_too_few_rows_for_a_group_is_refused():
+    with pytest.raises(InvalidInput, match="at least 6 rows, and the stream's buffer may have 4; raise --stream-rows"):
+        GroupSampling(3, 3).streamed(stream_of(96, 4, 2)).check(96)
+    GroupSampling(2, 2).streamed(stream_of(96, 4, 2)).check(96)

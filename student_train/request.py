@@ -1,0 +1,147 @@
+"""What a student is to be trained from, checked as far as that needs no reading of images or answers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ground.errors import InvalidInput, StoreIncomplete
+from ground.geometry import Rendering
+from storage.rows import Rows
+from storage.store import Store
+from storage.store_ledger import newest_head
+from student_train.needs import Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be loaded.
+
+    Args:
+        rows: of the training split.
+        names: outputs to read.
+        rendering: how the student is shown images.
+        ledger_head: newest hash of the store's ledger.
+    """
+
+    store: Store
+    rows: Rows
+    names: tuple[str, ...]
+    rendering: Rendering
+    ledger_head: str | None
+
+    @classmethod
+    def checked(cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None) -> Request:
+        """As `StudentData.load` says."""
+        shown = _require_size(store, rendering)
+        _require_measurable(store)
+        head = newest_head(store, witnessed=True)
+        rows = Rows.first(store.manifest.n if n is None else max(n, 0))
+        if len(rows) < 2:
+            raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
+        _require_whole(store, rows)
+        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head)
+
+    @property
+    def val_rows(self) -> Rows:
+        """Validation images; a smaller n keeps the paper's proportion."""
+        return Rows.first(min(self.rows.num_validation, self.store.manifest.num_val))
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row of images and outputs takes."""
+        specs = self.store.arrays.specs
+        return sum(specs[name].row_bytes for name in ["train/images", *map(self.store.array_of, self.names)])
+
+    @property
+    def needed_bytes(self) -> int:
+        """What all of it takes in memory."""
+        specs, rows = self.store.arrays.specs, self.store.manifest.rows
+        evaluated = sum(rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
+        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether what is free now holds it."""
+        return self.needed_bytes <= free_main_memory()
+
+    def require_memory(self) -> None:
+        """Raise `InvalidInput` unless it does."""
+        if not self.fits_memory:
+            raise InvalidInput(
+                f"{self.shown_size}; leave it to a stream, as --stream does, lower --n, or use losses that need fewer "
+                "features"
+            )
+
+    @property
+    def shown_size(self) -> str:
+        """For a message."""
+        return (
+            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB and "
+            f"{free_main_memory() / 1e9:.1f} GB of memory are free"
+        )
+
+
+def free_main_memory() -> float:
+    """Bytes that can be had without swapping: files that the system keeps in memory are no reason to do without it."""
+    try:
+        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        available = None
+    if available is None:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return float(available[1]) * 1024
+
+
+def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
+    """The rendering to use, for base images as the store has them."""
+    identity = store.manifest.identity
+    if rendering is None:
+        return identity.teacher_rendering
+    asked, found = rendering.geometry.image_size, identity.geometry.image_size
+    if asked != found:
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+    return rendering
+
+
+def _require_measurable(store: Store) -> None:
+    """Refuse what gives accuracies that say nothing, which no build makes."""
+    manifest = store.manifest
+    for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
+        if not images:
+            raise InvalidInput(
+                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
+            )
+    if len(manifest.identity.dataset.classes) < 2:
+        raise InvalidInput(
+            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
+        )
+
+
+def _require_whole(store: Store, rows: Rows) -> None:
+    """Refuse rows that are not whole, and say which could be trained on instead."""
+    try:
+        store.require_rows(rows)
+    except StoreIncomplete as error:
+        prefix = store.valid_prefix()
+        if prefix < 2:
+            raise
+        raise StoreIncomplete(f"{error}; or train on what is whole, with: --n {prefix}") from error
+
+
+def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
+    wanted = sorted(needs)
+    if not wanted:
+        return []
+    identity = store.manifest.identity
+    known = {output.name for output in identity.outputs}
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise StoreIncomplete(
+            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
+            f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
+        )
+    return sorted({*(output.name for output in identity.answers), *wanted})
