@@ -26,11 +26,12 @@ from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import LOGITS
+from ground.ranks import ALONE, Ranks, share
 from ground.terminal import StopRequest, graceful_stop
-from ground.views import evaluation_batches
+from ground.views import EVALUATION_BATCH, evaluation_batches
 from models import Network, Representation, canonical_name, network_shape
 from models.compute import Compute
-from models.evaluation import accuracy
+from models.evaluation import count_correct
 from storage.manifest import Manifest
 from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings
 from storage.store import Store
@@ -43,6 +44,7 @@ from student_train.initial_student import InitialStudent, own_preprocessing, stu
 from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
+from student_train.ranked_stepper import RankedStepper, require_rows
 from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
 from student_train.signals import Moment
@@ -68,11 +70,13 @@ class Trainer:
         folder: where its results go.
         config: the rest.
         initial: the student, where it is made already.
+        ranks: the processes that train it together; all of them make the same trainer and call the same methods.
 
     Attributes:
         state: the student, and all that changes with it.
         stepper: what changes it.
         threads: how many CPU threads the steps so far had, a number each time that it changed.
+        num_ranks: the same of ranks.
     """
 
     def __init__(
@@ -82,7 +86,10 @@ class Trainer:
         method: MethodSpec,
         folder: RunFolder,
         initial: InitialStudent | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        require_rows(config.batch_size, ranks)
+        self.ranks = ranks
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
         require_labels(method, data.train.labels, data.folder)
@@ -110,8 +117,10 @@ class Trainer:
         optimizer = make_optimizer(config, [*student.parameters(), *learned.parameters()])
         self.eval_every = ceil(data.n / config.batch_size)
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
-        self.stepper = Stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
+        stepper = Stepper if ranks.alone else partial(RankedStepper, ranks=ranks)
+        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
         self.threads: list[int] = []
+        self.num_ranks: list[int] = []
 
     @classmethod
     def open(
@@ -126,6 +135,7 @@ class Trainer:
         resume: bool = True,
         rendering: Rendering | None = None,
         load: Loader = StudentData.load,
+        ranks: Ranks = ALONE,
     ) -> Trainer:
         """Load from a store what the method needs.
 
@@ -134,10 +144,13 @@ class Trainer:
             resume: what `run` will be given; a folder that it would refuse is refused before anything is loaded.
             rendering: how the student is shown images; None is as the teacher was.
             load: reads the data, or hands out what was read for another student.
+            ranks: as for the class; the folder is then theirs too, see `RankedFolder`.
 
         Raises:
             CKDError: anything that would make the training fail later.
         """
+        # A batch that is too small is refused before anything is loaded.
+        require_rows(config.batch_size, ranks)
         folder.check(resume=resume)
         opened = Store.open(store)
         identity = opened.manifest.identity
@@ -150,7 +163,7 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == identity.teacher_rendering else shown
-        return cls(config, load(opened, n, wanted, compute, rendering), method, folder, initial)
+        return cls(config, load(opened, n, wanted, compute, rendering), method, folder, initial, ranks)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -177,8 +190,9 @@ class Trainer:
                     self.restore_state(state)
                 else:
                     self.prepare()
-                self._note_threads()
-                with graceful_stop() as stop:
+                self.ranks.align(self.state.modules.state_dict().values())
+                self._note_changes()
+                with graceful_stop(together=not self.ranks.alone) as stop:
                     self._train(stop, on_eval)
             return self._finish()
 
@@ -186,18 +200,16 @@ class Trainer:
         """Train what losses learn from stored answers alone; comes before the first step."""
         self.stepper.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
 
-    def _note_threads(self) -> None:
-        """Sums are split among threads, so that another number of them rounds differently."""
-        now = torch.get_num_threads()
-        if self.threads and self.threads[-1] != now:
-            log.warning(
-                "this run had %d CPU threads before and goes on with %d: it may end in other numbers than one without "
-                "a stop; OMP_NUM_THREADS sets them",
-                self.threads[-1],
-                now,
-            )
-        if self.threads[-1:] != [now]:
-            self.threads.append(now)
+    def _note_changes(self) -> None:
+        """Sums are split among threads and ranks, so that another number of them rounds differently."""
+        threads, ranks = torch.get_num_threads(), self.ranks.count
+        if self.threads and self.threads[-1] != threads:
+            _warn_of_rounding(f"{self.threads[-1]} CPU threads", threads, "OMP_NUM_THREADS sets them")
+        if self.num_ranks and self.num_ranks[-1] != ranks:
+            _warn_of_rounding(f"{self.num_ranks[-1]} ranks", ranks, "torchrun's --nproc-per-node sets them")
+        for before, now in ((self.threads, threads), (self.num_ranks, ranks)):
+            if before[-1:] != [now]:
+                before.append(now)
 
     def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
@@ -207,10 +219,11 @@ class Trainer:
             if reached:
                 on_eval(self.evaluate())
             self.state.seconds = before + time.monotonic() - started
-            if stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            stopping = self.ranks.any(stop.requested)
+            if stopping or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self.save_state()
                 saved = time.monotonic()
-            if stop.requested and not self.state.protocol.finished:
+            if stopping and not self.state.protocol.finished:
                 raise Interrupted(f"stopped after step {self.state.step}; go on with the same command and --resume")
 
     def train_interval(self, stop: StopRequest) -> bool:
@@ -220,7 +233,8 @@ class Trainer:
         due = (self.state.protocol.evals + 1) * self.eval_every
         while self.state.step < due:
             self.state.losses.append(self.train_step())
-            if stop.requested and self.state.step < due:
+            # All ranks stop after the same step, whichever of them was asked to.
+            if self.ranks.any(stop.requested) and self.state.step < due:
                 return False
         return True
 
@@ -248,6 +262,8 @@ class Trainer:
         self._require_finite(train_loss)
         if self.method.is_anchored:
             anchor(self.state.student, self.data, self.stepper.method)
+        # GPUs of several kinds round what each rank computes for itself apart.
+        self.ranks.align(self.state.modules.state_dict().values())
         val_accuracy = self.accuracy_on(self.data.val)
         decision = self.state.protocol.update(val_accuracy)
         test_accuracy = None
@@ -280,9 +296,12 @@ class Trainer:
             )
 
     def accuracy_on(self, images: LabelledImages) -> float:
-        """Top-1 accuracy of the student as it is, in [0, 1]."""
-        batches = evaluation_batches(images.images, images.labels, self.data.rendering)
-        return accuracy(self.state.student, batches, self.data.compute)
+        """Top-1 accuracy of the student as it is, in [0, 1]; each rank measures its share of the batches."""
+        own = share(ceil(len(images.labels) / EVALUATION_BATCH), self.ranks.rank, self.ranks.count)
+        rows = slice(own.start * EVALUATION_BATCH, own.stop * EVALUATION_BATCH)
+        batches = evaluation_batches(images.images[rows], images.labels[rows], self.data.rendering)
+        correct, total = self.ranks.totals(*count_correct(self.state.student, batches, self.data.compute))
+        return correct / total
 
     def _finish(self) -> dict[str, Any]:
         last_test_accuracy = self.accuracy_on(self.data.test)
@@ -306,6 +325,7 @@ class Trainer:
             seconds=round(self.state.seconds, 2),
             device=self.data.compute.describe(),
             threads=tuple(self.threads),
+            ranks=UNSET if self.num_ranks == [1] else tuple(self.num_ranks),
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
@@ -351,13 +371,15 @@ class Trainer:
         """Keep what resuming needs."""
         self.folder.save_metrics(self.state.rows)
         settings = json.dumps(self.settings().document())
-        self.folder.save_state({"config": settings, "threads": self.threads, **self.state.saved()})
+        company = {"threads": self.threads, "ranks": self.num_ranks}
+        self.folder.save_state({"config": settings, **company, **self.state.saved()})
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept; raises `InvalidInput` if it is damaged."""
         try:
             # Earlier releases did not keep them.
             self.threads = typed(state.get("threads", []), list[Positive])
+            self.num_ranks = typed(state.get("ranks", [1]), list[Positive])
             self.state.restore(state, self.data.compute.device)
             self._require_interval()
         except Exception as error:
@@ -372,6 +394,15 @@ class Trainer:
         since = self.state.step - self.state.protocol.evals * self.eval_every
         if not 0 <= since <= self.eval_every or since != len(self.state.losses):
             raise ValueError(f"{len(self.state.losses)} losses are kept of {since} steps since an evaluation")
+
+
+def _warn_of_rounding(before: str, now: int, how: str) -> None:
+    log.warning(
+        "this run had %s before and goes on with %d: it may end in other numbers than one without a stop; %s",
+        before,
+        now,
+        how,
+    )
 
 
 def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
