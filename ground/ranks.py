@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ground.errors import CKDError, InvalidInput, RankLost
 
@@ -76,20 +78,34 @@ class Ranks:
 ALONE = Ranks()
 
 
+class Board(Protocol):
+    """Where ranks leave words for each other: what torch calls a store."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number that begins as 0; returns what it is then."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Leave a word."""
+
+    def get(self, key: str, /) -> bytes:
+        """Wait for a word."""
+
+
 class RankGroup(Ranks):
     """One of several processes; each of them calls the same methods in the same order.
 
     Args:
-        store: what they met at, for words about errors.
+        board: for words about errors.
+        rank, count: as for `Ranks`.
         local_rank: its number among those on this machine.
 
     Raises:
         RankLost: from any method that asks the others: one of them is gone.
     """
 
-    def __init__(self, store: dist.Store, rank: int, local_rank: int, count: int) -> None:
+    def __init__(self, board: Board, rank: int, local_rank: int, count: int) -> None:
         self.rank, self.local_rank, self.count = rank, local_rank, count
-        self._store = store
+        self._board = board
 
     def device(self, asked: str) -> str:
         """A GPU of its own, or the CPU.
@@ -179,10 +195,10 @@ class RankGroup(Ranks):
     def _was_said(self, error: CKDError) -> bool:
         sentence = str(error)
         try:
-            if self._store.add("failures", 1) == 1:
-                self._store.set("first failure", sentence)
+            if self._board.add("ckd/failures", 1) == 1:
+                self._board.set("ckd/first failure", sentence)
                 return False
-            said = self._store.get("first failure").decode()
+            said = self._board.get("ckd/first failure").decode()
         except RuntimeError:  # what they met at is gone too
             return False
         return isinstance(error, RankLost) or said == sentence
@@ -226,9 +242,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     if place is None:
         yield ALONE
         return
-    store, rank, count = next(iter(dist.rendezvous("env://", place.rank, place.count)))
+    store, rank, count = next(iter(rendezvous("env://", place.rank, place.count)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("ckd", store), rank=rank, world_size=count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     group = RankGroup(store, rank, place.local_rank, count)
     with group.one_voice():
         yield group
