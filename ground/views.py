@@ -18,8 +18,6 @@ from torch import Tensor
 from ground.boxes import NUM_DRAWN, box_of, cut_boxes
 from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry, numbers_of_view, shows_boxes
 
-EVALUATION_BATCH = 256
-
 
 def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator, *, boxes: bool = False) -> Tensor:
     """Random views, on the CPU.
@@ -144,7 +142,7 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def evaluation_batches(
-    images: Tensor, labels: Tensor, rendering: Rendering, batch_size: int = EVALUATION_BATCH
+    images: Tensor, labels: Tensor, rendering: Rendering, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs (B, 3, h, w) float32 of the plain view, with their labels, on the images' device."""
     for first in range(0, len(images), batch_size):

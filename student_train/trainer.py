@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import LOGITS
-from ground.ranks import ALONE, Ranks, share
+from ground.ranks import ALONE, Ranks
 from ground.terminal import StopRequest, graceful_stop
-from ground.views import EVALUATION_BATCH, evaluation_batches
+from ground.views import evaluation_batches
 from models import Network, Representation, canonical_name, network_shape
 from models.compute import Compute
 from models.evaluation import count_correct
@@ -297,10 +297,9 @@ class Trainer:
 
     def accuracy_on(self, images: LabelledImages) -> float:
         """Top-1 accuracy of the student as it is, in [0, 1]; each rank measures its share of the batches."""
-        own = share(ceil(len(images.labels) / EVALUATION_BATCH), self.ranks.rank, self.ranks.count)
-        rows = slice(own.start * EVALUATION_BATCH, own.stop * EVALUATION_BATCH)
-        batches = evaluation_batches(images.images[rows], images.labels[rows], self.data.rendering)
-        correct, total = self.ranks.totals(*count_correct(self.state.student, batches, self.data.compute))
+        batches = evaluation_batches(images.images, images.labels, self.data.rendering)
+        own = islice(batches, self.ranks.rank, None, self.ranks.count)
+        correct, total = self.ranks.totals(*count_correct(self.state.student, own, self.data.compute))
         return correct / total
 
     def _finish(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from student_train.run_folder import RunFolder
 from student_train.sampling import Batch
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
-from tests.student_train.rank_processes import exit_codes, start_ranks
+from tests.rank_processes import exit_codes_of_ranks
 
 # Batches of 7, 7 and 2: shares are uneven, and with three ranks one of them is empty.
 ROWS, BATCH_SIZE, STEPS = 16, 7, 4
@@ -73,9 +73,7 @@ def main(count: int, store: Path, out: Path, methods: list[str]) -> list[int]:
         with joined() as ranks:
             run(ranks, f"rank{rank}")
 
-    children = start_ranks(count, work)
-    run(ALONE, "one")
-    return exit_codes(children)
+    return exit_codes_of_ranks(count, work, lambda: run(ALONE, "one"))
 
 
 if __name__ == "__main__":
