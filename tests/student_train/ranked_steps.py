@@ -44,7 +44,7 @@ class DoubleData:
         return None if said is None else said.map(Tensor.double)
 
 
-def steps_of(method: str, store: Path, out: Path, ranks: Ranks) -> dict[str, object]:
+def steps_of(method: str, store: Path, out: Path, ranks: Ranks, steps: int = STEPS) -> dict[str, object]:
     """A few steps from the same beginning."""
     config, compute = TrainConfig(student="resnet8", batch_size=BATCH_SIZE), Compute(torch.device("cpu"), "fp32")
     trainer = Trainer.open(config, store, ROWS, parse_method(method), compute, RunFolder(out), ranks=ranks)
@@ -59,7 +59,7 @@ def steps_of(method: str, store: Path, out: Path, ranks: Ranks) -> dict[str, obj
         gradients.append({name: value.grad.clone() for name, value in parameters if value.grad is not None})
 
     state.optimizer.register_step_pre_hook(keep)
-    losses = [trainer.train_step() for _ in range(STEPS)]
+    losses = [trainer.train_step() for _ in range(steps)]
     kept = {name: tensor.clone() for name, tensor in state.modules.state_dict().items()}
     costs = [{"total": found.total, "terms": found.terms} for found in losses]
     return {"losses": costs, "gradients": gradients, "state": kept}
