@@ -36,8 +36,13 @@ class RankedFolder(RunFolder):
         if not self.ranks.is_first:
             yield from self._waiting()
             return
-        with RunFolder.opened(self, resume=resume):
+        with self._plain.opened(resume=resume):
             yield from self._waiting()
+
+    @property
+    def _plain(self) -> RunFolder:
+        """The folder as the first rank alone works in it."""
+        return RunFolder(self.path)
 
     def _waiting(self) -> Iterator[None]:
         try:
@@ -49,38 +54,38 @@ class RankedFolder(RunFolder):
 
     def check(self, *, resume: bool) -> None:
         """See `RunFolder.check`."""
-        self._told(lambda: RunFolder.check(self, resume=resume))
+        self._told(lambda: self._plain.check(resume=resume))
 
     def finished(self, settings: RunSettings, stores: Collection[str] = ()) -> dict[str, Any] | None:
         """See `RunFolder.finished`; raises `InvalidInput` too where the first rank has other settings."""
         self._require_same_command(settings)
-        found: dict[str, Any] | None = self._told(lambda: RunFolder.finished(self, settings, stores))
+        found: dict[str, Any] | None = self._told(lambda: self._plain.finished(settings, stores))
         return found
 
     def started(self) -> RunSettings | None:
         """See `RunFolder.started`."""
-        found = self._told(lambda: None if (begun := RunFolder.started(self)) is None else begun.document())
+        found = self._told(lambda: None if (begun := self._plain.started()) is None else begun.document())
         return None if found is None else typed(found, RunSettings)
 
     def load_state(self, settings: RunSettings, stores: Collection[str] = ()) -> dict[str, Any] | None:
         """See `RunFolder.load_state`."""
-        state: dict[str, Any] | None = self._told(lambda: RunFolder.load_state(self, settings, stores))
+        state: dict[str, Any] | None = self._told(lambda: self._plain.load_state(settings, stores))
         return state
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """See `RunFolder.save_state`."""
         if self.ranks.is_first:
-            RunFolder.save_state(self, state)
+            self._plain.save_state(state)
 
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `RunFolder.save_metrics`."""
         if self.ranks.is_first:
-            RunFolder.save_metrics(self, rows)
+            self._plain.save_metrics(rows)
 
     def save_result(self, student: Network, record: RunRecord, store: Path, manifest: Manifest) -> None:
         """See `RunFolder.save_result`."""
         if self.ranks.is_first:
-            RunFolder.save_result(self, student, record, store, manifest)
+            self._plain.save_result(student, record, store, manifest)
 
     def _told(self, read: Callable[[], Any]) -> Any:
         """What the first rank reads: tensors, numbers and text, or nothing."""
