@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.ranks [--student wrn_16_2] [--rounds 5]
 
 One process has as many threads as there are ranks, and each rank has one, so that both have the same cores; they take
-turns. Bytes are what one rank gives to the others in a step, before any of them passes it on: what the student said of its share, its
-gradients, sums of batch norm.
+turns. Bytes are what one rank gives to the others in a step, before any of them passes it on: what the student said of
+its share, its gradients, sums of batch norm.
 """
 
 from __future__ import annotations
