@@ -245,6 +245,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     store, rank, count = next(iter(rendezvous("env://", place.rank, place.count)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    if place.local_rank < torch.cuda.device_count():
+        # What asks for "cuda" without a number means this one.
+        torch.cuda.set_device(place.local_rank)
     group = RankGroup(store, rank, place.local_rank, count)
     with group.one_voice():
         yield group
