@@ -1,7 +1,7 @@
 """ckd-train as torchrun starts it: python -m tests.student_train.ranked_command RANKS OUT END... -- ARGUMENTS.
 
 Each rank's output goes to OUT/rankN.out and OUT/rankN.err; the exit codes are printed. END is "RANK:STEP:SIGNAL": what
-a rank is sent by itself before that step. The state is saved at every evaluation.
+a rank sends itself before that step, in order. The state is saved at every evaluation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from student_train.cli import main
 from tests.rank_processes import exit_codes_of_ranks
 
 
-def ending(ends: dict[tuple[int, int], int]) -> None:
+def end_at(ends: dict[tuple[int, int], list[int]]) -> None:
+    """Replace the step of a training by one that sends signals before it."""
     step = trainer.Trainer.train_step
 
     def step_or_end(self: trainer.Trainer) -> Losses:
-        number = ends.get((self.ranks.rank, self.state.step))
-        if number is not None:
+        for number in ends.get((self.ranks.rank, self.state.step), ()):
             os.kill(os.getpid(), number)
         return step(self)
 
@@ -35,8 +35,10 @@ if __name__ == "__main__":
     trainer.SAVE_EVERY_SECONDS = 0.0
     cut = sys.argv.index("--")
     (count, out, *ends), arguments = sys.argv[1:cut], sys.argv[cut + 1 :]
-    numbers = [tuple(map(int, end.split(":"))) for end in ends]
-    ending({(rank, step): number for rank, step, number in numbers})
+    signals: dict[tuple[int, int], list[int]] = {}
+    for rank, step, number in (map(int, end.split(":")) for end in ends):
+        signals.setdefault((rank, step), []).append(number)
+    end_at(signals)
 
     def work(rank: int) -> None:
         for stream, name in ((1, "out"), (2, "err")):

@@ -83,7 +83,6 @@ def test_two_ranks_make_the_run_of_one_process(of_one, of_two):
 def test_only_the_first_rank_speaks(of_two):
     said = {path.name: path.read_text() for path in of_two.parent.glob("rank*")}
     assert json.loads(said["rank0.out"])["ranks"] == [2]
-    assert said["rank0.err"].count("evaluations") <= 1
     assert said["rank1.out"] == said["rank1.err"] == ""
 
 
@@ -105,9 +104,8 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_to_the_same_end(built_store,
 
 def test_ctrl_c_of_one_rank_stops_all_after_the_same_step_and_one_process_goes_on(built_store, of_one, tmp_path):
     # As torchrun passes it on: the second time it does not end anything at once.
-    codes, said = train_in_ranks(
-        tmp_path, arguments(built_store, tmp_path / "run"), f"1:4:{INTERRUPTED}", f"1:5:{INTERRUPTED}"
-    )
+    twice = [f"1:4:{INTERRUPTED}"] * 2
+    codes, said = train_in_ranks(tmp_path, arguments(built_store, tmp_path / "run"), *twice)
     assert codes == [130, 130]
     assert "".join(said).count("Error: stopped after step 5; go on with the same command and --resume") == 1
     done = run_command("ckd-train", *arguments(built_store, tmp_path / "run", "--resume", "--json"))
