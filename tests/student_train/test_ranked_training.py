@@ -34,7 +34,8 @@ def train_in_ranks(folder: Path, words: list[str], *ends: str, count: int = 2) -
 
 
 def results(run: Path) -> tuple[dict, list[dict[str, str]]]:
-    return json.loads((run / "run.json").read_text()), [*csv.DictReader((run / "metrics.csv").open())]
+    rows = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    return json.loads((run / "run.json").read_text()), [*rows]
 
 
 @pytest.fixture(scope="module")
