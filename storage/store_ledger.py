@@ -184,7 +184,7 @@ def newest_head(store: Store, *, witnessed: bool = False) -> str | None:
         StoreUnreadable: beside the ledger lies what SQLite would act on, or nothing is noted and it cannot be read.
     """
     noted = store.manifest.ledger_head
-    if store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
+    if store.is_published or store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
         return noted
     # Unlike a disk that cannot be written to, this is no reason to go on without the calls.
     require_own(store.folder / LEDGER_FILE)

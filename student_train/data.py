@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput, StoreIncomplete, StoreUnreadable
 from ground.geometry import Rendering, shows_boxes
+from ground.places import Place
 from ground.seeding import generator_for
 from ground.views import draw_views, render, view_pixels
 from models import Representation
@@ -52,12 +52,12 @@ class StudentData:
         outputs: output name -> (n, V, ...) as stored; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
         rendering: how the student is shown images; the teacher's views are the store's all the same.
-        folder: the store's.
+        place: the store's folder or URL.
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
     """
 
-    folder: Path
+    place: Place
     ledger_head: str | None
     manifest: Manifest
     compute: Compute
@@ -106,7 +106,7 @@ class StudentData:
         if compute.device.type != "cpu" and size < free_memory(compute) / 2:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
-            folder=store.folder.resolve(),
+            place=store.place.resolve(),
             ledger_head=head,
             manifest=store.manifest,
             compute=compute,
@@ -229,11 +229,11 @@ def _with_content(store: Store, outputs: Mapping[str, Tensor], rows: int) -> Ten
     chosen = (~empty).nonzero().squeeze(1) if empty.any() else None
     if chosen is not None and len(chosen) < 2:
         raise InvalidInput(
-            f"{len(chosen)} of {rows} rows of {store.folder} have an answer with content, and the others were refused "
+            f"{len(chosen)} of {rows} rows of {store.place} have an answer with content, and the others were refused "
             "by the teacher; give a larger --n, or another store"
         )
     named = {name: _of(values, chosen) for name, values in answers.items() if not values.is_floating_point()}
-    require_classes(named, len(identity.dataset.classes), store.folder)
+    require_classes(named, len(identity.dataset.classes), store.place)
     return chosen
 
 
@@ -248,7 +248,7 @@ def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
         return identity.teacher_rendering
     asked, found = rendering.geometry.image_size, identity.geometry.image_size
     if asked != found:
-        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.place} has images of {found}")
     return rendering
 
 
@@ -258,11 +258,11 @@ def _require_measurable(store: Store) -> None:
     for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
         if not images:
             raise InvalidInput(
-                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
+                f"{store.place} has no {split} images, so no student's accuracy can be measured; build another store"
             )
     if len(manifest.identity.dataset.classes) < 2:
         raise InvalidInput(
-            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
+            f"{store.place} has a single class, so every student would be right; build a store of two classes or more"
         )
 
 
@@ -286,7 +286,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise StoreIncomplete(
-            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
+            f"{store.place} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
             f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
     return sorted({*(output.name for output in identity.answers), *wanted})
@@ -328,5 +328,5 @@ def _labelled(
     classes = len(store.manifest.identity.dataset.classes)
     least = UNLABELLED if split == "train" else 0
     if len(labels) and not least <= labels.min() <= labels.max() < classes:
-        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
+        raise StoreUnreadable(f"{split}/labels of {store.place} name classes beyond its {classes}")
     return LabelledImages(*(compute.to_device(_of(torch.from_numpy(values), chosen)) for values in (images, labels)))
