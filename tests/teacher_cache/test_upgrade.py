@@ -479,9 +479,10 @@ def test_a_new_store_in_an_older_shared_ledger_says_to_upgrade_that(old_ledger, 
 
 def test_an_upgrade_that_was_undone_is_found_by_the_witness(old_ledger):
     folder = old_ledger / "store"
-    before = (folder / "ledger.sqlite").read_bytes()
+    before = {name: (folder / name).read_bytes() for name in ("ledger.sqlite", "manifest.json")}
     upgrade(folder)
-    (folder / "ledger.sqlite").write_bytes(before)
+    for name, content in before.items():
+        (folder / name).write_bytes(content)
     refused = run(ckd_cache, "upgrade", "--store", folder)
     assert refused.exit_code == 2
     assert "it was rolled back to an older state" in refused.output
