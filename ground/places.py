@@ -1,7 +1,7 @@
 """Where a store is: a folder, or a place in object storage, by its URL.
 
-A place is a name, and nothing is opened by it. A URL has neither credentials nor a query: it is shown, noted in runs and
-suggested in commands, so secrets come from the environment alone.
+A place is a name, and nothing is opened by it. A URL has neither credentials nor a query: it is shown, noted in runs
+and suggested in commands, so secrets come from the environment alone.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def parse_place(text: str) -> Place:
 def only_read(place: object) -> InvalidInput:
     """The error for what would change a store in object storage."""
     return InvalidInput(
-        f"{place} is in object storage, where stores are read and not changed; do this in the folder that it was "
-        "published from, then publish that to a new URL with: "
+        f"{place} is in object storage, where stores are read and not changed; build, extend and repair in a "
+        "folder, then publish that at a new URL with: "
         f"{store_command('convert', 'DIR', to='objects', out='URL')}"
     )

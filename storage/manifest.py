@@ -57,7 +57,7 @@ FORMAT_VERSION = 4
 FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
-_MAX_MANIFEST_BYTES = 64 << 20
+MOST_MANIFEST_BYTES = 64 << 20
 _MAX_DIMENSIONS = 8
 _MAX_VALUES = 1 << 28
 _MAX_LAYERS = 1 << 10
@@ -389,11 +389,11 @@ def _document_at(place: Place, file_name: str) -> dict[str, Any]:
     if not isinstance(place, ObjectUrl):
         if not (place / file_name).exists():
             raise StoreUnreadable(no_store(place, file_name))
-        return read_object(place / file_name, _MAX_MANIFEST_BYTES)
+        return read_object(place / file_name, MOST_MANIFEST_BYTES)
     from storage.objects import Objects  # obstore, for who needs it
 
     try:
-        return parse_object(Objects(place).read(file_name, _MAX_MANIFEST_BYTES))
+        return parse_object(Objects(place).read(file_name, MOST_MANIFEST_BYTES))
     except FileNotFoundError as error:
         raise StoreUnreadable(
             f"there is no store at {place} (no {file_name}: none was published there, or not to its end); publish one "

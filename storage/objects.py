@@ -86,12 +86,10 @@ class Objects:
         with self._reported("read"):
             given = obstore.get(self._store, name, options={"range": (offset, offset + len(content))})
             if given.range[0] != offset:
-                raise StorageFailed(
-                    f"{self.url} is on a service that gives other bytes than are asked for; use another"
-                )
+                raise StorageFailed(f"{self.url} is on a service that gives other bytes than it is asked for")
             for part in given.stream(min_chunk_size=_PIECE_BYTES):
                 if found + len(part) > len(content):
-                    raise StorageFailed(f"{self.url} is on a service that gives more than is asked for; use another")
+                    raise StorageFailed(f"{self.url} is on a service that gives more than asked for; use another")
                 content[found : found + len(part)] = memoryview(part)
                 found += len(part)
         return found

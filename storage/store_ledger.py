@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from ground.places import ObjectUrl, Place
 from storage.database import parse_url, shown_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.manifest import Manifest
@@ -87,12 +88,13 @@ def open_ledger_of(
     return ledger
 
 
-def require_named(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
-    """Raise `IdentityMismatch` for another ledger than that of a store in `folder`, in another place than recorded."""
+def require_named(place: Place, manifest: Manifest, ledger: Ledger) -> None:
+    """Raise `IdentityMismatch` for another ledger than that of a store at `place`, in another place than recorded."""
     differs = _difference(manifest, ledger)
-    if differs is not None and manifest.ledger not in (None, ledger.shown_url):
+    is_elsewhere = isinstance(place, ObjectUrl) if manifest.ledger is None else manifest.ledger != ledger.shown_url
+    if differs is not None and is_elsewhere:
         raise IdentityMismatch(
-            f"the calls of {folder} are recorded in {manifest.ledger}, and {ledger.shown_url} is another ledger: "
+            f"the calls of {place} are recorded in {manifest.ledger or 'the ledger of its folder'}, and {ledger.shown_url} is another ledger: "
             f"{differs}; give the right --ledger"
         )
 

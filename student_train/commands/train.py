@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.places import Place
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models import canonical_name
@@ -23,7 +24,7 @@ from student_train.trainer import Trainer
 
 def train(
     *,
-    store: Path,
+    store: Place,
     student: str,
     student_size: int | None,
     init: Path | None,
@@ -91,6 +92,6 @@ def _note(row: Mapping[str, Any]) -> str:
     return f"loss {row['train_loss']:.3f}, validation {row['val_accuracy']:.3f}, lr {row['lr']:g}"
 
 
-def _default_out(store: Path, config: TrainConfig, written: str, n: int) -> Path:
+def _default_out(store: Place, config: TrainConfig, written: str, n: int) -> Path:
     method = "".join(letter if letter.isalnum() else "-" for letter in written)[:100]
     return Path("runs") / store.resolve().name / f"{identity_name(config.student)}-{method}-n{n}-seed{config.seed}"
