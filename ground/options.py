@@ -15,7 +15,7 @@ from ground.places import ObjectUrl, Place, only_read, parse_place
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class StorePlace(click.ParamType):
+class StorePlace(click.ParamType[Any]):
     """A store's folder, or its URL in object storage."""
 
     name = "place"

@@ -200,7 +200,7 @@ class Ledger:
         query = sa.select(entries.c.seq).where(entries.c.hash == hash_)
         return self._database.read(lambda connection: connection.execute(query).scalar())
 
-    def require_entry(self, hash_: str, store: Path) -> None:
+    def require_entry(self, hash_: str, store: object) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
         if self.entry_number(hash_) is None:
             raise StoreUnreadable(

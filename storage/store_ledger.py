@@ -93,8 +93,9 @@ def require_named(place: Place, manifest: Manifest, ledger: Ledger) -> None:
     differs = _difference(manifest, ledger)
     is_elsewhere = isinstance(place, ObjectUrl) if manifest.ledger is None else manifest.ledger != ledger.shown_url
     if differs is not None and is_elsewhere:
+        where = manifest.ledger or "the ledger of its folder"
         raise IdentityMismatch(
-            f"the calls of {place} are recorded in {manifest.ledger or 'the ledger of its folder'}, and {ledger.shown_url} is another ledger: "
+            f"the calls of {place} are recorded in {where}, and {ledger.shown_url} is another ledger: "
             f"{differs}; give the right --ledger"
         )
 

@@ -1,8 +1,8 @@
 """A store in object storage: published from a folder, and fetched back; the same store, byte for byte.
 
-Its objects are the files of its Zarr arrays, each written once, on the condition that there is none of its name, and the
-manifest last: so a store is there or it is not, and what a publication that was stopped left is gone on with. The ledger
-stays where it is.
+Its objects are the files of its Zarr arrays, each written once, on the condition that there is none of its name, and
+the manifest last: so a store is there or it is not, and what a publication that was stopped left is gone on with. The
+ledger stays where it is.
 """
 
 from __future__ import annotations
