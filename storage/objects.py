@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # An attempt, and all attempts of a request together.
 _CONNECT, _ATTEMPT, _REQUEST = timedelta(seconds=5), timedelta(seconds=30), timedelta(seconds=60)
-_MAX_RETRIES = 10
+MAX_RETRIES = 10
 _PIECE_BYTES = 8 << 20
 _PROBE = re.compile(r"\.probe-[0-9a-f]{16}")
 _ADDRESS = re.compile(r"\S*://\S*|\S*\?\S+=\S*")
@@ -188,7 +188,7 @@ def _connected(url: ObjectUrl, *, make: bool) -> AnyStore:
         ) from error
     if url.scheme == "file":
         return LocalStore(f"/{url.path}", mkdir=make)
-    retries: RetryConfig = {"max_retries": _MAX_RETRIES, "retry_timeout": _REQUEST}
+    retries: RetryConfig = {"max_retries": MAX_RETRIES, "retry_timeout": _REQUEST}
     client: ClientConfig = {"connect_timeout": _CONNECT, "timeout": _ATTEMPT}
     make_store: Callable[..., Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[url.scheme]
     if url.scheme == "s3" and _endpoint().startswith("http://"):

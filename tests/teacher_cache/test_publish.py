@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.stand_ins.object_server import BUCKET, ObjectService, object_service
-from ground.errors import InvalidInput, StorageFailed, StoreUnreadable
+from ground.errors import InvalidInput, StoreUnreadable
 from ground.places import ObjectUrl
 from storage.manifest import FILE_NAME
 from storage.rows import Rows
@@ -74,9 +74,8 @@ def test_a_plain_zarr_reader_reads_what_was_published(built_store, published):
     import zarr
     from obstore.store import LocalStore
 
-    group = zarr.open_group(
-        zarr.storage.ObjectStore(LocalStore(f"/{published.path}/data.zarr"), read_only=True), mode="r"
-    )
+    objects = LocalStore(f"/{published.path}/data.zarr")
+    group = zarr.open_group(zarr.storage.ObjectStore(objects, read_only=True), mode="r")
     store = Store.open(built_store)
     for name in ("train/logits", "train/images", "train/features/pooled"):
         np.testing.assert_array_equal(group[name][:], store.read(name), err_msg=name)
@@ -245,15 +244,24 @@ def test_a_student_from_object_storage_is_that_from_the_folder(built_store, serv
     assert run_command("ckd-train", "verify", tmp_path / "there").returncode == 0
 
 
-def test_a_service_that_is_gone_is_said_in_a_sentence(built_store, service, tmp_path):
+def test_a_connection_that_is_lost_while_a_student_is_trained_is_said_in_a_sentence(
+    built_store, service, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("storage.objects.MAX_RETRIES", 1)
     publish(built_store, URL)
-    service.objects.pop(f"{URL.path}/data.zarr/train/images/c.1.0.0.0")
+    begun = len(service.requests)
+    service.unavailable = lambda number: number > begun + 40
     result = run_command("ckd-train", "--store", URL, *TRAINING, "--out", tmp_path / "run")
     assert result.returncode == 2
-    assert "there is no such object" in result.stderr
-    service.writable = False
-    service.longer = 5
-    with pytest.raises((StorageFailed, StoreUnreadable)):
+    assert f"{URL} could not be read: it answers with status 503; see that the service answers" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "VERYSECRET" not in result.stderr
+
+
+def test_an_object_that_is_gone_is_named(built_store, service):
+    publish(built_store, URL)
+    service.objects.pop(f"{URL.path}/data.zarr/train/images/c.1.0.0.0")
+    with pytest.raises(StoreUnreadable, match=r"c\.1\.0\.0\.0, which holds row 64: there is no such object"):
         Store.open(URL).read("train/images")
 
 
