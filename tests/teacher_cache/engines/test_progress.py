@@ -29,7 +29,9 @@ def test_progress_is_of_the_store_and_not_of_one_builder(stores, tmp_path, weigh
 def test_processes_that_torchrun_starts_divide_a_store(tmp_path, weights):
     store = tmp_path / "store"
     words = ("--teacher", "resnet8", "--weights", weights, "--trust-teacher", "--dataset", "digits", "--n", 320)
-    launch = (COMMANDS / "torchrun", "--standalone", "--nproc-per-node", 2, COMMANDS / "ckd-cache", "build")
+    # Without the dashes torchrun reads the command's options as well, and there is more than one of its own that --n is
+    # short for.
+    launch = (COMMANDS / "torchrun", "--standalone", "--nproc-per-node", 2, "--", COMMANDS / "ckd-cache", "build")
     command = [*launch, *words, "--batch-size", 4, "--store", store]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
