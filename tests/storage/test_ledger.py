@@ -338,7 +338,8 @@ def test_calls_are_listed_as_they_were_when_the_list_began(ledger, monkeypatch):
 
 
 def test_a_server_that_ends_idle_transactions_does_not_cut_a_slow_export(postgres, monkeypatch):
-    monkeypatch.setattr(database_module, "IDLE_SECONDS", 0.2)
+    # More than Python takes to collect garbage in a process that has loaded torch.
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 0.7)
     monkeypatch.setattr(ledger_report, "PAGE_ROWS", 4)
     with closing(Ledger(postgres.new_database(), create=True)) as ledger:
         reserve(ledger, ledger.start_session(SESSION), 0, 10)
@@ -346,7 +347,7 @@ def test_a_server_that_ends_idle_transactions_does_not_cut_a_slow_export(postgre
         for row in list_calls(ledger):
             read.append(row["id"])
             if len(read) in (1, 5):
-                time.sleep(0.6)
+                time.sleep(1.1)
         assert read == list(range(1, 11))
 
 
