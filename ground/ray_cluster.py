@@ -42,8 +42,20 @@ class Share:
     cpus: float = 1.0
     gpus: float = 0.0
 
-    def check(self, option: str) -> None:
-        """Raise `InvalidInput` for a share of a GPU that there is not."""
+    def check(self, device: str, option: str) -> None:
+        """Raise `InvalidInput` for a device that no worker could be given, or a share of a GPU that there is not.
+
+        Args:
+            device: as the user says it.
+            option: by which the GPUs are said.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise InvalidInput(
+                f"--device {device} is for work on this machine; with --engine ray each process is given its GPU, so "
+                "leave it out, or say cpu"
+            )
+        if self.gpus and device == "cpu":
+            raise InvalidInput(f"{option} {self.gpus:g} and --device cpu exclude each other; leave one out")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise InvalidInput(f"{option} must be at most 1, or a whole number of GPUs, got {self.gpus:g}")
 

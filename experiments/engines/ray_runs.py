@@ -48,16 +48,9 @@ class RayEngine:
 
     def check(self, device: str) -> None:
         """Raise `InvalidInput` for what means nothing together; no cluster is needed for that."""
-        if device not in ("auto", "cpu", "cuda"):
-            raise InvalidInput(
-                f"--device {device} is for runs on this machine; with --engine ray each run is given its GPU, so leave "
-                "it out, or say cpu"
-            )
-        if self.gpus and device == "cpu":
-            raise InvalidInput(f"--gpus-per-run {self.gpus:g} and --device cpu exclude each other; leave one out")
         if not self.cpus and not self.gpus:
             raise InvalidInput("--cpus-per-run 0 leaves nothing to share out; give each run some of a CPU, or of a GPU")
-        Share(gpus=self.gpus or 0.0).check("--gpus-per-run")
+        Share(gpus=self.gpus or 0.0).check(device, "--gpus-per-run")
 
     @contextmanager
     def opened(self, out: Path, device: str) -> Iterator[RayWorkplace]:

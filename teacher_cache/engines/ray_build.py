@@ -43,14 +43,7 @@ class RayEngine:
 
     def check(self, device: str) -> None:
         """Raise `InvalidInput` for what means nothing together; no cluster is needed for that."""
-        if device not in ("auto", "cpu", "cuda"):
-            raise InvalidInput(
-                f"--device {device} is for builds on this machine; with --engine ray each builder is given its GPU, so "
-                "leave it out, or say cpu"
-            )
-        if self.gpus and device == "cpu":
-            raise InvalidInput(f"--gpus-per-worker {self.gpus:g} and --device cpu exclude each other; leave one out")
-        Share(gpus=self.gpus or 0.0).check("--gpus-per-worker")
+        Share(gpus=self.gpus or 0.0).check(device, "--gpus-per-worker")
 
     def share(self, cluster: Cluster, device: str) -> Share:
         """What each builder takes; raises `InvalidInput` where the cluster does not hold them."""

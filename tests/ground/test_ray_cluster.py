@@ -27,9 +27,9 @@ def test_a_node_holds_as_many_as_fit_by_cpu_and_by_gpu(share, cpus, gpus, count)
 
 
 def test_a_share_of_several_gpus_is_whole():
-    Share(gpus=2.0).check("--gpus-per-run")
+    Share(gpus=2.0).check("auto", "--gpus-per-run")
     with pytest.raises(InvalidInput, match=r"--gpus-per-run must be at most 1, or a whole number of GPUs, got 1\.5"):
-        Share(gpus=1.5).check("--gpus-per-run")
+        Share(gpus=1.5).check("auto", "--gpus-per-run")
 
 
 def test_without_ray_a_command_says_how_to_install_it(monkeypatch):

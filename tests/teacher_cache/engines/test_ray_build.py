@@ -48,7 +48,7 @@ ENGINE = ("--engine", "ray", "--workers", 2)
         (("--workers", 2), {}, "--workers is for --engine ray, which is not asked for; add it"),
         (("--gpus-per-worker", 1), {}, "--gpus-per-worker is for --engine ray"),
         (("--engine", "ray"), {}, "say how many, with --workers N"),
-        ((*ENGINE, "--device", "cuda:1"), {}, "--device cuda:1 is for builds on this machine"),
+        ((*ENGINE, "--device", "cuda:1"), {}, "--device cuda:1 is for work on this machine"),
         ((*ENGINE, "--device", "cpu", "--gpus-per-worker", 1), {}, "and --device cpu exclude each other"),
         ((*ENGINE, "--gpus-per-worker", 1.5), {}, "--gpus-per-worker must be at most 1, or a whole number of GPUs"),
         (ENGINE, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "torchrun starts 2 builders already; leave out"),
