@@ -472,7 +472,8 @@ def _check_content(manifest: Manifest) -> None:
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
         blocks = -(-manifest.rows[spec.split] // manifest.block_rows(spec)) if manifest.older is None else 1
-        _require(len(manifest.samples[name]) == blocks * DIGEST_DIGITS, f"samples.{name}", manifest.samples[name])
+        digits = len(manifest.samples[name])
+        _require(digits == blocks * DIGEST_DIGITS, f"the number of digits in samples.{name}", digits)
     for step in manifest.history:
         _require(step.keys() == {"store_id", "made_by"}, "history", step)
 

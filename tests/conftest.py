@@ -24,6 +24,9 @@ __all__ = ["COMMANDS", "run_command"]
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# Ray reads it once in a process, and for good: who has the token is let into the tests' clusters, and nobody else.
+os.environ |= {"RAY_AUTH_TOKEN": uuid4().hex * 2, "RAY_AUTH_MODE": "token"}
+
 # How long a case takes says nothing on a shared machine.
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
@@ -172,8 +175,7 @@ def ray_address() -> Iterator[str]:
         if os.environ.get("CKD_REQUIRE_RAY") == "1":
             pytest.fail("CKD_REQUIRE_RAY is 1, and Ray is not installed")
         pytest.skip("Ray is not installed")
-    # Who has the token is let in: tests, and nobody else on this network.
-    with mock.patch.dict(os.environ, RAY_AUTH_TOKEN=uuid4().hex * 2, RAY_AUTH_MODE="token"), started(cpus=2) as address:
+    with started(cpus=2) as address:
         yield address
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import resource
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,7 +21,7 @@ from PIL import Image
 
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE
-from tests.conftest import COMMANDS, run_command
+from tests.conftest import run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,16 +126,25 @@ def test_a_budget_that_is_too_small_is_exit_3(build, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@contextlib.contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """The kernel refuses every write of this process that would make a file larger."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
 def test_a_disk_that_fills_is_a_sentence_and_the_build_goes_on_later(build, tmp_path, array_format):
     """A limit on file sizes stands in for a full disk: the kernel refuses the write in the same place."""
     arguments = ("--n", 100, "--features", "all", "--format", array_format, "--trust-teacher")
 
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))
-
-    full = build(*arguments, spawn=True, preexec_fn=limit_files)
+    with files_up_to(1_200_000):
+        full = build(*arguments)
     assert full.returncode == 2, full.stderr
     assert "no room left to write" in full.stderr
     assert "Traceback" not in full.stderr
@@ -149,11 +161,9 @@ def test_a_disk_that_fills_in_the_middle_of_a_build_loses_nothing(build, tmp_pat
     """Once the arrays have their room only the ledger grows; here it may not, after some calls were paid."""
     arguments = ("--n", 500, "--batch-size", 16, "--trust-teacher")
 
-    def limit_files() -> None:
-        # Above any chunk's size, below that of the ledger's write-ahead log.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
-
-    full = build(*arguments, spawn=True, preexec_fn=limit_files)
+    # Above any chunk's size, below that of the ledger's write-ahead log.
+    with files_up_to(250_000):
+        full = build(*arguments)
     assert full.returncode == 2, full.stdout + full.stderr
     assert "Traceback" not in full.stderr
     assert "no room left to write" in full.stderr
@@ -183,33 +193,47 @@ def test_a_small_disk_that_really_fills(build, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+# Says of each command, a line of JSON each, how it ended and what it printed.
+COMMANDS_IN_TURN = """
+import json, sys
+from tests.running import run_command
+for words in json.loads(sys.argv[1]):
+    done = run_command(*words)
+    print(json.dumps({"returncode": done.returncode, "stderr": done.stderr}))
+"""
+
+
 @pytest.mark.slow
 def test_a_store_in_a_folder_that_cannot_be_written_to(build, tmp_path):
     store, base = tmp_path / "store", ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if os.geteuid() or not shutil.which("setpriv"):
         pytest.skip("only root can be made to heed permissions that it may change")
-    assert build("--n", 40).returncode == 0
+    built = build("--n", 40)
+    assert built.returncode == 0, built.stderr
+    weights = next(argument for argument in built.args if argument.endswith(".safetensors"))
     for path in (*store.rglob("*"), store):
         path.chmod(0o555 if path.is_dir() else 0o444)
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [*base, COMMANDS / "ckd-cache", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
+    readers = (("verify",), ("info",), ("ledger", "summary"), ("ledger", "list"), ("repair",))
+    commands = (
+        *((*reader, "--store", store) for reader in readers),
+        ("convert", "--store", store, "--to", "hdf5", "--out", tmp_path / "copy"),
+        *(("extend", "--store", store, "--features", "pooled", "--weights", w, "--yes") for w in ("none.pth", weights)),
+    )
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    for command in (("verify",), ("info",), ("ledger", "summary"), ("ledger", "list"), ("repair",)):
-        done = run(*command, "--store", store)
-        assert done.returncode == 0, done.stderr
-    converted = run("convert", "--store", store, "--to", "hdf5", "--out", tmp_path / "copy")
-    assert converted.returncode == 0, converted.stderr
+    # One process, since each would take seconds to start.
+    words = json.dumps([["ckd-cache", *map(str, command)] for command in commands])
+    process = subprocess.run(
+        [*base, sys.executable, "-c", COMMANDS_IN_TURN, words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    *whole, without_weights, refused = (json.loads(line) for line in process.stdout.splitlines())
+    assert [done["returncode"] for done in whole] == [0] * (len(readers) + 1), whole
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
-    refused = run("extend", "--store", store, "--features", "pooled", "--weights", "none.pth", "--yes")
-    assert "there are no weights at none.pth" in refused.stderr
-    weights = next(Path(argument) for argument in build("--n", 40).args if str(argument).endswith(".safetensors"))
-    refused = run("extend", "--store", store, "--features", "pooled", "--weights", weights, "--yes")
-    assert refused.returncode == 2
-    assert "Permission denied" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "there are no weights at none.pth" in without_weights["stderr"]
+    assert refused["returncode"] == 2
+    assert "Permission denied" in refused["stderr"]
+    assert "Traceback" not in refused["stderr"]
 
 
 @pytest.mark.slow

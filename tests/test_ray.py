@@ -35,7 +35,7 @@ def words(weights) -> tuple[object, ...]:
 
 @pytest.fixture
 def build(tmp_path, words) -> Callable:
-    return lambda store, *arguments: run_command(*words, "--store", tmp_path / store, *arguments)
+    return lambda store, *arguments, **options: run_command(*words, "--store", tmp_path / store, *arguments, **options)
 
 
 @contextmanager
@@ -85,7 +85,8 @@ def test_builders_of_a_cluster_make_the_store_of_one_even_when_one_is_killed(bui
 
     engine = ("--engine", "ray", "--workers", 2, "--ray-address", ray_address)
     with killing(one_of_two_at_work) as killed:
-        built = build("store", "--n", n, "--batch-size", 4, "--lease", 2, *engine, "--json")
+        # Of its own, so that what it logs is not wrapped at the width that this process began with.
+        built = build("store", "--n", n, "--batch-size", 4, "--lease", 2, *engine, "--json", spawn=True)
     assert built.returncode == 0, built.stderr
     assert killed
     assert f"process {killed[0]}: its worker process has died; another takes its place, and settles" in built.stderr
@@ -106,7 +107,8 @@ def test_ctrl_c_stops_all_builders_and_loses_nothing(words, tmp_path):
     """On a cluster of this machine alone, whose processes a terminal's Ctrl-C reaches too."""
     pytest.importorskip("ray")
     program, *rest = words
-    store, engine = tmp_path / "store", ("--n", 320, "--batch-size", 4, "--engine", "ray", "--workers", 2)
+    n, store = 1024, tmp_path / "store"
+    engine = ("--n", n, "--batch-size", 4, "--engine", "ray", "--workers", 2)
     process = subprocess.Popen(
         [COMMANDS / program, *map(str, (*rest, *engine, "--store", store))],
         stdout=subprocess.PIPE,
@@ -124,7 +126,7 @@ def test_ctrl_c_stops_all_builders_and_loses_nothing(words, tmp_path):
     assert "Traceback" not in stderr
     totals = summary(store)
     assert (totals.reserved, totals.lost) == (0, 0)
-    assert 20 <= totals.committed == Store.open(store).valid().sum() < 320
+    assert 20 <= totals.committed == Store.open(store).valid().sum() < n
 
 
 @pytest.mark.slow
@@ -141,7 +143,7 @@ def test_a_grid_on_a_cluster_equals_the_local_one_even_when_a_process_is_killed(
 
     engine = ("--engine", "ray", "--ray-address", ray_address, "--jobs", 2, "--cpus-per-run", 0.5)
     with killing(first_that_evaluated) as killed:
-        done = run(grid, out, *engine)
+        done = run_command("ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *engine, spawn=True)
     assert done.returncode == 0, done.stderr
     assert killed
     assert "the process that trained it is gone (its worker process has died); it goes on in another" in done.stderr

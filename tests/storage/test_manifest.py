@@ -208,7 +208,7 @@ def test_any_value_in_any_place_is_kept_as_it_is_or_refused_in_a_printable_sente
     [
         (("n",), -1, "n is -1, not a number of rows"),
         (("samples", "val/labels"), "x", "a value of samples is not digests in hexadecimal digits"),
-        (("samples", "val/labels"), "0", "samples.val/labels is '0'"),
+        (("samples", "val/labels"), "0", "the number of digits in samples.val/labels is 1"),
         (
             ("identity", "dataset", "classes", 2),
             "\x07",

@@ -24,8 +24,7 @@ from pathlib import Path
 import torch
 
 from ground.errors import CKDError
-from storage import database
-from storage import ledger as ledger_module
+from storage import database, ledger_reserving
 from storage.ledger import Ledger
 from storage.ledger_chain import Seal
 from storage.store import Store
@@ -97,7 +96,7 @@ STOPS = {
     "answer": (ZooTeacher, "call", "after"),
     "write": (Store, "write_outputs", "before"),
     "commit": (Ledger, "commit", "before"),
-    "transaction": (ledger_module, "reserved_rows_digest", "after"),
+    "transaction": (ledger_reserving, "reserved_rows_digest", "after"),
 }
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
@@ -83,16 +84,29 @@ def test_digit_pixels_are_the_scaled_values_resized():
     source = load_digits().images[::7]
     values = torch.from_numpy(np.round(source * 255 / 16)).float()[:, None]
     expected = interpolate(values, size=(32, 32), mode="bilinear", align_corners=False)[:, 0].numpy()
-    for digit, grey in zip(source, expected, strict=True):
-        image = enlarge(digit)
+    for image, grey in zip(enlarge(source), expected, strict=True):
         assert image.shape == (32, 32, 3)
         assert (image == image[:, :, :1]).all()
         assert np.abs(image[:, :, 0] - grey).max() <= 1
 
 
+def test_digits_are_enlarged_together_as_each_would_be_by_itself():
+    source = load_digits().images[::7]
+    for digit, image in zip(source, enlarge(source), strict=True):
+        grey = Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8))
+        alone = np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image, np.repeat(alone[:, :, None], 3, axis=2))
+
+
+def test_digits_are_read_once_and_nobody_changes_them_for_others(digits):
+    assert open_dataset("digits") is digits
+    with pytest.raises(ValueError, match="read-only"):
+        digits.train.images[0] = 0
+
+
 def test_every_digit_is_in_one_split_with_its_label(digits):
     source = load_digits()
-    expected = Counter((enlarge(v).tobytes(), int(d)) for v, d in zip(source.images, source.target, strict=True))
+    expected = Counter((i.tobytes(), int(d)) for i, d in zip(enlarge(source.images), source.target, strict=True))
     splits = (digits.train, digits.test)
     found = Counter(
         (image.tobytes(), int(label))

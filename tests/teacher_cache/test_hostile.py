@@ -18,7 +18,7 @@ from ground.errors import CKDError, InvalidInput, StoreUnreadable, store_command
 from storage.ledger import Ledger
 from storage.manifest import Manifest
 from storage.rows import Rows
-from storage.store import Store
+from storage.store import Store, array_specs
 from student_train.cli import main as ckd_train
 from teacher_cache.build import build
 from teacher_cache.cli import main
@@ -227,11 +227,25 @@ def test_where_an_own_ledger_says_other_stores_are_is_not_looked_at(folder, tmp_
         ({"samples": {"train/secret": "0" * 64}}, "samples"),
         ({"identity__outputs": [{"name": "logits", "shape": [1] * 80, "dtype": "float32"}]}, "impossible shape"),
         ({"n": 1 << 30}, "n is"),
-        ({"n": 1 << 23}, "rows"),
+        ({"n": 1 << 23}, "the number of digits in samples.train/"),
     ],
 )
 def test_a_manifest_that_no_build_writes_is_a_sentence(folder, changes, message):
     rewrite_manifest(folder, **changes)
+    require_sentences(folder, message)
+
+
+def test_a_manifest_of_more_rows_than_there_are_is_a_sentence(folder):
+    manifest, n = Manifest.load(folder), 1 << 12
+    specs = {spec.name: spec for spec in array_specs(manifest.identity)}
+    grown = {
+        name: "0" * 64 * -(-n // specs[name].block_rows) for name in manifest.samples if specs[name].split == "train"
+    }
+    rewrite_manifest(folder, n=n, samples={**manifest.samples, **grown})
+    require_sentences(folder, f"{n} are needed")
+
+
+def require_sentences(folder: Path, message: str) -> None:
     for command in (("info",), ("verify",), ("repair",)):
         result = run(*command, "--store", folder)
         assert result.exit_code in (1, 2)
