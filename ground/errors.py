@@ -17,6 +17,7 @@
     ├── TeacherDoubted          exit 1: the first answers look wrong: check the teacher, or trust it
     ├── TeacherFailed           exit 1: a teacher that is elsewhere gives no answer: see that it does, then run it again
     ├── TeacherChanged          exit 1: it is another model than before: build another store
+    ├── RankLost                exit 1: another process of the same training is gone: see why, then run it again
     ├── DiskFull                no room: free some, then run the same command again
     ├── OutputLost              what was to be printed was not: print it somewhere else
     │   └── NobodyReads         exit 141, as a shell says of a broken pipe
@@ -151,6 +152,12 @@ class TeacherFailed(CKDError):
 
 class TeacherChanged(CKDError):
     """A teacher that is elsewhere is another model, or another version of it, than before."""
+
+    exit_code = 1
+
+
+class RankLost(CKDError):
+    """Another process that does the same work is gone, or does something else."""
 
     exit_code = 1
 

@@ -361,8 +361,13 @@ def _asking_to_stop() -> Iterator[int]:
 
 
 @contextmanager
-def graceful_stop() -> Iterator[StopRequest]:
-    """Let long work finish the step in hand at the first Ctrl-C; the second one stops it at once."""
+def graceful_stop(*, together: bool = False) -> Iterator[StopRequest]:
+    """Let long work finish the step in hand at the first Ctrl-C; the second one stops it at once.
+
+    Args:
+        together: other processes finish it too, and whoever started all of them passes Ctrl-C on, so that it comes
+            twice: it is heeded once and in silence, and how long is waited is theirs to say.
+    """
     asked_by = _ASKED_BY.get()
     if asked_by is not None:
         yield asked_by
@@ -370,6 +375,9 @@ def graceful_stop() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def request(number: int, _: FrameType | None) -> None:
+        if together:
+            stop.requested = True
+            return
         if stop.requested:
             stop.at_once()
             return

@@ -12,13 +12,22 @@ from models.network import Network
 
 
 def accuracy(network: Network, batches: Iterable[tuple[Tensor, Tensor]], compute: Compute) -> float:
-    """Top-1 accuracy in [0, 1]; the network is left in the mode it was in.
+    """Top-1 accuracy in [0, 1]; see `count_correct`.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    correct, total = count_correct(network, batches, compute)
+    if not total:
+        raise ValueError("there are no images to measure an accuracy on")
+    return correct / total
+
+
+def count_correct(network: Network, batches: Iterable[tuple[Tensor, Tensor]], compute: Compute) -> tuple[int, int]:
+    """How many images it names right, and how many there are; the network is left in the mode it was in.
 
     Args:
         batches: pairs of inputs (B, 3, h, w) and labels (B,), on the compute's device.
-
-    Raises:
-        ValueError: there are none.
     """
     was_training = network.training
     network.eval()
@@ -32,6 +41,4 @@ def accuracy(network: Network, batches: Iterable[tuple[Tensor, Tensor]], compute
             correct += (logits.argmax(dim=1) == labels).sum()
             total += len(labels)
     network.train(was_training)
-    if not total:
-        raise ValueError("there are no images to measure an accuracy on")
-    return correct.item() / total
+    return int(correct.item()), total

@@ -104,6 +104,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         seconds: of training, over all the times that it was resumed.
         threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;
             runs of earlier releases do not say.
+        ranks: numbers of processes that trained it together, in order likewise; not there where it was one at all
+            times.
     """
 
     student_rendering: Rendering | UnsetType = UNSET
@@ -122,6 +124,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     seconds: Amount
     device: Line
     threads: tuple[Positive, ...] | UnsetType = UNSET
+    ranks: tuple[Positive, ...] | UnsetType = UNSET
     versions: dict[str, Any]
 
     @classmethod

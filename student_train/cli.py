@@ -61,3 +61,7 @@ def main(context: click.Context, /, store: Path | None, **settings: Any) -> None
     from student_train.commands.train import train
 
     train(store=store, **settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from torch import Tensor
 from models import Network, Representation
 from student_train.bound_method import BoundMethod, Losses
 from student_train.data import StudentData
+from student_train.losses.tensors import raised
 from student_train.mixing import Part
 from student_train.sampling import Batch, Sampling
 from student_train.signals import Moment, Signals
@@ -46,6 +47,7 @@ class Stepper:
         losses = self._losses(state)
         state.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        self.share_gradients(state)
         state.optimizer.step()
         state.step += 1
         return Losses(losses.total.detach(), losses.terms)
@@ -71,18 +73,25 @@ class Stepper:
         )
         return self.method.losses(signals, parts)
 
+    def share_gradients(self, state: StudentState) -> None:
+        """Bring the gradients to what the whole batch has: here they are."""
+
     def represent(self, student: Network, inputs: Tensor, batch: Batch) -> Representation:
-        """The student's representation in float32, each pass through the network on its own."""
+        """The student's representation in at least float32, each pass through the network on its own."""
         with self.data.compute.autocast():
             said = [self._said(student, inputs[part]) for part in batch.passes]
         if len(said) == 1:
-            return said[0].map(Tensor.float)
+            return said[0].map(_raised)
         return Representation(
-            logits=torch.cat([part.logits for part in said]).float(),
-            features={name: torch.cat([part.features[name] for part in said]).float() for name in said[0].features},
+            logits=_raised(torch.cat([part.logits for part in said])),
+            features={name: _raised(torch.cat([part.features[name] for part in said])) for name in said[0].features},
         )
 
     def _said(self, student: Network, inputs: Tensor) -> Representation:
         """What the student says of a batch, as far as a loss wants it."""
         extras = [name for name in self.layers if name in student.extra_names]
         return student.represent(inputs, extras).only(self.layers)
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    return raised(tensor)[0]

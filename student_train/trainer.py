@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import LOGITS
+from ground.ranks import ALONE, Ranks
 from ground.terminal import StopRequest, graceful_stop
 from models import Network, Representation, canonical_name, network_shape
 from models.compute import Compute
-from models.evaluation import accuracy
+from models.evaluation import count_correct
 from storage.manifest import Manifest
 from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings, RunStream
 from storage.store import Store
@@ -44,6 +45,7 @@ from student_train.initial_student import InitialStudent, own_preprocessing, stu
 from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
+from student_train.ranked_stepper import RankedStepper, require_rows
 from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
 from student_train.signals import Moment
@@ -70,11 +72,13 @@ class Trainer:
         folder: where its results go.
         config: the rest.
         initial: the student, where it is made already.
+        ranks: the processes that train it together; all of them make the same trainer and call the same methods.
 
     Attributes:
         state: the student, and all that changes with it.
         stepper: what changes it.
         threads: how many CPU threads the steps so far had, a number each time that it changed.
+        num_ranks: the same of ranks.
     """
 
     def __init__(
@@ -84,7 +88,10 @@ class Trainer:
         method: MethodSpec,
         folder: RunFolder,
         initial: InitialStudent | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        require_rows(config.batch_size, ranks)
+        self.ranks = ranks
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
         require_labels(method, data.train.labels, data.folder)
@@ -112,8 +119,10 @@ class Trainer:
         optimizer = make_optimizer(config, [*student.parameters(), *learned.parameters()])
         self.eval_every = ceil(data.n / config.batch_size)
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
-        self.stepper = Stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
+        stepper = Stepper if ranks.alone else partial(RankedStepper, ranks=ranks)
+        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
         self.threads: list[int] = []
+        self.num_ranks: list[int] = []
 
     @classmethod
     def open(
@@ -128,6 +137,7 @@ class Trainer:
         resume: bool = True,
         rendering: Rendering | None = None,
         load: Loader = load_data,
+        ranks: Ranks = ALONE,
     ) -> Trainer:
         """Load from a store what the method needs.
 
@@ -136,10 +146,13 @@ class Trainer:
             resume: what `run` will be given; a folder that it would refuse is refused before anything is loaded.
             rendering: how the student is shown images; None is as the teacher was.
             load: reads the data, or hands out what was read for another student.
+            ranks: as for the class; the folder is then theirs too, see `RankedFolder`.
 
         Raises:
             CKDError: anything that would make the training fail later.
         """
+        # A batch that is too small is refused before anything is loaded.
+        require_rows(config.batch_size, ranks)
         folder.check(resume=resume)
         opened = Store.open(store)
         identity = opened.manifest.identity
@@ -153,7 +166,7 @@ class Trainer:
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == identity.teacher_rendering else shown
         data = load(opened, n, wanted, compute, rendering, _as_it_streamed(config, folder))
-        return cls(config, data, method, folder, initial)
+        return cls(config, data, method, folder, initial, ranks)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -180,8 +193,9 @@ class Trainer:
                     self.restore_state(state)
                 else:
                     self.prepare()
-                self._note_threads()
-                with graceful_stop() as stop:
+                self.ranks.align(self.state.modules.state_dict().values())
+                self._note_changes()
+                with graceful_stop(together=not self.ranks.alone) as stop:
                     self._train(stop, on_eval)
             return self._finish()
 
@@ -189,18 +203,16 @@ class Trainer:
         """Train what losses learn from stored answers alone; comes before the first step."""
         self.stepper.method.prepare(self._teacher_rows, Moment(seed=self.config.seed))
 
-    def _note_threads(self) -> None:
-        """Sums are split among threads, so that another number of them rounds differently."""
-        now = torch.get_num_threads()
-        if self.threads and self.threads[-1] != now:
-            log.warning(
-                "this run had %d CPU threads before and goes on with %d: it may end in other numbers than one without "
-                "a stop; OMP_NUM_THREADS sets them",
-                self.threads[-1],
-                now,
-            )
-        if self.threads[-1:] != [now]:
-            self.threads.append(now)
+    def _note_changes(self) -> None:
+        """Sums are split among threads and ranks, so that another number of them rounds differently."""
+        threads, ranks = torch.get_num_threads(), self.ranks.count
+        if self.threads and self.threads[-1] != threads:
+            _warn_of_rounding(f"{self.threads[-1]} CPU threads", threads, "OMP_NUM_THREADS sets them")
+        if self.num_ranks and self.num_ranks[-1] != ranks:
+            _warn_of_rounding(f"{self.num_ranks[-1]} ranks", ranks, "torchrun's --nproc-per-node sets them")
+        for before, now in ((self.threads, threads), (self.num_ranks, ranks)):
+            if before[-1:] != [now]:
+                before.append(now)
 
     def _train(self, stop: StopRequest, on_eval: Callable[[Mapping[str, Any]], None]) -> None:
         saved = started = time.monotonic()
@@ -210,10 +222,11 @@ class Trainer:
             if reached:
                 on_eval(self.evaluate())
             self.state.seconds = before + time.monotonic() - started
-            if stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            stopping = self.ranks.any(stop.requested)
+            if stopping or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self.save_state()
                 saved = time.monotonic()
-            if stop.requested and not self.state.protocol.finished:
+            if stopping and not self.state.protocol.finished:
                 raise Interrupted(f"stopped after step {self.state.step}; go on with the same command and --resume")
 
     def train_interval(self, stop: StopRequest) -> bool:
@@ -223,7 +236,8 @@ class Trainer:
         due = (self.state.protocol.evals + 1) * self.eval_every
         while self.state.step < due:
             self.state.losses.append(self.train_step())
-            if stop.requested and self.state.step < due:
+            # All ranks stop after the same step, whichever of them was asked to.
+            if self.ranks.any(stop.requested) and self.state.step < due:
                 return False
         return True
 
@@ -251,6 +265,8 @@ class Trainer:
         self._require_finite(train_loss)
         if self.method.is_anchored:
             anchor(self.state.student, self.data, self.stepper.method)
+        # GPUs of several kinds round what each rank computes for itself apart.
+        self.ranks.align(self.state.modules.state_dict().values())
         val_accuracy = self.accuracy_on(self.data.val)
         decision = self.state.protocol.update(val_accuracy)
         test_accuracy = None
@@ -283,8 +299,10 @@ class Trainer:
             )
 
     def accuracy_on(self, images: Evaluated) -> float:
-        """Top-1 accuracy of the student as it is, in [0, 1]."""
-        return accuracy(self.state.student, images.batches(self.data.rendering), self.data.compute)
+        """Top-1 accuracy of the student as it is, in [0, 1]; each rank measures its share of the batches."""
+        own = islice(images.batches(self.data.rendering), self.ranks.rank, None, self.ranks.count)
+        correct, total = self.ranks.totals(*count_correct(self.state.student, own, self.data.compute))
+        return correct / total
 
     def _finish(self) -> dict[str, Any]:
         last_test_accuracy = self.accuracy_on(self.data.test)
@@ -308,6 +326,7 @@ class Trainer:
             seconds=round(self.state.seconds, 2),
             device=self.data.compute.describe(),
             threads=tuple(self.threads),
+            ranks=UNSET if self.num_ranks == [1] else tuple(self.num_ranks),
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
@@ -354,13 +373,15 @@ class Trainer:
         """Keep what resuming needs."""
         self.folder.save_metrics(self.state.rows)
         settings = json.dumps(self.settings().document())
-        self.folder.save_state({"config": settings, "threads": self.threads, **self.state.saved()})
+        company = {"threads": self.threads, "ranks": self.num_ranks}
+        self.folder.save_state({"config": settings, **company, **self.state.saved()})
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept; raises `InvalidInput` if it is damaged."""
         try:
             # Earlier releases did not keep them.
             self.threads = typed(state.get("threads", []), list[Positive])
+            self.num_ranks = typed(state.get("ranks", [1]), list[Positive])
             self.state.restore(state, self.data.compute.device)
             self._require_interval()
         except Exception as error:
@@ -375,6 +396,15 @@ class Trainer:
         since = self.state.step - self.state.protocol.evals * self.eval_every
         if not 0 <= since <= self.eval_every or since != len(self.state.losses):
             raise ValueError(f"{len(self.state.losses)} losses are kept of {since} steps since an evaluation")
+
+
+def _warn_of_rounding(before: str, now: int, how: str) -> None:
+    log.warning(
+        "this run had %s before and goes on with %d: it may end in other numbers than one without a stop; %s",
+        before,
+        now,
+        how,
+    )
 
 
 def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.ranks import Ranks, joined
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models import canonical_name
@@ -16,12 +18,23 @@ from storage.store import Store
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
+from student_train.ranked_folder import RankedFolder
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 
 
-def train(
+def train(**settings: Any) -> None:
+    """Check everything, train, print; as one of several ranks where torchrun started this process."""
+    with joined() as ranks:
+        if not ranks.is_first:
+            # The first rank says it.
+            logging.getLogger().setLevel(logging.ERROR)
+        _train(ranks, **settings)
+
+
+def _train(
+    ranks: Ranks,
     *,
     store: Path,
     student: str,
@@ -46,7 +59,6 @@ def train(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Check everything, train, print."""
     code = UserCode.of(allowed=allow_code)
     spec, written = _method(method, losses, comparison, code)
     config = TrainConfig(
@@ -63,8 +75,13 @@ def train(
         protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
     )
     rows = Store.open(store).manifest.n if n is None else n
-    folder = RunFolder(out if out is not None else _default_out(store, config, written, rows))
-    trainer = Trainer.open(config, store, rows, spec, Compute.choose(device, precision), folder, resume=resume)
+    path = out if out is not None else _default_out(store, config, written, rows)
+    folder = RunFolder(path) if ranks.alone else RankedFolder(path, ranks)
+    compute = Compute.choose(ranks.device(device), precision)
+    trainer = Trainer.open(config, store, rows, spec, compute, folder, resume=resume, ranks=ranks)
+    if not ranks.is_first:
+        trainer.run(resume=resume)
+        return
     with progress(f"{config.student} by {written}: evaluations", None) as advance:
         result = trainer.run(resume=resume, on_eval=lambda row: advance(1, _note(row)))
     if as_json:

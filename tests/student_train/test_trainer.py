@@ -145,11 +145,13 @@ def test_threads_are_recorded_and_a_resumption_with_another_number_says_so(built
     assert caplog.text.count("this run had 1 CPU threads before and goes on with 2") == 1
 
 
-@pytest.mark.parametrize("threads", [[0], ["1"], 1, [2**70]])
-def test_a_state_with_impossible_threads_is_damaged(built_store, tmp_path, threads):
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("threads", [0]), ("threads", ["1"]), ("threads", 1), ("num_ranks", [2**70])]
+)
+def test_a_state_with_impossible_threads_or_ranks_is_damaged(built_store, tmp_path, name, numbers):
     trainer = make_trainer(built_store, tmp_path / "run", max_evals=2)
     with trainer.folder.opened(resume=True):
-        trainer.threads = threads
+        setattr(trainer, name, numbers)
         trainer.save_state()
     with pytest.raises(InvalidInput, match="cannot be resumed from|is damaged"):
         make_trainer(built_store, tmp_path / "run", max_evals=2).run(resume=True)
