@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
+from ground.documents import Hex32, Hex64, Line, Malformed, parse_object, read_object, shown, typed
 from ground.durable import write_json
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import (
@@ -34,6 +34,7 @@ from ground.geometry import (
     shows_boxes,
 )
 from ground.layers import POOLED, is_before, is_layer_name, layer_of
+from ground.places import ObjectUrl, Place
 from storage.answers import AnswerForm, Kind
 from storage.blocks import DIGEST_DIGITS
 from storage.float_types import FLOAT_TYPES
@@ -56,7 +57,7 @@ FORMAT_VERSION = 4
 FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
-_MAX_MANIFEST_BYTES = 64 << 20
+MOST_MANIFEST_BYTES = 64 << 20
 _MAX_DIMENSIONS = 8
 _MAX_VALUES = 1 << 28
 _MAX_LAYERS = 1 << 10
@@ -329,17 +330,16 @@ class Manifest:
         return document
 
     @classmethod
-    def load(cls, folder: Path, file_name: str = FILE_NAME) -> Manifest:
+    def load(cls, place: Place, file_name: str = FILE_NAME) -> Manifest:
         """Read and check it; one of an older format is brought forward, in memory alone.
 
         Raises:
             StoreUnreadable: it is missing, malformed, of a newer format, or of one that nothing leads on from.
+            StorageFailed: object storage does not give it.
         """
-        path = folder / file_name
+        path = place / file_name
         try:
-            if not path.exists():
-                raise StoreUnreadable(no_store(folder, file_name))
-            document = read_object(path, _MAX_MANIFEST_BYTES)
+            document = _document_at(place, file_name)
             if "format_version" not in document:
                 raise Malformed("it has no format_version")
             digest, seal = document.pop("digest", None), document.pop("seal", None)
@@ -379,9 +379,26 @@ class Manifest:
         return manifest
 
 
-def is_sealed(folder: Path) -> bool:
+def is_sealed(place: Place) -> bool:
     """Whether the manifest of a store says that it was written with a key; raises `Malformed` if it cannot be read."""
-    return "seal" in read_object(folder / FILE_NAME, _MAX_MANIFEST_BYTES)
+    return "seal" in _document_at(place, FILE_NAME)
+
+
+def _document_at(place: Place, file_name: str) -> dict[str, Any]:
+    """What a manifest holds; raises `StoreUnreadable` where there is none, and `Malformed` where it is no JSON."""
+    if not isinstance(place, ObjectUrl):
+        if not (place / file_name).exists():
+            raise StoreUnreadable(no_store(place, file_name))
+        return read_object(place / file_name, MOST_MANIFEST_BYTES)
+    from storage.objects import Objects  # obstore, for who needs it
+
+    try:
+        return parse_object(Objects(place).read(file_name, MOST_MANIFEST_BYTES))
+    except FileNotFoundError as error:
+        raise StoreUnreadable(
+            f"there is no store at {place} (no {file_name}: none was published there, or not to its end); publish one "
+            f"with: {store_command('convert', 'DIR', to='objects', out=place)}"
+        ) from error
 
 
 def _require_seal(seal: object, digest: str) -> None:

@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,13 @@ import numpy as np
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
+from ground.places import ObjectUrl, Place, only_read
 from ground.threads import WORTH_A_THREAD_BYTES, in_threads
 from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
-from storage.formats import FORMATS
+from storage.formats import FORMATS, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
@@ -61,26 +63,27 @@ class Store:
     """An open store.
 
     Args:
-        folder: where it is.
+        place: its folder, or its URL in object storage, where it is only read.
         manifest: what it is; `Store.open` reads it.
         file_name: of the manifest.
 
     Raises:
         StoreUnreadable: the arrays are not there or do not match the manifest.
+        StorageFailed: object storage does not give them.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, file_name: str = FILE_NAME) -> None:
+    def __init__(self, place: Place, manifest: Manifest, file_name: str = FILE_NAME) -> None:
         if manifest.array_format not in FORMATS:
-            raise StoreUnreadable(f"{folder} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
+            raise StoreUnreadable(f"{place} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
         kind = FORMATS[manifest.array_format]
         if Path(manifest.arrays).suffix != kind.suffix:
             raise StoreUnreadable(
-                f"{folder} holds {manifest.arrays}, which is no name of {manifest.array_format} arrays"
+                f"{place} holds {manifest.arrays}, which is no name of {manifest.array_format} arrays"
             )
-        self.folder = folder
+        self.place = place
         self.manifest = manifest
         self.file_name = file_name
-        self.arrays = kind.load()(folder / manifest.arrays, array_specs(manifest.identity))
+        self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, array_specs(manifest.identity))
         for name, spec in self.arrays.specs.items():
             if self.arrays.num_rows(name) < manifest.rows[spec.split]:
                 raise self.arrays.unreadable(
@@ -90,9 +93,21 @@ class Store:
         self._whole: set[str] = set()
 
     @classmethod
-    def open(cls, folder: Path, file_name: str = FILE_NAME) -> Store:
+    def open(cls, place: Place, file_name: str = FILE_NAME) -> Store:
         """Open what is there; raises `StoreUnreadable` when it is no store."""
-        return cls(folder, Manifest.load(folder, file_name), file_name)
+        return cls(place, Manifest.load(place, file_name), file_name)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is in object storage: without a ledger beside it, and without anybody who changes it."""
+        return isinstance(self.place, ObjectUrl)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is on the disk; raises `InvalidInput` for one in object storage, which nobody writes to."""
+        if isinstance(self.place, ObjectUrl):
+            raise only_read(self.place)
+        return self.place
 
     @classmethod
     def create(
@@ -314,10 +329,13 @@ class Store:
             kept = np.empty((len(index), *spec.row_shape), spec.dtype)
         except MemoryError as error:
             raise self.arrays.unreadable(name, "it does not fit into memory") from error
-        for block in np.unique(index // self.manifest.block_rows(spec)).tolist():
+
+        def read(block: int) -> None:
             for first, values in self._checked(name, block):
                 begin, end = np.searchsorted(index, (first, first + len(values)))
                 kept[begin:end] = values[index[begin:end] - first]
+
+        self.arrays.for_each(read, np.unique(index // self.manifest.block_rows(spec)).tolist())
         identity = self.manifest.identity
         if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
@@ -340,7 +358,7 @@ class Store:
             return None
 
         blocks = range(-(-self.manifest.rows[spec.split] // self.manifest.block_rows(spec)))
-        yield from filter(None, in_threads(problem_of, blocks))
+        yield from filter(None, in_threads(problem_of, blocks, at_least=self.arrays.in_flight))
 
     def _checked(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
         """The rows of a block of a sample array in pieces, (first, values), which are checked once all are handed out.
@@ -458,7 +476,8 @@ class Store:
             found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
             readable[here] = True
 
-        spread = in_threads if spec.cell_bytes >= WORTH_A_THREAD_BYTES else map
+        is_worth = spec.cell_bytes >= WORTH_A_THREAD_BYTES or self.arrays.in_flight > 1
+        spread = partial(in_threads, at_least=self.arrays.in_flight) if is_worth else map
         deque(spread(digest, Rows.between(start, stop).blocks(spec.chunk_rows)), maxlen=0)
         return found, readable
 
@@ -475,38 +494,45 @@ class Store:
             if name not in places:
                 raise UnknownName("stored output", name, places)
         self.require_rows(rows)
-        kept = {}
-        for name in names:
-            output, array = self.outputs[places[name]], self.array_of(name)
-            spec = self.arrays.specs[array]
-            values, done = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype), 0
-            for first, last in rows.blocks(spec.chunk_rows):
-                block = values[done : done + last - first]
-                block[:] = self.arrays.read(array, first, last)
-                flat = block.reshape(-1, *output.shape)
-                found = output_digests((output,), {name: flat}).reshape(last - first, -1, DIGEST_BYTES)
-                written = self.arrays.read(DIGEST, first, last)[:, :, places[name]]
-                wrong = np.argwhere((found != written).any(axis=2))
-                if len(wrong):
-                    raise StoreUnreadable(
-                        f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
-                        f"all damage with: {self.command('verify')}"
-                    )
-                done += last - first
-            kept[name] = values
-        return kept
+        return {name: self._read_output(places[name], rows) for name in names}
+
+    def _read_output(self, place: int, rows: Rows) -> np.ndarray:
+        """Some rows of an output, by its place among the outputs, checked."""
+        output = self.outputs[place]
+        array = self.array_of(output.name)
+        spec = self.arrays.specs[array]
+        values = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype)
+
+        def read(piece: tuple[int, tuple[int, int]]) -> None:
+            begin, (first, last) = piece
+            block = values[begin : begin + last - first]
+            block[:] = self.arrays.read(array, first, last)
+            flat = block.reshape(-1, *output.shape)
+            found = output_digests((output,), {output.name: flat}).reshape(last - first, -1, DIGEST_BYTES)
+            written = self.arrays.read(DIGEST, first, last)[:, :, place]
+            wrong = np.argwhere((found != written).any(axis=2))
+            if len(wrong):
+                raise StoreUnreadable(
+                    f"{array} of row {first + int(wrong[0, 0])} of {self.place} does not match its digest; see all "
+                    f"damage with: {self.command('verify')}"
+                )
+
+        blocks = list(rows.blocks(spec.chunk_rows))
+        begins = accumulate((last - first for first, last in blocks), initial=0)
+        self.arrays.for_each(read, zip(begins, blocks, strict=False))
+        return values
 
     def require_rows(self, rows: Rows | None = None) -> None:
         """Refuse to go on where some rows, or any, are not whole, and say how to finish."""
         n, rows = self.manifest.n, Rows.first(self.manifest.n) if rows is None else rows
         if rows.end > n:
             raise InvalidInput(
-                f"{rows.end} rows are asked for and {self.folder} has {n} images; ask for fewer, or grow it with: "
+                f"{rows.end} rows are asked for and {self.place} has {n} images; ask for fewer, or grow it with: "
                 f"{self.build_command(rows.end)}"
             )
         if len(self.missing_cells(rows)):
             raise StoreIncomplete(
-                f"{self.folder} has {self.valid_prefix()} whole rows, {rows.end} are needed; finish it with: "
+                f"{self.place} has {self.valid_prefix()} whole rows, {rows.end} are needed; finish it with: "
                 f"{self.build_command(n)}"
             )
 
@@ -517,7 +543,10 @@ class Store:
 
     def command(self, name: str, **options: object) -> str:
         """A command of `ckd-cache` to suggest for this store, with the ledger that it shares."""
-        return store_command(name, self.folder, ledger=self.manifest.ledger, **options)
+        if self.is_published and name != "verify":
+            command = store_command(name, "DIR", ledger=self.manifest.ledger, **options)
+            return f"{command}, where DIR is the folder that it was published from, then publish that to a new URL"
+        return store_command(name, self.place, ledger=self.manifest.ledger, **options)
 
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows; its own settings need not be said."""
@@ -531,7 +560,9 @@ class Store:
         return self.command("build", n=n, **places)
 
     def size_bytes(self) -> int:
-        """Bytes on the disk, ledger included."""
+        """Bytes on the disk, ledger included; in object storage, of the arrays."""
+        if self.is_published:
+            return self.arrays.size_bytes()
         others = (file for file in self.folder.iterdir() if file.is_file() and file != self.arrays.path)
         return self.arrays.size_bytes() + sum(file.stat().st_size for file in others)
 
@@ -549,7 +580,7 @@ class Store:
         specs = self.manifest.identity.parameters
         if not specs:
             raise StoreIncomplete(
-                f"{self.folder} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
+                f"{self.place} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
                 f"{self.command('upgrade', weights=self.manifest.sources.get('weights', 'FILE'))}"
             )
         return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}

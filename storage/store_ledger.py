@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from ground.places import ObjectUrl, Place
 from storage.database import parse_url, shown_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.manifest import Manifest
@@ -110,12 +111,14 @@ def open_ledger_of(
     return ledger
 
 
-def require_named(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
-    """Raise `IdentityMismatch` for another ledger than that of a store in `folder`, in another place than recorded."""
+def require_named(place: Place, manifest: Manifest, ledger: Ledger) -> None:
+    """Raise `IdentityMismatch` for another ledger than that of a store at `place`, in another place than recorded."""
     differs = _difference(manifest, ledger)
-    if differs is not None and manifest.ledger not in (None, ledger.shown_url):
+    is_elsewhere = isinstance(place, ObjectUrl) if manifest.ledger is None else manifest.ledger != ledger.shown_url
+    if differs is not None and is_elsewhere:
+        where = manifest.ledger or "the ledger of its folder"
         raise IdentityMismatch(
-            f"the calls of {folder} are recorded in {manifest.ledger}, and {ledger.shown_url} is another ledger: "
+            f"the calls of {place} are recorded in {where}, and {ledger.shown_url} is another ledger: "
             f"{differs}; give the right --ledger"
         )
 
@@ -207,7 +210,7 @@ def newest_head(store: Store, *, witnessed: bool = False) -> str | None:
         StoreUnreadable: beside the ledger lies what SQLite would act on, or nothing is noted and it cannot be read.
     """
     noted = store.manifest.ledger_head
-    if store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
+    if store.is_published or store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
         return noted
     # Unlike a disk that cannot be written to, this is no reason to go on without the calls.
     require_own(store.folder / LEDGER_FILE)

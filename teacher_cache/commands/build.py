@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from ground.errors import InvalidInput
 from ground.geometry import VIEW_POLICIES
 from ground.launched import Launched
-from ground.options import json_option
+from ground.options import StoreFolder, json_option
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models.compute import num_gpus
@@ -60,7 +60,7 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=StoreFolder(file_okay=False),
     help="Folder of the store; one that exists is finished or grown.  [default: stores/TEACHER-DATASET]",
 )
 @dataset_options
