@@ -221,12 +221,13 @@ def test_info_says_of_a_published_store_what_it_says_of_its_folder(built_store, 
     assert 0 < there["bytes"] < here["bytes"]
 
 
-def test_a_student_from_object_storage_is_that_from_the_folder(built_store, service, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--stream", "--stream-rows", 64)], ids=["memory", "stream"])
+def test_a_student_from_object_storage_is_that_from_the_folder(built_store, service, tmp_path, options):
     publish(built_store, URL)
     service.unavailable = lambda number: number % 11 == 5
     runs = []
     for place, out in ((built_store, tmp_path / "here"), (URL, tmp_path / "there")):
-        result = run_command("ckd-train", "--store", place, *TRAINING, "--out", out, "--json")
+        result = run_command("ckd-train", "--store", place, *TRAINING, *options, "--out", out, "--json")
         assert result.returncode == 0, result.stderr
         runs.append(json.loads(result.stdout))
     differing = {name for name in runs[0] if runs[0][name] != runs[1][name]}
