@@ -72,6 +72,10 @@ class ObjectUrl:
         """The last part of its path."""
         return self.path.rpartition("/")[2]
 
+    def absolute(self) -> ObjectUrl:
+        """See `resolve`."""
+        return self
+
     def resolve(self) -> ObjectUrl:
         """Itself: nothing in it is relative to anything."""
         return self
@@ -88,7 +92,7 @@ def parse_place(text: str) -> Place:
 def only_read(place: object) -> InvalidInput:
     """The error for what would change a store in object storage."""
     return InvalidInput(
-        f"{place} is in object storage, where stores are read and not changed; build, extend and repair in a "
-        "folder, then publish that at a new URL with: "
+        f"{place} is in object storage, where stores are read and not changed; do it in the folder that it was "
+        "published from, or that convert fetches it into, then publish that at a new URL with: "
         f"{store_command('convert', 'DIR', to='objects', out='URL')}"
     )

@@ -37,6 +37,19 @@ FORMATS: Mapping[str, ArrayFormat] = {
 }
 
 
+def make_arrays(
+    place: Place, array_format: str, name: str, specs: Sequence[ArraySpec], rows: Mapping[str, int]
+) -> None:
+    """Make the arrays of a store, zero until written; see `ArrayFile.create` and `storage.object_arrays.describe`."""
+    if not isinstance(place, ObjectUrl):
+        FORMATS[array_format].load().create(place / name, specs, rows)
+        return
+    from storage.object_arrays import describe
+    from storage.objects import Objects
+
+    describe(Objects(place), name, specs, rows)
+
+
 def open_arrays(place: Place, array_format: str, name: str, specs: Sequence[ArraySpec]) -> ArrayFile:
     """The arrays of a store.
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from ground.documents import Hex32, Hex64, Line, Malformed, parse_object, read_object, shown, typed
-from ground.durable import write_json
+from ground.durable import json_content, write_bytes
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import (
     FIT_SHAPES,
@@ -239,6 +239,8 @@ class Manifest:
         versions: package versions that made the store.
         sources: what it was last built from, as far as it is known and only for who reads it: options of a command with
             full paths (dataset, data_root, weights), and listing, what was listed of an image folder.
+        aligned_chunks: whether chunks of all arrays end together (`ArraySpec.aligned`), as in object storage, where who
+            builds writes whole ones.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -256,6 +258,7 @@ class Manifest:
     history: tuple[Mapping[str, Line], ...] = ()
     versions: Mapping[str, Line] = field(default_factory=dict)
     sources: Mapping[str, Line] = field(default_factory=dict)
+    aligned_chunks: bool = False
     older: OlderManifest | None = None
 
     @property
@@ -303,13 +306,17 @@ class Manifest:
         return digest_of(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
-        """Write it, atomically and durably, with a digest of its own, sealed with the key where there is one."""
+        """Write it, atomically and durably; see `content`."""
+        write_bytes(folder / file_name, self.content())
+
+    def content(self) -> bytes:
+        """Of its file: with a digest of its own, sealed with the key where there is one."""
         assert self.older is None, "a store of an older format is upgraded before it is written to"
         document = {"format_version": FORMAT_VERSION, **self._document()}
         digest = digest_of(document)
         seal = Seal.from_environment().manifest(digest)
         sealed = {} if seal is None else {"seal": seal}
-        write_json(folder / file_name, {**document, "digest": digest, **sealed})
+        return json_content({**document, "digest": digest, **sealed})
 
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
@@ -317,6 +324,8 @@ class Manifest:
         # Stores from before it was recorded keep their digest.
         if not self.sources:
             del document["sources"]
+        if not self.aligned_chunks:
+            del document["aligned_chunks"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -364,6 +373,7 @@ class Manifest:
             document = {
                 "ledger_genesis": None,
                 "sources": {},
+                "aligned_chunks": False,
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -377,6 +387,15 @@ class Manifest:
                 "the store again in a new folder"
             ) from error
         return manifest
+
+
+def is_store(place: Place) -> bool:
+    """Whether there is a store, of whatever kind; raises `StorageFailed` where object storage does not say."""
+    if not isinstance(place, ObjectUrl):
+        return (place / FILE_NAME).exists()
+    from storage.objects import Objects  # obstore, for who needs it
+
+    return Objects(place).has(FILE_NAME)
 
 
 def is_sealed(place: Place) -> bool:
@@ -413,7 +432,7 @@ def _require_seal(seal: object, digest: str) -> None:
         )
 
 
-def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | None = None) -> None:
+def require_same(found: Identity, wanted: Identity, folder: Place, ledger: str | None = None) -> None:
     """Refuse to add to a store that was made from something else.
 
     Args:

@@ -94,12 +94,28 @@ class Objects:
                 found += len(part)
         return found
 
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """Name and bytes of every object there is, some at a time."""
+    def has(self, name: str) -> bool:
+        """Whether there is an object of this name, which is not empty."""
+        try:
+            # Unlike a question for its size alone, this is answered with why not.
+            self.read_into(name, memoryview(bytearray(1)), 0)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def holds(self, name: str, content: bytes) -> bool:
+        """Whether an object holds exactly this; it is read, since what services say of a digest differs."""
+        try:
+            return self.read(name, len(content)) == content
+        except (FileNotFoundError, Malformed):
+            return False
+
+    def sizes(self, below: str | None = None) -> Iterator[tuple[str, int]]:
+        """Name and bytes of every object there is, or of those below a name, some at a time."""
         import obstore
 
         with self._reported("listed"):
-            for batch in obstore.list(self._store):
+            for batch in obstore.list(self._store, below):
                 yield from ((item["path"], item["size"]) for item in batch if not _PROBE.fullmatch(item["path"]))
 
     def create(self, name: str, content: bytes) -> bool:

@@ -8,6 +8,7 @@ changed is reported, not used.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
-from storage.formats import FORMATS, open_arrays
+from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
@@ -46,11 +47,16 @@ from storage.schema import (
     parameter_arrays,
     sample_arrays,
 )
+from storage.zarr_arrays import zarr_files
 
 if TYPE_CHECKING:
     from storage.ledger import Ledger
+    from storage.object_arrays import ObjectArrays
+    from storage.stage import Stage
 
 LEDGER_FILE = "ledger.sqlite"
+# Names the folder of `desks`.
+DESKS = "CKD_DESKS"
 BUILD_LOCK = "build.lock"
 CELL_LOCK = "cells.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
@@ -83,7 +89,8 @@ class Store:
         self.place = place
         self.manifest = manifest
         self.file_name = file_name
-        self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, array_specs(manifest.identity))
+        specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
+        self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, specs)
         for name, spec in self.arrays.specs.items():
             if self.arrays.num_rows(name) < manifest.rows[spec.split]:
                 raise self.arrays.unreadable(
@@ -108,6 +115,17 @@ class Store:
         if isinstance(self.place, ObjectUrl):
             raise only_read(self.place)
         return self.place
+
+    @property
+    def desk(self) -> Path:
+        """Where who builds it keeps locks and answers in hand: its folder; for one in object storage, a folder of this
+        machine, which is made.
+        """
+        if not isinstance(self.place, ObjectUrl):
+            return self.place
+        desk = desks() / self.manifest.store_id
+        desk.mkdir(parents=True, exist_ok=True)
+        return desk
 
     @classmethod
     def create(
@@ -136,40 +154,24 @@ class Store:
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
         prepare_folder(folder)
-        store = cls.lay_out(
-            folder,
-            Manifest(
-                store_id=uuid.uuid4().hex,
-                array_format=array_format,
-                arrays=f"data{FORMATS[array_format].suffix}",
-                identity=identity,
-                n=len(samples["train/labels"]),
-                num_val=len(samples["val/labels"]),
-                num_test=len(samples["test/labels"]),
-                samples={},
-                ledger=ledger,
-                history=tuple(history),
-                versions={package: version(package) for package in _PACKAGES},
-                sources=sources or {},
-            ),
-            samples,
-        )
+        manifest = new_manifest(identity, array_format=array_format, samples=samples, ledger=ledger, sources=sources)
+        store = cls.lay_out(folder, replace(manifest, history=tuple(history)), samples)
         store.save()
         fsync_path(folder.parent)
         return store
 
     @classmethod
     def lay_out(
-        cls, folder: Path, manifest: Manifest, samples: Mapping[str, RowSource], file_name: str = FILE_NAME
+        cls, place: Place, manifest: Manifest, samples: Mapping[str, RowSource], file_name: str = FILE_NAME
     ) -> Store:
-        """Make the arrays that a manifest describes, durably; `save` is what makes them a store.
+        """Make the arrays that a manifest describes, durably; its file is what makes them a store.
 
         Args:
             manifest: the digests of its samples come from what is written.
         """
-        kind, specs = FORMATS[manifest.array_format], array_specs(manifest.identity)
-        kind.load().create(folder / manifest.arrays, specs, manifest.rows)
-        store = cls(folder, manifest, file_name)
+        specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
+        make_arrays(place, manifest.array_format, manifest.arrays, specs, manifest.rows)
+        store = cls(place, manifest, file_name)
         digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
         store.manifest = replace(manifest, samples=digests)
@@ -263,7 +265,7 @@ class Store:
 
     def require_current(self) -> None:
         """Raise `OlderFormat` for a store that can be read and not written to."""
-        require_current(self.manifest, self.folder)
+        require_current(self.manifest, self.place)
 
     def record_ledger_head(self, head: str, genesis: str | None = None) -> None:
         """Note the ledger's state in the manifest: an older copy of the ledger, or another one, is then found out.
@@ -276,6 +278,36 @@ class Store:
         )
         if noted != self.manifest:
             self.save(noted)
+
+    @property
+    def _objects(self) -> ObjectArrays:
+        from storage.object_arrays import ObjectArrays  # obstore, for who needs it
+
+        assert isinstance(self.arrays, ObjectArrays), "it is in object storage"
+        return self.arrays
+
+    def answered_chunks(self) -> set[int]:
+        """Of a store in object storage: numbers of the chunks of rows that somebody has answered."""
+        return self._objects.answered_chunks()
+
+    def unanswered_files(self) -> set[str]:
+        """Likewise, the files of its arrays that are not there, as nobody has answered their rows; by their path."""
+        arrays = self._objects
+        names = zarr_files(arrays.specs.values(), lambda spec: arrays.num_rows(spec.name))
+        return {f"{self.manifest.arrays}/{name}" for name, _ in names if arrays.is_unanswered(name)}
+
+    @contextmanager
+    def staged(self, stage: Stage) -> Iterator[None]:
+        """Read and write the rows of a stage there, in this block, and all others in object storage."""
+        self._objects.stage = stage
+        try:
+            yield
+        finally:
+            self._objects.stage = None
+
+    def put_stage(self, stage: Stage, remedy: str) -> None:
+        """Write the rows of a stage to object storage; see `ObjectArrays.put_stage`."""
+        self._objects.put_stage(stage, remedy)
 
     # Rows and cells
 
@@ -443,10 +475,21 @@ class Store:
         values = {output.name: self.arrays.read_cells(self.array_of(output.name), cell, cell + 1) for output in outputs}
         return values, output_digests(outputs, values)[0]
 
-    def rewrite(self, cells: Sequence[int]) -> None:
-        """Write cells once more, so that `publish` makes them durable: whoever wrote them may not have lived to."""
+    def adopt(self, cells: Sequence[int], further: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Make cells durable and visible that others wrote, or answered.
+
+        Args:
+            cells: in increasing order.
+            further: those of them that are still to be written: cell -> name -> (1, ...).
+        """
+        if self.is_published:
+            # Each of its objects is whole from the first moment on.
+            assert not further, "what is written to object storage is a whole chunk"
+            return
         for cell in cells:
-            self.write_outputs([cell], self.read_cell(cell, self.outputs)[0])
+            # Once more, as whoever wrote it may not have lived to make it durable.
+            self.write_outputs([cell], further.get(cell) or self.read_cell(cell, self.outputs)[0])
+        self.publish(cells)
 
     def cell_digests(self, cell: int) -> np.ndarray | None:
         """Digests of a cell's outputs if all of them are what was written last, else None: (O, 16) uint8."""
@@ -543,9 +586,13 @@ class Store:
 
     def command(self, name: str, **options: object) -> str:
         """A command of `ckd-cache` to suggest for this store, with the ledger that it shares."""
-        if self.is_published and name != "verify":
+        is_built_here = name == "build" and self.manifest.aligned_chunks
+        if self.is_published and name != "verify" and not is_built_here:
             command = store_command(name, "DIR", ledger=self.manifest.ledger, **options)
-            return f"{command}, where DIR is the folder that it was published from, then publish that to a new URL"
+            return (
+                f"{command}, where DIR is the folder that it was published from, or that convert fetches it into, then "
+                "publish that to a new URL"
+            )
         return store_command(name, self.place, ledger=self.manifest.ledger, **options)
 
     def build_command(self, n: int) -> str:
@@ -608,7 +655,38 @@ class _StoredRows:
         return self.store.read_sample(self.name, Rows.between(first, last))
 
 
-def require_current(manifest: Manifest, folder: Path) -> None:
+def new_manifest(
+    identity: Identity,
+    *,
+    array_format: str,
+    samples: Mapping[str, RowSource],
+    ledger: str | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> Manifest:
+    """What a new store is, as `Store.create` says it; without the digests of its samples, which `lay_out` finds."""
+    return Manifest(
+        store_id=uuid.uuid4().hex,
+        array_format=array_format,
+        arrays=f"data{FORMATS[array_format].suffix}",
+        identity=identity,
+        n=len(samples["train/labels"]),
+        num_val=len(samples["val/labels"]),
+        num_test=len(samples["test/labels"]),
+        samples={},
+        ledger=ledger,
+        versions={package: version(package) for package in _PACKAGES},
+        sources=sources or {},
+    )
+
+
+def desks() -> Path:
+    """Folder of this machine that holds a folder for each store in object storage that was built from here."""
+    named = os.environ.get(DESKS)
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return Path(named) if named else state / "ckd" / "desks"
+
+
+def require_current(manifest: Manifest, folder: Place) -> None:
     """Raise `OlderFormat` for the manifest of a store that can be read and not written to."""
     if manifest.older is not None:
         raise OlderFormat(
@@ -624,11 +702,12 @@ def open_extension(folder: Path) -> Store | None:
     return None
 
 
-def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
-    """Every array of a store with this identity."""
+def array_specs(identity: Identity, *, aligned: bool = False) -> tuple[ArraySpec, ...]:
+    """Every array of a store with this identity; `aligned` as in `ArraySpec`."""
     samples = sample_arrays(identity.geometry.image_size, identity.views, numbers_of_view(identity.view_policy))
     parameters = parameter_arrays(identity.parameters)
-    return (*samples, *parameters, *output_arrays(identity.outputs, identity.views, identity.answer_names))
+    outputs = output_arrays(identity.outputs, identity.views, identity.answer_names)
+    return tuple(replace(spec, aligned=aligned) for spec in (*samples, *parameters, *outputs))
 
 
 def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:

@@ -79,7 +79,14 @@ def published_problems(store: Store, ledger: Ledger | None) -> list[Problem]:
     if ledger is None:
         return [*found, *_missing_problems(store), *answer_problems(store)]
     chain = [Problem(text, "") for text in ledger_problems(ledger)]
-    return [*found, *(chain or [*_manifest_problems(store, ledger), *_cell_problems(store, ledger)])]
+    return [*found, *(chain or _published_call_problems(store, ledger))]
+
+
+def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    yield from _manifest_problems(store, ledger)
+    yield from _cell_problems(store, ledger)
+    if store.manifest.aligned_chunks:
+        yield from _reserved_problems(store.manifest, ledger, "build", {})
 
 
 def answer_problems(store: Store) -> Iterator[Problem]:

@@ -26,6 +26,7 @@ from storage.schema import ArraySpec
 MAX_METADATA_BYTES = 1 << 20
 _NUM_THREADS = 8
 _METADATA = "zarr.json"
+_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
 class ZarrArrays(ArrayFile):
@@ -161,6 +162,22 @@ def zarr_files(specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]) -> 
         yield f"{spec.name}/{_METADATA}", None
         for chunk in range(-(-rows(spec) // spec.chunk_rows)):
             yield chunk_name(spec, chunk), spec.chunk_rows * spec.row_bytes
+
+
+def metadata_files(
+    specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every document of metadata of such arrays, by its path below theirs."""
+    by_name = {f"{spec.name}/{_METADATA}": spec for spec in specs}
+    for name, size in zarr_files(by_name.values(), lambda spec: 0):
+        assert size is None, "arrays without rows have no chunks"
+        spec = by_name.get(name)
+        yield name, _GROUP if spec is None else _filled_metadata(spec, rows(spec))
+
+
+def _filled_metadata(spec: ArraySpec, rows: int) -> dict[str, Any]:
+    """With what the library may write besides, and needs."""
+    return {**_metadata(spec, rows), **_OPTIONAL_METADATA, "fill_value": spec.dtype.type(0).item()}
 
 
 def chunk_name(spec: ArraySpec, chunk: int) -> str:

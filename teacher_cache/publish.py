@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ground.documents import Malformed
-from ground.durable import write_bytes
+from ground.durable import allocate, write_bytes
 from ground.errors import InvalidInput, StoreUnreadable, store_command
 from ground.places import ObjectUrl
 from ground.threads import in_threads
@@ -79,7 +79,7 @@ def _write(source: Store, objects: Objects, on_progress: Progress) -> Publicatio
     def put(name: str) -> bool:
         content = (source.folder / name).read_bytes()
         is_new = name not in there and objects.create(name, content)
-        if not is_new and not _holds(objects, name, content):
+        if not is_new and not objects.holds(name, content):
             raise InvalidInput(
                 f"{objects.url / name} is there, and is not of the store at {source.folder} as it is now; publish it "
                 "at a new URL, or delete what is there"
@@ -117,14 +117,6 @@ def _those_there(objects: Objects, ours: set[str]) -> set[str]:
     return found
 
 
-def _holds(objects: Objects, name: str, content: bytes) -> bool:
-    """Whether an object holds exactly this; it is read, since what services say of a digest differs."""
-    try:
-        return objects.read(name, len(content)) == content
-    except (FileNotFoundError, Malformed):
-        return False
-
-
 def fetch(url: ObjectUrl, out: Path, on_progress: Progress = lambda steps, note: None) -> Store:
     """Copy a published store into a new folder, without a ledger, which is not in object storage.
 
@@ -136,6 +128,7 @@ def fetch(url: ObjectUrl, out: Path, on_progress: Progress = lambda steps, note:
     out = out.absolute()
     require_new(out)
     objects, source = Objects(url), Store.open(url)
+    unanswered = source.unanswered_files()
     out.parent.mkdir(parents=True, exist_ok=True)
     with made_at(out) as partial:
 
@@ -143,7 +136,10 @@ def fetch(url: ObjectUrl, out: Path, on_progress: Progress = lambda steps, note:
             name, size = file
             place = partial / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(place, _read(objects, name, MAX_METADATA_BYTES if size is None else size))
+            if name in unanswered:
+                allocate(place, size or 0)
+            else:
+                write_bytes(place, _read(objects, name, MAX_METADATA_BYTES if size is None else size))
             on_progress(1, "")
 
         deque(in_threads(get, _files(source), at_least=_IN_FLIGHT), maxlen=0)

@@ -154,7 +154,14 @@ def ledger_url_of(store: Place, given: str | None) -> str | None:
     """
     if given is not None or isinstance(store, ObjectUrl):
         return given
-    is_own = (store / FILE_NAME).exists() and Manifest.load(store).ledger is None
+    return ledger_to_build(store, given)
+
+
+def ledger_to_build(store: Place, given: str | None) -> str | None:
+    """The same for who builds it: one in object storage is built with the ledger of $CKD_LEDGER too."""
+    if given is not None:
+        return given
+    is_own = not isinstance(store, ObjectUrl) and (store / FILE_NAME).exists() and Manifest.load(store).ledger is None
     return None if is_own else os.environ.get("CKD_LEDGER") or None
 
 
