@@ -88,7 +88,7 @@ def test_what_would_change_a_published_store_is_refused(published):
         store.arrays.write("train/valid", 0, values)
     with pytest.raises(InvalidInput, match="read and not changed"):
         store.save()
-    for command in (["build", "--n", 8, "--teacher", "resnet8"], ["repair"], ["extend", "--features", "stem"]):
+    for command in (["repair"], ["widen"], ["extend", "--features", "stem"]):
         result = run_command("ckd-cache", *command, "--store", published)
         assert result.returncode == 2
         assert f"{published} is in object storage, where stores are read and not changed" in result.stderr
