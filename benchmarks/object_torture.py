@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -158,10 +159,14 @@ def in_child(work: Callable[[], list[float]]) -> list[float]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        os.close(reading)
-        with os.fdopen(writing, "w") as told:
-            json.dump(work(), told)
-        os._exit(0)
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "w") as told:
+                json.dump(work(), told)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as told:
         content = told.read()
