@@ -364,6 +364,21 @@ def test_an_answer_that_does_not_fit_is_kept_and_not_asked_for_again(service, jo
         assert ledger.summary().lost == 0
 
 
+@pytest.mark.slow
+def test_an_answer_that_does_not_fit_among_rows_that_were_left_is_not_asked_for_again_either(
+    builders, job, ledger_url, forwards, loud, monkeypatch, tmp_path
+):
+    assert builders.start(job("dead", kill_at="staged", stop_in=2)).wait() == {}
+    monkeypatch.setenv(DESKS, str(tmp_path / "desks" / "here"))
+    loud(1e6, name="layer1", batch=1)
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="which float16 cannot hold"):
+            build(*prepare_build(job("next").config()))
+        assert forwards == [BATCH]
+    with closing(Ledger(ledger_url)) as ledger:
+        assert ledger.summary().lost == 0
+
+
 def test_what_a_store_in_object_storage_cannot_become_is_refused_before_any_call(service, job, forwards, tmp_path):
     build(*prepare_build(job("one").config()))
     made, before = sum(forwards), dict(service.objects)
