@@ -103,16 +103,16 @@ class ChunkBuilder(Builder):
 
     def _take(self, number: int, heartbeat: Heartbeat) -> set[int] | None:
         """Answer the rows of a number; None once they are whole, otherwise the sessions that have them in hand."""
-        rows = rows_of(number, self.store.manifest.n)
-        missing = self.store.missing_cells(rows).tolist()
-        if not missing:
-            self._advance(len(rows) * self.plan.identity.views)
-            return None
-        busy = self._reserved_by_others({self.plan.input_of(cell) for cell in missing})
+        views = self.plan.identity.views
+        cells = rows_of(number, self.store.manifest.n).cells(views).tolist()
+        busy = self._reserved_by_others({self.plan.input_of(cell) for cell in cells})
         if busy:
             return busy
+        # Asked after the ledger: what it says is committed was there before.
+        if self.store.is_answered(number):
+            self._advance(len(cells))
+            return None
         with ExitStack() as stack:
-            views = self.plan.identity.views
             if not self.locks.take_run(number * CHUNK_ROWS * views, CHUNK_ROWS * views, stack):
                 return set()
             stage = Stage.make(self.store.desk, number, self._session, views, self.store.arrays.specs)
@@ -174,6 +174,11 @@ class ChunkBuilder(Builder):
         """
         with self.store.staged(stage), self._in_hand_of(stage) as in_hand:
             place = self._place(stage, in_hand)
+            if self.store.is_answered(stage.number) and not self.ledger.unsettled_calls(stage.session):
+                # Somebody was faster; what the ledger knows of these rows now is not to be looked for in the stage.
+                stage.remove()
+                self._advance(place.plan.total_calls)
+                return set()
             copies = place.assembly.copies(place.work.todo)
             reservation = self._charge(stage, place, heartbeat)
             if reservation.known:

@@ -25,6 +25,7 @@ from storage.ledger_records import Summary
 from storage.ledger_tables import calls
 from storage.price import Price
 from storage.schema import CHUNK_ROWS
+from storage.stage import Stage
 from storage.store import DESKS, Store
 from storage.verify import published_problems
 from teacher_cache.build import build
@@ -165,6 +166,24 @@ def test_builders_that_nothing_happens_to_divide_the_chunks_and_lose_nothing(
     assert (totals.committed, totals.spent, forwards_of(tmp_path)) == (N, N, N)
     written = [key for method, key in service.requests if method == "PUT" and "/train/logits/c" in key]
     assert len(written) == len(set(written)) == 3
+
+
+@pytest.mark.slow
+def test_who_is_overtaken_before_he_has_charged_anything_finds_the_rows_answered(
+    builders, job, ledger_url, built_in_a_folder, forwards, monkeypatch
+):
+    make, others = Stage.make, []
+
+    def overtaken(*arguments, **options):
+        if not others:
+            others.append(builders.start(job("faster", machine="there")).wait())
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(Stage, "make", overtaken)
+    report = build(*prepare_build(job("slower").config()))
+    assert others[0]["new_calls"] == N
+    assert (report.new_calls, report.rows_valid, sum(forwards)) == (0, N, 0)
+    assert require_whole(ledger_url, built_in_a_folder).spent == N
 
 
 # Step, how often it is come to before, and what of the dead builder's calls is lost on its own machine: what it asked
