@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from benchmarks.stand_ins import moto
+from benchmarks.stand_ins.faulty_proxy import faulty_proxy
 from benchmarks.stand_ins.object_server import BUCKET, ObjectService, object_service
 from ground.documents import Malformed
 from ground.errors import InvalidInput, StorageFailed
@@ -90,6 +91,17 @@ def test_what_is_not_there_or_too_large_is_told_apart(objects):
 def test_nothing_is_left_of_a_probe(objects):
     objects.require_writable()
     assert list(objects.sizes()) == []
+
+
+@pytest.mark.parametrize("fault", ["cut before", "cut after"])
+def test_an_answer_that_is_lost_on_its_way_is_no_sign_of_that(service, monkeypatch, fault):
+    monkeypatch.setattr("storage.objects.MAX_RETRIES", 4)
+    with faulty_proxy(int(service.url.rpartition(":")[2]), {}) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        faults = iter((fault, "", fault, ""))
+        monkeypatch.setattr(proxy.random, "choices", lambda *_: [next(faults, "")])
+        Objects(URL).require_writable()
+    assert not service.objects
 
 
 def test_a_service_that_writes_over_objects_is_refused(service):
