@@ -55,7 +55,7 @@ from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
 
-N, BUILDERS, DEATHS, LEASE_SECONDS = 480, 4, 3, 2.0
+N, BUILDERS, DEATHS, LEASE_SECONDS = 480, 4, 3, 5.0
 SHARES = {"503": 0.06, "slow": 0.02, "cut before": 0.02, "cut after": 0.02}
 
 

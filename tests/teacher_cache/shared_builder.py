@@ -106,6 +106,7 @@ STOPS = {
     "transaction": (ledger_reserving, "reserved_rows_digest", "after"),
     "charged": (Ledger, "reserve", "after"),
     "noted": (Stage, "note_asked", "after"),
+    "written": (Store, "write_outputs", "after"),
     "staged": (Store, "publish", "after"),
     "put": (Store, "put_stage", "before"),
     "half put": (Objects, "create", "before"),

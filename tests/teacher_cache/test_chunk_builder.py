@@ -194,6 +194,7 @@ DEATHS = [
     ("noted", 2, BATCH, BATCH),
     ("answer", 2, BATCH, BATCH),
     ("write", 2, BATCH, BATCH),
+    ("written", 2, BATCH, BATCH),
     ("staged", 2, 0, 2 * BATCH),
     ("put", 1, 0, CHUNK_ROWS),
     ("commit", 1, 0, CHUNK_ROWS),
@@ -280,6 +281,22 @@ def test_objects_that_were_written_halfway_are_finished_and_never_written_over(
     assert {key: service.objects[key] for key in before} == before
     totals = require_whole(ledger_url, built_in_a_folder)
     assert (totals.lost, forwards_of(tmp_path)) == (0, N)
+
+
+@pytest.mark.slow
+def test_objects_that_were_written_but_for_their_flags_are_no_answers_on_another_machine(
+    builders, job, tmp_path, ledger_url, service, built_in_a_folder
+):
+    assert builders.start(job("first", kill_at="charged", stop_in=1, machine="lost")).wait() == {}
+    # Two for the probe, then all objects of the chunk but the last.
+    assert builders.start(job("dead", kill_at="half put", stop_in=2 + OBJECTS, machine="lost")).wait() == {}
+    assert sum("/train/digest/c" in key for key in service.objects) == 1
+    assert not any("/train/valid/c" in key for key in service.objects)
+    outcome = builders.start(job("next")).wait()
+    assert outcome["exit_code"] == 0, outcome
+    totals = require_whole(ledger_url, built_in_a_folder)
+    assert totals.lost == totals.spent - N > 0
+    assert forwards_of(tmp_path) <= totals.spent
 
 
 @pytest.mark.slow
