@@ -78,8 +78,9 @@ def _run_here(
     return subprocess.CompletedProcess([name, *arguments], result.exit_code, result.stdout, stderr)
 
 
+@functools.cache
 def command_called(name: str) -> click.Command:
-    """What the installed script of a command calls."""
+    """What the installed script of a command calls; looking through all packages' scripts takes a while."""
     (script,) = entry_points(group="console_scripts", name=name)
     return script.load()
 
