@@ -190,7 +190,7 @@ class Ledger:
         """Number of the entry with this hash, or None."""
         return self._database.read(lambda connection: ledger_journal.entry_number(connection, hash_))
 
-    def require_entry(self, hash_: str, store: Path) -> None:
+    def require_entry(self, hash_: str, store: object) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
         if self.entry_number(hash_) is None:
             raise StoreUnreadable(

@@ -16,7 +16,7 @@ import numpy as np
 from ground.documents import Malformed
 from ground.errors import CKDError, StoreUnreadable
 from storage.canaries import CANARIES_FILE, CANARY_ROW
-from storage.inspection import Inspection, inspect_in_blocks
+from storage.inspection import Inspection, inspect_in_blocks, row_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
@@ -69,8 +69,50 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
     return found
 
 
+def published_problems(store: Store, ledger: Ledger | None) -> list[Problem]:
+    """Everything that is wrong with a store in object storage; calls are compared where there is a ledger for that.
+
+    Raises:
+        StorageFailed: the service does not give what has to be looked at.
+    """
+    found = [*_file_problems(store, None), *_sample_problems(store, None)]
+    if ledger is None:
+        return [*found, *_missing_problems(store), *answer_problems(store)]
+    chain = [Problem(text, "") for text in ledger_problems(ledger)]
+    return [*found, *(chain or _published_call_problems(store, ledger))]
+
+
+def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    yield from _manifest_problems(store, ledger)
+    yield from _cell_problems(store, ledger)
+    if store.manifest.aligned_chunks:
+        yield from _reserved_problems(store.manifest, ledger, "build", {})
+
+
+def answer_problems(store: Store) -> Iterator[Problem]:
+    """Cells that are said to be whole and are not what was written, by the digests beside them alone."""
+    for first, last in row_blocks(store, store.manifest.n):
+        valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
+        written = store.arrays.read_what_is_there(DIGEST, first, last)
+        for place, output in enumerate(store.outputs):
+            found, readable = store.found_digests(output, first, last)
+            matches = (found == written[:, :, place]).all(axis=2)
+            for row, view in np.argwhere(valid & ~(matches & readable)).tolist():
+                what = "does not match its digest" if readable[row, view] else "cannot be read"
+                yield Problem(what, _repair(store), store.array_of(output.name), first + row, view)
+
+
+def _missing_problems(store: Store) -> Iterator[Problem]:
+    gap = _Gap(store)
+    for cell in store.missing_cells().tolist():
+        yield from gap.add(cell)
+    yield from gap.end()
+
+
 def unknown_files(store: Store) -> list[Path]:
     """What lies in a store's folder and belongs to no store: no command reads, writes or follows it."""
+    if store.is_published:
+        return store.arrays.unknown_files()
     ours = _FILES | {store.manifest.arrays}
     with suppress(StoreUnreadable):  # no extension is unfinished, or `store_problems` speaks of it
         ours.add(Manifest.load(store.folder, EXTENSION).arrays)
@@ -107,7 +149,7 @@ def _manifest_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     """A manifest that the ledger does not know, and a ledger that was replaced or rolled back."""
     manifest = store.manifest
     if manifest.ledger_head is not None:
-        ledger.require_entry(manifest.ledger_head, store.folder)
+        ledger.require_entry(manifest.ledger_head, store.place)
     recorded = ledger.store_record(manifest.store_id)
     if recorded is None or not is_recorded(manifest, recorded):
         what = "is not what the ledger recorded of this store: it was replaced, or a build stopped while it grew"
@@ -122,10 +164,10 @@ def _witness_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
         yield Problem(witness.explain(found), "")
 
 
-def _file_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+def _file_problems(store: Store, _: Ledger | None) -> Iterator[Problem]:
     """Files of the arrays that are missing or too short, though what they lack may be no row's."""
     for file in store.arrays.missing_files(store.manifest.rows):
-        yield Problem(f"{file.relative_to(store.folder)} is missing or cut short", _repair(store))
+        yield Problem(f"{file.relative_to(store.arrays.path.parent)} is missing or cut short", _repair(store))
 
 
 def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
@@ -139,7 +181,7 @@ def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
             yield Problem("is no file of its own, but a link or a pipe", "move it away", name)
 
 
-def _sample_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+def _sample_problems(store: Store, _: Ledger | None) -> Iterator[Problem]:
     """Images, labels, views, indices and parameters of the teacher that are not what the build wrote."""
     for name in store.manifest.samples:
         for error in store.sample_problems(name):

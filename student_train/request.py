@@ -108,7 +108,7 @@ def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
         return identity.teacher_rendering
     asked, found = rendering.geometry.image_size, identity.geometry.image_size
     if asked != found:
-        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.place} has images of {found}")
     return rendering
 
 
@@ -118,11 +118,11 @@ def _require_measurable(store: Store) -> None:
     for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
         if not images:
             raise InvalidInput(
-                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
+                f"{store.place} has no {split} images, so no student's accuracy can be measured; build another store"
             )
     if len(manifest.identity.dataset.classes) < 2:
         raise InvalidInput(
-            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
+            f"{store.place} has a single class, so every student would be right; build a store of two classes or more"
         )
 
 
@@ -146,7 +146,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise StoreIncomplete(
-            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
+            f"{store.place} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
             f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
     return sorted({*(output.name for output in identity.answers), *wanted})

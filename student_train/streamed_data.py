@@ -98,7 +98,7 @@ def _require_digests_of_blocks(store: Store) -> None:
     older = store.manifest.older
     if older is not None:
         raise OlderFormat(
-            f"{store.folder} is of format {older.version}, in which a block of images cannot be checked alone, as a "
+            f"{store.place} is of format {older.version}, in which a block of images cannot be checked alone, as a "
             f"stream does; bring it up to format {FORMAT_VERSION} with: {store.command('upgrade')}"
         )
 
@@ -112,7 +112,7 @@ def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None
     stream = BlockStream(StoreBlocks(request, index.numpy(), numbers.numpy(), size), order, size)
     views = torch.from_numpy(store.read_sample("train/views", request.rows))
     return StudentData(
-        folder=store.folder.resolve(),
+        place=store.place.resolve(),
         ledger_head=request.ledger_head,
         manifest=store.manifest,
         compute=compute,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from ground.errors import InvalidInput
+from ground.options import StoreFolder
 from models.names import identity_name
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
@@ -72,7 +73,7 @@ def opened_ledger(store: Path | None, url: str | None) -> Ledger:
 
 def ledger_options(command: _Command) -> _Command:
     """--store and --ledger."""
-    store = click.option("--store", type=click.Path(path_type=Path), help="Folder of a store.")
+    store = click.option("--store", type=StoreFolder(), help="Folder of a store.")
     return store(click.option("--ledger", "url", help="URL of a shared ledger.  [default: $CKD_LEDGER]")(command))
 
 
