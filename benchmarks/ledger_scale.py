@@ -44,15 +44,15 @@ _TIMED_BATCHES = 100
 _LOOKS = 20
 _MEMORY = Path("/dev/shm")
 _UPPER = 4000
-# Linux keeps what a process took at most since it was started: not what its parent had.
 _CHILD = """
-import re, sys
+import sys
 from pathlib import Path
+from benchmarks.measure import peak_bytes
 from teacher_cache.cli import main
 try:
     main(sys.argv[2:])
 finally:
-    Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    Path(sys.argv[1]).write_text(str(peak_bytes()))
 """
 
 
@@ -321,7 +321,7 @@ def _run(arguments: list[str], folder: Path) -> str:
     seconds = _seconds(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e3:.0f} MB"
+    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e6:.0f} MB"
 
 
 def _seconds(work: Callable[[], object]) -> float:

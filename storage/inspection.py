@@ -151,8 +151,16 @@ def _compared(store: Store, ledger: Ledger, seen: _Seen) -> Inspection:
                 here = flat[cell, place].tobytes()
                 is_here = here in digests or is_answer_narrower(store, before + cell, output, here, digests)
                 answered[cell, place] = np.frombuffer(here if is_here else digests[-1], np.uint8)
-    answered = answered.reshape(seen.found.shape)
-    return Inspection(store, seen.first, seen.valid, seen.readable, seen.found, seen.written, answered, calls)
+    return Inspection(
+        store=store,
+        first=seen.first,
+        valid=seen.valid,
+        readable=seen.readable,
+        found=seen.found,
+        written=seen.written,
+        answered=answered.reshape(seen.found.shape),
+        calls=calls,
+    )
 
 
 def is_answer_narrower(

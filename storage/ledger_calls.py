@@ -100,11 +100,12 @@ def _select_calls() -> sa.Select[Any]:
 def _read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
     """Rows of a `_select_calls` query; raises `StoreUnreadable` for what no release wrote."""
     found, kept = [], dict[str, tuple[str, ...]]()
-    for id_, session, store, location, precision, outputs, input_digest, *rest, output_digest in rows:
+    for id_, session, store, location, precision, outputs, *rest in rows.all():
         names = kept.get(outputs) or kept.setdefault(outputs, tuple(outputs.split(",")))
-        call = RecordedCall(id_, session, store, location, precision, names, input_digest, *rest, output_digest)
-        whole = output_digest is None or len(output_digest) == DIGEST_BYTES * len(names)
-        if not whole or call.row < 0 or call.view < 0 or len(input_digest) != DIGEST_BYTES:
+        call = RecordedCall(id_, session, store, location, precision, names, *rest)
+        digest = call.output_digest
+        whole = digest is None or len(digest) == DIGEST_BYTES * len(names)
+        if not whole or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
             raise StoreUnreadable(f"call {id_} of the ledger is no call that any release recorded")
         found.append(call)
     return found

@@ -111,10 +111,10 @@ def _reserved_problems(connection: sa.Connection, tables: Tables) -> Iterator[st
             yield f"calls {_span(rows)} differ from what ledger entry {seq} reserved; {_REMEDY}"
             continue
         # The same of all of them, mostly.
-        who = {row[len(chained) :] for row in rows}
-        if any(said[:2] != (payload["session"], account_of.get(said[0])) for said in who):
+        names = {row[len(chained) :] for row in rows}
+        if any(said[:2] != (payload["session"], account_of.get(said[0])) for said in names):
             yield f"calls {_span(rows)} are not of the session that ledger entry {seq} names; {_REMEDY}"
-        elif any(said[2] != payload.get("upper_micros", 0) for said in who):
+        elif any(said[2] != payload.get("upper_micros", 0) for said in names):
             yield f"calls {_span(rows)} have another upper bound than ledger entry {seq} reserved; {_REMEDY}"
 
 
