@@ -100,7 +100,8 @@ def _select_calls() -> sa.Select[Any]:
 def _read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
     """Rows of a `_select_calls` query; raises `StoreUnreadable` for what no release wrote."""
     found, kept = [], dict[str, tuple[str, ...]]()
-    for id_, session, store, location, precision, outputs, *rest in rows.all():
+    read: Sequence[Any] = rows.all()
+    for id_, session, store, location, precision, outputs, *rest in read:
         names = kept.get(outputs) or kept.setdefault(outputs, tuple(outputs.split(",")))
         call = RecordedCall(id_, session, store, location, precision, names, *rest)
         digest = call.output_digest
