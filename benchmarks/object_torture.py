@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -158,10 +159,14 @@ def in_child(work: Callable[[], list[float]]) -> list[float]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        os.close(reading)
-        with os.fdopen(writing, "w") as told:
-            json.dump(work(), told)
-        os._exit(0)
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "w") as told:
+                json.dump(work(), told)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as told:
         content = told.read()
@@ -171,20 +176,31 @@ def in_child(work: Callable[[], list[float]]) -> list[float]:
 
 
 def start(one: Round, machine: int) -> int:
-    """A process that builds, on a machine of this number; what it says is dropped."""
+    """A process that builds, on a machine of this number; what it says goes to a file of its own."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
+        with open(one.folder / f"{os.getpid()}.log", "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
         os.environ[DESKS] = str(desk(one, machine))
         build(*prepare_build(config(one.folder, one.store, one.ledger)))
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
+
+
+def ended_well(one: Round, child: int) -> bool:
+    """Whether a builder that nobody killed finished the store; what it says otherwise is shown."""
+    is_well = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    if not is_well:
+        click.echo((one.folder / f"{child}.log").read_text(), err=True)
+    return is_well
 
 
 def desk(one: Round, machine: int) -> Path:
@@ -196,7 +212,7 @@ def torture(one: Round, machines: int, tally: Tally, rng: random.Random, referen
     before = forwards()
     children = [start(one, number % machines) for number in range(BUILDERS)]
     for number in range(DEATHS):
-        was_killed = kill_after(children[number], rng.uniform(0.1, 0.6) * one.seconds)
+        was_killed = kill_after(children[number], rng.uniform(0.05, 0.35) * one.seconds)
         tally.kills += was_killed
         children[number] = start(one, number % machines)
     if machines > 1:
@@ -206,9 +222,8 @@ def torture(one: Round, machines: int, tally: Tally, rng: random.Random, referen
             children[number] = 0
         shutil.rmtree(desk(one, 1), ignore_errors=True)
     for child in filter(None, children):
-        tally.problems += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
-    _, status = os.waitpid(start(one, 0), 0)
-    tally.problems += os.waitstatus_to_exitcode(status) != 0
+        tally.problems += not ended_well(one, child)
+    tally.problems += not ended_well(one, start(one, 0))
     made = forwards() - before
     problems, spent, lost, inputs, different = map(int, in_child(partial(examined, one, reference)))
     tally.rounds += 1
@@ -229,12 +244,14 @@ def examined(one: Round, reference: dict[str, np.ndarray]) -> list[float]:
     """Problems of a store; calls spent and lost; committed calls; arrays that differ."""
     with closing(Ledger(one.ledger)) as ledger:
         store, summary = Store.open(one.store), ledger.summary()
-        problems = len(published_problems(store, ledger)) + (summary.reserved > 0)
+        found = published_problems(store, ledger)
+        for problem in found:
+            click.echo(str(problem), err=True)
         with ledger.reading() as connection:
             committed = sa.select(sa.func.count()).where(calls.c.status == "committed")
             inputs = connection.execute(committed).scalar_one()
     different = sum(not np.array_equal(store.read(name), values) for name, values in reference.items())
-    return [problems, summary.spent, summary.lost, inputs, different]
+    return [len(found) + (summary.reserved > 0), summary.spent, summary.lost, inputs, different]
 
 
 def print_table(tallies: dict[str, Tally]) -> None:

@@ -100,6 +100,10 @@ class ObjectArrays(ArrayFile):
         flags = int(number[1]) * spec.chunk_rows // CHUNK_ROWS
         return chunk_name(self.specs[VALID], flags) not in self._sizes
 
+    def is_answered(self, number: int) -> bool:
+        """Whether the chunk of `train/valid` of this number is there now."""
+        return self._objects.has(f"{self.path.name}/{chunk_name(self.specs[VALID], number)}")
+
     def answered_chunks(self) -> set[int]:
         """Numbers of the chunks of `train/valid` that are there now."""
         below = f"{self.path.name}/{VALID}"

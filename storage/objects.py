@@ -14,9 +14,11 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ground.documents import Malformed
+from ground.durable import fsync_path
 from ground.errors import InvalidInput, StorageFailed
 from ground.places import ObjectUrl
 
@@ -133,6 +135,13 @@ class Objects:
                 obstore.put(self._store, name, content, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
+        if self.url.scheme == "file":
+            # A service keeps what it has taken; of a disk, that has to be asked for.
+            path, root = Path(f"/{self.url.path}", name), Path(f"/{self.url.path}")
+            for part in (path, *path.parents):
+                fsync_path(part)
+                if part == root:
+                    break
         return True
 
     def require_writable(self) -> None:

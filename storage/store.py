@@ -294,6 +294,10 @@ class Store:
         """Of a store in object storage: numbers of the chunks of rows that somebody has answered."""
         return self._objects.answered_chunks()
 
+    def is_answered(self, number: int) -> bool:
+        """Likewise, whether the chunk of rows of this number is one of them."""
+        return self._objects.is_answered(number)
+
     def unanswered_files(self) -> set[str]:
         """Likewise, the files of its arrays that are not there, as nobody has answered their rows; by their path."""
         arrays = self._objects

@@ -86,6 +86,7 @@ def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     yield from _manifest_problems(store, ledger)
     yield from _row_problems(store, ledger)
     if store.manifest.aligned_chunks:
+        yield from _witness_problems(store, ledger)
         yield from _reserved_problems(store.manifest, ledger, "build", {})
 
 

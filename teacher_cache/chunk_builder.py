@@ -12,9 +12,9 @@ Nobody waits for others while he holds rows: they may be waiting for inputs amon
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from ground.errors import BudgetRefused, StoreUnreadable
@@ -27,10 +27,11 @@ from storage.store import Store
 from teacher_cache.answered import Assembly, Copies
 from teacher_cache.asking import Asking, LocalAsking, Workplace
 from teacher_cache.builder import Builder
+from teacher_cache.in_hand import AnswersInHand
 from teacher_cache.lease import Heartbeat, Watch
 from teacher_cache.remote.billing import Rates
 from teacher_cache.sanity import require_sane
-from teacher_cache.settle import cell_of, dead_leases, require_storable, settle_session, sort_out
+from teacher_cache.settle import cell_of, dead_leases, remove_spools, require_storable, settle_session, sort_out
 from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.worklist import WorkList
 
@@ -46,6 +47,7 @@ def clear_desk(store: Store, ledger: Ledger) -> None:
     for lease in dead_leases(store, ledger):
         if lease.session not in {stage.session for stage in left}:
             ledger.take_lease(lease)
+    remove_spools(store.desk, ledger)
 
 
 class ChunkBuilder(Builder):
@@ -64,8 +66,7 @@ class ChunkBuilder(Builder):
             busy |= self._unsettled()
             if not left and not busy:
                 return
-            if busy:
-                self._wait_for(busy, watch, heartbeat)
+            self._wait_for(busy, watch, heartbeat)
 
     def _unanswered(self, cells: Iterable[int]) -> list[int]:
         """Numbers of the chunks of rows that some cells are in, without those that are in object storage by now."""
@@ -102,16 +103,16 @@ class ChunkBuilder(Builder):
 
     def _take(self, number: int, heartbeat: Heartbeat) -> set[int] | None:
         """Answer the rows of a number; None once they are whole, otherwise the sessions that have them in hand."""
-        rows = rows_of(number, self.store.manifest.n)
-        missing = self.store.missing_cells(rows).tolist()
-        if not missing:
-            self._advance(len(rows) * self.plan.identity.views)
-            return None
-        busy = self._reserved_by_others({self.plan.input_of(cell) for cell in missing})
+        views = self.plan.identity.views
+        cells = rows_of(number, self.store.manifest.n).cells(views).tolist()
+        busy = self._reserved_by_others({self.plan.input_of(cell) for cell in cells})
         if busy:
             return busy
+        # Asked after the ledger: what it says is committed was there before.
+        if self.store.is_answered(number):
+            self._advance(len(cells))
+            return None
         with ExitStack() as stack:
-            views = self.plan.identity.views
             if not self.locks.take_run(number * CHUNK_ROWS * views, CHUNK_ROWS * views, stack):
                 return set()
             stage = Stage.make(self.store.desk, number, self._session, views, self.store.arrays.specs)
@@ -131,10 +132,11 @@ class ChunkBuilder(Builder):
                 # His locks are free: nobody works on it any more. Nor may it have been finished since we looked.
                 if not self.locks.take_run(stage.first_cell, stage.num_cells, stack) or not stage.folder.is_dir():
                     continue
-                if stage.session not in self.ledger.leases():
-                    # Others may have given it up.
+                if stage.session not in self.ledger.leases() or not self.ledger.unsettled_calls(stage.session):
+                    # Others have given it up, or all of it is committed.
                     self.note(settle_session(stage.session, self.ledger, self.store, self.locks))
                     stage.remove()
+                    self.ledger.end_session(stage.session)
                     return True
                 with Heartbeat(self.ledger, stage.session, self.plan.config.lease_seconds) as heartbeat:
                     heartbeat.leaves = True
@@ -170,8 +172,13 @@ class ChunkBuilder(Builder):
         Returns:
             The sessions that were faster to reserve some of the inputs: then nothing is done.
         """
-        with self.store.staged(stage):
-            place = self._place(stage)
+        with self.store.staged(stage), self._in_hand_of(stage) as in_hand:
+            place = self._place(stage, in_hand)
+            if self.store.is_answered(stage.number) and not self.ledger.unsettled_calls(stage.session):
+                # Somebody was faster; what the ledger knows of these rows now is not to be looked for in the stage.
+                stage.remove()
+                self._advance(place.plan.total_calls)
+                return set()
             copies = place.assembly.copies(place.work.todo)
             reservation = self._charge(stage, place, heartbeat)
             if reservation.known:
@@ -182,17 +189,30 @@ class ChunkBuilder(Builder):
         heartbeat.leaves = False
         return set()
 
-    def _place(self, stage: Stage) -> Workplace:
+    @contextmanager
+    def _in_hand_of(self, stage: Stage) -> Iterator[AnswersInHand]:
+        """What is between the teacher and a stage, which is kept beside it where it cannot get there."""
+        in_hand = AnswersInHand(self.store, self.plan.config.batch_size)
+        try:
+            in_hand.take_room(stage.session)
+            yield in_hand
+        except BaseException:
+            with self._stop.held():
+                in_hand.keep()
+            raise
+        finally:
+            in_hand.close()
+
+    def _place(self, stage: Stage, in_hand: AnswersInHand) -> Workplace:
         """What is worked with on the rows of a stage alone."""
         plan = replace(self.plan, rows=stage.rows(self.store.manifest.n))
         work = WorkList(plan, self.store, self.ledger)
         self._advance(plan.total_calls - sum(map(len, work.cells_of.values())))
-        assembly = Assembly(plan, self.store, work, self._in_hand)
-        return replace(self._workplace(), plan=plan, work=work, assembly=assembly, session=stage.session)
+        place = replace(self._workplace(), plan=plan, work=work, in_hand=in_hand, session=stage.session)
+        return replace(place, assembly=Assembly(plan, self.store, work, in_hand))
 
     def _charge(self, stage: Stage, place: Workplace, heartbeat: Heartbeat) -> Reservation:
         """Reserve all that has to be asked for; where others were faster with some of it, nothing."""
-        self._in_hand.take_room(self._session)
         before = {call.id for call in self.ledger.unsettled_calls(stage.session)}
         heartbeat.leaves = True
         new = [digest for digest in place.work.todo if not place.work.is_answered(digest)]
@@ -235,7 +255,7 @@ class ChunkBuilder(Builder):
             self.store.write_outputs(answers.cells, answers.values)
             self.store.publish(answers.cells)
             if called is not None:
-                self._in_hand.lay_down(called)
+                place.in_hand.lay_down(called)
             require_storable(self.store, place.assembly.misfits, place.plan.rows)
             self.report.reused_calls += len(answers.cells) - (len(called.ids) if called is not None else 0)
             self._advance(len(answers.cells))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, TooNarrow, store_command
-from ground.places import parse_place
+from ground.places import ObjectUrl, parse_place
 from storage.answers import ANSWER_NAMES
 from storage.digest import vouches
 from storage.float_types import NARROW_TYPES
@@ -120,11 +120,19 @@ def open_keeper(call: RecordedCall) -> Store:
 
 
 def find_store(call: RecordedCall) -> Store | None:
-    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here."""
+    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here.
+
+    Raises:
+        StorageFailed, InvalidInput: it is in object storage, and nobody can say what is there.
+    """
+    place = parse_place(call.location)
     for file_name in (FILE_NAME, EXTENSION):
         try:
-            store = Store.open(parse_place(call.location), file_name)
-        except (CKDError, OSError):
+            store = Store.open(place, file_name)
+        except (CKDError, OSError) as error:
+            if isinstance(place, ObjectUrl) and not isinstance(error, StoreUnreadable):
+                # That a service is away says nothing of what is there.
+                raise
             continue
         if store.manifest.store_id == call.store:
             return store

@@ -194,11 +194,11 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
         ledger.lose(found.lost)
     found.held = held
     if store is not None and locks is not None:
-        _remove_spools(store.desk, ledger, {session})
+        remove_spools(store.desk, ledger, {session})
     return found
 
 
-def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
+def remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
     """Delete spools of sessions that ended and have nothing unsettled; all sessions if none are named.
 
     What holds answers of another ledger, as after this one was replaced or rolled back, is left, and so is what is
@@ -246,7 +246,7 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks) -> Leftovers:
     } - ledger.leases().keys()
     for session in sorted(gone):
         found += settle_session(session, ledger, store, locks)
-    _remove_spools(store.desk, ledger)
+    remove_spools(store.desk, ledger)
     _retract_disowned(store, ledger)
     return found
 

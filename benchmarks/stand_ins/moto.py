@@ -5,7 +5,9 @@ The environment is made once, in the folder that CKD_MOTO names, or below the te
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +25,22 @@ BUCKET = "bucket"
 def moto_program() -> Path:
     """Its program, installed if it is not there; raises `subprocess.SubprocessError` or `OSError` if it cannot be."""
     folder = Path(os.environ.get("CKD_MOTO") or Path(tempfile.gettempdir()) / "ckd-moto")
-    program = folder / "bin" / "moto_server"
-    if not program.exists():
+    program, lock = folder / "bin" / "moto_server", folder.with_name(f"{folder.name}.lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not program.exists():
+            _install(folder)
+    return program
+
+
+def _install(folder: Path) -> None:
+    try:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
         install = [folder / "bin" / "pip", "install", "-q", PACKAGE]
         subprocess.run(install, check=True, capture_output=True, timeout=600)
-    return program
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

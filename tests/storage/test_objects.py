@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import pytest
 
-from benchmarks.stand_ins.object_server import BUCKET, object_service
+from benchmarks.stand_ins import moto
+from benchmarks.stand_ins.object_server import BUCKET, ObjectService, object_service
 from ground.documents import Malformed
 from ground.errors import InvalidInput, StorageFailed
 from ground.places import ObjectUrl
@@ -24,11 +27,16 @@ def service(monkeypatch):
         yield found
 
 
-@pytest.fixture(params=("s3", "file"))
-def objects(request, tmp_path) -> Objects:
+@pytest.fixture(params=("s3", "file", pytest.param("moto", marks=pytest.mark.slow)))
+def objects(request, tmp_path, monkeypatch) -> Objects:
     if request.param == "s3":
         request.getfixturevalue("service")
         return Objects(URL)
+    if request.param == "moto":
+        endpoint = f"http://127.0.0.1:{request.getfixturevalue('moto_port')}"
+        for name, value in {**ObjectService(endpoint).environment}.items():
+            monkeypatch.setenv(name, value)
+        return Objects(ObjectUrl("s3", moto.BUCKET, uuid4().hex))
     return Objects(ObjectUrl("file", "", f"{tmp_path}/objects".lstrip("/")), make=True)
 
 
@@ -37,6 +45,26 @@ def test_an_object_is_written_once(objects):
     assert not objects.create("a/b", b"other")
     assert objects.read("a/b", 5) == b"first"
     assert list(objects.sizes()) == [("a/b", 5)]
+
+
+def test_of_several_who_write_an_object_at_once_one_does(objects):
+    for number in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            wrote = list(pool.map(lambda who, name=f"a/{number}": objects.create(name, b"%d" % who), range(8)))
+        assert wrote.count(True) == 1
+        assert objects.read(f"a/{number}", 1) == b"%d" % wrote.index(True)
+
+
+def test_what_an_object_holds_is_told_apart(objects):
+    objects.create("a/b", b"first")
+    assert objects.has("a/b")
+    assert objects.holds("a/b", b"first")
+    for content in (b"other", b"firs", b"first and more", b""):
+        assert not objects.holds("a/b", content)
+    assert not objects.has("a/c")
+    assert not objects.holds("a/c", b"first")
+    objects.create("c/b", b"x")
+    assert list(objects.sizes("a")) == [("a/b", 5)]
 
 
 def test_pieces_are_read_as_far_as_there_are_any(objects):

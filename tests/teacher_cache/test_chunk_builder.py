@@ -7,19 +7,25 @@ import signal
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.stand_ins import moto
+from benchmarks.stand_ins.faulty_proxy import faulty_proxy
 from benchmarks.stand_ins.object_server import BUCKET, object_service
 from ground.errors import IdentityMismatch, InvalidInput, StorageFailed
 from ground.places import ObjectUrl
 from storage.ledger import Ledger, ledger_exists
 from storage.ledger_records import Summary
 from storage.ledger_tables import calls
+from storage.price import Price
 from storage.schema import CHUNK_ROWS
+from storage.stage import Stage
 from storage.store import DESKS, Store
 from storage.verify import published_problems
 from teacher_cache.build import build
@@ -27,6 +33,7 @@ from teacher_cache.datasets import open_dataset
 from teacher_cache.datasets.base import ArraySplit
 from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import fetch, publish
+from teacher_cache.remote.policy import AskingConfig
 from tests.conftest import run_command
 from tests.teacher_cache.builders import forwards as forwards_of
 from tests.teacher_cache.builders import wait_until
@@ -159,6 +166,24 @@ def test_builders_that_nothing_happens_to_divide_the_chunks_and_lose_nothing(
     assert (totals.committed, totals.spent, forwards_of(tmp_path)) == (N, N, N)
     written = [key for method, key in service.requests if method == "PUT" and "/train/logits/c" in key]
     assert len(written) == len(set(written)) == 3
+
+
+@pytest.mark.slow
+def test_who_is_overtaken_before_he_has_charged_anything_finds_the_rows_answered(
+    builders, job, ledger_url, built_in_a_folder, forwards, monkeypatch
+):
+    make, others = Stage.make, []
+
+    def overtaken(*arguments, **options):
+        if not others:
+            others.append(builders.start(job("faster", machine="there")).wait())
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(Stage, "make", overtaken)
+    report = build(*prepare_build(job("slower").config()))
+    assert others[0]["new_calls"] == N
+    assert (report.new_calls, report.rows_valid, sum(forwards)) == (0, N, 0)
+    assert require_whole(ledger_url, built_in_a_folder).spent == N
 
 
 # Step, how often it is come to before, and what of the dead builder's calls is lost on its own machine: what it asked
@@ -358,6 +383,21 @@ def test_an_answer_that_does_not_fit_is_kept_and_not_asked_for_again(service, jo
         assert ledger.summary().lost == 0
 
 
+@pytest.mark.slow
+def test_an_answer_that_does_not_fit_among_rows_that_were_left_is_not_asked_for_again_either(
+    builders, job, ledger_url, forwards, loud, monkeypatch, tmp_path
+):
+    assert builders.start(job("dead", kill_at="staged", stop_in=2)).wait() == {}
+    monkeypatch.setenv(DESKS, str(tmp_path / "desks" / "here"))
+    loud(1e6, name="layer1", batch=1)
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="which float16 cannot hold"):
+            build(*prepare_build(job("next").config()))
+        assert forwards == [BATCH]
+    with closing(Ledger(ledger_url)) as ledger:
+        assert ledger.summary().lost == 0
+
+
 def test_what_a_store_in_object_storage_cannot_become_is_refused_before_any_call(service, job, forwards, tmp_path):
     build(*prepare_build(job("one").config()))
     made, before = sum(forwards), dict(service.objects)
@@ -430,3 +470,48 @@ def test_a_student_is_trained_from_what_was_built(service, job, ledger_url, tmp_
     result = run_command("ckd-cache", "verify", "--store", URL, "--ledger", ledger_url)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{N} rows whole, {N} calls committed, the ledger's chain holds" in result.stdout
+    trace = ("ckd-cache", "ledger", "trace", tmp_path / "run", "--ledger", ledger_url)
+    result = run_command(*trace)
+    assert result.returncode == 2
+    assert f"object storage is asked only where you say so; add --store {URL}" in result.stderr
+    result = run_command(*trace, "--store", URL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"the ledger vouches for all {N} rows" in result.stdout
+
+
+def test_what_builds_cost_is_what_the_user_says_of_a_call(builders, job, service, ledger_url, tmp_path):
+    asking = AskingConfig(price=Price.parse(call="0.01"))
+    config = replace(job("one").config(), views=2, batch_size=48, asking=asking, budget_micros=10_000_000)
+    report = build(*prepare_build(config))
+    assert report.cost_micros == 10_000 * report.new_calls
+    with closing(Ledger(ledger_url)) as ledger:
+        totals = ledger.summary()
+        assert published_problems(Store.open(URL), ledger) == []
+    assert (totals.cost_micros, totals.reserved_micros) == (report.cost_micros, 0)
+
+
+@pytest.mark.slow
+def test_builders_on_a_server_of_s3_that_fails_and_dies_lose_nothing_that_was_answered(
+    builders, job, tmp_path, ledger_url, moto_port, built_in_a_folder, monkeypatch
+):
+    url = ObjectUrl("s3", moto.BUCKET, uuid4().hex)
+    shares = {"503": 0.06, "cut before": 0.02, "cut after": 0.02}
+    with faulty_proxy(moto_port, shares, seed=1) as proxy:
+        endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint["AWS_ENDPOINT_URL"])
+        made = partial(job, store=str(url))
+        environment = made("any").environment | endpoint
+        kills = [("answer", 2), ("half put", 6), ("commit", 1)]
+        started = [
+            builders.start(made(f"dead{number}", kill_at=step, stop_in=at, environment=environment))
+            for number, (step, at) in enumerate(kills)
+        ]
+        for builder in started:
+            builder.wait()
+        outcome = builders.start(made("last", environment=environment)).wait(120)
+        assert outcome["exit_code"] == 0, outcome
+        totals = require_whole(ledger_url, built_in_a_folder, url)
+        assert proxy.met["503"]
+        assert proxy.met["cut after"]
+    assert totals.lost <= BATCH
+    assert forwards_of(tmp_path) <= totals.spent
