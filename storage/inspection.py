@@ -82,7 +82,7 @@ def inspect_in_blocks(
         before(*block)
         return _look(store, *block)
 
-    for seen in in_threads(look, row_blocks(store, store.manifest.n)):
+    for seen in in_threads(look, row_blocks(store, store.manifest.n), at_least=store.arrays.in_flight):
         yield _compared(store, ledger, seen)
 
 

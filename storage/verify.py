@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ground.documents import Malformed
 from ground.errors import CKDError, StoreUnreadable
+from ground.threads import in_threads
 from storage.canaries import CANARIES_FILE, CANARY_ROW
 from storage.inspection import Inspection, inspect_in_blocks, row_blocks
 from storage.ledger import Ledger
@@ -92,15 +94,22 @@ def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 def answer_problems(store: Store) -> Iterator[Problem]:
     """Cells that are said to be whole and are not what was written, by the digests beside them alone."""
-    for first, last in row_blocks(store, store.manifest.n):
-        valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
-        written = store.arrays.read_what_is_there(DIGEST, first, last)
-        for place, output in enumerate(store.outputs):
-            found, readable = store.found_digests(output, first, last)
-            matches = (found == written[:, :, place]).all(axis=2)
-            for row, view in np.argwhere(valid & ~(matches & readable)).tolist():
-                what = "does not match its digest" if readable[row, view] else "cannot be read"
-                yield Problem(what, _repair(store), store.array_of(output.name), first + row, view)
+    blocks, look = row_blocks(store, store.manifest.n), partial(_unlike_their_digests, store)
+    for found in in_threads(look, blocks, at_least=store.arrays.in_flight):
+        yield from found
+
+
+def _unlike_their_digests(store: Store, block: tuple[int, int]) -> list[Problem]:
+    (first, last), problems = block, list[Problem]()
+    valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
+    written = store.arrays.read_what_is_there(DIGEST, first, last)
+    for place, output in enumerate(store.outputs):
+        found, readable = store.found_digests(output, first, last)
+        matches = (found == written[:, :, place]).all(axis=2)
+        for row, view in np.argwhere(valid & ~(matches & readable)).tolist():
+            what = "does not match its digest" if readable[row, view] else "cannot be read"
+            problems.append(Problem(what, _repair(store), store.array_of(output.name), first + row, view))
+    return problems
 
 
 def _missing_problems(store: Store) -> Iterator[Problem]:
