@@ -61,8 +61,16 @@ def read_object(path: Path, most_bytes: int = _MOST_BYTES) -> dict[str, Any]:
             raise Malformed("there is no such file" if not path.exists() else "it is no ordinary file")
         if path.stat().st_size > most_bytes:
             raise Malformed(f"it is larger than {most_bytes >> 20} MiB")
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_object(path.read_bytes())
+    except OSError as error:
+        raise Malformed(str(error)) from error
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in a document that was read; raises `Malformed` if there is none."""
+    try:
+        document = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise Malformed(str(error)) from error
     if not isinstance(document, dict):
         raise Malformed("it is no JSON object")

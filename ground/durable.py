@@ -187,9 +187,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def json_content(document: dict[str, Any]) -> bytes:
+    """A JSON document as `write_json` writes it."""
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace `path` by a JSON document, atomically and durably."""
-    write_bytes(path, (json.dumps(document, indent=2) + "\n").encode())
+    write_bytes(path, json_content(document))
 
 
 def remove_partials(folder: Path) -> None:

@@ -12,6 +12,7 @@
     ├── RolledBack              the ledger is an older one, or a fork: bring back the newer one, or accept it
     ├── OlderFormat             the store can only be read as it is: upgrade it
     ├── StoreIncomplete         rows are missing: run the build again
+    ├── StorageFailed           object storage gives no answer, or another than it should: see that it does
     ├── StoreBusy               another builder holds the store: wait for it
     ├── Diverged                a loss is not finite: lower the learning rate
     ├── TeacherDoubted          exit 1: the first answers look wrong: check the teacher, or trust it
@@ -130,6 +131,10 @@ class StoreIncomplete(CKDError):
     """A store lacks rows, or arrays, that the caller needs."""
 
 
+class StorageFailed(CKDError):
+    """Object storage gives no answer, does not permit what is asked, or cannot do it."""
+
+
 class StoreBusy(CKDError):
     """Another process is building this store."""
 
@@ -188,9 +193,9 @@ class Interrupted(CKDError):
     exit_code = 130
 
 
-def store_command(name: str, folder: Path, **options: object) -> str:
-    """`suggested` of `ckd-cache`, for a store in a folder."""
-    return suggested(f"ckd-cache {name}", store=folder, **options)
+def store_command(name: str, place: object, **options: object) -> str:
+    """`suggested` of `ckd-cache`, for a store in a folder, or at a URL."""
+    return suggested(f"ckd-cache {name}", store=place, **options)
 
 
 def suggested(command: str, *arguments: object, **options: object) -> str:

@@ -4,11 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ground.errors import CKDError
+from ground.places import ObjectUrl, Place, only_read, parse_place
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class StorePlace(click.ParamType[Any]):
+    """A store's folder, or its URL in object storage."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """Read what was given; nothing is opened."""
+        try:
+            return parse_place(value) if isinstance(value, str) else value
+        except CKDError as error:
+            self.fail(str(error), param, ctx)
+
+
+class StoreFolder(click.Path):
+    """A store's folder, for commands that change a store; a URL is refused, with what to do instead."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As a path."""
+        if isinstance(value, str) and "://" in value:
+            try:
+                raise only_read(ObjectUrl.parse(value))
+            except CKDError as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 allow_code_option = click.option(

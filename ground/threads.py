@@ -18,13 +18,18 @@ _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 
-def in_threads(work: Callable[[_Piece], _Result], pieces: Iterable[_Piece]) -> Iterator[_Result]:
-    """What `work` makes of each piece, in order, begun a few pieces ahead; an error is raised in its place."""
-    pool, begun = ThreadPoolExecutor(_NUM_THREADS), deque[Future[_Result]]()
+def in_threads(work: Callable[[_Piece], _Result], pieces: Iterable[_Piece], *, at_least: int = 1) -> Iterator[_Result]:
+    """What `work` makes of each piece, in order, begun a few pieces ahead; an error is raised in its place.
+
+    Args:
+        at_least: threads, however few cores there are: for work that waits, as for a network.
+    """
+    threads = max(_NUM_THREADS, at_least)
+    pool, begun = ThreadPoolExecutor(threads), deque[Future[_Result]]()
     try:
         for piece in pieces:
             begun.append(pool.submit(work, piece))
-            if len(begun) >= _AHEAD * _NUM_THREADS:
+            if len(begun) >= max(_AHEAD * _NUM_THREADS, threads):
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

@@ -15,17 +15,23 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ground.durable import open_own, reporting_full_disk
 from ground.errors import StoreUnreadable, store_command
+from ground.threads import in_threads
 from storage.schema import ArraySpec
+
+_Piece = TypeVar("_Piece")
 
 _NUM_THREADS = 8
 # Files that were written to and not synced yet stay open: a process may have few, and a store has many.
@@ -38,7 +44,12 @@ class ArrayFile(ABC):
     Args:
         path: the file or folder.
         specs: the arrays that must be there; anything else in the file is ignored.
+
+    Attributes:
+        in_flight: how many pieces are worth reading side by side; 1 where reading does not wait for anybody.
     """
+
+    in_flight = 1
 
     def __init__(self, path: Path, specs: Sequence[ArraySpec]) -> None:
         self.path = path
@@ -180,16 +191,29 @@ class ArrayFile(ABC):
         except MemoryError as error:
             raise self.unreadable(spec.name, f"{size / 1e9:.0f} GB do not fit into memory") from error
         content = values.reshape(-1).view(np.uint8).data if values.size else memoryview(b"")
-        for path, offset, first, count in self._pieces(spec, position, values.nbytes):
+
+        def read(piece: tuple[Path, int, int, int]) -> None:
+            path, offset, first, count = piece
             try:
-                found = _read_at(path, content[first : first + count], offset)
+                found = self._read_at(path, content[first : first + count], offset)
             except OSError as error:
                 row = (position + first) // spec.row_bytes
                 raise self.unreadable(spec.name, f"{path.name}, which holds row {row}: {error.strerror}") from error
             if found != count:
                 row = (position + first + found) // spec.row_bytes
                 raise self.unreadable(spec.name, f"{path.name} ends before row {row}")
+
+        self.for_each(read, self._pieces(spec, position, values.nbytes))
         return values
+
+    def for_each(self, work: Callable[[_Piece], None], pieces: Iterable[_Piece]) -> None:
+        """Do work that reads for each of some pieces: side by side where reading waits for a network."""
+        spread = map if self.in_flight == 1 else partial(in_threads, at_least=self.in_flight)
+        deque(spread(work, pieces), maxlen=0)
+
+    def _read_at(self, path: Path, content: memoryview, offset: int) -> int:
+        """Fill `content` from a file, from a byte on, as far as it goes; raises `OSError` where there is none."""
+        return _read_at(path, content, offset)
 
     def _write(self, spec: ArraySpec, position: int, values: np.ndarray) -> None:
         content = np.ascontiguousarray(values, dtype=spec.dtype).reshape(-1).view(np.uint8).data

@@ -26,7 +26,7 @@ CANARIES_FILE = "canaries.json"
 CANARY, CANARY_ROW = "canary", 1 << 24
 # What such a session says that it keeps: the answer as it is in the file, under one digest.
 CANARY_OUTPUT = "answer"
-_MOST_BYTES = 16 << 20
+MOST_CANARY_BYTES = 16 << 20
 _TYPES = ("float32", "int32")
 
 # Output -> (...) as the teacher said it; None where it refused.
@@ -100,7 +100,7 @@ class CanaryRecord:
         if not path.exists():
             return None
         try:
-            document = read_object(path, _MOST_BYTES)
+            document = read_object(path, MOST_CANARY_BYTES)
             if document.pop("digest", None) != _digest(document):
                 raise Malformed("it was changed: it does not match its own digest")
             found = typed(document, _Document, exact=True)

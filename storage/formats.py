@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
+from ground.errors import StoreUnreadable, store_command
+from ground.places import ObjectUrl, Place
 from storage.arrays import ArrayFile
+from storage.schema import ArraySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +35,40 @@ FORMATS: Mapping[str, ArrayFormat] = {
     "zarr": ArrayFormat(".zarr", "storage.zarr_arrays:ZarrArrays"),
     "hdf5": ArrayFormat(".h5", "storage.hdf5_arrays:Hdf5Arrays"),
 }
+
+
+def make_arrays(
+    place: Place, array_format: str, name: str, specs: Sequence[ArraySpec], rows: Mapping[str, int]
+) -> None:
+    """Make the arrays of a store, zero until written; see `ArrayFile.create` and `storage.object_arrays.describe`."""
+    if not isinstance(place, ObjectUrl):
+        FORMATS[array_format].load().create(place / name, specs, rows)
+        return
+    from storage.object_arrays import describe
+    from storage.objects import Objects
+
+    describe(Objects(place), name, specs, rows)
+
+
+def open_arrays(place: Place, array_format: str, name: str, specs: Sequence[ArraySpec]) -> ArrayFile:
+    """The arrays of a store.
+
+    Args:
+        place: the store's folder or URL.
+        name: of the arrays' file or folder there.
+
+    Raises:
+        StoreUnreadable: they are not there, not such arrays, or a file where only objects can be read.
+    """
+    if not isinstance(place, ObjectUrl):
+        return FORMATS[array_format].load()(place / name, specs)
+    if array_format != "zarr":
+        raise StoreUnreadable(
+            f"{place} holds {array_format} arrays, which are one file and are read from a local disk; copy it into a "
+            f"folder, and publish it as Zarr: {store_command('convert', 'DIR', to='zarr', out='DIR-zarr')}"
+        )
+    # As each format's library: obstore is loaded where it is used.
+    from storage.object_arrays import ObjectArrays
+    from storage.objects import Objects
+
+    return ObjectArrays(Objects(place), name, specs)

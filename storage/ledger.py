@@ -190,7 +190,7 @@ class Ledger:
         """Number of the entry with this hash, or None."""
         return self._database.read(lambda connection: ledger_journal.entry_number(connection, hash_))
 
-    def require_entry(self, hash_: str, store: Path) -> None:
+    def require_entry(self, hash_: str, store: object) -> None:
         """Raise `StoreUnreadable` unless an entry has this hash: a ledger that lacks it is not the store's own."""
         if self.entry_number(hash_) is None:
             raise StoreUnreadable(
@@ -231,6 +231,10 @@ class Ledger:
     def calls_of_store(self, store: str, status: str) -> list[RecordedCall]:
         """Calls with this status whose outputs belong to a store, in order of their ids."""
         return self._database.read(lambda connection: ledger_calls.calls_of_store(connection, store, status))
+
+    def calls_outside(self, store: str, rows: int) -> list[RecordedCall]:
+        """Committed calls of a store that has so many rows, for rows that it does not have."""
+        return self._database.read(lambda connection: ledger_calls.calls_outside(connection, store, rows))
 
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""

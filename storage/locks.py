@@ -170,6 +170,10 @@ class CellLocks:
         """Hold a cell until the stack is unwound, if nobody else is writing its answer."""
         return self._take(cell, 1, stack)
 
+    def take_run(self, first: int, count: int, stack: ExitStack) -> bool:
+        """The same for a run of cells."""
+        return self._take(first, count, stack)
+
     def _take(self, first: int, count: int, stack: ExitStack) -> bool:
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)

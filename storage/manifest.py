@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ground.documents import Hex32, Hex64, Line, Malformed, read_object, shown, typed
-from ground.durable import write_json
+from ground.documents import Hex32, Hex64, Line, Malformed, parse_object, read_object, shown, typed
+from ground.durable import json_content, write_bytes
 from ground.errors import IdentityMismatch, InvalidInput, StoreUnreadable, store_command
 from ground.geometry import (
     FIT_SHAPES,
@@ -35,6 +35,7 @@ from ground.geometry import (
     shows_boxes,
 )
 from ground.layers import POOLED, is_before, is_layer_name, layer_of
+from ground.places import ObjectUrl, Place
 from storage.answers import AnswerForm, Kind
 from storage.blocks import DIGEST_DIGITS
 from storage.float_types import FLOAT_TYPES
@@ -57,7 +58,7 @@ FORMAT_VERSION = 4
 FILE_NAME = "manifest.json"
 # The manifest of a store that is to take the place of the one beside it.
 EXTENSION = "extension.json"
-_MAX_MANIFEST_BYTES = 64 << 20
+MOST_MANIFEST_BYTES = 64 << 20
 _MAX_DIMENSIONS = 8
 _MAX_VALUES = 1 << 28
 _MAX_LAYERS = 1 << 10
@@ -239,6 +240,8 @@ class Manifest:
         versions: package versions that made the store.
         sources: what it was last built from, as far as it is known and only for who reads it: options of a command with
             full paths (dataset, data_root, weights), and listing, what was listed of an image folder.
+        aligned_chunks: whether chunks of all arrays end together (`ArraySpec.aligned`), as in object storage, where who
+            builds writes whole ones.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -256,6 +259,7 @@ class Manifest:
     history: tuple[Mapping[str, Line], ...] = ()
     versions: Mapping[str, Line] = field(default_factory=dict)
     sources: Mapping[str, Line] = field(default_factory=dict)
+    aligned_chunks: bool = False
     older: OlderManifest | None = None
 
     @property
@@ -303,13 +307,17 @@ class Manifest:
         return digest_of(document)
 
     def save(self, folder: Path, file_name: str = FILE_NAME) -> None:
-        """Write it, atomically and durably, with a digest of its own, sealed with the key where there is one."""
+        """Write it, atomically and durably; see `content`."""
+        write_bytes(folder / file_name, self.content())
+
+    def content(self) -> bytes:
+        """Of its file: with a digest of its own, sealed with the key where there is one."""
         assert self.older is None, "a store of an older format is upgraded before it is written to"
         document = {"format_version": FORMAT_VERSION, **self._document()}
         digest = digest_of(document)
         seal = Seal.from_environment().manifest(digest)
         sealed = {} if seal is None else {"seal": seal}
-        write_json(folder / file_name, {**document, "digest": digest, **sealed})
+        return json_content({**document, "digest": digest, **sealed})
 
     def _document(self) -> dict[str, Any]:
         # As `asdict`, which takes a hundred times as long, a tenth of a second over the names of many classes.
@@ -318,6 +326,8 @@ class Manifest:
         # Stores from before it was recorded keep their digest.
         if not self.sources:
             del document["sources"]
+        if not self.aligned_chunks:
+            del document["aligned_chunks"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -331,17 +341,16 @@ class Manifest:
         return document
 
     @classmethod
-    def load(cls, folder: Path, file_name: str = FILE_NAME) -> Manifest:
+    def load(cls, place: Place, file_name: str = FILE_NAME) -> Manifest:
         """Read and check it; one of an older format is brought forward, in memory alone.
 
         Raises:
             StoreUnreadable: it is missing, malformed, of a newer format, or of one that nothing leads on from.
+            StorageFailed: object storage does not give it.
         """
-        path = folder / file_name
+        path = place / file_name
         try:
-            if not path.exists():
-                raise StoreUnreadable(no_store(folder, file_name))
-            document = read_object(path, _MAX_MANIFEST_BYTES)
+            document = _document_at(place, file_name)
             if "format_version" not in document:
                 raise Malformed("it has no format_version")
             digest, seal = document.pop("digest", None), document.pop("seal", None)
@@ -366,6 +375,7 @@ class Manifest:
             document = {
                 "ledger_genesis": None,
                 "sources": {},
+                "aligned_chunks": False,
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -381,9 +391,35 @@ class Manifest:
         return manifest
 
 
-def is_sealed(folder: Path) -> bool:
+def is_store(place: Place) -> bool:
+    """Whether there is a store, of whatever kind; raises `StorageFailed` where object storage does not say."""
+    if not isinstance(place, ObjectUrl):
+        return (place / FILE_NAME).exists()
+    from storage.objects import Objects  # obstore, for who needs it
+
+    return Objects(place).has(FILE_NAME)
+
+
+def is_sealed(place: Place) -> bool:
     """Whether the manifest of a store says that it was written with a key; raises `Malformed` if it cannot be read."""
-    return "seal" in read_object(folder / FILE_NAME, _MAX_MANIFEST_BYTES)
+    return "seal" in _document_at(place, FILE_NAME)
+
+
+def _document_at(place: Place, file_name: str) -> dict[str, Any]:
+    """What a manifest holds; raises `StoreUnreadable` where there is none, and `Malformed` where it is no JSON."""
+    if not isinstance(place, ObjectUrl):
+        if not (place / file_name).exists():
+            raise StoreUnreadable(no_store(place, file_name))
+        return read_object(place / file_name, MOST_MANIFEST_BYTES)
+    from storage.objects import Objects  # obstore, for who needs it
+
+    try:
+        return parse_object(Objects(place).read(file_name, MOST_MANIFEST_BYTES))
+    except FileNotFoundError as error:
+        raise StoreUnreadable(
+            f"there is no store at {place} (no {file_name}: none was published there, or not to its end); publish one "
+            f"with: {store_command('convert', 'DIR', to='objects', out=place)}"
+        ) from error
 
 
 def _require_seal(seal: object, digest: str) -> None:
@@ -398,7 +434,7 @@ def _require_seal(seal: object, digest: str) -> None:
         )
 
 
-def require_same(found: Identity, wanted: Identity, folder: Path, ledger: str | None = None) -> None:
+def require_same(found: Identity, wanted: Identity, folder: Place, ledger: str | None = None) -> None:
     """Refuse to add to a store that was made from something else.
 
     Args:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ground.errors import StoreUnreadable
@@ -39,7 +38,7 @@ class OlderManifest:
         return self.version < 3
 
 
-def require_readable(path: Path, version: object, current: int, what: str = "format version") -> None:
+def require_readable(path: object, version: object, current: int, what: str = "format version") -> None:
     """Refuse what no steps lead on from; raises `StoreUnreadable` that says whose it is.
 
     Args:

@@ -26,6 +26,7 @@ from msgspec import Struct
 from ground.documents import Hex32, Hex64, Line, Malformed, read_object, typed, unreadable
 from ground.durable import write_json
 from ground.errors import CKDError, StoreUnreadable
+from ground.places import ObjectUrl, Place
 from storage.ledger import Ledger
 from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal
 from storage.ledger_tables import entries
@@ -121,14 +122,14 @@ class Proof:
         return self.problems if self.missing is None else (*self.problems, self.missing)
 
 
-def prove_run(folder: Path, record: RunRecord, store: Path, manifest: Manifest) -> None:
+def prove_run(folder: Path, record: RunRecord, store: Place, manifest: Manifest) -> None:
     """Record what a run that has just ended came to; its metrics and weights are there, its `run.json` is not yet.
 
     What goes wrong is said in the log, and nothing else: the run is then not proven.
 
     Args:
         folder: the run's.
-        store: folder that it was trained from.
+        store: folder or URL that it was trained from.
         manifest: of the store, as it was read.
     """
     try:
@@ -150,8 +151,10 @@ def prove_run(folder: Path, record: RunRecord, store: Path, manifest: Manifest) 
         log.warning("%s: these results are not proven (%s)", folder, error)
 
 
-def _record_in_ledger(run: RunDigests, store: Path, manifest: Manifest) -> str | None:
+def _record_in_ledger(run: RunDigests, store: Place, manifest: Manifest) -> str | None:
     """Chain it in the store's own ledger; returns why it was not, or None."""
+    if isinstance(store, ObjectUrl):
+        return "the store is in object storage, where no ledger is"
     if manifest.ledger is not None:
         return "the store's calls are in a ledger that stores share"
     if manifest.older is not None:

@@ -26,16 +26,24 @@ DIGEST = "train/digest"
 DIGEST_BYTES = 16
 _FEATURES = "train/features/"
 _MAX_CHUNK_BYTES = 8 << 20
+# Of a chunk of small rows; where chunks are aligned, all chunks of a store end together every so many rows.
+CHUNK_ROWS = 64
 _BLOCK_BYTES = 256 << 10
+_TRAIN_SAMPLES = (IMAGES, "train/labels", "train/source_index", VIEWS)
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array: `name` is its path in the store, `row_shape` its shape without the row axis, `dtype` NumPy's."""
+    """One array: `name` is its path in the store, `row_shape` its shape without the row axis, `dtype` NumPy's.
+
+    Args:
+        aligned: whether its chunks have a power of two of rows.
+    """
 
     name: str
     row_shape: tuple[int, ...]
     dtype: np.dtype
+    aligned: bool = False
 
     @property
     def split(self) -> str:
@@ -57,7 +65,13 @@ class ArraySpec:
         """Rows per chunk: 64, or fewer for huge rows; 1 where there is no second one."""
         if self.split == TEACHER:
             return 1
-        return int(min(64, max(1, _MAX_CHUNK_BYTES // max(1, self.row_bytes))))
+        rows = int(min(CHUNK_ROWS, max(1, _MAX_CHUNK_BYTES // max(1, self.row_bytes))))
+        return 1 << (rows.bit_length() - 1) if self.aligned else rows
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is written as the teacher answers; the others are there before."""
+        return self.split == "train" and self.name not in _TRAIN_SAMPLES
 
     @property
     def block_rows(self) -> int:

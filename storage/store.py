@@ -8,13 +8,15 @@ changed is reported, not used.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +25,13 @@ import numpy as np
 from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
-from ground.threads import WORTH_A_THREAD_BYTES, in_threads
+from ground.places import ObjectUrl, Place, only_read
+from ground.threads import in_threads
 from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
-from storage.formats import FORMATS
+from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
 from storage.rows import Rows
@@ -44,11 +47,16 @@ from storage.schema import (
     parameter_arrays,
     sample_arrays,
 )
+from storage.zarr_arrays import zarr_files
 
 if TYPE_CHECKING:
     from storage.ledger import Ledger
+    from storage.object_arrays import ObjectArrays
+    from storage.stage import Stage
 
 LEDGER_FILE = "ledger.sqlite"
+# Names the folder of `desks`.
+DESKS = "CKD_DESKS"
 BUILD_LOCK = "build.lock"
 CELL_LOCK = "cells.lock"
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
@@ -61,26 +69,28 @@ class Store:
     """An open store.
 
     Args:
-        folder: where it is.
+        place: its folder, or its URL in object storage, where it is only read.
         manifest: what it is; `Store.open` reads it.
         file_name: of the manifest.
 
     Raises:
         StoreUnreadable: the arrays are not there or do not match the manifest.
+        StorageFailed: object storage does not give them.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, file_name: str = FILE_NAME) -> None:
+    def __init__(self, place: Place, manifest: Manifest, file_name: str = FILE_NAME) -> None:
         if manifest.array_format not in FORMATS:
-            raise StoreUnreadable(f"{folder} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
+            raise StoreUnreadable(f"{place} holds {manifest.array_format!r} arrays; known: {', '.join(FORMATS)}")
         kind = FORMATS[manifest.array_format]
         if Path(manifest.arrays).suffix != kind.suffix:
             raise StoreUnreadable(
-                f"{folder} holds {manifest.arrays}, which is no name of {manifest.array_format} arrays"
+                f"{place} holds {manifest.arrays}, which is no name of {manifest.array_format} arrays"
             )
-        self.folder = folder
+        self.place = place
         self.manifest = manifest
         self.file_name = file_name
-        self.arrays = kind.load()(folder / manifest.arrays, array_specs(manifest.identity))
+        specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
+        self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, specs)
         for name, spec in self.arrays.specs.items():
             if self.arrays.num_rows(name) < manifest.rows[spec.split]:
                 raise self.arrays.unreadable(
@@ -90,9 +100,32 @@ class Store:
         self._whole: set[str] = set()
 
     @classmethod
-    def open(cls, folder: Path, file_name: str = FILE_NAME) -> Store:
+    def open(cls, place: Place, file_name: str = FILE_NAME) -> Store:
         """Open what is there; raises `StoreUnreadable` when it is no store."""
-        return cls(folder, Manifest.load(folder, file_name), file_name)
+        return cls(place, Manifest.load(place, file_name), file_name)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is in object storage: without a ledger beside it, and without anybody who changes it."""
+        return isinstance(self.place, ObjectUrl)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is on the disk; raises `InvalidInput` for one in object storage, which nobody writes to."""
+        if isinstance(self.place, ObjectUrl):
+            raise only_read(self.place)
+        return self.place
+
+    @property
+    def desk(self) -> Path:
+        """Where who builds it keeps locks and answers in hand: its folder; for one in object storage, a folder of this
+        machine, which is made.
+        """
+        if not isinstance(self.place, ObjectUrl):
+            return self.place
+        desk = desks() / self.manifest.store_id
+        desk.mkdir(parents=True, exist_ok=True)
+        return desk
 
     @classmethod
     def create(
@@ -121,40 +154,24 @@ class Store:
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
         prepare_folder(folder)
-        store = cls.lay_out(
-            folder,
-            Manifest(
-                store_id=uuid.uuid4().hex,
-                array_format=array_format,
-                arrays=f"data{FORMATS[array_format].suffix}",
-                identity=identity,
-                n=len(samples["train/labels"]),
-                num_val=len(samples["val/labels"]),
-                num_test=len(samples["test/labels"]),
-                samples={},
-                ledger=ledger,
-                history=tuple(history),
-                versions={package: version(package) for package in _PACKAGES},
-                sources=sources or {},
-            ),
-            samples,
-        )
+        manifest = new_manifest(identity, array_format=array_format, samples=samples, ledger=ledger, sources=sources)
+        store = cls.lay_out(folder, replace(manifest, history=tuple(history)), samples)
         store.save()
         fsync_path(folder.parent)
         return store
 
     @classmethod
     def lay_out(
-        cls, folder: Path, manifest: Manifest, samples: Mapping[str, RowSource], file_name: str = FILE_NAME
+        cls, place: Place, manifest: Manifest, samples: Mapping[str, RowSource], file_name: str = FILE_NAME
     ) -> Store:
-        """Make the arrays that a manifest describes, durably; `save` is what makes them a store.
+        """Make the arrays that a manifest describes, durably; its file is what makes them a store.
 
         Args:
             manifest: the digests of its samples come from what is written.
         """
-        kind, specs = FORMATS[manifest.array_format], array_specs(manifest.identity)
-        kind.load().create(folder / manifest.arrays, specs, manifest.rows)
-        store = cls(folder, manifest, file_name)
+        specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
+        make_arrays(place, manifest.array_format, manifest.arrays, specs, manifest.rows)
+        store = cls(place, manifest, file_name)
         digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
         store.manifest = replace(manifest, samples=digests)
@@ -248,7 +265,7 @@ class Store:
 
     def require_current(self) -> None:
         """Raise `OlderFormat` for a store that can be read and not written to."""
-        require_current(self.manifest, self.folder)
+        require_current(self.manifest, self.place)
 
     def record_ledger_head(self, head: str, genesis: str | None = None) -> None:
         """Note the ledger's state in the manifest: an older copy of the ledger, or another one, is then found out.
@@ -261,6 +278,40 @@ class Store:
         )
         if noted != self.manifest:
             self.save(noted)
+
+    @property
+    def _objects(self) -> ObjectArrays:
+        from storage.object_arrays import ObjectArrays  # obstore, for who needs it
+
+        assert isinstance(self.arrays, ObjectArrays), "it is in object storage"
+        return self.arrays
+
+    def answered_chunks(self) -> set[int]:
+        """Of a store in object storage: numbers of the chunks of rows that somebody has answered."""
+        return self._objects.answered_chunks()
+
+    def is_answered(self, number: int) -> bool:
+        """Likewise, whether the chunk of rows of this number is one of them."""
+        return self._objects.is_answered(number)
+
+    def unanswered_files(self) -> set[str]:
+        """Likewise, the files of its arrays that are not there, as nobody has answered their rows; by their path."""
+        arrays = self._objects
+        names = zarr_files(arrays.specs.values(), lambda spec: arrays.num_rows(spec.name))
+        return {f"{self.manifest.arrays}/{name}" for name, _ in names if arrays.is_unanswered(name)}
+
+    @contextmanager
+    def staged(self, stage: Stage) -> Iterator[None]:
+        """Read and write the rows of a stage there, in this block, and all others in object storage."""
+        self._objects.stage = stage
+        try:
+            yield
+        finally:
+            self._objects.stage = None
+
+    def put_stage(self, stage: Stage, remedy: str) -> None:
+        """Write the rows of a stage to object storage; see `ObjectArrays.put_stage`."""
+        self._objects.put_stage(stage, remedy)
 
     # Rows and cells
 
@@ -314,10 +365,13 @@ class Store:
             kept = np.empty((len(index), *spec.row_shape), spec.dtype)
         except MemoryError as error:
             raise self.arrays.unreadable(name, "it does not fit into memory") from error
-        for block in np.unique(index // self.manifest.block_rows(spec)).tolist():
+
+        def read(block: int) -> None:
             for first, values in self._checked(name, block):
                 begin, end = np.searchsorted(index, (first, first + len(values)))
                 kept[begin:end] = values[index[begin:end] - first]
+
+        self.arrays.for_each(read, np.unique(index // self.manifest.block_rows(spec)).tolist())
         identity = self.manifest.identity
         if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
@@ -330,17 +384,23 @@ class Store:
 
     def sample_problems(self, name: str) -> Iterator[StoreUnreadable]:
         """Each block of a sample array that cannot be read, or is not what was written; nothing of it is kept."""
-        spec = self.arrays.specs[name]
+        rows = self.manifest.rows[self.arrays.specs[name].split]
+        blocks = self.blocks_from(name, 0, rows)
+        problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
+        yield from filter(None, problems)
 
-        def problem_of(block: int) -> StoreUnreadable | None:
-            try:
-                deque(self._checked(name, block), maxlen=0)
-            except StoreUnreadable as error:
-                return error
-            return None
+    def blocks_from(self, name: str, first: int, last: int) -> range:
+        """Blocks of a sample array that begin in rows first..last."""
+        size = self.manifest.block_rows(self.arrays.specs[name])
+        return range(-(-first // size), -(-last // size))
 
-        blocks = range(-(-self.manifest.rows[spec.split] // self.manifest.block_rows(spec)))
-        yield from filter(None, in_threads(problem_of, blocks))
+    def block_problem(self, name: str, block: int) -> StoreUnreadable | None:
+        """What is wrong with one block of a sample array; nothing of it is kept."""
+        try:
+            deque(self._checked(name, block), maxlen=0)
+        except StoreUnreadable as error:
+            return error
+        return None
 
     def _checked(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
         """The rows of a block of a sample array in pieces, (first, values), which are checked once all are handed out.
@@ -425,10 +485,21 @@ class Store:
         values = {output.name: self.arrays.read_cells(self.array_of(output.name), cell, cell + 1) for output in outputs}
         return values, output_digests(outputs, values)[0]
 
-    def rewrite(self, cells: Sequence[int]) -> None:
-        """Write cells once more, so that `publish` makes them durable: whoever wrote them may not have lived to."""
+    def adopt(self, cells: Sequence[int], further: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Make cells durable and visible that others wrote, or answered.
+
+        Args:
+            cells: in increasing order.
+            further: those of them that are still to be written: cell -> name -> (1, ...).
+        """
+        if self.is_published:
+            # Each of its objects is whole from the first moment on.
+            assert not further, "what is written to object storage is a whole chunk"
+            return
         for cell in cells:
-            self.write_outputs([cell], self.read_cell(cell, self.outputs)[0])
+            # Once more, as whoever wrote it may not have lived to make it durable.
+            self.write_outputs([cell], further.get(cell) or self.read_cell(cell, self.outputs)[0])
+        self.publish(cells)
 
     def cell_digests(self, cell: int) -> np.ndarray | None:
         """Digests of a cell's outputs if all of them are what was written last, else None: (O, 16) uint8."""
@@ -447,19 +518,12 @@ class Store:
         found = np.zeros((stop - start, views, DIGEST_BYTES), dtype=np.uint8)
         readable = np.zeros((stop - start, views), dtype=np.bool_)
         array = self.array_of(output.name)
-        spec = self.arrays.specs[array]
-
-        def digest(rows: tuple[int, int]) -> None:
-            try:
-                values = self.arrays.read(array, *rows)
-            except StoreUnreadable:
-                return
-            here, flat = slice(rows[0] - start, rows[1] - start), values.reshape(-1, *values.shape[2:])
-            found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
-            readable[here] = True
-
-        spread = in_threads if spec.cell_bytes >= WORTH_A_THREAD_BYTES else map
-        deque(spread(digest, Rows.between(start, stop).blocks(spec.chunk_rows)), maxlen=0)
+        for first, last in Rows.between(start, stop).blocks(self.arrays.specs[array].chunk_rows):
+            with suppress(StoreUnreadable):
+                values = self.arrays.read(array, first, last)
+                here, flat = slice(first - start, last - start), values.reshape(-1, *values.shape[2:])
+                found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
+                readable[here] = True
         return found, readable
 
     def read_outputs(self, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:
@@ -475,38 +539,45 @@ class Store:
             if name not in places:
                 raise UnknownName("stored output", name, places)
         self.require_rows(rows)
-        kept = {}
-        for name in names:
-            output, array = self.outputs[places[name]], self.array_of(name)
-            spec = self.arrays.specs[array]
-            values, done = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype), 0
-            for first, last in rows.blocks(spec.chunk_rows):
-                block = values[done : done + last - first]
-                block[:] = self.arrays.read(array, first, last)
-                flat = block.reshape(-1, *output.shape)
-                found = output_digests((output,), {name: flat}).reshape(last - first, -1, DIGEST_BYTES)
-                written = self.arrays.read(DIGEST, first, last)[:, :, places[name]]
-                wrong = np.argwhere((found != written).any(axis=2))
-                if len(wrong):
-                    raise StoreUnreadable(
-                        f"{array} of row {first + int(wrong[0, 0])} of {self.folder} does not match its digest; see "
-                        f"all damage with: {self.command('verify')}"
-                    )
-                done += last - first
-            kept[name] = values
-        return kept
+        return {name: self._read_output(places[name], rows) for name in names}
+
+    def _read_output(self, place: int, rows: Rows) -> np.ndarray:
+        """Some rows of an output, by its place among the outputs, checked."""
+        output = self.outputs[place]
+        array = self.array_of(output.name)
+        spec = self.arrays.specs[array]
+        values = np.empty((len(rows), *spec.row_shape), dtype=spec.dtype)
+
+        def read(piece: tuple[int, tuple[int, int]]) -> None:
+            begin, (first, last) = piece
+            block = values[begin : begin + last - first]
+            block[:] = self.arrays.read(array, first, last)
+            flat = block.reshape(-1, *output.shape)
+            found = output_digests((output,), {output.name: flat}).reshape(last - first, -1, DIGEST_BYTES)
+            written = self.arrays.read(DIGEST, first, last)[:, :, place]
+            wrong = np.argwhere((found != written).any(axis=2))
+            if len(wrong):
+                raise StoreUnreadable(
+                    f"{array} of row {first + int(wrong[0, 0])} of {self.place} does not match its digest; see all "
+                    f"damage with: {self.command('verify')}"
+                )
+
+        blocks = list(rows.blocks(spec.chunk_rows))
+        begins = accumulate((last - first for first, last in blocks), initial=0)
+        self.arrays.for_each(read, zip(begins, blocks, strict=False))
+        return values
 
     def require_rows(self, rows: Rows | None = None) -> None:
         """Refuse to go on where some rows, or any, are not whole, and say how to finish."""
         n, rows = self.manifest.n, Rows.first(self.manifest.n) if rows is None else rows
         if rows.end > n:
             raise InvalidInput(
-                f"{rows.end} rows are asked for and {self.folder} has {n} images; ask for fewer, or grow it with: "
+                f"{rows.end} rows are asked for and {self.place} has {n} images; ask for fewer, or grow it with: "
                 f"{self.build_command(rows.end)}"
             )
         if len(self.missing_cells(rows)):
             raise StoreIncomplete(
-                f"{self.folder} has {self.valid_prefix()} whole rows, {rows.end} are needed; finish it with: "
+                f"{self.place} has {self.valid_prefix()} whole rows, {rows.end} are needed; finish it with: "
                 f"{self.build_command(n)}"
             )
 
@@ -517,7 +588,14 @@ class Store:
 
     def command(self, name: str, **options: object) -> str:
         """A command of `ckd-cache` to suggest for this store, with the ledger that it shares."""
-        return store_command(name, self.folder, ledger=self.manifest.ledger, **options)
+        is_built_here = name == "build" and self.manifest.aligned_chunks
+        if self.is_published and name != "verify" and not is_built_here:
+            command = store_command(name, "DIR", ledger=self.manifest.ledger, **options)
+            return (
+                f"{command}, where DIR is the folder that it was published from, or that convert fetches it into, then "
+                "publish that to a new URL"
+            )
+        return store_command(name, self.place, ledger=self.manifest.ledger, **options)
 
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows; its own settings need not be said."""
@@ -531,7 +609,9 @@ class Store:
         return self.command("build", n=n, **places)
 
     def size_bytes(self) -> int:
-        """Bytes on the disk, ledger included."""
+        """Bytes on the disk, ledger included; in object storage, of the arrays."""
+        if self.is_published:
+            return self.arrays.size_bytes()
         others = (file for file in self.folder.iterdir() if file.is_file() and file != self.arrays.path)
         return self.arrays.size_bytes() + sum(file.stat().st_size for file in others)
 
@@ -549,7 +629,7 @@ class Store:
         specs = self.manifest.identity.parameters
         if not specs:
             raise StoreIncomplete(
-                f"{self.folder} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
+                f"{self.place} keeps nothing of the teacher itself, and its last layer is needed; add it with: "
                 f"{self.command('upgrade', weights=self.manifest.sources.get('weights', 'FILE'))}"
             )
         return {spec.name: self.read_sample(parameter_array(spec.name))[0] for spec in specs}
@@ -577,7 +657,38 @@ class _StoredRows:
         return self.store.read_sample(self.name, Rows.between(first, last))
 
 
-def require_current(manifest: Manifest, folder: Path) -> None:
+def new_manifest(
+    identity: Identity,
+    *,
+    array_format: str,
+    samples: Mapping[str, RowSource],
+    ledger: str | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> Manifest:
+    """What a new store is, as `Store.create` says it; without the digests of its samples, which `lay_out` finds."""
+    return Manifest(
+        store_id=uuid.uuid4().hex,
+        array_format=array_format,
+        arrays=f"data{FORMATS[array_format].suffix}",
+        identity=identity,
+        n=len(samples["train/labels"]),
+        num_val=len(samples["val/labels"]),
+        num_test=len(samples["test/labels"]),
+        samples={},
+        ledger=ledger,
+        versions={package: version(package) for package in _PACKAGES},
+        sources=sources or {},
+    )
+
+
+def desks() -> Path:
+    """Folder of this machine that holds a folder for each store in object storage that was built from here."""
+    named = os.environ.get(DESKS)
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return Path(named) if named else state / "ckd" / "desks"
+
+
+def require_current(manifest: Manifest, folder: Place) -> None:
     """Raise `OlderFormat` for the manifest of a store that can be read and not written to."""
     if manifest.older is not None:
         raise OlderFormat(
@@ -593,11 +704,12 @@ def open_extension(folder: Path) -> Store | None:
     return None
 
 
-def array_specs(identity: Identity) -> tuple[ArraySpec, ...]:
-    """Every array of a store with this identity."""
+def array_specs(identity: Identity, *, aligned: bool = False) -> tuple[ArraySpec, ...]:
+    """Every array of a store with this identity; `aligned` as in `ArraySpec`."""
     samples = sample_arrays(identity.geometry.image_size, identity.views, numbers_of_view(identity.view_policy))
     parameters = parameter_arrays(identity.parameters)
-    return (*samples, *parameters, *output_arrays(identity.outputs, identity.views, identity.answer_names))
+    outputs = output_arrays(identity.outputs, identity.views, identity.answer_names)
+    return tuple(replace(spec, aligned=aligned) for spec in (*samples, *parameters, *outputs))
 
 
 def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:

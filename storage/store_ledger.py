@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreUnreadable, store_command
+from ground.places import ObjectUrl, Place
 from storage.database import parse_url, shown_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.manifest import Manifest
@@ -63,7 +64,7 @@ def recorded_as(url: str | None) -> str | None:
 
 def witness_of(store: Store, ledger: Ledger) -> Witness:
     """What was seen before of the ledger of a store."""
-    return Witness(ledger, own=store.manifest.ledger is None, store=store.folder)
+    return Witness(ledger, own=store.manifest.ledger is None, store=None if store.is_published else store.folder)
 
 
 def open_ledger_of(
@@ -99,7 +100,7 @@ def open_ledger_of(
     try:
         if is_new and create:
             store.record_ledger_head(ledger.head(), ledger.genesis())
-        _require_same(store.folder, store.manifest, ledger)
+        _require_same(store.place, store.manifest, ledger)
         if not accept_rollback:
             witness_of(store, ledger).require_newest()
     except BaseException:
@@ -110,17 +111,19 @@ def open_ledger_of(
     return ledger
 
 
-def require_named(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
-    """Raise `IdentityMismatch` for another ledger than that of a store in `folder`, in another place than recorded."""
+def require_named(place: Place, manifest: Manifest, ledger: Ledger) -> None:
+    """Raise `IdentityMismatch` for another ledger than that of a store at `place`, in another place than recorded."""
     differs = _difference(manifest, ledger)
-    if differs is not None and manifest.ledger not in (None, ledger.shown_url):
+    is_elsewhere = isinstance(place, ObjectUrl) if manifest.ledger is None else manifest.ledger != ledger.shown_url
+    if differs is not None and is_elsewhere:
+        where = manifest.ledger or "the ledger of its folder"
         raise IdentityMismatch(
-            f"the calls of {folder} are recorded in {manifest.ledger}, and {ledger.shown_url} is another ledger: "
+            f"the calls of {place} are recorded in {where}, and {ledger.shown_url} is another ledger: "
             f"{differs}; give the right --ledger"
         )
 
 
-def _require_same(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
+def _require_same(folder: Place, manifest: Manifest, ledger: Ledger) -> None:
     """The same for any place; raises `StoreUnreadable` as well for another ledger, or an older state, where it was."""
     require_named(folder, manifest, ledger)
     differs = _difference(manifest, ledger)
@@ -162,14 +165,14 @@ def _require_moved(store: Store, url: str | None, *, is_said: bool) -> None:
     if recorded is None or url is None or store.manifest.ledger_head is None or not ledger_exists(url):
         named = f"give --ledger {shlex.quote(recorded)}, or its new place" if recorded else "leave --ledger out"
         raise IdentityMismatch(
-            f"the calls of {store.folder} are recorded in {recorded or 'its own ledger'}, not in {asked or 'its own'}; "
+            f"the calls of {store.place} are recorded in {recorded or 'its own ledger'}, not in {asked or 'its own'}; "
             f"{named}, or another --store"
         )
     if not is_said and _is_another_file(recorded, url):
         raise IdentityMismatch(
-            f"the calls of {store.folder} are recorded in {recorded}, which is still there, and {asked} is another "
+            f"the calls of {store.place} are recorded in {recorded}, which is still there, and {asked} is another "
             "file: if one is a copy of the other, both would grow; go on with the first, or if that is given up, "
-            f"record the new place with: {store_command('ledger move', store.folder, ledger=asked)}"
+            f"record the new place with: {store_command('ledger move', store.place, ledger=asked)}"
         )
 
 
@@ -186,9 +189,9 @@ def _tell_of_move(store: Store, ledger: Ledger) -> None:
     """Say in one line that the ledger is not where the manifest says; a command opens its ledger several times."""
     recorded, now = store.manifest.ledger, ledger.shown_url
     text = (
-        f"the ledger of {store.folder} was at {recorded}, and is the same one at {now} (it begins with entry "
+        f"the ledger of {store.place} was at {recorded}, and is the same one at {now} (it begins with entry "
         f"{ledger.genesis()[:12]}); the store still names the old place, record the new one with: "
-        f"{store_command('ledger move', store.folder, ledger=now)}"
+        f"{store_command('ledger move', store.place, ledger=now)}"
     )
     if recorded not in (None, now) and text not in _told:
         _told.add(text)
@@ -207,7 +210,7 @@ def newest_head(store: Store, *, witnessed: bool = False) -> str | None:
         StoreUnreadable: beside the ledger lies what SQLite would act on, or nothing is noted and it cannot be read.
     """
     noted = store.manifest.ledger_head
-    if store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
+    if store.is_published or store.manifest.ledger is not None or not (store.folder / LEDGER_FILE).is_file():
         return noted
     # Unlike a disk that cannot be written to, this is no reason to go on without the calls.
     require_own(store.folder / LEDGER_FILE)

@@ -11,20 +11,22 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ground.documents import Malformed
 from ground.durable import allocate, fsync_path, not_own, remove_own, reporting_full_disk
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
 from storage.foreign import some, what_it_is
 from storage.schema import ArraySpec
 
-_MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 20
 _NUM_THREADS = 8
 _METADATA = "zarr.json"
+_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
 class ZarrArrays(ArrayFile):
@@ -131,17 +133,56 @@ class ZarrArrays(ArrayFile):
         spec, parts = self.specs[name], self._parts(name)
         if any(part.is_symlink() for part in parts):
             raise self.unreadable(name, "it is a link to another place")
-        if not parts[-1].is_file() or parts[-1].stat().st_size > _MAX_METADATA_BYTES:
+        if not parts[-1].is_file() or parts[-1].stat().st_size > MAX_METADATA_BYTES:
             raise self.unreadable(name, "its zarr.json is missing, or no file of metadata")
         try:
-            found = json.loads(parts[-1].read_bytes())
-            rows = found["shape"][0]
-            same = {**_OPTIONAL_METADATA, **found} == {**_OPTIONAL_METADATA, **_metadata(spec, rows)}
-        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            raise self.unreadable(name, f"its zarr.json is damaged: {error!r}") from error
-        if type(rows) is not int or not same:
-            raise self.unreadable(name, f"it is not laid out in plain chunks of {spec.dtype} rows of {spec.row_shape}")
-        return rows
+            return rows_described(parts[-1].read_bytes(), spec)
+        except (OSError, Malformed) as error:
+            raise self.unreadable(name, error) from error
+
+
+def rows_described(metadata: bytes, spec: ArraySpec) -> int:
+    """Rows of an array by its `zarr.json`; raises `Malformed` if it is not laid out as we read rows."""
+    try:
+        found = json.loads(metadata)
+        rows = found["shape"][0]
+        same = {**_OPTIONAL_METADATA, **found} == {**_OPTIONAL_METADATA, **_metadata(spec, rows)}
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise Malformed(f"its zarr.json is damaged: {error!r}") from error
+    if type(rows) is not int or not same:
+        raise Malformed(f"it is not laid out in plain chunks of {spec.dtype} rows of {spec.row_shape}")
+    return rows
+
+
+def zarr_files(specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]) -> Iterator[tuple[str, int | None]]:
+    """Every file of arrays of so many rows, by its path below theirs, with its bytes; None for one of metadata."""
+    folders = {str(folder) for spec in specs for folder in PurePosixPath(spec.name).parents}
+    yield from ((_METADATA if folder == "." else f"{folder}/{_METADATA}", None) for folder in sorted(folders))
+    for spec in specs:
+        yield f"{spec.name}/{_METADATA}", None
+        for chunk in range(-(-rows(spec) // spec.chunk_rows)):
+            yield chunk_name(spec, chunk), spec.chunk_rows * spec.row_bytes
+
+
+def metadata_files(
+    specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every document of metadata of such arrays, by its path below theirs."""
+    by_name = {f"{spec.name}/{_METADATA}": spec for spec in specs}
+    for name, size in zarr_files(by_name.values(), lambda spec: 0):
+        assert size is None, "arrays without rows have no chunks"
+        spec = by_name.get(name)
+        yield name, _GROUP if spec is None else _filled_metadata(spec, rows(spec))
+
+
+def _filled_metadata(spec: ArraySpec, rows: int) -> dict[str, Any]:
+    """With what the library may write besides, and needs."""
+    return {**_metadata(spec, rows), **_OPTIONAL_METADATA, "fill_value": spec.dtype.type(0).item()}
+
+
+def chunk_name(spec: ArraySpec, chunk: int) -> str:
+    """Path of a chunk's file below the arrays."""
+    return f"{spec.name}/{'.'.join(('c', str(chunk), *('0' for _ in spec.row_shape)))}"
 
 
 # What the library may write besides, or leave out.
@@ -164,7 +205,7 @@ def _metadata(spec: ArraySpec, rows: int) -> dict[str, Any]:
 
 
 def _chunk_file(path: Path, spec: ArraySpec, chunk: int) -> Path:
-    return path / spec.name / ".".join(("c", str(chunk), *("0" for _ in spec.row_shape)))
+    return path / chunk_name(spec, chunk)
 
 
 def _is_ours(name: str, axes: int | None) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from ground.places import Place
 from ground.terminal import CommandAt, CommandGroup
 from student_train.commands.options import train_options
 
@@ -36,7 +36,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 @click.version_option(package_name="teacher-cache")
 @train_options
 @click.pass_context
-def main(context: click.Context, /, store: Path | None, **settings: Any) -> None:
+def main(context: click.Context, /, store: Place | None, **settings: Any) -> None:
     """Train a student from a store; no teacher, no data set and no network is needed.
 
     \b

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput, StoreUnreadable
 from ground.geometry import Rendering, shows_boxes
+from ground.places import Place
 from ground.seeding import generator_for
 from ground.views import draw_views, evaluation_batches, render, view_pixels
 from models import Representation
@@ -78,13 +78,13 @@ class StudentData:
         outputs: output name -> (n, V, ...) as stored, tensors in memory; empty for methods without a teacher.
         parameters: of the teacher, by name, where a loss needs them.
         rendering: how the student is shown images; the teacher's views are the store's all the same.
-        folder: the store's.
+        place: the store's folder or URL.
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
         stream: what images and outputs come from, block by block; None where all of them are in memory.
     """
 
-    folder: Path
+    place: Place
     ledger_head: str | None
     manifest: Manifest
     compute: Compute
@@ -132,7 +132,7 @@ class StudentData:
         if compute.device.type != "cpu" and size < free_memory(compute) / 2:
             outputs = {name: compute.to_device(tensor) for name, tensor in outputs.items()}
         return cls(
-            folder=store.folder.resolve(),
+            place=store.place.resolve(),
             ledger_head=request.ledger_head,
             manifest=store.manifest,
             compute=compute,
@@ -268,7 +268,7 @@ def without_content(store: Store, answers: Mapping[str, Tensor]) -> Tensor:
     """Which of some rows have an answer without content: (m,) bool; raises `StoreUnreadable` for what is no class."""
     empty = empty_rows(answers)
     named = {name: values[~empty] for name, values in answers.items() if not values.is_floating_point()}
-    require_classes(named, len(store.manifest.identity.dataset.classes), store.folder)
+    require_classes(named, len(store.manifest.identity.dataset.classes), store.place)
     return empty
 
 
@@ -279,7 +279,7 @@ def chosen_rows(store: Store, empty: Tensor, rows: int) -> Tensor | None:
     chosen = (~empty).nonzero().squeeze(1)
     if len(chosen) < 2:
         raise InvalidInput(
-            f"{len(chosen)} of {rows} rows of {store.folder} have an answer with content, and the others were refused "
+            f"{len(chosen)} of {rows} rows of {store.place} have an answer with content, and the others were refused "
             "by the teacher; give a larger --n, or another store"
         )
     return chosen
@@ -304,7 +304,7 @@ def read_labels(store: Store, split: str, rows: Rows | None, compute: Compute, c
     classes = len(store.manifest.identity.dataset.classes)
     least = UNLABELLED if split == "train" else 0
     if len(labels) and not least <= labels.min() <= labels.max() < classes:
-        raise StoreUnreadable(f"{split}/labels of {store.folder} name classes beyond its {classes}")
+        raise StoreUnreadable(f"{split}/labels of {store.place} name classes beyond its {classes}")
     return compute.to_device(_of(torch.from_numpy(labels), chosen))
 
 

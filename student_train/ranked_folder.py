@@ -6,13 +6,13 @@ import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ground.documents import typed
 from ground.errors import Interrupted, InvalidInput
+from ground.places import Place
 from ground.ranks import ALONE, Ranks
 from models import Network
 from storage.manifest import Manifest
@@ -82,7 +82,7 @@ class RankedFolder(RunFolder):
         if self.ranks.is_first:
             self._plain.save_metrics(rows)
 
-    def save_result(self, student: Network, record: RunRecord, store: Path, manifest: Manifest) -> None:
+    def save_result(self, student: Network, record: RunRecord, store: Place, manifest: Manifest) -> None:
         """See `RunFolder.save_result`."""
         if self.ranks.is_first:
             self._plain.save_result(student, record, store, manifest)

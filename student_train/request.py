@@ -25,6 +25,7 @@ class Request:
         names: outputs to read.
         rendering: how the student is shown images.
         ledger_head: newest hash of the store's ledger.
+        readers: processes of this machine that load it, each for itself.
     """
 
     store: Store
@@ -32,9 +33,12 @@ class Request:
     names: tuple[str, ...]
     rendering: Rendering
     ledger_head: str | None
+    readers: int = 1
 
     @classmethod
-    def checked(cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None) -> Request:
+    def checked(
+        cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None, readers: int = 1
+    ) -> Request:
         """As `StudentData.load` says."""
         shown = _require_size(store, rendering)
         _require_measurable(store)
@@ -43,7 +47,7 @@ class Request:
         if len(rows) < 2:
             raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
         _require_whole(store, rows)
-        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head)
+        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head, readers)
 
     @property
     def val_rows(self) -> Rows:
@@ -66,7 +70,7 @@ class Request:
     @property
     def fits_memory(self) -> bool:
         """Whether what is free now holds it."""
-        return self.needed_bytes <= free_main_memory()
+        return self.readers * self.needed_bytes <= free_main_memory()
 
     def require_memory(self) -> None:
         """Raise `InvalidInput` unless it does."""
@@ -79,9 +83,10 @@ class Request:
     @property
     def shown_size(self) -> str:
         """For a message."""
+        times = f" in each of {self.readers} ranks" if self.readers > 1 else ""
         return (
-            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB and "
-            f"{free_main_memory() / 1e9:.1f} GB of memory are free"
+            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB"
+            f"{times} and {free_main_memory() / 1e9:.1f} GB of memory are free"
         )
 
 
@@ -103,7 +108,7 @@ def _require_size(store: Store, rendering: Rendering | None) -> Rendering:
         return identity.teacher_rendering
     asked, found = rendering.geometry.image_size, identity.geometry.image_size
     if asked != found:
-        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.folder} has images of {found}")
+        raise InvalidInput(f"the student's views are cut from {asked} pixels, and {store.place} has images of {found}")
     return rendering
 
 
@@ -113,11 +118,11 @@ def _require_measurable(store: Store) -> None:
     for split, images in (("validation", manifest.num_val), ("test", manifest.num_test)):
         if not images:
             raise InvalidInput(
-                f"{store.folder} has no {split} images, so no student's accuracy can be measured; build another store"
+                f"{store.place} has no {split} images, so no student's accuracy can be measured; build another store"
             )
     if len(manifest.identity.dataset.classes) < 2:
         raise InvalidInput(
-            f"{store.folder} has a single class, so every student would be right; build a store of two classes or more"
+            f"{store.place} has a single class, so every student would be right; build a store of two classes or more"
         )
 
 
@@ -141,7 +146,7 @@ def _require_outputs(store: Store, needs: Iterable[str]) -> list[str]:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise StoreIncomplete(
-            f"{store.folder} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
+            f"{store.place} holds {', '.join(sorted(known))} and the loss needs {', '.join(missing)}; add it with: "
             f"{store.command('extend', features=','.join(missing), weights=store.manifest.sources.get('weights'))}"
         )
     return sorted({*(output.name for output in identity.answers), *wanted})

@@ -19,6 +19,7 @@ import torch
 from ground.documents import Malformed, typed
 from ground.durable import write_bytes
 from ground.errors import InvalidInput
+from ground.places import Place
 from models import Network, save_weights
 from models.trained_on import TrainedOn
 from storage.ledger_chain import KEY_VARIABLE, Seal
@@ -148,11 +149,11 @@ class RunFolder:
         writer.writerows(rows)
         write_bytes(self.path / METRICS_FILE, text.getvalue().encode())
 
-    def save_result(self, student: Network, record: RunRecord, store: Path, manifest: Manifest) -> None:
+    def save_result(self, student: Network, record: RunRecord, store: Place, manifest: Manifest) -> None:
         """Write the student, the proof of all results and `run.json`; nothing is left to resume.
 
         Args:
-            store: folder that the run was trained from.
+            store: folder or URL that the run was trained from.
             manifest: of the store, as it was read.
         """
         described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")

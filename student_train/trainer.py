@@ -16,7 +16,6 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
 from ground.geometry import Rendering
 from ground.layers import LOGITS
+from ground.places import Place
 from ground.ranks import ALONE, Ranks
 from ground.terminal import StopRequest, graceful_stop
 from models import Network, Representation, canonical_name, network_shape
@@ -94,7 +94,7 @@ class Trainer:
         self.ranks = ranks
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
-        require_labels(method, data.train.labels, data.folder)
+        require_labels(method, data.train.labels, data.place)
         if data.empty_answers:
             log.warning(
                 "%d of %d rows are left out: the teacher refused to answer, which was paid for",
@@ -128,7 +128,7 @@ class Trainer:
     def open(
         cls,
         config: TrainConfig,
-        store: Path,
+        store: Place,
         n: int | None,
         method: MethodSpec,
         compute: Compute,
@@ -165,7 +165,7 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == identity.teacher_rendering else shown
-        data = load(opened, n, wanted, compute, rendering, _as_it_streamed(config, folder))
+        data = load(opened, n, wanted, compute, rendering, replace(_as_it_streamed(config, folder), ranks=ranks))
         return cls(config, data, method, folder, initial, ranks)
 
     def run(
@@ -313,7 +313,7 @@ class Trainer:
             student_rendering=self.data.rendering,
             fit=self.data.manifest.identity.fit,
             sample_seed=self.data.manifest.identity.seed,
-            store=str(self.data.folder),
+            store=str(self.data.place),
             ledger_head=self.data.ledger_head,
             teacher_calls=self._teacher_calls(),
             teacher_outputs=tuple(self.wanted.teacher),
@@ -330,7 +330,7 @@ class Trainer:
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
-        self.folder.save_result(self.state.student, record, self.data.folder, self.data.manifest)
+        self.folder.save_result(self.state.student, record, self.data.place, self.data.manifest)
         return record.document()
 
     def _teacher_calls(self) -> int:

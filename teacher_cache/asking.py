@@ -100,14 +100,14 @@ class LocalAsking:
         requests, upper = [work.request(digest) for digest in new], self._rates.upper_micros
         reservation = place.ledger.reserve(place.session, requests, place.plan.required, upper_micros=upper)
         # Nothing that could fail comes between the charge and the call.
-        called, seconds = self._call(reservation.ids, copies) if reservation.ids else (None, 0.0)
+        called, seconds = self.call(reservation.ids, copies) if reservation.ids else (None, 0.0)
         place.advance(work.give_up(reservation.known))
         left_out = {*reservation.known, *reservation.ids} - ({*called.ids} if called else set())
         inputs = [digest for digest in batch if digest not in left_out and work.cells_of[digest]]
         place.report.cost_micros += sum(bill.cost_micros for bill in called.bills.values()) if called else 0
         return place.assembly.answered(inputs, called, copies, seconds)
 
-    def _call(self, ids: Mapping[bytes, int], copies: Copies) -> tuple[Batch, float]:
+    def call(self, ids: Mapping[bytes, int], copies: Copies) -> tuple[Batch, float]:
         """Call the teacher on inputs that are charged; what can be stored of its answers, and the seconds it took."""
         place = self._place
         cells = [place.work.cells_of[digest][0] for digest in ids]

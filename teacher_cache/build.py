@@ -7,19 +7,24 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from ground.durable import remove_partials
 from ground.errors import StoreBusy, StoreUnreadable
+from ground.places import ObjectUrl
 from storage.blocks import RowSource
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
-from storage.store import BUILD_LOCK, CELL_LOCK, Store, prepare_folder
+from storage.manifest import FILE_NAME
+from storage.objects import Objects
+from storage.store import BUILD_LOCK, CELL_LOCK, Store, new_manifest, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.build_report import BuildReport
 from teacher_cache.builder import Builder
+from teacher_cache.chunk_builder import ChunkBuilder, clear_desk
 from teacher_cache.config import CallConfig
 from teacher_cache.outputs import kept_parameters, parameter_rows
-from teacher_cache.plan import BuildPlan, matching_store
+from teacher_cache.plan import BuildPlan, matching_store, require_buildable
 from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Card, Teacher
@@ -58,6 +63,8 @@ def build(
         DiskFull, StoreUnreadable: nothing that was finished is lost.
     """
     folder = plan.config.store
+    if isinstance(folder, ObjectUrl):
+        return _build_objects(folder, plan, teacher, shown, on_progress, report)
     prepare_folder(folder)
     with ExitStack() as stack:
         lock = stack.enter_context(FileLock(folder / BUILD_LOCK))
@@ -73,6 +80,61 @@ def build(
         report = builder.run()
         store.record_ledger_head(ledger.head(), ledger.genesis())
     return report
+
+
+def _build_objects(
+    url: ObjectUrl,
+    plan: BuildPlan,
+    teacher: Teacher | RemoteTeacher,
+    shown: Shown,
+    on_progress: Callable[[int, str], None],
+    report: BuildReport | None,
+) -> BuildReport:
+    """The same in object storage, where nothing is changed once it is there: each chunk of rows is written whole.
+
+    Raises:
+        StorageFailed: the bucket is not there or may not be written to, or the service has no conditional writes, or
+            does not answer.
+        InvalidInput: something else is there.
+    """
+    objects = Objects(url, make=True)
+    objects.require_writable()
+    with ExitStack() as stack:
+        store = _matching(plan) or _begin(plan, objects, lambda: store_arrays(plan, teacher.card, shown))
+        require_buildable(plan, store)
+        lock = stack.enter_context(FileLock(store.desk / BUILD_LOCK))
+        locks = stack.enter_context(CellLocks(store.desk / CELL_LOCK, plan.config.lease_seconds))
+        ledger = stack.enter_context(closing(_open_ledger(plan, store, accept_rollback=plan.config.accept_rollback)))
+        stack.callback(witness_of(store, ledger).advance)
+        accept_rollback(plan.config, store, ledger)
+        # Chained once, by whoever comes first.
+        ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest, "made_by": "build"})
+        _require_known(plan, store, ledger)
+        if lock.try_exclusive():
+            clear_desk(store, ledger)
+        lock.share(plan.config.lease_seconds)
+        return ChunkBuilder(plan, teacher, shown.kept_in(store), store, ledger, locks, on_progress, report).run()
+
+
+def _begin(plan: BuildPlan, objects: Objects, arrays: Callable[[], dict[str, RowSource]]) -> Store:
+    """Write what a store in object storage is made with; of several who do, one makes the store, and all find it."""
+    url, ledger_url = plan.config.store, plan.config.ledger
+    assert ledger_url is not None, "a store in object storage has no ledger of its own"
+    with closing(Ledger(ledger_url, create=True, patience_seconds=PATIENCE_SECONDS)) as ledger:
+        samples = arrays()
+        manifest = new_manifest(
+            plan.identity,
+            array_format=plan.array_format,
+            samples=samples,
+            ledger=recorded_as(ledger_url),
+            sources=plan.sources,
+        )
+        genesis, head = ledger.genesis(), ledger.head()
+    manifest = replace(manifest, aligned_chunks=True, ledger_genesis=genesis, ledger_head=head)
+    objects.create(FILE_NAME, Store.lay_out(url, manifest, samples).manifest.content())
+    store = _matching(plan)
+    assert store is not None, "somebody has made it"
+    return store
 
 
 def store_arrays(plan: BuildPlan, card: Card, shown: Shown) -> dict[str, RowSource]:
@@ -121,9 +183,10 @@ def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], lock: Fi
 
 def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks: CellLocks) -> Leftovers:
     """What has to be done alone: make the store and its ledger, settle what was left, grow."""
-    remove_partials(plan.config.store)
+    folder = plan.config.folder
+    remove_partials(folder)
     store = _matching(plan) or Store.create(
-        plan.config.store,
+        folder,
         plan.identity,
         array_format=plan.array_format,
         samples=arrays(),
@@ -155,7 +218,7 @@ def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     unknown = inputs - ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(inputs)).keys()
     if unknown:
         raise StoreUnreadable(
-            f"the ledger knows no call for {len(unknown)} answers that {store.folder} holds: it was replaced or rolled "
+            f"the ledger knows no call for {len(unknown)} answers that {store.place} holds: it was replaced or rolled "
             f"back; bring back the right one, and see with: {store.command('verify')}"
         )
 

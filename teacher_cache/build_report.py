@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from ground.places import Place
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class BuildReport:
         cost_micros: of all these attempts of this build, in millionths of the price's currency.
     """
 
-    store: Path
+    store: Place
     n: int
     new_calls: int = 0
     reused_calls: int = 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +72,7 @@ class Builder:
     ) -> None:
         self.plan, self.store, self.ledger, self.locks = plan, store, ledger, locks
         self._teacher, self._shown = teacher, shown
-        self.report = BuildReport(store.folder, plan.n) if report is None else report
+        self.report = BuildReport(store.place, plan.n) if report is None else report
         self._on_progress = on_progress
         # Read before what is known: what other builders reserve in between is then counted once, not twice.
         self._before = ledger.summary(plan.identity.teacher.fingerprint)
@@ -166,12 +166,12 @@ class Builder:
                 teacher=teacher.fingerprint,
                 teacher_name=teacher.name,
                 store=self.store.manifest.store_id,
-                location=str(self.store.folder.absolute()),
+                location=str(self.store.place.absolute()),
                 purpose=purpose,
                 device=self._teacher.card.device,
                 precision=teacher.precision,
                 outputs=outputs,
-                host=Place.of(self.store.folder).text,
+                host=Place.of(self.store.desk).text,
             )
         )
 
@@ -260,8 +260,11 @@ class Builder:
         sessions, finished = self._work.take_back()
         self._advance(finished)
         sessions |= {call.session for call in self._work.published}
-        if not sessions:
-            return
+        if sessions:
+            self._wait_for(sessions, watch, heartbeat)
+
+    def _wait_for(self, sessions: Set[int], watch: Watch, heartbeat: Heartbeat) -> None:
+        """Wait a moment for sessions of others, and settle what those left that died."""
         leases = self.ledger.leases()
         watched = {session: lease for session, lease in leases.items() if session in sessions}
         for lease in watch.silent(watched, heartbeat.landed):

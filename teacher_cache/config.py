@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ground.errors import InvalidInput, UnknownName
+from ground.errors import InvalidInput, UnknownName, store_command
 from ground.geometry import VIEW_POLICIES
+from ground.places import ObjectUrl, Place, only_read
 from ground.user_code import UserCode
 from models.names import is_placed
+from models.remote_names import is_remote
 from storage.answers import AnswerForm
+from storage.database import parse_url, sqlite_path
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.manifest import MAX_VIEWS, Manifest
@@ -26,7 +29,8 @@ class CallConfig:
     """How calls are made, whatever they are for.
 
     Args:
-        store: its folder.
+        store: its folder or URL; at a URL, whole chunks are written by a builder each, see
+            `teacher_cache.chunk_builder`.
         ledger: URL of a shared ledger; None for the store's own.
         budget: most calls ever to be spent on this teacher; None leaves the ledger's as it is.
         budget_micros: the most that it may ever cost, likewise, in millionths of the currency of its price.
@@ -36,7 +40,7 @@ class CallConfig:
         asking: how a teacher that is elsewhere is asked; of one that runs here, its price.
     """
 
-    store: Path
+    store: Place
     ledger: str | None = None
     budget: int | None = None
     budget_micros: int | None = None
@@ -49,6 +53,13 @@ class CallConfig:
         _require_between("batch_size", self.batch_size, 1 << 16)
         if not 0.5 <= self.lease_seconds <= 86400:
             raise InvalidInput(f"--lease must be 0.5 to 86400 seconds, got {self.lease_seconds}")
+
+    @property
+    def folder(self) -> Path:
+        """The store's, where it is one on a disk; raises `InvalidInput` for one in object storage."""
+        if isinstance(self.store, ObjectUrl):
+            raise only_read(self.store)
+        return self.store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +126,8 @@ class BuildConfig(CallConfig):
         if self.features_only and self.keep is not None:
             raise InvalidInput("--features-only keeps no answers over the classes; leave out --keep")
         _require_between("views", self.views, MAX_VIEWS)
+        if isinstance(self.store, ObjectUrl):
+            _require_for_objects(self.store, self)
         # Not super(): a dataclass with slots is another class than the one that is being defined.
         CallConfig.__post_init__(self)
 
@@ -192,6 +205,22 @@ def dataset_options_of(manifest: Manifest) -> dict[str, str]:
     """The options that opened a store's images when it was last built, as far as they are known."""
     names = ("dataset", "data_root", "split", "split_seed")
     return {name: manifest.sources[name] for name in names if name in manifest.sources}
+
+
+def _require_for_objects(url: ObjectUrl, config: BuildConfig) -> None:
+    """Refuse what cannot be built straight into object storage, and say what can be done instead."""
+    publish = f"build it in a folder, and publish that with: {store_command('convert', 'DIR', to='objects', out=url)}"
+    if config.array_format != "zarr":
+        raise InvalidInput(f"HDF5 is one file, which stays on a local disk, and {url} is in object storage; {publish}")
+    if is_remote(config.teacher):
+        raise InvalidInput(
+            f"{config.teacher} is asked image by image, and {url} takes whole chunks of rows at a time; {publish}"
+        )
+    if config.ledger is None or sqlite_path(parse_url(config.ledger)) is not None:
+        raise InvalidInput(
+            f"who builds into {url} divides the work by a ledger that all machines reach; give --ledger "
+            f"postgresql://USER@HOST/DATABASE, or {publish}"
+        )
 
 
 def _require_type(name: str | None) -> None:

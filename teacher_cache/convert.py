@@ -58,16 +58,17 @@ def convert(
     if array_format not in FORMATS:
         raise UnknownName("format", array_format, FORMATS)
     out = out.absolute()
-    _require_new(out)
+    require_new(out)
     if out.is_relative_to(folder.absolute()):
         raise InvalidInput(f"{out} lies in the store itself; give a folder elsewhere as --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _made_at(out) as partial:
+    with made_at(out) as partial:
         cells = _write_copy(folder, array_format, partial, ledger_url, on_progress)
     return ConversionReport(folder, out, array_format, cells)
 
 
-def _require_new(out: Path) -> None:
+def require_new(out: Path) -> None:
+    """Raise `InvalidInput` for a place that a store cannot be made at."""
     if out.is_symlink():
         raise InvalidInput(f"{out} is a link; give the folder that it leads to, or a new one, as --out")
     if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
@@ -75,7 +76,7 @@ def _require_new(out: Path) -> None:
 
 
 @contextmanager
-def _made_at(out: Path) -> Iterator[Path]:
+def made_at(out: Path) -> Iterator[Path]:
     """An empty folder beside a new one, which gets its name when the block ends well.
 
     It has one name, and its maker the lock in it: what a conversion that was killed left is known by that, and deleted.
@@ -86,7 +87,7 @@ def _made_at(out: Path) -> Iterator[Path]:
     partial.mkdir(exist_ok=True)
     with exclusive_lock(partial / BUILD_LOCK, f"another conversion to {out} is at work"):
         # Who held the lock before may have finished, and given the folder its name.
-        _require_new(out)
+        require_new(out)
         if not (partial / BUILD_LOCK).is_file():
             raise StoreBusy(f"another conversion to {out} was at work; run this one again")
         try:
@@ -113,7 +114,7 @@ def _write_copy(
         source = Store.open(folder)
         with closing(open_ledger_of(source, ledger_url)) as ledger:
             ledger.require_recordable()
-            _require_settled(source, ledger)
+            require_settled(source, ledger)
             target = _lay_out(source, array_format, partial)
             cells = copy_cells(source, target, on_progress)
             recorded = CanaryRecord.load(folder)
@@ -124,7 +125,8 @@ def _write_copy(
     return cells
 
 
-def _require_settled(store: Store, ledger: Ledger) -> None:
+def require_settled(store: Store, ledger: Ledger) -> None:
+    """Raise `StoreIncomplete` for a store of which calls are not settled, `InvalidInput` where they cannot be."""
     left = ledger.calls_of_store(store.manifest.store_id, "reserved")
     if left:
         require_storable(store, sort_out(store, left).misfits, Rows.first(store.manifest.n))

@@ -77,12 +77,12 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
     if not new:
         names = ", ".join(sorted(identity.features)) or "no features"
         raise InvalidInput(f"{config.store} has nothing to be extended by: it keeps {names} already")
-    begun = (config.store / EXTENSION).exists()
+    begun = (config.folder / EXTENSION).exists()
     kept = (*identity.kept_layers, *(Manifest.load(config.store, EXTENSION).identity.kept_layers if begun else ()))
     layers = ",".join(name for name in new if name != LOGITS) or "none"
     added = choose_outputs(teacher.card, layers, config.feature_dtype, kept, features_only=LOGITS not in new)
     identity = _extended(identity, added, teacher.card)
-    staged = _staged(config.store, identity)
+    staged = _staged(config.folder, identity)
     plan = draw_up(
         config,
         identity,
@@ -190,7 +190,7 @@ def extend(
         RolledBack: the ledger is older than its witness, or a fork.
         Interrupted: the user asked to stop; everything called so far is kept.
     """
-    folder = plan.config.store
+    folder = plan.config.folder
     with ExitStack() as stack:
         stack.enter_context(Store.alone(folder))
         locks = stack.enter_context(CellLocks(folder / CELL_LOCK, plan.config.lease_seconds))
@@ -265,7 +265,7 @@ def _stage(plan: BuildPlan, card: Card, shown: Shown, store: Store) -> Store:
         samples={},
         history=(*before.history, {"store_id": before.store_id, "made_by": "extend"}),
     )
-    staged = Store.lay_out(plan.config.store, manifest, store_arrays(plan, card, shown), EXTENSION)
+    staged = Store.lay_out(plan.config.folder, manifest, store_arrays(plan, card, shown), EXTENSION)
     staged.save()
     return staged
 

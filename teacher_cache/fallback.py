@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ground.errors import StoreBusy, TooNarrow
+from ground.places import ObjectUrl
 from ground.terminal import note
-from storage.manifest import EXTENSION, FILE_NAME
+from storage.manifest import EXTENSION, FILE_NAME, is_store
 from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.prepare import Prepared
@@ -67,6 +68,10 @@ def go_on_wider(config: _Config, error: TooNarrow) -> _Config:
         DiskFull: there is no room for both widths; the store is as it was.
     """
     folder = config.store.absolute()
+    if isinstance(folder, ObjectUrl):
+        if config.feature_dtype is not None or is_store(folder):
+            raise error
+        return replace(config, feature_dtype="float32")
     is_extension, is_extended = isinstance(config, ExtensionConfig), (folder / EXTENSION).exists()
     is_ours = error.store is None or error.store.absolute() == folder
     # Of a store whose extension is unfinished, that one would be widened.
@@ -74,7 +79,7 @@ def go_on_wider(config: _Config, error: TooNarrow) -> _Config:
         raise error
     if is_extended or (not is_extension and (folder / FILE_NAME).exists()):
         try:
-            widen(config.store, ledger_url=config.ledger)
+            widen(config.folder, ledger_url=config.ledger)
         except StoreBusy:
             raise error from None
     what = "the features that are added" if is_extension else "its features"

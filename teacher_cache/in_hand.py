@@ -110,7 +110,7 @@ class AnswersInHand:
         """Take room on the disk for all that a session can have in hand; raises `DiskFull` where there is none."""
         if self._spool is None:
             calls = MOST_BATCHES * self._batch_size
-            self._spool = Spool(self._store.folder, self._store.manifest.store_id, session, self._store.outputs, calls)
+            self._spool = Spool(self._store.desk, self._store.manifest.store_id, session, self._store.outputs, calls)
 
     def take(self, batch: Batch) -> None:
         """The teacher has answered."""

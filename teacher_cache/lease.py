@@ -24,7 +24,8 @@ _BEATS_PER_LEASE = 4
 class Heartbeat:
     """Keeps a session's lease alive, in a thread, until the `with` block ends; then gives it back.
 
-    `landed` is when the newest beat was recorded, by `time.monotonic`; `lost`, that the lease was taken away.
+    `landed` is when the newest beat was recorded, by `time.monotonic`; `lost`, that the lease was taken away. Where
+    `leaves` is set, the lease is left standing, as by a builder that is killed: what the session left is gone on with.
     """
 
     def __init__(self, ledger: Ledger, session: int, lease_seconds: float) -> None:
@@ -33,7 +34,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self.landed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self.lost = False
+        self.lost = self.leaves = False
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -42,6 +43,8 @@ class Heartbeat:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        if self.leaves:
+            return
         try:
             self._ledger.end_session(self._session)
         except CKDError as failure:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from ground.errors import DiskFull, InvalidInput
+from ground.places import ObjectUrl, Place, only_read
 from storage.ledger_records import RecordedCall
-from storage.manifest import FILE_NAME, Identity, require_same
+from storage.manifest import Identity, is_store, require_same
 from storage.rows import Rows
-from storage.schema import OutputSpec
+from storage.schema import CHUNK_ROWS, OutputSpec
 from storage.spool import room_bytes
-from storage.store import Store, array_specs
+from storage.stage import Stage, rows_of
+from storage.store import DESKS, Store, array_specs, desks
 from teacher_cache.config import CallConfig
 from teacher_cache.in_hand import MOST_BATCHES
 from teacher_cache.shown import Shown
@@ -124,7 +125,10 @@ def draw_up(
         source_index=shown.source_index,
         input_digests=shown.input_digests(),
         missing_cells=rows.cells(identity.views) if found is None else found.missing_cells(rows),
-        array_bytes={spec.name: spec.stored_bytes(num_rows[spec.split]) for spec in array_specs(identity)},
+        array_bytes={
+            spec.name: spec.stored_bytes(num_rows[spec.split])
+            for spec in array_specs(identity, aligned=isinstance(config.store, ObjectUrl))
+        },
         free_bytes=free_bytes(config.store),
         called_outputs=called_outputs,
         required=required,
@@ -138,36 +142,67 @@ def costed(plan: BuildPlan, unpaid: set[bytes]) -> BuildPlan:
     return replace(plan, needed_calls=len(unpaid))
 
 
-def matching_store(folder: Path, identity: Identity, array_format: str) -> Store | None:
+def matching_store(place: Place, identity: Identity, array_format: str) -> Store | None:
     """The store that is already there, or None; raises `IdentityMismatch` if it is of something else."""
-    if not (folder / FILE_NAME).exists():
+    if not is_store(place):
         return None
-    store = Store.open(folder)
+    store = Store.open(place)
     store.require_current()
-    require_same(store.manifest.identity, identity, folder, store.manifest.ledger)
+    require_same(store.manifest.identity, identity, place, store.manifest.ledger)
     if store.manifest.array_format != array_format:
         raise InvalidInput(
-            f"{folder} is a {store.manifest.array_format} store, not {array_format}; "
+            f"{place} is a {store.manifest.array_format} store, not {array_format}; "
             f"pass --format {store.manifest.array_format}, or another --store"
         )
     return store
 
 
-def free_bytes(folder: Path) -> int:
-    """Room on the disk that holds, or will hold, a folder."""
-    absolute = folder.absolute()
+def require_buildable(plan: BuildPlan, store: Store) -> None:
+    """Raise `InvalidInput` for a store in object storage that would have to be changed to hold a plan's rows whole."""
+    n, place = store.manifest.n, store.place
+    if not store.manifest.aligned_chunks:
+        raise only_read(place)
+    if plan.n != n:
+        raise InvalidInput(
+            f"{place} is in object storage, where a store stays as long as it was made, and it has {n} rows; give "
+            f"--n {n}, or build a store of {plan.n} at a new URL, which takes the answers that the ledger knows from "
+            "this one"
+        )
+    numbers = set((plan.missing_cells // (CHUNK_ROWS * plan.identity.views)).tolist())
+    for number in numbers & store.answered_chunks():
+        if len(store.missing_cells(rows_of(number, n))):
+            raise only_read(place)
+
+
+def free_bytes(place: Place) -> int:
+    """Room on the disk that holds, or will hold, a store; of one in object storage, what its builder has in hand."""
+    absolute = (desks() if isinstance(place, ObjectUrl) else place).absolute()
     return shutil.disk_usage(next(parent for parent in (absolute, *absolute.parents) if parent.exists())).free
 
 
 def require_disk(plan: BuildPlan, store: Store | None) -> None:
     """Raise `DiskFull` before anything is done if the arrays, less what a store already has, do not fit."""
+    spooled = room_bytes(plan.identity.outputs, MOST_BATCHES * min(plan.config.batch_size, plan.needed_calls))
+    if isinstance(plan.config.store, ObjectUrl):
+        _require_desk(plan, spooled)
+        return
     have = 0 if store is None else store.arrays.size_bytes()
     # An HDF5 store grows on a copy of itself.
     copied = have if store is not None and plan.rows.end > store.manifest.n else 0
-    spooled = room_bytes(plan.identity.outputs, MOST_BATCHES * min(plan.config.batch_size, plan.needed_calls))
     needed = max(0, sum(plan.array_bytes.values()) - have) + copied + spooled + _SPARE_BYTES
     if plan.free_bytes < needed:
         raise DiskFull(
             f"the store needs {needed / 1e6:.0f} MB and the disk of {plan.config.store} has "
             f"{plan.free_bytes / 1e6:.0f} MB free; free some space, keep fewer --features, or choose another --store"
+        )
+
+
+def _require_desk(plan: BuildPlan, spooled: int) -> None:
+    """The same for what a builder of a store in object storage has in hand: the rows of one chunk."""
+    specs = {spec.name: spec for spec in array_specs(plan.identity, aligned=True)}
+    needed = Stage.room_bytes(specs, plan.identity.views) + spooled + _SPARE_BYTES
+    if plan.free_bytes < needed:
+        raise DiskFull(
+            f"the rows in hand need {needed / 1e6:.0f} MB and the disk of {desks()} has {plan.free_bytes / 1e6:.0f} MB "
+            f"free; free some space, keep fewer --features, or name a folder on another disk with {DESKS}"
         )

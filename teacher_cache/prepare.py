@@ -20,14 +20,14 @@ from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing
 from models.remote_names import is_remote, without_path
 from storage.answers import AnswerForm
-from storage.manifest import FILE_NAME, DatasetIdentity, Identity, Manifest, require_storable
+from storage.manifest import DatasetIdentity, Identity, Manifest, is_store, require_storable
 from storage.schema import split_rows
 from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.outputs import choose_outputs, further_layers, kept_parameters, parameter_specs
-from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_disk
+from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, require_buildable, require_disk
 from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.remote.canaries import NUM_CANARIES
 from teacher_cache.remote.limits import seconds_under_limits
@@ -217,6 +217,8 @@ def _prepare(
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):
         plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
+    if store is not None and store.is_published:
+        require_buildable(plan, store)
     plan = costed(plan, unpaid_inputs(plan, store))
     if plan.needed_calls:
         require_bounded(rates_of(teacher, config.asking.price), identity.teacher.name, config.budget_micros)
@@ -242,8 +244,7 @@ def _sources(config: BuildConfig, dataset: ImageDataset, teacher: Teacher | Remo
 
 
 def _identity(config: BuildConfig, dataset: ImageDataset, card: Card) -> Identity:
-    there = (config.store / FILE_NAME).exists()
-    kept = Manifest.load(config.store).identity.kept_layers if there else ()
+    kept = Manifest.load(config.store).identity.kept_layers if is_store(config.store) else ()
     outputs = choose_outputs(
         card, config.features, config.feature_dtype, kept, features_only=config.features_only, keep=config.keep
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ground.errors import CKDError, InvalidInput, StoreUnreadable, TooNarrow, store_command
+from ground.places import ObjectUrl, parse_place
 from storage.answers import ANSWER_NAMES
 from storage.digest import vouches
 from storage.float_types import NARROW_TYPES
@@ -29,7 +29,7 @@ class PaidAnswers:
 
     def __init__(self, store: Store) -> None:
         self._own = store
-        base = store if store.file_name == FILE_NAME else Store.open(store.folder)
+        base = store if store.file_name == FILE_NAME else Store.open(store.place)
         self._stores = dict.fromkeys(store.manifest.ids | base.manifest.ids, base) | {store.manifest.store_id: store}
 
     def read(self, calls: Sequence[RecordedCall], outputs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ class PaidAnswers:
         if call.store not in self._stores:
             if self._own.manifest.ledger is None:
                 raise InvalidInput(
-                    f"call {call.id} of the ledger belongs to another store than {self._own.folder}; check it with: "
+                    f"call {call.id} of the ledger belongs to another store than {self._own.place}; check it with: "
                     f"{self._own.command('verify')}"
                 )
             self._stores[call.store] = open_keeper(call)
@@ -72,7 +72,7 @@ class PaidAnswers:
         values, digests = store.read_cell(call.row * store.manifest.identity.views + call.view, (output,))
         if not vouches(call.digest_of(output.name), output, values[output.name], digests[0].tobytes()):
             raise StoreUnreadable(
-                f"{output.name} of row {call.row} of {store.folder} is not what call {call.id} of the ledger returned; "
+                f"{output.name} of row {call.row} of {store.place} is not what call {call.id} of the ledger returned; "
                 f"see what can be done with: {store.command('repair')}"
             )
         return values
@@ -86,7 +86,7 @@ def keeper_of(calls: Iterable[RecordedCall], output: OutputSpec) -> RecordedCall
             return call
     if not found:
         raise StoreUnreadable(f"the ledger knows no call that {output.name} could be copied from")
-    keeper = Path(found[0].location)
+    keeper = parse_place(found[0].location)
     _require_same_kind(found[0], output)
     try:
         how = Store.open(keeper).command("extend", features=output.name)
@@ -111,7 +111,7 @@ def _require_same_kind(call: RecordedCall, output: OutputSpec) -> None:
 def open_keeper(call: RecordedCall) -> Store:
     """The store that keeps a call's outputs; after an extension that is the one that took its place."""
     try:
-        return find_store(call) or Store.open(Path(call.location))
+        return find_store(call) or Store.open(parse_place(call.location))
     except (StoreUnreadable, OSError) as error:
         raise InvalidInput(
             f"call {call.id} is paid for and kept in a store at {call.location} that cannot be read; "
@@ -120,11 +120,19 @@ def open_keeper(call: RecordedCall) -> Store:
 
 
 def find_store(call: RecordedCall) -> Store | None:
-    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here."""
+    """The store that keeps, or is about to keep, a call's outputs, if it can be read from here.
+
+    Raises:
+        StorageFailed, InvalidInput: it is in object storage, and nobody can say what is there.
+    """
+    place = parse_place(call.location)
     for file_name in (FILE_NAME, EXTENSION):
         try:
-            store = Store.open(Path(call.location), file_name)
-        except (CKDError, OSError):
+            store = Store.open(place, file_name)
+        except (CKDError, OSError) as error:
+            if isinstance(place, ObjectUrl) and not isinstance(error, StoreUnreadable):
+                # That a service is away says nothing of what is there.
+                raise
             continue
         if store.manifest.store_id == call.store:
             return store

@@ -102,7 +102,7 @@ def _spooled_answers(store: Store, calls: Sequence[RecordedCall]) -> dict[int, S
     """Call -> what was spooled of it, for exactly that call, input and cell of that store."""
     known = {call.id: call for call in calls if call.row < store.manifest.n}
     sessions, found = {call.session for call in calls}, {}
-    for path, session in spool_files(store.folder) if sessions else ():
+    for path, session in spool_files(store.desk) if sessions else ():
         if session not in sessions:
             continue
         try:
@@ -149,10 +149,15 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
     image = int(store.read_sample("train/source_index", Rows.between(row, row + 1))[0])
     what = f"{len(wanted)} answers that are paid for" if len(wanted) > 1 else "an answer that is paid for"
     where = f"of image {image} (row {row}, view {view}) the teacher's {misfit.output.name} holds {misfit.value:.6g}"
+    if misfit.is_too_large and store.is_published:
+        raise InvalidInput(
+            f"{what} cannot be kept in {store.place}: {where}, which {misfit.output.dtype} cannot hold; fetch it into "
+            f"a folder, keep features in float32 there, and finish it there, with: {store.command('widen')}"
+        )
     if misfit.is_too_large:
         why = f"{where}, which {misfit.output.dtype} cannot hold"
         raise TooNarrow(
-            f"{what} cannot be kept in {store.folder}: {why}; keep features in float32, which costs no call, with: "
+            f"{what} cannot be kept in {store.place}: {why}; keep features in float32, which costs no call, with: "
             f"{store.command('widen')}; then run the same command with --feature-dtype float32",
             why,
             store.folder,
@@ -161,7 +166,7 @@ def require_storable(store: Store, misfits: Misfits, rows: Rows) -> None:
     remedy = "check the teacher's weights, and build a new store with other ones"
     if store.manifest.identity.teacher.precision == "fp16":
         remedy = "fp16 ends at 65504, so build a new store with --precision bf16 or fp32"
-    raise InvalidInput(f"{what} cannot be kept in {store.folder}: {where}, which is no number; {remedy}{without}")
+    raise InvalidInput(f"{what} cannot be kept in {store.place}: {where}, which is no number; {remedy}{without}")
 
 
 def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLocks) -> Leftovers:
@@ -184,19 +189,16 @@ def settle_session(session: int, ledger: Ledger, own: Store, own_locks: CellLock
         found.keeper = store
         if store is not None and found.adopted_cells:
             cells = sorted(set(found.adopted_cells))
-            store.rewrite([cell for cell in cells if cell not in found.spooled])
-            for cell, values in sorted(found.spooled.items()):
-                store.write_outputs([cell], values)
-            store.publish(cells)
+            store.adopt(cells, found.spooled)
         ledger.commit(found.adopted, bills=found.bills)
         ledger.lose(found.lost)
     found.held = held
     if store is not None and locks is not None:
-        _remove_spools(store.folder, ledger, {session})
+        remove_spools(store.desk, ledger, {session})
     return found
 
 
-def _remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
+def remove_spools(folder: Path, ledger: Ledger, sessions: set[int] | None = None) -> None:
     """Delete spools of sessions that ended and have nothing unsettled; all sessions if none are named.
 
     What holds answers of another ledger, as after this one was replaced or rolled back, is left, and so is what is
@@ -223,10 +225,10 @@ def _reach(
     if call.store == own.manifest.store_id:
         return own, own_locks
     store = None if own.manifest.ledger is None else find_store(call)
-    if store is None or not os.access(store.folder, os.W_OK):
+    if store is None or not os.access(store.desk, os.W_OK):
         return None, None
     try:
-        return store, stack.enter_context(CellLocks(store.folder / CELL_LOCK))
+        return store, stack.enter_context(CellLocks(store.desk / CELL_LOCK))
     except OSError:
         return None, None
 
@@ -244,14 +246,14 @@ def settle_store(store: Store, ledger: Ledger, locks: CellLocks) -> Leftovers:
     } - ledger.leases().keys()
     for session in sorted(gone):
         found += settle_session(session, ledger, store, locks)
-    _remove_spools(store.folder, ledger)
+    remove_spools(store.desk, ledger)
     _retract_disowned(store, ledger)
     return found
 
 
 def dead_leases(store: Store, ledger: Ledger) -> list[Lease]:
     """Leases of builders that share this folder's build lock; for who has that alone, they are dead."""
-    here, leases = Place.of(store.folder), ledger.leases().values()
+    here, leases = Place.of(store.desk), ledger.leases().values()
     ours = [lease for lease in leases if lease.store == store.manifest.store_id]
     return [lease for lease in ours if here.shares_locks(Place.parse(lease.host))]
 

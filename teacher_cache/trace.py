@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
+from ground.places import ObjectUrl, Place, parse_place
 from storage.digest import input_digests
 from storage.inspection import is_answer_narrower, row_blocks
 from storage.ledger import Ledger
@@ -39,7 +40,7 @@ from storage.store import Store
 class TraceableRecord(RunRecord, frozen=True, kw_only=True):
     """A run's record that says where it comes from: what tables can do without."""
 
-    store: Annotated[str, Meta(pattern=r"\A/[^\0]*\Z", description="an absolute path")]
+    store: Annotated[str, Meta(pattern=r"\A(/|[a-z0-9]{2,5}://)[^\0]*\Z", description="an absolute path or a URL")]
     store_id: Hex32
     teacher_fingerprint: Hex64
     ledger_head: Hex64
@@ -67,9 +68,9 @@ class Run:
             ) from error
 
     @property
-    def store(self) -> Path:
-        """Absolute folder of the store, when the run was made."""
-        return Path(self.record.store)
+    def store(self) -> Place:
+        """Absolute folder of the store when the run was made, or its URL."""
+        return parse_place(self.record.store)
 
     @property
     def outputs(self) -> frozenset[str]:
@@ -77,20 +78,26 @@ class Run:
         return frozenset(self.record.teacher_outputs)
 
 
-def store_of(run: Run, folder: Path | None = None) -> Store:
+def store_of(run: Run, place: Place | None = None) -> Store:
     """The store a run was trained from, or what was made of it by converting or extending.
 
     Args:
-        folder: where it is now; None for where it was then.
+        place: where it is now; None for where it was then, in object storage only where the user names it.
 
     Raises:
         InvalidInput: there is no store.
         IdentityMismatch: there is another one.
         StoreUnreadable: it cannot be read.
     """
-    where = run.store if folder is None else folder
+    where = run.store if place is None else place
+    if isinstance(where, ObjectUrl):
+        if place is None:
+            raise InvalidInput(
+                f"{run.folder} was trained from {where}, and object storage is asked only where you say so; add "
+                f"--store {where}"
+            )
     # Some things in the place of a manifest, a pipe for one, would be waited for.
-    if not (where / FILE_NAME).is_file():
+    elif not (where / FILE_NAME).is_file():
         raise InvalidInput(
             f"{run.folder} was trained from the store at {where}, and there is none; if it was moved, give --store DIR"
         )
@@ -180,7 +187,7 @@ def trace_run(run: Run, store: Store, ledger: Ledger) -> Trace:
     return Trace(
         run=run,
         store=store,
-        proof=RunProofs().of(run.folder, store.folder),
+        proof=RunProofs().of(run.folder, None if store.is_published else store.folder),
         calls=[calls[id_] for id_ in drawn_on],
         problems=problems,
     )
@@ -260,7 +267,7 @@ class Students:
     unclear: dict[Path, str] = field(default_factory=dict)
 
 
-def runs_of_call(call: CallHistory, ledger: Ledger, folders: Sequence[Path], moved: Path | None = None) -> Students:
+def runs_of_call(call: CallHistory, ledger: Ledger, folders: Sequence[Path], moved: Place | None = None) -> Students:
     """Which of the runs below some folders drew on a call.
 
     Args:
@@ -299,9 +306,9 @@ def _refuse(error: OSError) -> None:
 class _Search:
     """Looks for one call in many runs; each store is read once."""
 
-    def __init__(self, call: CallHistory, ledger: Ledger, moved: Path | None) -> None:
+    def __init__(self, call: CallHistory, ledger: Ledger, moved: Place | None) -> None:
         self._call, self._ledger, self._moved = call, ledger, moved
-        self._inputs: dict[Path, StoreInputs] = {}
+        self._inputs: dict[Place, StoreInputs] = {}
         self._heads: dict[str, int | None] = {}
 
     def drew_on(self, run: Run) -> bool:
@@ -327,9 +334,9 @@ class _Search:
 
     def _inputs_of(self, run: Run) -> StoreInputs:
         store = self._open(run)
-        if store.folder not in self._inputs:
-            self._inputs[store.folder] = StoreInputs(store, store.manifest.n)
-        return self._inputs[store.folder]
+        if store.place not in self._inputs:
+            self._inputs[store.place] = StoreInputs(store, store.manifest.n)
+        return self._inputs[store.place]
 
     def _open(self, run: Run) -> Store:
         if self._moved is not None:

@@ -32,7 +32,7 @@ def unpaid_inputs(plan: BuildPlan, store: Store | None) -> set[bytes]:
     """
     config, teacher = plan.config, plan.identity.teacher
     wanted = {plan.input_of(cell) for cell in plan.missing_cells.tolist()}
-    place = config.store / LEDGER_FILE if config.ledger is None else config.ledger
+    place = config.folder / LEDGER_FILE if config.ledger is None else config.ledger
     is_new = store is None and config.ledger is None
     # Of a store that is there too: its build may be about to begin the ledger, or died before it could.
     unbegun = store is None or store.manifest.ledger_head is None
@@ -81,6 +81,9 @@ def _without_lost(
 def _living_sessions(store: Store, ledger: Ledger) -> set[int]:
     """Sessions with a lease, without those that share the store's build lock when nobody has that."""
     leases = ledger.leases().keys()
+    if store.is_published:
+        # What a builder that died left on this machine is gone on with.
+        return set(leases)
     is_held_here = is_held(store.folder / BUILD_LOCK)
     return set(leases) - {lease.session for lease in ([] if is_held_here else dead_leases(store, ledger))}
 

@@ -95,7 +95,8 @@ def _widened(
     """The store with wider arrays in place of its own, and how many cells were copied."""
     before = store.manifest
     manifest = _wide_manifest(before, names)
-    needed = sum(spec.stored_bytes(manifest.rows[spec.split]) for spec in array_specs(manifest.identity))
+    specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
+    needed = sum(spec.stored_bytes(manifest.rows[spec.split]) for spec in specs)
     if free_bytes(store.folder) < needed:
         raise DiskFull(
             f"the wider arrays need {needed / 1e6:.0f} MB beside the old ones, and the disk of {store.folder} has "

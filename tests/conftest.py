@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,6 +165,21 @@ def postgres():
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def moto_port() -> Iterator[int]:
+    """Of moto's S3 server; where it cannot be installed the test is skipped, or fails where `CKD_REQUIRE_MOTO` is 1."""
+    from benchmarks.stand_ins.moto import moto_program, moto_server
+
+    try:
+        program = moto_program()
+    except (subprocess.SubprocessError, OSError) as error:
+        if os.environ.get("CKD_REQUIRE_MOTO") == "1":
+            raise
+        pytest.skip(f"moto's server cannot be installed here ({type(error).__name__})")
+    with moto_server(program) as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,7 @@ TESTED_ELSEWHERE = {
     "storage/ledger_settling.py": "test_ledger.py and test_ledger_bills.py: what becomes of calls",
     "storage/ledger_spending.py": "test_ledger_bills.py: sums of what was settled there",
     "storage/ledger_tables.py": "test_ledger.py: the tables, on both databases",
+    "storage/object_arrays.py": "teacher_cache/test_publish.py and test_chunk_builder.py: read as a folder is",
     "student_train/binding.py": "losses/: every loss binds, and misfits are refused there",
     "student_train/catalogue.py": "test_registry.py: what ckd-train losses and methods print",
     "student_train/cli.py": "tests/test_commands.py: through the installed command",

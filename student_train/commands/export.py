@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ground.options import allow_code_option, json_option
+from ground.options import StoreFolder, allow_code_option, json_option
 from ground.terminal import note, print_json, say
 from ground.user_code import UserCode
 
@@ -22,7 +22,7 @@ _FORMATS = ("onnx", "export")
     "--to", type=click.Choice(_FORMATS), required=True, help="onnx (extra onnx), or export: a torch.export program."
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: in RUN]")
-@click.option("--store", type=click.Path(path_type=Path), help="Where the run's store is now; for runs that need it.")
+@click.option("--store", type=StoreFolder(), help="Where the run's store is now; for runs that need it.")
 @allow_code_option
 @json_option
 def export(run: Path, to: str, out: Path | None, store: Path | None, allow_code: bool, as_json: bool) -> None:

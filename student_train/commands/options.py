@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ground.options import allow_code_option, device_option, precision_option, setting_option
+from ground.options import StorePlace, allow_code_option, device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 from student_train.names import PAPER_METHODS
 from student_train.protocol import ProtocolConfig
@@ -18,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _METHODS = ", ".join(PAPER_METHODS)
 _OPTIONS = (
-    click.option("--store", type=click.Path(path_type=Path), help="Store that stage one built; needed."),
+    click.option("--store", type=StorePlace(), help="Store that stage one built, as a folder or a URL; needed."),
     click.option("--student", default="wrn16_2", show_default=True, help="Network to train, perhaps ORIGIN:NAME."),
     click.option("--student-size", type=int, help="Pixels of its input.  [default: those of the teacher's views]"),
     click.option("--init", type=click.Path(path_type=Path), help="Weights to begin with, as FILE or FILE#key."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ground.listing import LeftOut
-from ground.options import allow_code_option, device_option, json_option
+from ground.options import StoreFolder, allow_code_option, device_option, json_option
 from ground.terminal import note, print_json, print_table, progress
 from ground.user_code import UserCode
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to name of each.")
-@click.option("--store", type=click.Path(path_type=Path), help="Where the run's store is now; for runs that need it.")
+@click.option("--store", type=StoreFolder(), help="Where the run's store is now; for runs that need it.")
 @device_option
 @allow_code_option
 @json_option

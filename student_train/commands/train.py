@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.places import Place
 from ground.ranks import Ranks, joined
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
@@ -36,7 +37,7 @@ def train(**settings: Any) -> None:
 def _train(
     ranks: Ranks,
     *,
-    store: Path,
+    store: Place,
     student: str,
     student_size: int | None,
     init: Path | None,
@@ -112,6 +113,6 @@ def _note(row: Mapping[str, Any]) -> str:
     return f"loss {row['train_loss']:.3f}, validation {row['val_accuracy']:.3f}, lr {row['lr']:g}"
 
 
-def _default_out(store: Path, config: TrainConfig, written: str, n: int) -> Path:
+def _default_out(store: Place, config: TrainConfig, written: str, n: int) -> Path:
     method = "".join(letter if letter.isalnum() else "-" for letter in written)[:100]
     return Path("runs") / store.resolve().name / f"{identity_name(config.student)}-{method}-n{n}-seed{config.seed}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ground.errors import InvalidInput
-from ground.options import json_option
+from ground.options import StoreFolder, json_option
 from ground.terminal import plain, print_json, say
 from storage.run_proof import ProvenBy, RunProofs
 from storage.run_record import RUN_FILE, RunRecord
@@ -22,7 +22,7 @@ _WORDS = {
 
 @click.command("verify")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--store", type=click.Path(path_type=Path), help="Where the run's store is now, if it was moved.")
+@click.option("--store", type=StoreFolder(), help="Where the run's store is now, if it was moved.")
 @json_option
 def verify(run: Path, store: Path | None, as_json: bool) -> None:
     """Check that a finished RUN's results, metrics and weights are what they were when it ended.

@@ -14,14 +14,15 @@ from click.core import ParameterSource
 from ground.errors import InvalidInput
 from ground.geometry import VIEW_POLICIES
 from ground.launched import Launched
-from ground.options import json_option
+from ground.options import StorePlace, json_option
+from ground.places import ObjectUrl, Place
 from ground.terminal import print_json, progress, say
 from ground.user_code import UserCode
 from models.compute import num_gpus
 from models.names import CALL_PRECISIONS, identity_name, is_placed
 from models.remote_names import is_remote
 from storage.answers import AnswerForm
-from storage.manifest import FILE_NAME, Manifest
+from storage.manifest import Manifest, is_store
 from storage.price import shown_micros
 from storage.store import Store
 from teacher_cache.build import build as run_build
@@ -39,7 +40,7 @@ from teacher_cache.commands.options import (
     dataset_options,
     engine_options,
     ledger_option,
-    ledger_url_of,
+    ledger_to_build,
     origin_options,
     remote_options,
     rendering_options,
@@ -60,8 +61,9 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the store; one that exists is finished or grown.  [default: stores/TEACHER-DATASET]",
+    type=StorePlace(),
+    help="Folder of the store, or its URL, as s3://BUCKET/PATH; one that exists is finished, and in a folder grown.  "
+    "[default: stores/TEACHER-DATASET]",
 )
 @dataset_options
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="safetensors, .pth or .pt file.")
@@ -104,7 +106,9 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option("--trust-teacher", is_flag=True, help="Go on even if its first 64 answers do not go with the labels.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
-def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
+def build(
+    store: Place | None, url: str | None, allow_code: bool, dry_run: bool, as_json: bool, **settings: Any
+) -> None:
     """Run the teacher once over a sample of images and keep what it says.
 
     The same command again finishes an interrupted build, or does nothing; a larger --n grows the store. What a store
@@ -118,14 +122,15 @@ def build(store: Path | None, url: str | None, allow_code: bool, dry_run: bool, 
     if store is None and settings["teacher"] is None:
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    ledger = ledger_to_build(folder, url)
     settings["keep"] = None if settings["keep"] is None else AnswerForm.read(settings["keep"])
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
     _require_remote(settings["teacher"])
-    engine = _engine_of(settings)
+    engine = _engine_of(folder, settings)
     remote = RemoteOptions(**{field.name: settings.pop(field.name) for field in fields(RemoteOptions)})
     settings |= asking_of(settings) | {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
-    config = BuildConfig(store=folder, ledger=ledger_url_of(folder, url), **settings)
+    config = BuildConfig(store=folder, ledger=ledger, **settings)
     if dry_run:
         prepared = prepare_build(config)
         estimate = _estimate(prepared)
@@ -164,7 +169,7 @@ def _whose() -> str:
     return "" if launched is None else f"builder {launched.rank + 1} of {launched.size}: "
 
 
-def _engine_of(settings: dict[str, Any]) -> RayEngine | None:
+def _engine_of(store: Place, settings: dict[str, Any]) -> RayEngine | None:
     """Where builders are to run, from what `engine_options` gave, which is taken out; None for here.
 
     A process that a launcher started is given a GPU of its own besides.
@@ -181,6 +186,11 @@ def _engine_of(settings: dict[str, Any]) -> RayEngine | None:
             if value is not None:
                 raise InvalidInput(f"--{name.replace('_', '-')} is for --engine ray, which is not asked for; add it")
         return None
+    if isinstance(store, ObjectUrl):
+        raise InvalidInput(
+            f"--engine ray starts builders of a store in a folder, and {store} is in object storage; leave it out, and "
+            "start the same command on each machine, as torchrun and srun do"
+        )
     if said["workers"] is None:
         raise InvalidInput("--engine ray starts several builders; say how many, with --workers N")
     if launched is not None:
@@ -206,9 +216,9 @@ def _require_remote(teacher: str) -> None:
             )
 
 
-def _own_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def _own_settings(folder: Place, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a store says of itself, for options that were not given."""
-    if not (folder / FILE_NAME).exists():
+    if not is_store(folder):
         if given["teacher"] is None:
             raise click.UsageError(f"Missing option '--teacher': there is no store at {folder} that names one.")
         return {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ground.geometry import BOX_AREA, shows_boxes
 from ground.options import json_option
+from ground.places import Place
 from ground.terminal import print_json, say
 from storage.answers import NO_CLASS, AnswerForm, top1
 from storage.manifest import Identity
@@ -19,7 +19,7 @@ from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head
 from teacher_cache.class_map import described
-from teacher_cache.commands.options import store_option
+from teacher_cache.commands.options import place_option
 
 _BLOCK_ROWS = 1 << 10
 _MOST_BYTES = 8 << 20
@@ -28,9 +28,9 @@ _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squ
 
 
 @click.command()
-@store_option
+@place_option
 @json_option
-def info(store: Path, as_json: bool) -> None:
+def info(store: Place, as_json: bool) -> None:
     """Say what a store holds and how good its teacher is on its own views."""
     found = Store.open(store)
     description, form = describe(found), found.manifest.identity.answer_form

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
-from ground.options import device_option, precision_option
+from ground.options import StoreFolder, StorePlace, device_option, precision_option
+from ground.places import ObjectUrl, Place
 from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 from storage.price import Price, parse_micros
@@ -18,7 +19,10 @@ from teacher_cache.remote.policy import AskingConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-store_option = click.option("--store", type=click.Path(path_type=Path), required=True, help="Folder of the store.")
+store_option = click.option("--store", type=StoreFolder(), required=True, help="Folder of the store.")
+place_option = click.option(
+    "--store", type=StorePlace(), required=True, help="Folder of the store, or its URL, as s3://BUCKET/PATH."
+)
 ledger_option = click.option(
     "--ledger",
     "url",
@@ -143,11 +147,21 @@ CLASS_MAP_HELP = (
 )
 
 
-def ledger_url_of(store: Path, given: str | None) -> str | None:
-    """The ledger to use for a store: the one given, or $CKD_LEDGER if the store is new or shares one."""
+def ledger_url_of(store: Place, given: str | None) -> str | None:
+    """The ledger to use for a store: the one given, or $CKD_LEDGER if the store is new or shares one.
+
+    For one in object storage it is the one given, or none: nobody needs a ledger to read it.
+    """
+    if given is not None or isinstance(store, ObjectUrl):
+        return given
+    return ledger_to_build(store, given)
+
+
+def ledger_to_build(store: Place, given: str | None) -> str | None:
+    """The same for who builds it: one in object storage is built with the ledger of $CKD_LEDGER too."""
     if given is not None:
         return given
-    is_own = (store / FILE_NAME).exists() and Manifest.load(store).ledger is None
+    is_own = not isinstance(store, ObjectUrl) and (store / FILE_NAME).exists() and Manifest.load(store).ledger is None
     return None if is_own else os.environ.get("CKD_LEDGER") or None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ground.errors import InvalidInput
-from ground.options import json_option
+from ground.options import StoreFolder, json_option
 from ground.terminal import print_json, say
 from teacher_cache.commands.options import ledger_option, ledger_url_of
 from teacher_cache.upgrade import UpgradeReport, upgrade_ledger
@@ -17,7 +17,7 @@ from teacher_cache.upgrade import upgrade as run_upgrade
 
 
 @click.command()
-@click.option("--store", type=click.Path(path_type=Path), help="Folder of the store; none for a ledger by itself.")
+@click.option("--store", type=StoreFolder(), help="Folder of the store; none for a ledger by itself.")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -111,7 +111,7 @@ def _require_nodes(cluster: Cluster, config: BuildConfig) -> None:
     machines = require_nodes(
         cluster,
         files=[] if config.weights is None else [config.weights],
-        folders=[config.store, *([] if file is None else [file.parent])],
+        folders=[config.folder, *([] if file is None else [file.parent])],
     )
     if machines > 1 and (config.ledger is None or file is not None):
         raise InvalidInput(

@@ -82,7 +82,7 @@ def test_the_digest_of_an_older_manifest_is_the_one_its_release_recorded(old_sto
         lambda store: store.save(),
         lambda store: store.record_ledger_head("0" * 64),
         lambda store: store.grow(store.samples()),
-        lambda store: store.rewrite([0]),
+        lambda store: store.adopt([0], {}),
         lambda store: store.publish([0]),
         lambda store: store.retract([0]),
     ],

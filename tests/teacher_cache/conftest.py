@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from teacher_cache.teachers import ZooTeacher
+from tests.teacher_cache.builders import Builders
+
+
+@pytest.fixture(scope="module")
+def _all_builders():
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("builders are watched through /proc")
+    started = Builders()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def builders(_all_builders):
+    yield _all_builders
+    _all_builders.end()
 
 
 @pytest.fixture

@@ -18,15 +18,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from ground.errors import CKDError
+from ground.places import parse_place
 from storage import database, ledger_reserving
 from storage.ledger import Ledger
 from storage.ledger_chain import Seal
+from storage.objects import Objects
+from storage.stage import Stage
 from storage.store import Store
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
@@ -45,6 +48,8 @@ class Job:
         stop_at: the step at which it stops itself with SIGSTOP, one of `STOPS`; "" for never.
         stop_in: the how-manieth time, from 1, it comes to that step.
         idle_seconds: how long the ledger's server waits for a transaction that stands still; 0 for as long as ever.
+        kill_at: the step at which it kills itself with SIGKILL, likewise; `stop_in` counts for both.
+        environment: what it finds there besides.
         start_at: seconds since the epoch before which it does not begin, so that builders begin together.
     """
 
@@ -61,6 +66,8 @@ class Job:
     lease_seconds: float = 2.0
     slow_ms: float = 0.0
     stop_at: str = ""
+    kill_at: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
     stop_in: int = 2
     idle_seconds: float = 0.0
     start_at: float = 0.0
@@ -77,7 +84,7 @@ class Job:
             seed=self.seed,
             budget=self.budget,
             ledger=self.ledger,
-            store=Path(self.store),
+            store=parse_place(self.store),
             batch_size=self.batch_size,
             device="cpu",
             lease_seconds=self.lease_seconds,
@@ -97,11 +104,17 @@ STOPS = {
     "write": (Store, "write_outputs", "before"),
     "commit": (Ledger, "commit", "before"),
     "transaction": (ledger_reserving, "reserved_rows_digest", "after"),
+    "charged": (Ledger, "reserve", "after"),
+    "noted": (Stage, "note_asked", "after"),
+    "staged": (Store, "publish", "after"),
+    "put": (Store, "put_stage", "before"),
+    "half put": (Objects, "create", "before"),
+    "committed": (Ledger, "commit", "after"),
 }
 
 
-def stop_itself(step: str, *, at_call: int) -> None:
-    """Make the process stop itself the `at_call`-th time it comes to a step, and not in the middle of a heartbeat."""
+def stop_itself(step: str, *, at_call: int, how: signal.Signals = signal.SIGSTOP) -> None:
+    """Make the process stop, or kill, itself the `at_call`-th time it comes to a step, and not in a heartbeat."""
     owner, name, moment = STOPS[step]
     original, calls, beating, beat = getattr(owner, name), [], threading.Lock(), Ledger.beat
 
@@ -116,7 +129,7 @@ def stop_itself(step: str, *, at_call: int) -> None:
         if len(calls) == at_call:
             time.sleep(0.3)  # until the other threads have nothing in hand either
             with beating:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                os.kill(os.getpid(), how)
                 time.sleep(0.1)  # another thread may take the signal; this one is not to go on meanwhile
 
     def wrapped(*arguments, **options):
@@ -151,6 +164,9 @@ def run(job: Job) -> dict[str, object]:
         database.IDLE_SECONDS = job.idle_seconds
     if job.stop_at:
         stop_itself(job.stop_at, at_call=job.stop_in)
+    if job.kill_at:
+        stop_itself(job.kill_at, at_call=job.stop_in, how=signal.SIGKILL)
+    os.environ.update(job.environment)
     time.sleep(max(0.0, job.start_at - time.time()))
     try:
         report = build(*prepare_build(job.config()))

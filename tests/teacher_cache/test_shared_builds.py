@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import socket
@@ -14,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,97 +31,13 @@ from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 from tests.ledgers import make_session
+from tests.teacher_cache.builders import forwards, wait_until
 from tests.teacher_cache.shared_builder import Job
 
 ROOT = Path(__file__).parents[2]
 N, BATCH, LEASE_SECONDS = 96, 8, 2.0
 # What one builder that dies can have in hand: a batch that is being written, and the one at the teacher.
 MOST_LOST = 2 * BATCH
-
-
-class Builders:
-    """Starts builders as processes of their own; see `shared_builder`."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.teacher_cache.shared_builder"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self._parent = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._started: list[Builder] = []
-
-    def start(self, job: Job) -> Builder:
-        self._parent.stdin.write(json.dumps(asdict(job)) + "\n")
-        self._parent.stdin.flush()
-        self._started.append(Builder(job, int(self._parent.stdout.readline())))
-        return self._started[-1]
-
-    def end(self) -> None:
-        """Kill those of the last test that are still there."""
-        for builder in self._started:
-            if builder.state():
-                builder.signal(signal.SIGKILL)
-        self._started.clear()
-
-    def close(self) -> None:
-        self.end()
-        self._parent.stdin.close()
-        self._parent.wait(timeout=30)
-        self._parent.stdout.close()
-
-
-class Builder:
-    """A builder's process."""
-
-    def __init__(self, job: Job, pid: int) -> None:
-        self.job, self.pid = job, pid
-
-    def state(self) -> str:
-        """One letter, as the kernel gives it: T when it is stopped, nothing when it has ended."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-        return stat.rpartition(") ")[2][0].replace("Z", "").replace("X", "")
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self, seconds: float = 60.0) -> dict:
-        """What became of it; empty if it was killed."""
-        wait_until(lambda: not self.state(), seconds, f"{self.job.name} does not end\n{self.log()}")
-        path = Path(self.job.folder, f"{self.job.name}.json")
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def wait_until_stopped(self) -> None:
-        wait_until(lambda: self.state() in ("T", ""), 30, f"{self.job.name} never stopped\n{self.log()}")
-        assert self.state() == "T", self.wait()
-
-    def log(self) -> str:
-        path = Path(self.job.folder, f"{self.job.name}.log")
-        return path.read_text() if path.exists() else ""
-
-
-def wait_until(happened, seconds: float, otherwise: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def _all_builders():
-    if not Path("/proc/self/stat").exists():
-        pytest.skip("builders are watched through /proc")
-    started = Builders()
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def builders(_all_builders):
-    yield _all_builders
-    _all_builders.end()
 
 
 def jobs_on(url: str | None, folder: Path, weights: Path):
@@ -156,12 +69,6 @@ def built_alone(tmp_path_factory, weights) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "store"
     build(*prepare_build(Job(name="alone", folder="", store=str(folder), weights=str(weights), n=N).config()))
     return folder
-
-
-def forwards(folder: Path) -> int:
-    """Teacher calls that happened, counted outside the ledger."""
-    path = folder / "forwards"
-    return sum(int(line) for line in path.read_text().split()) if path.exists() else 0
 
 
 def require_whole(folder: Path, url: str, n: int = N) -> Summary:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ground.options import json_option
+from ground.places import Place
 from ground.terminal import plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_report import budget_history
@@ -24,7 +24,7 @@ from teacher_cache.commands.ledger.tables import amount
 @click.option("--set-cost", "cost", help="Most money ever to be spent on it, as 20.00.")
 @json_option
 def budget(
-    store: Path | None, url: str | None, teacher: str | None, wanted: int | None, cost: str | None, as_json: bool
+    store: Place | None, url: str | None, teacher: str | None, wanted: int | None, cost: str | None, as_json: bool
 ) -> None:
     """Show a teacher's budgets, in calls and in money, and how they came about, or set them.
 

@@ -15,6 +15,7 @@ import click
 from ground.cells import neutral
 from ground.durable import replacing
 from ground.errors import Interrupted, InvalidInput
+from ground.places import Place
 from ground.terminal import StopRequest, graceful_stop, json_text
 from storage.ledger_report import COLUMN_TYPES, list_calls
 from teacher_cache.commands.ledger.options import call_filter, filter_options, ledger_options, opened_ledger
@@ -35,7 +36,7 @@ _Rows = Iterable[dict[str, Any]]
     help="File to write; one that exists is replaced.  [default: stdout]",
 )
 @click.option("--raw", is_flag=True, help="CSV with its texts as they are, formulas too.")
-def export(store: Path | None, url: str | None, kind: str, out: Path, raw: bool, **filters: Any) -> None:
+def export(store: Place | None, url: str | None, kind: str, out: Path, raw: bool, **filters: Any) -> None:
     """Write calls, with digests and times, as CSV, JSON lines or Parquet; any number of them.
 
     A text of the CSV that a spreadsheet would take for a formula gets an apostrophe before it, and what cannot be

@@ -7,18 +7,19 @@ import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ground.errors import InvalidInput
+from ground.options import StorePlace
+from ground.places import ObjectUrl, Place
 from models.names import identity_name
 from storage.ledger import Ledger
 from storage.ledger_report import CallFilter, find_teacher
 from storage.manifest import Manifest
 from storage.store_ledger import own_ledger, require_named
-from teacher_cache.commands.options import ledger_url_of
+from teacher_cache.commands.options import ledger_to_build
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ _MOST = 1 << 40
 _MOST_PRICE = 1e9
 
 
-def open_ledger(store: Path | None, url: str | None) -> Ledger:
+def open_ledger(store: Place | None, url: str | None) -> Ledger:
     """The ledger at a URL, or the one that a store's calls are recorded in.
 
     Args:
@@ -42,14 +43,19 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
             raise InvalidInput("say which ledger: give --store DIR or --ledger URL")
         return Ledger(url)
     manifest = Manifest.load(store)
-    if manifest.ledger is None:
+    if manifest.ledger is None and not isinstance(store, ObjectUrl):
         if url is not None:
             raise InvalidInput(f"the calls of {store} are recorded in its own ledger; leave --ledger or --store out")
         return own_ledger(store)
+    if url is None and manifest.ledger is None:
+        raise InvalidInput(
+            f"the calls of {store} are recorded in the ledger.sqlite of the folder that it was published from; give "
+            "that as --ledger"
+        )
     if url is None:
         raise InvalidInput(
             f"the calls of {store} are recorded in a shared ledger; name it too, with its password if it has one, "
-            f"with: --ledger {shlex.quote(manifest.ledger)}"
+            f"with: --ledger {shlex.quote(str(manifest.ledger))}"
         )
     ledger = Ledger(url)
     try:
@@ -60,19 +66,19 @@ def open_ledger(store: Path | None, url: str | None) -> Ledger:
     return ledger
 
 
-def opened_ledger(store: Path | None, url: str | None) -> Ledger:
+def opened_ledger(store: Place | None, url: str | None) -> Ledger:
     """`open_ledger` of what a command was given, or of $CKD_LEDGER where that is what is meant.
 
     A store with a ledger of its own is always read with that, whatever the environment says.
     """
     if store is not None:
-        return open_ledger(store, ledger_url_of(store, url))
+        return open_ledger(store, ledger_to_build(store, url))
     return open_ledger(None, url or os.environ.get("CKD_LEDGER") or None)
 
 
 def ledger_options(command: _Command) -> _Command:
     """--store and --ledger."""
-    store = click.option("--store", type=click.Path(path_type=Path), help="Folder of a store.")
+    store = click.option("--store", type=StorePlace(), help="Folder of a store, or its URL.")
     return store(click.option("--ledger", "url", help="URL of a shared ledger.  [default: $CKD_LEDGER]")(command))
 
 

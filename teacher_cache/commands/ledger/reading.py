@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ground.options import json_option
+from ground.places import Place
 from ground.terminal import plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
@@ -37,7 +37,7 @@ _SPENDING = ("attempts", "calls", "committed", "reserved", "lost", "returned", "
 @price_option
 @click.option("--by", type=click.Choice((DAY, MODEL)), multiple=True, help="Also a table of it; may be given twice.")
 @json_option
-def summary(store: Path | None, url: str | None, price: float | None, by: tuple[str, ...], as_json: bool) -> None:
+def summary(store: Place | None, url: str | None, price: float | None, by: tuple[str, ...], as_json: bool) -> None:
     """Calls spent and left, and the time they took. spent = committed + reserved + lost.
 
     Of teachers that are billed also what they cost: settled, reserved at most, and left of the budget in money.
@@ -123,7 +123,7 @@ def _cell(value: Any) -> Any:
 )
 @json_option
 def list_calls(
-    store: Path | None, url: str | None, limit: int, offset: int, after: int | None, as_json: bool, **filters: Any
+    store: Place | None, url: str | None, limit: int, offset: int, after: int | None, as_json: bool, **filters: Any
 ) -> None:
     """List calls in the order they were charged.
 
@@ -146,7 +146,7 @@ def list_calls(
 @click.command()
 @ledger_options
 @json_option
-def verify(store: Path | None, url: str | None, as_json: bool) -> None:
+def verify(store: Place | None, url: str | None, as_json: bool) -> None:
     """Recompute the hash chain and every total. Exit status: 0 it holds, 1 not."""
     with closing(opened_ledger(store, url)) as opened:
         problems, head = ledger_problems(opened), opened.head()

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ground.options import json_option
+from ground.places import Place
 from ground.terminal import print_json, print_table, say
 from storage.price import shown_micros
 from teacher_cache.commands.ledger.options import call_filter, ledger_options, opened_ledger
@@ -38,7 +39,7 @@ _LISTS = {
 @json_option
 def reconcile(
     bill: Path,
-    store: Path | None,
+    store: Place | None,
     url: str | None,
     id_column: str,
     cost_column: str,

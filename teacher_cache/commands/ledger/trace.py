@@ -11,6 +11,7 @@ import click
 
 from ground.errors import InvalidInput
 from ground.options import json_option
+from ground.places import ObjectUrl, Place
 from ground.terminal import note, plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
@@ -43,7 +44,7 @@ _PROVEN = {
 def trace(
     folders: tuple[Path, ...],
     call_id: int | None,
-    store: Path | None,
+    store: Place | None,
     url: str | None,
     price: float | None,
     limit: int,
@@ -68,17 +69,22 @@ def trace(
         raise InvalidInput(f"one run is traced at a time, and {len(folders)} were given; --call takes several folders")
     run = Run.load(folders[0])
     if not run.record.teacher_calls:
-        found = Trace(run=run, store=None, proof=RunProofs().of(run.folder, store or run.store))
+        found = Trace(run=run, store=None, proof=RunProofs().of(run.folder, _folder_of(store or run.store)))
         document = _described(found, 0.0, price, [], offset)
     else:
         source = store_of(run, store)
-        with closing(opened_ledger(source.folder, url)) as opened:
+        with closing(opened_ledger(source.place, url)) as opened:
             found = trace_run(run, source, opened)
             ids = [call.id for call in found.calls]
             page = list(calls_by_id(opened, ids[offset : offset + limit]))
             document = _described(found, seconds_of_calls(opened, ids), price, page, offset)
     print_json(document) if as_json else _print_trace(document)
     sys.exit(0 if found.vouched and not found.proof.problems else 1)
+
+
+def _folder_of(place: Place) -> Path | None:
+    """Where a ledger may lie that proves a run's results."""
+    return None if isinstance(place, ObjectUrl) else place
 
 
 def _described(
@@ -92,7 +98,7 @@ def _described(
         "method": record.method,
         "student": record.student,
         "n": record.n,
-        "store": str(run.store if found.store is None else found.store.folder),
+        "store": str(run.store if found.store is None else found.store.place),
         "store_id": record.store_id,
         "ledger_head": record.ledger_head,
         "teacher": {"name": name, "fingerprint": record.teacher_fingerprint},
@@ -141,7 +147,7 @@ def _print_proof(document: dict[str, Any]) -> None:
 
 
 def _print_students(
-    call_id: int, folders: tuple[Path, ...], store: Path | None, url: str | None, as_json: bool
+    call_id: int, folders: tuple[Path, ...], store: Place | None, url: str | None, as_json: bool
 ) -> None:
     with closing(opened_ledger(store, url)) as opened:
         call = _call(opened, call_id)

@@ -1,0 +1,72 @@
+"""moto's S3 server, in an environment of its own, on a loopback address: nearer to the real one than `object_server`.
+
+The environment is made once, in the folder that CKD_MOTO names, or below the temporary folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = "moto[server,s3]==5.2.5"
+BUCKET = "bucket"
+
+
+def moto_program() -> Path:
+    """Its program, installed if it is not there; raises `subprocess.SubprocessError` or `OSError` if it cannot be."""
+    folder = Path(os.environ.get("CKD_MOTO") or Path(tempfile.gettempdir()) / "ckd-moto")
+    program, lock = folder / "bin" / "moto_server", folder.with_name(f"{folder.name}.lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not program.exists():
+            _install(folder)
+    return program
+
+
+def _install(folder: Path) -> None:
+    try:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
+        install = [folder / "bin" / "pip", "install", "-q", PACKAGE]
+        subprocess.run(install, check=True, capture_output=True, timeout=600)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def moto_server(program: Path) -> Iterator[int]:
+    """Its port, with one bucket, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [program, "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _make_bucket(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _make_bucket(port: int, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with opener.open(request, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"moto's server did not start (status {process.poll()})")
