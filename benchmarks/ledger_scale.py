@@ -1,17 +1,19 @@
 """What a ledger costs as it grows: a batch, what builds ask of it, and the commands that read all of it.
 
-    python -m benchmarks.ledger_scale [--calls 10000 --calls 100000 --calls 1000000] [--postgresql]
+    python -m benchmarks.ledger_scale [--calls 10000 --calls 100000 --calls 1000000] [--grown FILE] [--postgresql]
 
-One ledger grows through the sizes, by the batches that builders reserve and commit, shared by stores of `--rows` calls
-each; while it grows, nothing waits for a disk. At each size a copy of it on the disk is measured: a batch and a build's
-questions are timed here, and commands in processes of their own, with the most memory that each took. What a batch
-costs should not grow, a command grow no faster than the ledger, and memory not at all.
+One SQLite ledger grows through the sizes, by the batches that builders reserve and commit, shared by stores of `--rows`
+calls each; while it grows, nothing waits for a disk. At each size a copy of it on the disk, or all its rows in a
+PostgreSQL server, is measured: a batch and a build's questions are timed here, and commands in processes of their own,
+with the most memory that each took. What a batch costs should not grow, a command grow no faster than the ledger, and
+memory not at all.
 """
 
 from __future__ import annotations
 
 import resource
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -21,16 +23,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 import psycopg
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.schema import CreateIndex
 
 from benchmarks.ledger import start_server
 from storage.bill import Bill, Billed
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
+from storage.ledger_tables import metadata
 
 _TEACHER = "ab" * 32
 _OUTPUTS = ("logits", "layer1", "pooled")
@@ -38,15 +44,15 @@ _TIMED_BATCHES = 100
 _LOOKS = 20
 _MEMORY = Path("/dev/shm")
 _UPPER = 4000
-# Linux keeps what a process took at most since it was started: not what its parent had.
 _CHILD = """
-import re, sys
+import sys
 from pathlib import Path
+from benchmarks.measure import peak_bytes
 from teacher_cache.cli import main
 try:
     main(sys.argv[2:])
 finally:
-    Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    Path(sys.argv[1]).write_text(str(peak_bytes()))
 """
 
 
@@ -56,21 +62,37 @@ finally:
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--billed", is_flag=True, help="Each call is reserved at an upper bound, and settled at a bill.")
 @click.option("--postgresql", is_flag=True, help="A server of its own on loopback, instead of an SQLite file.")
-def main(sizes: Sequence[int], rows: int, batch_size: int, billed: bool, postgresql: bool) -> None:
+@click.option("--grown", type=click.Path(path_type=Path), help="Where the ledger grows; what is there goes on.")
+@click.option("--leave-out", multiple=True, help="A command of `ledger` that is not measured.")
+def main(
+    sizes: Sequence[int],
+    rows: int,
+    batch_size: int,
+    billed: bool,
+    postgresql: bool,
+    grown: Path | None,
+    leave_out: Sequence[str],
+) -> None:
     columns: dict[str, dict[str, str]] = {}
     with ExitStack() as stack:
         place: Place = stack.enter_context(closing(Server() if postgresql else File()))
+        memory = stack.enter_context(tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        grown = grown or Path(memory) / "ledger.sqlite"
         books = Books(rows, batch_size, billed=billed)
         for size in sorted(sizes):
-            with closing(Ledger(place.growing(), create=True)) as ledger:
+            with closing(Ledger(grown, create=True)) as ledger:
+                books.go_on(ledger)
                 seconds = _seconds(partial(books.grow, ledger, size))
             click.echo(f"{size:,} calls: {seconds:.0f} s to get there", err=True)
-            url = place.measured()
-            found = {**batches(replace(books), url), **questions(books, url), **commands(size, url, folder)}
-            columns[f"{size:,}"] = found | {"size": f"{place.size_bytes() / 1e6:.1f} MB"}
-            for what, figure in columns[f"{size:,}"].items():
+            url = place.measured(grown)
+            click.echo(f"    {'size':<40} {place.size_bytes() / 1e6:.1f} MB", err=True)
+            columns[f"{size:,}"] = found = {}
+            asked = (batches(replace(books), url), questions(books, url), commands(size, url, folder, leave_out))
+            for what, figure in chain(*asked):
+                found[what] = figure
                 click.echo(f"    {what:<40} {figure}", err=True)
+            found["size"] = f"{place.size_bytes() / 1e6:.1f} MB"
     click.echo(f"{'PostgreSQL' if postgresql else 'SQLite'}, batches of {batch_size}{', billed' * billed}")
     click.echo(f"| calls | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for what in next(iter(columns.values())):
@@ -78,11 +100,9 @@ def main(sizes: Sequence[int], rows: int, batch_size: int, billed: bool, postgre
 
 
 class Place(Protocol):
-    """Where the ledger is: for as long as it grows, and while it is measured."""
+    """Where a ledger is measured."""
 
-    def growing(self) -> str: ...
-
-    def measured(self) -> str: ...
+    def measured(self, grown: Path) -> str: ...
 
     def size_bytes(self) -> int: ...
 
@@ -90,28 +110,24 @@ class Place(Protocol):
 
 
 class File:
-    """An SQLite file, which grows in memory where the machine has such a folder."""
+    """An SQLite file on the disk."""
 
     def __init__(self) -> None:
-        self._memory = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else None))
-        self._disk = Path(tempfile.mkdtemp())
+        self._folder = Path(tempfile.mkdtemp())
+        self._copy = self._folder / "ledger.sqlite"
 
-    def growing(self) -> str:
-        return str(self._memory / "ledger.sqlite")
-
-    def measured(self) -> str:
-        copy = self._disk / "ledger.sqlite"
-        copy.unlink(missing_ok=True)
-        with closing(Ledger(self.growing())) as ledger:
-            ledger.copy_to(copy)
-        return str(copy)
+    def measured(self, grown: Path) -> str:
+        """A copy of a ledger."""
+        self._copy.unlink(missing_ok=True)
+        with closing(Ledger(grown)) as ledger:
+            ledger.copy_to(self._copy)
+        return str(self._copy)
 
     def size_bytes(self) -> int:
-        return (self._disk / "ledger.sqlite").stat().st_size
+        return self._copy.stat().st_size
 
     def close(self) -> None:
-        shutil.rmtree(self._memory)
-        shutil.rmtree(self._disk)
+        shutil.rmtree(self._folder)
 
 
 class Server:
@@ -119,21 +135,35 @@ class Server:
 
     def __init__(self) -> None:
         self._server = start_server()
-        self._grown = self._server.new_database()
-        self._copy = f"{self._grown}_copy"
+        self._url = ""
 
-    def growing(self) -> str:
+    def measured(self, grown: Path) -> str:
+        """A new database with all rows of a ledger that is an SQLite file."""
+        self._url = self._server.new_database()
         self._do("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-        return self._grown
-
-    def measured(self) -> str:
-        name = self._grown.rpartition("/")[2]
-        self._do(f"DROP DATABASE IF EXISTS {name}_copy", f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+        with closing(Ledger(self._url, create=True)):
+            pass
+        with psycopg.connect(self._url) as there, closing(sqlite3.connect(grown)) as here:
+            # The rows refer to each other as they did; that is for `verify` to find, and not row by row.
+            there.execute("SET session_replication_role = replica")
+            indexes = [index for table in metadata.sorted_tables for index in table.indexes]
+            for index in indexes:
+                there.execute(f"DROP INDEX {index.name}".encode())
+            for table in metadata.sorted_tables:
+                names = ", ".join(f'"{column.name}"' for column in table.columns)
+                there.execute(f"DELETE FROM {table.name}".encode())
+                with there.cursor().copy(f"COPY {table.name} ({names}) FROM STDIN".encode()) as copy:
+                    for row in here.execute(f"SELECT {names} FROM {table.name}"):
+                        copy.write_row(row)
+            for index in indexes:
+                there.execute(str(CreateIndex(index).compile(dialect=PGDialect())).encode())
         self._do("ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()", "CHECKPOINT")
-        return self._copy
+        with psycopg.connect(self._url, autocommit=True) as there:
+            there.execute("VACUUM ANALYZE")
+        return self._url
 
     def size_bytes(self) -> int:
-        with psycopg.connect(self._copy) as connection:
+        with psycopg.connect(self._url) as connection:
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         assert row is not None
         return int(row[0])
@@ -156,6 +186,10 @@ class Books:
     billed: bool
     session: int = 0
     calls: int = 0
+
+    def go_on(self, ledger: Ledger) -> None:
+        """Begin after the calls that a ledger of such books has already."""
+        self.calls, self.session = ledger.summary().spent, max(ledger.leases(), default=0)
 
     def grow(self, ledger: Ledger, calls: int) -> None:
         """Reserve and commit until there are so many calls."""
@@ -221,7 +255,7 @@ def _bill(id_: int) -> Bill:
     return Bill(billed=Billed.YES, cost_micros=_UPPER // 2, **said)
 
 
-def batches(books: Books, url: str) -> dict[str, str]:
+def batches(books: Books, url: str) -> Iterator[tuple[str, str]]:
     """What a batch costs: to be charged and committed, and to be looked up."""
     with closing(Ledger(url)) as ledger:
         step = books.calls // books.batch_size
@@ -234,15 +268,13 @@ def batches(books: Books, url: str) -> dict[str, str]:
         unknown = statistics.median(look(books.calls + first) for first in range(_LOOKS))
         timed = list(books.batches(ledger, books.calls + _TIMED_BATCHES * books.batch_size))
     reserving, committing = (statistics.median(seconds) for seconds in zip(*timed, strict=True))
-    return {
-        "reserve a batch": _milliseconds(reserving),
-        "commit a batch": _milliseconds(committing),
-        "look up a batch that is paid for": _milliseconds(known),
-        "look up a batch that is not": _milliseconds(unknown),
-    }
+    yield "reserve a batch", _milliseconds(reserving)
+    yield "commit a batch", _milliseconds(committing)
+    yield "look up a batch that is paid for", _milliseconds(known)
+    yield "look up a batch that is not", _milliseconds(unknown)
 
 
-def questions(books: Books, url: str) -> dict[str, str]:
+def questions(books: Books, url: str) -> Iterator[tuple[str, str]]:
     """What a build of a store asks that finds everything paid for; the store is one from the middle of the ledger."""
     first = books.calls // 2 // books.rows * books.rows
     store = books.store_of(first)
@@ -259,10 +291,11 @@ def questions(books: Books, url: str) -> dict[str, str]:
             "look up all inputs of a store": lambda: ledger.known_calls(_TEACHER, "fp32", inputs),
             "calls of a store that are committed": lambda: ledger.calls_of_store(store, "committed"),
         }
-        return {what: _milliseconds(statistics.median(_seconds(ask) for _ in range(3))) for what, ask in asked.items()}
+        for what, ask in asked.items():
+            yield what, _milliseconds(statistics.median(_seconds(ask) for _ in range(3)))
 
 
-def commands(calls: int, url: str, folder: Path) -> dict[str, str]:
+def commands(calls: int, url: str, folder: Path, leave_out: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Commands that read the ledger, each in a process of its own: seconds with its start, of them on a processor, and
     the most memory.
     """
@@ -276,7 +309,9 @@ def commands(calls: int, url: str, folder: Path) -> dict[str, str]:
         "export": ["export", "--out", str(folder / "calls.csv")],
         "verify": ["verify"],
     }
-    return {f"`ledger {what}`": _run(["ledger", *words, "--ledger", url], folder) for what, words in asked.items()}
+    for what, words in asked.items():
+        if what not in leave_out:
+            yield f"`ledger {what}`", _run(["ledger", *words, "--ledger", url], folder)
 
 
 def _run(arguments: list[str], folder: Path) -> str:
@@ -286,7 +321,7 @@ def _run(arguments: list[str], folder: Path) -> str:
     seconds = _seconds(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e3:.0f} MB"
+    return f"{seconds:.1f} s ({busy:.1f}), {int(peak.read_text()) / 1e6:.0f} MB"
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -10,7 +10,6 @@ imports, loading and all steps; the first line is the bare step's.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.measure import take_turns
+from benchmarks.measure import peak_bytes, take_turns
 from benchmarks.stage_two import bare_steps, train_steps
 from benchmarks.stand_ins.random_store import TEACHER, make_store
 from ground.errors import InvalidInput
@@ -82,14 +81,13 @@ def measure(method: str, student: str, store: Path, steps: int, rounds: int) -> 
         passes = len(trainer.stepper.sampling.batch(0, labels=trainer.stepper.labels, batch_size=64, seed=0).rows) // 64
         subjects = {BARE: bare_steps(student, passes, steps, compute), method: lambda: train_steps(trainer, steps)}
         timings = take_turns(rounds, subjects)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     device = ""
     if compute.device.type == "cuda":
         device = f", {torch.cuda.max_memory_allocated(compute.device) / 1e6:.0f} MB of GPU memory"
     return {
         "ratio": timings[method].over(timings[BARE]),
         "ms": timings[method].median / steps * 1e3,
-        "peak_mb": memory,
+        "peak_mb": peak_bytes() / 1e6,
         "device": device,
     }
 

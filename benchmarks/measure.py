@@ -1,11 +1,15 @@
-"""Timing that survives a noisy machine: the things compared take turns, and the ratio is taken round by round."""
+"""Timing that survives a noisy machine: the things compared take turns, and the ratio is taken round by round. And the
+most memory of a process.
+"""
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +43,12 @@ def take_turns(
             if round_:
                 seconds[name].append(clock() - started)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def peak_bytes() -> int:
+    """Most memory that this process took since its program was started; not `ru_maxrss`, which is at least what the
+    process that started it had.
+    """
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert peak is not None, "this benchmark needs Linux"
+    return int(peak[1]) * 1024

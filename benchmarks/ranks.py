@@ -140,6 +140,8 @@ def in_child(work: Callable[[dist.Store], None], port: int) -> int:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--method", "methods", multiple=True, default=METHODS, help="Repeatable.")
 def main(student: str, n: int, count: int, steps: int, rounds: int, methods: tuple[str, ...]) -> None:
+    if torch.get_num_threads() != 1:
+        raise click.UsageError("threads do not survive a fork; run it with OMP_NUM_THREADS=1 in the environment")
     with tempfile.TemporaryDirectory() as name:
         store = Path(name) / "store"
         make_store(store, n, layers=None)

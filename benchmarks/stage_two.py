@@ -10,7 +10,6 @@ loading and three steps in it.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Timing, take_turns
+from benchmarks.measure import Timing, peak_bytes, take_turns
 from benchmarks.stand_ins.random_store import make_store
 from models import create_model
 from models.compute import Compute
@@ -78,11 +77,10 @@ def print_peak_memory(student: str, store: Path, n: int, method: str) -> None:
     config = TrainConfig(student=student)
     trainer = Trainer.open(config, store, n, parse_method(method), compute, RunFolder(store / "unused"))
     train_steps(trainer, 3)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     device = ""
     if compute.device.type == "cuda":
         device = f", {torch.cuda.max_memory_allocated(compute.device) / 1e6:.0f} MB of GPU memory"
-    click.echo(f"{method:<22} peak memory {megabytes:6.0f} MB{device}")
+    click.echo(f"{method:<22} peak memory {peak_bytes() / 1e6:6.0f} MB{device}")
 
 
 def bare_steps(student: str, passes: int, steps: int, compute: Compute) -> Callable[[], object]:

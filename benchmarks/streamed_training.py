@@ -13,7 +13,6 @@ with everything but the rows, is subtracted: the same training from the first 12
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import Timing, take_turns
+from benchmarks.measure import Timing, peak_bytes, take_turns
 from benchmarks.stage_two import train_steps
 from benchmarks.stand_ins.random_store import make_store
 from models.compute import Compute
@@ -159,10 +158,7 @@ def peak_memory(trainer: Trainer, steps: int) -> float:
     # Of which there are as many for every n, so that batches of evaluations are no part of the difference.
     trainer.accuracy_on(trainer.data.test)
     trainer.data.close()
-    # Not ru_maxrss: a process that is started has its parent's.
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert peak is not None, "this benchmark needs Linux"
-    return float(peak[1]) * 1024
+    return peak_bytes()
 
 
 if __name__ == "__main__":

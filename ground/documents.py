@@ -94,7 +94,7 @@ def typed(document: object, kind: type[T], *, exact: bool = False) -> T:
         raise Malformed(_translated(error, document, kind)) from error
     except (ValueError, RecursionError) as error:  # a key that is no text, or nested too deeply
         raise Malformed(str(error)) from error
-    for path, expected, value in _parts_of(kind, document):
+    for path, expected, value in _parts_of(kind, document, but_fine_lines=True):
         if isinstance(value, str) and _must_be_printable(expected) and not value.isprintable():
             raise Malformed(_is_not(path, value, expected))
         if isinstance(value, dict):
@@ -212,12 +212,20 @@ def _words(expected: inspect.Type) -> str:
     return described or _WORDS.get(type(plain), "what belongs there")
 
 
-def _parts_of(kind: type, document: object) -> Iterator[tuple[str, inspect.Type, object]]:
-    return _parts(_type_of(kind), document)
+def _parts_of(
+    kind: type, document: object, *, but_fine_lines: bool = False
+) -> Iterator[tuple[str, inspect.Type, object]]:
+    return _parts(_type_of(kind), document, "", but_fine_lines)
 
 
-def _parts(expected: inspect.Type, value: object, path: str = "") -> Iterator[tuple[str, inspect.Type, object]]:
-    """Every value in a document that a type says something of: its path as msgspec writes it, its type, itself."""
+def _parts(
+    expected: inspect.Type, value: object, path: str, but_fine_lines: bool
+) -> Iterator[tuple[str, inspect.Type, object]]:
+    """Every value in a document that a type says something of: its path as msgspec writes it, its type, itself.
+
+    Args:
+        but_fine_lines: leave out what is in a list of lines that can all be printed, as thousands of classes' names.
+    """
     if isinstance(expected, inspect.UnionType):
         expected = next(kind for kind in expected.types if not isinstance(kind, inspect.NoneType))
     yield path, expected, value
@@ -226,15 +234,23 @@ def _parts(expected: inspect.Type, value: object, path: str = "") -> Iterator[tu
         for field in plain.fields:
             if field.encode_name in value:
                 name = f"{path}.{field.encode_name}" if path else field.encode_name
-                yield from _parts(field.type, value[field.encode_name], name)
+                yield from _parts(field.type, value[field.encode_name], name, but_fine_lines)
     elif isinstance(plain, inspect.DictType) and isinstance(value, dict):
         if not isinstance(plain.value_type, inspect.AnyType):
             for item in value.values():
-                yield from _parts(plain.value_type, item, f"{path}[...]")
+                yield from _parts(plain.value_type, item, f"{path}[...]", but_fine_lines)
     elif isinstance(plain, (*_LISTS, inspect.TupleType)) and isinstance(value, list):
+        if but_fine_lines and _are_fine_lines(plain, value):
+            return
         kinds = plain.item_types if isinstance(plain, inspect.TupleType) else (plain.item_type,) * len(value)
         for place, (kind, item) in enumerate(zip(kinds, value, strict=False)):
-            yield from _parts(kind, item, f"{path}[{place}]")
+            yield from _parts(kind, item, f"{path}[{place}]", but_fine_lines)
+
+
+def _are_fine_lines(expected: inspect.Type, values: list[Any]) -> bool:
+    if not isinstance(expected, _LISTS) or not _must_be_printable(expected.item_type):
+        return False
+    return all(isinstance(value, str) and value.isprintable() for value in values)
 
 
 def _plain(expected: inspect.Type) -> inspect.Type:

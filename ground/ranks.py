@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import torch
@@ -33,10 +34,12 @@ class Ranks:
     Attributes:
         rank: its number, from 0.
         count: how many there are.
+        neighbours: how many of them this machine has, with this one.
     """
 
     rank: int = 0
     count: int = 1
+    neighbours: int = 1
 
     @property
     def alone(self) -> bool:
@@ -96,15 +99,15 @@ class RankGroup(Ranks):
 
     Args:
         board: for words about errors.
-        rank, count: as for `Ranks`.
+        rank, count, neighbours: as for `Ranks`.
         local_rank: its number among those on this machine.
 
     Raises:
         RankLost: from any method that asks the others: one of them is gone.
     """
 
-    def __init__(self, board: Board, rank: int, local_rank: int, count: int) -> None:
-        self.rank, self.local_rank, self.count = rank, local_rank, count
+    def __init__(self, board: Board, rank: int, local_rank: int, count: int, neighbours: int = 1) -> None:
+        self.rank, self.local_rank, self.count, self.neighbours = rank, local_rank, count, neighbours
         self._board = board
 
     def device(self, asked: str) -> str:
@@ -211,6 +214,7 @@ class _Place:
     rank: int
     local_rank: int
     count: int
+    neighbours: int
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> _Place | None:
@@ -220,15 +224,16 @@ class _Place:
         missing = [name for name in _NEEDED if name not in environment]
         try:
             rank, local, count = (int(environment.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+            neighbours = int(environment.get("LOCAL_WORLD_SIZE", local + 1))
         except ValueError:
-            rank, local, count = -1, -1, 0
-        if missing or not 0 <= local <= rank < count:
+            rank, local, count, neighbours = -1, -1, 0, 0
+        if missing or not 0 <= local <= rank < count or not local < neighbours <= count:
             named = ", ".join(f"{name}={environment.get(name, '')}" for name in ("WORLD_SIZE", *_NEEDED))
             raise InvalidInput(
                 f"the environment does not say which rank this is ({named}); start ranks with torchrun, or unset "
                 "WORLD_SIZE to train in one process"
             )
-        return cls(rank, local, count)
+        return cls(rank, local, count, neighbours)
 
 
 @contextmanager
@@ -242,13 +247,16 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     if place is None:
         yield ALONE
         return
+    # torch's optimizers import it. Imported while there is a group it keeps that group, whose threads then outlive
+    # `destroy_process_group`, and abort the process where one of them drops a tensor as Python ends.
+    import_module("torch._dynamo")
     store, rank, count = next(iter(rendezvous("env://", place.rank, place.count)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     if place.local_rank < torch.cuda.device_count():
         # What asks for "cuda" without a number means this one.
         torch.cuda.set_device(place.local_rank)
-    group = RankGroup(store, rank, place.local_rank, count)
+    group = RankGroup(store, rank, place.local_rank, count, place.neighbours)
     with group.one_voice():
         yield group
     dist.destroy_process_group()

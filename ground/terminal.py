@@ -179,9 +179,16 @@ def _keep_debug(context: click.Context, _: click.Parameter, debug: bool) -> None
     context.meta["debug"] = debug
     # A server that goes away is said once, by us.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
-    handler = RichHandler(console=stderr, show_path=False, show_level=False)
-    handler.setFormatter(_PlainFormatter("%(message)s", "%X"))
+    handler, form = _log_handler()
+    handler.setFormatter(_PlainFormatter(form, "%X"))
     logging.basicConfig(level="INFO", force=True, handlers=[handler])
+
+
+def _log_handler() -> tuple[logging.Handler, str]:
+    """Where log records go, and their form: what is kept in a file has a line each, however long."""
+    if stderr.is_terminal:
+        return RichHandler(console=stderr, show_path=False, show_level=False), "%(message)s"
+    return logging.StreamHandler(stderr.file), "%(asctime)s %(message)s"
 
 
 class _PlainFormatter(logging.Formatter):

@@ -18,6 +18,9 @@ from torch import Tensor
 from ground.boxes import NUM_DRAWN, box_of, cut_boxes
 from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry, numbers_of_view, shows_boxes
 
+# Numbers that torch works on by one thread.
+_NOT_SHARED = (1 << 15) - 1
+
 
 def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator, *, boxes: bool = False) -> Tensor:
     """Random views, on the CPU.
@@ -107,12 +110,23 @@ def cut_by_lines(images: Tensor, views: Tensor, geometry: ViewGeometry) -> Tenso
     """Image after image; see `apply_views`: (B, h, w, 3)."""
     side, source = geometry.crop_size, images.numpy()
     squares = np.zeros((len(images), side, side, 3), dtype=np.uint8)
-    for image, square, (top, left, flip) in zip(source, squares, views.tolist(), strict=True):
+    for image, square, (top, left, _) in zip(source, squares, views.tolist(), strict=True):
         rows, rows_there = _overlap(top - geometry.padding, side, geometry.image_size)
         columns, columns_there = _overlap(left - geometry.padding, side, geometry.image_size)
-        seen = square[:, ::-1] if flip > 0 else square
-        seen[rows, columns] = image[rows_there, columns_there]
+        square[rows, columns] = image[rows_there, columns_there]
+    flipped = [place for place, flip in enumerate(views[:, 2].tolist()) if flip > 0]
+    squares[flipped] = _mirrored(squares[flipped])
     return torch.from_numpy(squares)
+
+
+def _mirrored(squares: np.ndarray) -> np.ndarray:
+    """Squares, (n, h, w, 3) uint8 and contiguous, with their lines reversed in place."""
+    lines = torch.from_numpy(squares).view(-1, *squares.shape[2:])
+    # Several times faster than a reversed view, whose pixels have three bytes; few enough lines at once that torch does
+    # not share them out to threads, which would wait for each other.
+    for part in lines.split(max(1, _NOT_SHARED // (3 * squares.shape[2]))):
+        part.copy_(part.flip(1))
+    return squares
 
 
 def _overlap(first: int, side: int, size: int) -> tuple[slice, slice]:

@@ -82,6 +82,8 @@ def canonical_name(name: str) -> str:
         if origin in REMOTE_ORIGINS:
             require_remote(name)
         return name
+    if name in NETWORKS:
+        return name
     plain = {_plain(known): known for known in NETWORKS}
     if _plain(name) in plain:
         return plain[_plain(name)]

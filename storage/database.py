@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.util import LRUCache
 
 from ground.errors import DiskFull, InvalidInput, StoreBusy, StoreUnreadable
 from storage import sqlite_file
@@ -267,10 +269,32 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     if create:
         sqlite_file.make(path)
     options = _options(path)
-    engine = sa.create_engine(url, creator=lambda: sqlite_file.connect(path, options))
+    engine = sa.create_engine(
+        url.set(drivername=_SHARED),
+        creator=lambda: sqlite_file.connect(path, options),
+        execution_options={"compiled_cache": _compiled},
+    )
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+class _SharedDialect(SQLiteDialect_pysqlite):
+    """SQLite's, and equal to that of any other file: a statement is compiled once in a process, not for each ledger."""
+
+    supports_statement_cache = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+_SHARED = "sqlite+shared"
+sa.dialects.registry.register("sqlite.shared", __name__, _SharedDialect.__name__)
+# As many as an engine keeps by itself.
+_compiled: LRUCache[Any, Any] = LRUCache(500)
 
 
 def _options(path: Path) -> str:

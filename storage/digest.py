@@ -41,21 +41,20 @@ def input_digests(images: np.ndarray, views: np.ndarray, geometry: ViewGeometry)
     from ground.boxes import cut_boxes
     from ground.views import apply_views
 
-    def pixels_of(block: Tensor, views: Tensor) -> Sequence[np.ndarray]:
+    def digests_of(block: Tensor, views: Tensor) -> list[bytes]:
         if views.shape[1] == 3:
             pixels: np.ndarray = apply_views(block, views, geometry).permute(0, 2, 3, 1).contiguous().numpy()
-            return list(pixels)
-        return [box.permute(1, 2, 0).numpy() for box in cut_boxes(block, views)]
+            return _digests(_header(pixels.shape[1:]), pixels)
+        boxes = (box.permute(1, 2, 0).numpy() for box in cut_boxes(block, views))
+        return [digest for box in boxes for digest in _digests(_header(box.shape), box[None])]
 
     image_bytes = max(1, images[:1].nbytes)
     step = max(1, min(_BLOCK, _BLOCK_BYTES // image_bytes))
 
     def digests_from(first: int) -> list[list[bytes]]:
         block = torch.from_numpy(images[first : first + step])
-        columns = []
-        for view in range(views.shape[1]):
-            chosen = torch.from_numpy(views[first : first + step, view])
-            columns.append([_digest(_header(image.shape), image) for image in pixels_of(block, chosen)])
+        seen = torch.from_numpy(views[first : first + step])
+        columns = [digests_of(block, seen[:, view]) for view in range(views.shape[1])]
         return [list(row) for row in zip(*columns, strict=True)]
 
     spread = in_threads if image_bytes >= WORTH_A_THREAD_BYTES else map
@@ -75,8 +74,8 @@ def output_digests(outputs: Sequence[OutputSpec], values: Mapping[str, np.ndarra
     digests = np.empty((len(values[outputs[0].name]), len(outputs), DIGEST_BYTES), dtype=np.uint8)
     for place, output in enumerate(outputs):
         header = repr((output.name, output.shape, output.dtype)).encode()
-        for call, value in enumerate(np.ascontiguousarray(values[output.name])):
-            digests[call, place] = np.frombuffer(_digest(header, value), dtype=np.uint8)
+        found = b"".join(_digests(header, values[output.name]))
+        digests[:, place] = np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     return digests
 
 
@@ -107,7 +106,13 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return repr(shape).encode()
 
 
-def _digest(header: bytes, array: np.ndarray) -> bytes:
-    hasher = hashlib.sha256(header)
-    hasher.update(np.ascontiguousarray(array).data)
-    return hasher.digest()[:DIGEST_BYTES]
+def _digests(header: bytes, array: np.ndarray) -> list[bytes]:
+    """Of each row of an array: of the header, and the row's bytes."""
+    begun, digests = hashlib.sha256(header), []
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    size = len(content) // max(1, len(array))
+    for first in range(0, len(content), max(1, size)):
+        hasher = begun.copy()
+        hasher.update(content[first : first + size])
+        digests.append(hasher.digest()[:DIGEST_BYTES])
+    return digests

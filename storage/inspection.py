@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ground.errors import StoreUnreadable
+from ground.threads import in_threads
 from storage.digest import input_digests, vouches
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
@@ -20,7 +22,7 @@ from storage.schema import DIGEST, DIGEST_BYTES, IMAGES, VALID, VIEWS, OutputSpe
 from storage.store import Store
 
 MOST_ROWS = 1 << 12
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,26 @@ class Inspection:
         return np.asarray(self.valid & (self.matches & self.is_answer).all(axis=2))
 
 
-def inspect_in_blocks(store: Store, ledger: Ledger) -> Iterator[Inspection]:
+def inspect_in_blocks(
+    store: Store, ledger: Ledger, before: Callable[[int, int], object] = lambda first, last: None
+) -> Iterator[Inspection]:
     """Some rows after the other, so that memory does not grow with what a manifest says.
+
+    Rows are read and digested in threads, a few blocks ahead of those that the ledger is asked about.
+
+    Args:
+        before: called in such a thread, with first and last + 1 of a block, before its images are read.
 
     Raises:
         StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
     """
-    for first, last in row_blocks(store, store.manifest.n):
-        yield inspect(store, ledger, first, last)
+
+    def look(block: tuple[int, int]) -> _Seen:
+        before(*block)
+        return _look(store, *block)
+
+    for seen in in_threads(look, row_blocks(store, store.manifest.n), at_least=store.arrays.in_flight):
+        yield _compared(store, ledger, seen)
 
 
 def inputs_of(store: Store) -> Iterator[list[bytes]]:
@@ -101,27 +115,52 @@ def inspect(store: Store, ledger: Ledger, first: int = 0, last: int | None = Non
     Raises:
         StoreUnreadable: the images or views, which tie cells to calls, cannot be read.
     """
-    manifest = store.manifest
-    last = manifest.n if last is None else last
+    return _compared(store, ledger, _look(store, first, store.manifest.n if last is None else last))
+
+
+class _Seen(NamedTuple):
+    """What is in a store's rows, without its ledger; see `Inspection`."""
+
+    first: int
+    valid: np.ndarray
+    written: np.ndarray
+    inputs: list[bytes]
+    found: np.ndarray
+    readable: np.ndarray
+
+
+def _look(store: Store, first: int, last: int) -> _Seen:
     valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
     written = store.arrays.read_what_is_there(DIGEST, first, last)
     inputs = [digest for row in _inputs(store, first, last) for digest in row]
-    teacher = manifest.identity.teacher
-    known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(set(inputs)))
-    calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in inputs]
     read = [store.found_digests(output, first, last) for output in store.outputs]
-    found = np.stack([digests for digests, _ in read], axis=2)
-    answered = np.zeros((len(inputs), len(store.outputs), DIGEST_BYTES), dtype=np.uint8)
-    flat = found.reshape(answered.shape)
+    found, readable = (np.stack(arrays, axis=2) for arrays in zip(*read, strict=True))
+    return _Seen(first, valid, written, inputs, found, readable)
+
+
+def _compared(store: Store, ledger: Ledger, seen: _Seen) -> Inspection:
+    teacher = store.manifest.identity.teacher
+    known = ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(set(seen.inputs)))
+    calls = [[call for call in known.get(digest, ()) if call.status == "committed"] for digest in seen.inputs]
+    answered = np.zeros((len(calls), len(store.outputs), DIGEST_BYTES), dtype=np.uint8)
+    flat, before = seen.found.reshape(answered.shape), seen.first * store.manifest.identity.views
     for cell, answers in enumerate(calls):
         for place, output in enumerate(store.outputs):
             digests = [digest for call in answers if (digest := call.digest_of(output.name))]
             if digests:
                 here = flat[cell, place].tobytes()
-                is_here = here in digests or is_answer_narrower(store, cell, output, here, digests)
+                is_here = here in digests or is_answer_narrower(store, before + cell, output, here, digests)
                 answered[cell, place] = np.frombuffer(here if is_here else digests[-1], np.uint8)
-    readable = np.stack([there for _, there in read], axis=2)
-    return Inspection(store, first, valid, readable, found, written, answered.reshape(found.shape), calls)
+    return Inspection(
+        store=store,
+        first=seen.first,
+        valid=seen.valid,
+        readable=seen.readable,
+        found=seen.found,
+        written=seen.written,
+        answered=answered.reshape(seen.found.shape),
+        calls=calls,
+    )
 
 
 def is_answer_narrower(

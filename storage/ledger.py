@@ -232,6 +232,10 @@ class Ledger:
         """Calls with this status whose outputs belong to a store, in order of their ids."""
         return self._database.read(lambda connection: ledger_calls.calls_of_store(connection, store, status))
 
+    def calls_outside(self, store: str, rows: int) -> list[RecordedCall]:
+        """Committed calls of a store that has so many rows, for rows that it does not have."""
+        return self._database.read(lambda connection: ledger_calls.calls_outside(connection, store, rows))
+
     def unsettled_calls(self, session: int) -> list[RecordedCall]:
         """Calls that a session reserved, and nobody settled."""
         return self._database.read(lambda connection: ledger_calls.calls_of_sessions(connection, [session], "reserved"))

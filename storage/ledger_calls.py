@@ -40,17 +40,36 @@ def in_precision(found: Mapping[bytes, Sequence[RecordedCall]], precision: str) 
 def calls_of_store(connection: sa.Connection, store: str, status: str) -> list[RecordedCall]:
     """Calls with a status whose outputs belong to a store, in order of their ids."""
     # In two steps, so that no database goes through the calls of all stores, in the order that is asked for.
-    ours = connection.execute(sa.select(sessions.c.id).where(sessions.c.store == store)).scalars().all()
-    return calls_of_sessions(connection, ours, status)
+    return calls_of_sessions(connection, _sessions_of(connection, store), status)
 
 
-def calls_of_sessions(connection: sa.Connection, numbers: Sequence[int], status: str) -> list[RecordedCall]:
+def calls_of_sessions(
+    connection: sa.Connection, numbers: Sequence[int], status: str, *conditions: sa.ColumnElement[bool]
+) -> list[RecordedCall]:
     """Calls with a status that some sessions made, in order of their ids."""
     found: list[RecordedCall] = []
     for part in lookups(numbers):
-        query = _select_calls().where(calls.c.session.in_(part), calls.c.status == status)
+        query = _select_calls().where(calls.c.session.in_(part), calls.c.status == status, *conditions)
         found += _read_calls(connection.execute(query))
     return sorted(found, key=attrgetter("id"))
+
+
+def calls_outside(connection: sa.Connection, store: str, rows: int) -> list[RecordedCall]:
+    """Committed calls of a store that has so many rows, for other rows than these; few, where all is well.
+
+    Raises:
+        StoreUnreadable: one of its committed calls, for whichever row, is none that any release recorded.
+    """
+    num_outputs = 1 + sa.func.length(sessions.c.outputs) - sa.func.length(sa.func.replace(sessions.c.outputs, ",", ""))
+    # What `_read_calls` refuses comes along, so that it is refused.
+    odd = sa.or_(
+        calls.c.row >= rows,
+        calls.c.row < 0,
+        calls.c.view < 0,
+        sa.func.length(calls.c.input_digest) != DIGEST_BYTES,
+        sa.func.length(calls.c.output_digest) != DIGEST_BYTES * num_outputs,
+    )
+    return calls_of_sessions(connection, _sessions_of(connection, store), "committed", odd)
 
 
 def lookups(values: Sequence[_Value]) -> list[Sequence[_Value]]:
@@ -62,11 +81,16 @@ def streamed(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Any]:
     """Rows of a query of any size, a few hundred at a time in memory, from a server too."""
     # A server keeps a cursor for as long as it is not closed, read to its end or not.
     with connection.execute(query, execution_options={"yield_per": _STREAMED_ROWS}) as rows:
-        yield from rows
+        for part in rows.partitions():
+            yield from part
+
+
+def _sessions_of(connection: sa.Connection, store: str) -> Sequence[int]:
+    return connection.execute(sa.select(sessions.c.id).where(sessions.c.store == store)).scalars().all()
 
 
 def _select_calls() -> sa.Select[Any]:
-    """The columns that `_read_calls` reads."""
+    """The columns that `_read_calls` reads: the fields of `RecordedCall`, in their order."""
     names = ("input_digest", "repeat", "row", "view", "status", "output_digest")
     where = (sessions.c.store, sessions.c.location, sessions.c.precision, sessions.c.outputs)
     columns = (calls.c.id, calls.c.session, *where, *(calls.c[name] for name in names))
@@ -75,9 +99,14 @@ def _select_calls() -> sa.Select[Any]:
 
 def _read_calls(rows: sa.CursorResult[Any]) -> list[RecordedCall]:
     """Rows of a `_select_calls` query; raises `StoreUnreadable` for what no release wrote."""
-    found = [RecordedCall(**{**row, "outputs": tuple(row["outputs"].split(","))}) for row in rows.mappings()]
-    for call in found:
-        kept = None if call.output_digest is None else len(call.output_digest) == DIGEST_BYTES * len(call.outputs)
-        if kept is False or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
-            raise StoreUnreadable(f"call {call.id} of the ledger is no call that any release recorded")
+    found, kept = [], dict[str, tuple[str, ...]]()
+    read: Sequence[Any] = rows.all()
+    for id_, session, store, location, precision, outputs, *rest in read:
+        names = kept.get(outputs) or kept.setdefault(outputs, tuple(outputs.split(",")))
+        call = RecordedCall(id_, session, store, location, precision, names, *rest)
+        digest = call.output_digest
+        whole = digest is None or len(digest) == DIGEST_BYTES * len(names)
+        if not whole or call.row < 0 or call.view < 0 or len(call.input_digest) != DIGEST_BYTES:
+            raise StoreUnreadable(f"call {id_} of the ledger is no call that any release recorded")
+        found.append(call)
     return found

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 GENESIS = "0" * 64
 KEY_VARIABLE = "CKD_LEDGER_KEY"
+# Of a call that is reserved or settled, its numbers before its digest.
+_RESERVED, _SETTLED = struct.Struct("<5q"), struct.Struct("<q")
 
 
 class Seal:
@@ -54,18 +56,14 @@ class Seal:
 
 def reserved_rows_digest(rows: Iterable[tuple[int, int, int, int, int, bytes]]) -> str:
     """Digest of (id, repeat, sample, row, view, input digest) of the calls that one entry reserved."""
-    hasher = hashlib.sha256()
-    for *numbers, digest in rows:
-        hasher.update(struct.pack("<5q", *numbers) + digest)
-    return hasher.hexdigest()
+    pack = _RESERVED.pack
+    return hashlib.sha256(b"".join([pack(*row[:5]) + row[5] for row in rows])).hexdigest()
 
 
 def settled_rows_digest(rows: Iterable[tuple[int, bytes | None]]) -> str:
     """Digest of (id, output digests) of the calls that one entry settled."""
-    hasher = hashlib.sha256()
-    for id_, digest in rows:
-        hasher.update(struct.pack("<q", id_) + (digest or b""))
-    return hasher.hexdigest()
+    pack = _SETTLED.pack
+    return hashlib.sha256(b"".join([pack(id_) + (digest or b"") for id_, digest in rows])).hexdigest()
 
 
 def bill_rows_digest(rows: Iterable[tuple[object, ...]]) -> str:

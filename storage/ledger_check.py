@@ -98,20 +98,23 @@ def _reserved_problems(connection: sa.Connection, tables: Tables) -> Iterator[st
     who: sa.Select[Any] = sa.select(sessions.c.id, sessions.c.account)
     account_of: dict[int, int] = dict(connection.execute(who).all())
     calls = tables.calls
+    chained, named = ("id", "repeat", "sample", "row", "view", "input_digest"), ("session", "account", "upper_micros")
     # Numbers ascend as entries do: nothing has to be sorted.
-    query = sa.select(calls).order_by(calls.c.id)
+    query = sa.select(*(calls.c[name] for name in (*chained, *named, "reserved_in"))).order_by(calls.c.id)
     reserved = _contents(connection, "reserve")
     for seq, payload, rows in _side_by_side(reserved, _grouped(connection, query, "reserved_in")):
-        digest = reserved_rows_digest(
-            (row.id, row.repeat, row.sample, row.row, row.view, row.input_digest) for row in rows
-        )
+        digest = reserved_rows_digest(row[: len(chained)] for row in rows)
         if not rows and payload is not None:
             yield f"the {payload['count']} calls that ledger entry {seq} reserved are missing; {_REMEDY}"
-        elif payload is None or (payload["rows"], len(rows)) != (digest, payload["count"]):
+            continue
+        if payload is None or (payload["rows"], len(rows)) != (digest, payload["count"]):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} reserved; {_REMEDY}"
-        elif any((row.session, row.account) != (payload["session"], account_of.get(row.session)) for row in rows):
+            continue
+        # The same of all of them, mostly.
+        names = {row[len(chained) :] for row in rows}
+        if any(said[:2] != (payload["session"], account_of.get(said[0])) for said in names):
             yield f"calls {_span(rows)} are not of the session that ledger entry {seq} names; {_REMEDY}"
-        elif any(row.upper_micros != payload.get("upper_micros", 0) for row in rows):
+        elif any(said[2] != payload.get("upper_micros", 0) for said in names):
             yield f"calls {_span(rows)} have another upper bound than ledger entry {seq} reserved; {_REMEDY}"
 
 
@@ -138,7 +141,7 @@ def _duplicate_problems(connection: sa.Connection) -> Iterator[str]:
 def _settled_problems(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     calls = tables.calls
     given_back = _given_back(connection)
-    columns = (calls.c[name] for name in ("id", "session", "status", "output_digest", "settled_in", "revoked_in"))
+    columns = (calls.c[name] for name in ("id", "output_digest", "session", "status", "revoked_in", "settled_in"))
     query = sa.select(*columns).where(calls.c.settled_in.is_not(None)).order_by(calls.c.settled_in, calls.c.id)
     settled = ((entry.seq, entry) for entry in _journal(connection, *SETTLED_STATUS))
     for seq, entry, rows in _side_by_side(settled, _grouped(connection, query, "settled_in")):
@@ -147,14 +150,18 @@ def _settled_problems(connection: sa.Connection, tables: Tables) -> Iterator[str
             continue
         content = {} if entry is None else json.loads(entry.payload)
         found = {
-            "calls": id_ranges([row.id for row in rows]),
-            "rows": settled_rows_digest((row.id, row.output_digest) for row in rows),
+            "calls": id_ranges([id_ for id_, *_ in rows]),
+            "rows": settled_rows_digest(row[:2] for row in rows),
         }
         if (
             entry is None
             or {name: content[name] for name in found} != found
-            or any(row.session != content["session"] for row in rows)
-            or any(row.status != _status_of(row, entry.kind, given_back) for row in rows if row.revoked_in is None)
+            or {row[2] for row in rows} != {content["session"]}
+            or any(
+                status != _status_of(id_, entry.kind, given_back)
+                for id_, _, _, status, revoked_in, _ in rows
+                if revoked_in is None
+            )
         ):
             yield f"calls {_span(rows)} differ from what ledger entry {seq} settled; {_REMEDY}"
     wrong = sa.select(calls).where(
@@ -168,10 +175,10 @@ def _settled_problems(connection: sa.Connection, tables: Tables) -> Iterator[str
         yield f"calls {_span(rows)} are settled, and no ledger entry says so; {_REMEDY}"
 
 
-def _status_of(row: Any, kind: str, given_back: Sequence[Sequence[int]]) -> str:
+def _status_of(call: int, kind: str, given_back: Sequence[Sequence[int]]) -> str:
     """What a call must be that an entry of this kind settled."""
-    run = bisect(given_back, row.id, key=lambda run: run[0]) - 1
-    return "returned" if run >= 0 and row.id <= given_back[run][1] else SETTLED_STATUS[kind]
+    run = bisect(given_back, call, key=lambda run: run[0]) - 1
+    return "returned" if run >= 0 and call <= given_back[run][1] else SETTLED_STATUS[kind]
 
 
 def _given_back(connection: sa.Connection) -> list[list[int]]:

@@ -26,7 +26,7 @@ from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
 from ground.places import ObjectUrl, Place, only_read
-from ground.threads import WORTH_A_THREAD_BYTES, in_threads
+from ground.threads import in_threads
 from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
@@ -384,17 +384,23 @@ class Store:
 
     def sample_problems(self, name: str) -> Iterator[StoreUnreadable]:
         """Each block of a sample array that cannot be read, or is not what was written; nothing of it is kept."""
-        spec = self.arrays.specs[name]
+        rows = self.manifest.rows[self.arrays.specs[name].split]
+        blocks = self.blocks_from(name, 0, rows)
+        problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
+        yield from filter(None, problems)
 
-        def problem_of(block: int) -> StoreUnreadable | None:
-            try:
-                deque(self._checked(name, block), maxlen=0)
-            except StoreUnreadable as error:
-                return error
-            return None
+    def blocks_from(self, name: str, first: int, last: int) -> range:
+        """Blocks of a sample array that begin in rows first..last."""
+        size = self.manifest.block_rows(self.arrays.specs[name])
+        return range(-(-first // size), -(-last // size))
 
-        blocks = range(-(-self.manifest.rows[spec.split] // self.manifest.block_rows(spec)))
-        yield from filter(None, in_threads(problem_of, blocks, at_least=self.arrays.in_flight))
+    def block_problem(self, name: str, block: int) -> StoreUnreadable | None:
+        """What is wrong with one block of a sample array; nothing of it is kept."""
+        try:
+            deque(self._checked(name, block), maxlen=0)
+        except StoreUnreadable as error:
+            return error
+        return None
 
     def _checked(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
         """The rows of a block of a sample array in pieces, (first, values), which are checked once all are handed out.
@@ -512,20 +518,12 @@ class Store:
         found = np.zeros((stop - start, views, DIGEST_BYTES), dtype=np.uint8)
         readable = np.zeros((stop - start, views), dtype=np.bool_)
         array = self.array_of(output.name)
-        spec = self.arrays.specs[array]
-
-        def digest(rows: tuple[int, int]) -> None:
-            try:
-                values = self.arrays.read(array, *rows)
-            except StoreUnreadable:
-                return
-            here, flat = slice(rows[0] - start, rows[1] - start), values.reshape(-1, *values.shape[2:])
-            found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
-            readable[here] = True
-
-        is_worth = spec.cell_bytes >= WORTH_A_THREAD_BYTES or self.arrays.in_flight > 1
-        spread = partial(in_threads, at_least=self.arrays.in_flight) if is_worth else map
-        deque(spread(digest, Rows.between(start, stop).blocks(spec.chunk_rows)), maxlen=0)
+        for first, last in Rows.between(start, stop).blocks(self.arrays.specs[array].chunk_rows):
+            with suppress(StoreUnreadable):
+                values = self.arrays.read(array, first, last)
+                here, flat = slice(first - start, last - start), values.reshape(-1, *values.shape[2:])
+                found[here] = output_digests((output,), {output.name: flat}).reshape(len(values), views, -1)
+                readable[here] = True
         return found, readable
 
     def read_outputs(self, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 
 from ground.documents import Malformed
 from ground.errors import CKDError, StoreUnreadable
+from ground.threads import in_threads
 from storage.canaries import CANARIES_FILE, CANARY_ROW
 from storage.inspection import Inspection, inspect_in_blocks, row_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
-from storage.schema import DIGEST, VALID
+from storage.schema import DIGEST, IMAGES, VALID
 from storage.spool import SPOOL, is_file, read_spool, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
@@ -60,7 +62,7 @@ def store_problems(store: Store, ledger: Ledger) -> list[Problem]:
     found = [Problem(text, "") for text in ledger_problems(ledger)]
     if found:
         # A store is compared with a ledger that holds, or not at all.
-        return found + list(_sample_problems(store, ledger))
+        return [*found, *_samples_problems(store)]
     for check in _CHECKS:
         try:
             found += check(store, ledger)
@@ -75,16 +77,16 @@ def published_problems(store: Store, ledger: Ledger | None) -> list[Problem]:
     Raises:
         StorageFailed: the service does not give what has to be looked at.
     """
-    found = [*_file_problems(store, None), *_sample_problems(store, None)]
+    found = [*_file_problems(store, None)]
     if ledger is None:
-        return [*found, *_missing_problems(store), *answer_problems(store)]
+        return [*found, *_samples_problems(store), *_missing_problems(store), *answer_problems(store)]
     chain = [Problem(text, "") for text in ledger_problems(ledger)]
-    return [*found, *(chain or _published_call_problems(store, ledger))]
+    return [*found, *([*_samples_problems(store), *chain] if chain else _published_call_problems(store, ledger))]
 
 
 def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     yield from _manifest_problems(store, ledger)
-    yield from _cell_problems(store, ledger)
+    yield from _row_problems(store, ledger)
     if store.manifest.aligned_chunks:
         yield from _witness_problems(store, ledger)
         yield from _reserved_problems(store.manifest, ledger, "build", {})
@@ -92,15 +94,22 @@ def _published_call_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 def answer_problems(store: Store) -> Iterator[Problem]:
     """Cells that are said to be whole and are not what was written, by the digests beside them alone."""
-    for first, last in row_blocks(store, store.manifest.n):
-        valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
-        written = store.arrays.read_what_is_there(DIGEST, first, last)
-        for place, output in enumerate(store.outputs):
-            found, readable = store.found_digests(output, first, last)
-            matches = (found == written[:, :, place]).all(axis=2)
-            for row, view in np.argwhere(valid & ~(matches & readable)).tolist():
-                what = "does not match its digest" if readable[row, view] else "cannot be read"
-                yield Problem(what, _repair(store), store.array_of(output.name), first + row, view)
+    blocks, look = row_blocks(store, store.manifest.n), partial(_unlike_their_digests, store)
+    for found in in_threads(look, blocks, at_least=store.arrays.in_flight):
+        yield from found
+
+
+def _unlike_their_digests(store: Store, block: tuple[int, int]) -> list[Problem]:
+    (first, last), problems = block, list[Problem]()
+    valid = store.arrays.read_what_is_there(VALID, first, last).view(np.uint8) == 1
+    written = store.arrays.read_what_is_there(DIGEST, first, last)
+    for place, output in enumerate(store.outputs):
+        found, readable = store.found_digests(output, first, last)
+        matches = (found == written[:, :, place]).all(axis=2)
+        for row, view in np.argwhere(valid & ~(matches & readable)).tolist():
+            what = "does not match its digest" if readable[row, view] else "cannot be read"
+            problems.append(Problem(what, _repair(store), store.array_of(output.name), first + row, view))
+    return problems
 
 
 def _missing_problems(store: Store) -> Iterator[Problem]:
@@ -182,17 +191,59 @@ def _link_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
             yield Problem("is no file of its own, but a link or a pipe", "move it away", name)
 
 
-def _sample_problems(store: Store, _: Ledger | None) -> Iterator[Problem]:
-    """Images, labels, views, indices and parameters of the teacher that are not what the build wrote."""
+def _samples_problems(store: Store) -> Iterator[Problem]:
     for name in store.manifest.samples:
-        for error in store.sample_problems(name):
-            yield Problem(str(error), "bring the file back from a copy", name)
+        yield from _sample_problems(store, name)
 
 
-def _cell_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+def _sample_problems(store: Store, name: str) -> Iterator[Problem]:
+    for error in store.sample_problems(name):
+        yield _not_written(name, error)
+
+
+def _not_written(name: str, error: StoreUnreadable) -> Problem:
+    """Of images, labels, views, indices or parameters of the teacher that are not what the build wrote."""
+    return Problem(str(error), "bring the file back from a copy", name)
+
+
+def _row_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
+    """Sample arrays that are not what the build wrote, and cells."""
+    for name in store.manifest.samples:
+        if name != IMAGES:
+            yield from _sample_problems(store, name)
+    images = _Images(store)
+    try:
+        yield from _cell_problems(store, ledger, images)
+    except CKDError as error:
+        yield Problem(str(error), "")
+    yield from images.problems()
+
+
+class _Images:
+    """Checks the training images block by block, just before a cell's input is made of the same: a disk reads them
+    once.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._found = store, dict[int, StoreUnreadable | None]()
+
+    def check(self, first: int, last: int) -> None:
+        """Check those blocks that begin in rows first..last."""
+        for block in self._store.blocks_from(IMAGES, first, last):
+            self._found[block] = self._store.block_problem(IMAGES, block)
+
+    def problems(self) -> Iterator[Problem]:
+        """Of all blocks, in order; those that were not come across are checked now."""
+        for block in self._store.blocks_from(IMAGES, 0, self._store.manifest.n):
+            error = self._found[block] if block in self._found else self._store.block_problem(IMAGES, block)
+            if error is not None:
+                yield _not_written(IMAGES, error)
+
+
+def _cell_problems(store: Store, ledger: Ledger, images: _Images) -> Iterator[Problem]:
     """Cells that are missing, changed, or not as the ledger recorded them."""
     views, gap = store.manifest.identity.views, _Gap(store)
-    for state in inspect_in_blocks(store, ledger):
+    for state in inspect_in_blocks(store, ledger, images.check):
         for row, view in np.argwhere(~state.whole).tolist():
             cell = (state.first + row) * views + view
             lost = None if state.valid[row, view] else _lost_call(state, row, view)
@@ -257,7 +308,7 @@ def _lost_call(state: Inspection, row: int, view: int) -> int | None:
 
 def _unsettled_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     yield from _reserved_problems(store.manifest, ledger, "build", _spooled_calls(store, ledger))
-    for call in ledger.calls_of_store(store.manifest.store_id, "committed"):
+    for call in ledger.calls_outside(store.manifest.store_id, store.manifest.n):
         if call.row >= store.manifest.n and call.row != CANARY_ROW:
             what = f"call {call.id} is committed, and the store has only {store.manifest.n} rows"
             yield Problem(what, "bring the store back from a copy", VALID, call.row, call.view)
@@ -328,8 +379,7 @@ _CHECKS = (
     _link_problems,
     _witness_problems,
     _file_problems,
-    _sample_problems,
-    _cell_problems,
+    _row_problems,
     _unsettled_problems,
     _extension_problems,
     _spool_problems,

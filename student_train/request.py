@@ -25,6 +25,7 @@ class Request:
         names: outputs to read.
         rendering: how the student is shown images.
         ledger_head: newest hash of the store's ledger.
+        readers: processes of this machine that load it, each for itself.
     """
 
     store: Store
@@ -32,9 +33,12 @@ class Request:
     names: tuple[str, ...]
     rendering: Rendering
     ledger_head: str | None
+    readers: int = 1
 
     @classmethod
-    def checked(cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None) -> Request:
+    def checked(
+        cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None, readers: int = 1
+    ) -> Request:
         """As `StudentData.load` says."""
         shown = _require_size(store, rendering)
         _require_measurable(store)
@@ -43,7 +47,7 @@ class Request:
         if len(rows) < 2:
             raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
         _require_whole(store, rows)
-        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head)
+        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head, readers)
 
     @property
     def val_rows(self) -> Rows:
@@ -66,7 +70,7 @@ class Request:
     @property
     def fits_memory(self) -> bool:
         """Whether what is free now holds it."""
-        return self.needed_bytes <= free_main_memory()
+        return self.readers * self.needed_bytes <= free_main_memory()
 
     def require_memory(self) -> None:
         """Raise `InvalidInput` unless it does."""
@@ -79,9 +83,10 @@ class Request:
     @property
     def shown_size(self) -> str:
         """For a message."""
+        times = f" in each of {self.readers} ranks" if self.readers > 1 else ""
         return (
-            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB and "
-            f"{free_main_memory() / 1e9:.1f} GB of memory are free"
+            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB"
+            f"{times} and {free_main_memory() / 1e9:.1f} GB of memory are free"
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput, OlderFormat
 from ground.geometry import Rendering
+from ground.ranks import ALONE, Ranks
 from ground.views import evaluation_batches
 from models.compute import Compute
 from storage.manifest import FORMAT_VERSION
@@ -56,11 +57,13 @@ class Streaming:
         always: also what fits into memory.
         never: not even what does not.
         rows: that batches are drawn from at a time, rounded up to blocks; None follows from the size of a row.
+        ranks: the processes that load the same; where one of them streams, all do, for batches are drawn otherwise.
     """
 
     always: bool = False
     never: bool = False
     rows: int | None = None
+    ranks: Ranks = ALONE
 
 
 def load_data(
@@ -78,11 +81,12 @@ def load_data(
         OlderFormat: the store has one digest of all images, and is to be streamed.
     """
     streaming = Streaming() if streaming is None else streaming
-    request = Request.checked(store, n, wanted, rendering)
-    if not streaming.always and (streaming.never or request.fits_memory):
+    request = Request.checked(store, n, wanted, rendering, streaming.ranks.neighbours)
+    fits = not streaming.ranks.any(not request.fits_memory)
+    if not streaming.always and (streaming.never or fits):
         return StudentData.read(request, wanted, compute)
     if wanted.unstreamable is not None:
-        why = "" if request.fits_memory else f"{request.shown_size}: "
+        why = "" if fits else f"{request.shown_size}: "
         raise InvalidInput(f"{why}{wanted.unstreamable}, or lower --n to what fits into memory, without --stream")
     _require_digests_of_blocks(store)
     if not streaming.always:
@@ -142,7 +146,7 @@ def _window(request: Request, size: int, rows: int | None) -> int:
     else:
         window = ceil(rows / size)
     most, free = ceil(len(request.rows) / size), free_main_memory()
-    needed = (min(window, most) + AHEAD) * size * request.row_bytes
+    needed = request.readers * (min(window, most) + AHEAD) * size * request.row_bytes
     if needed > free:
         raise InvalidInput(
             f"the buffer of a stream would take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free; "

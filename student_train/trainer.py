@@ -165,7 +165,7 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         rendering = None if shown == identity.teacher_rendering else shown
-        data = load(opened, n, wanted, compute, rendering, _as_it_streamed(config, folder))
+        data = load(opened, n, wanted, compute, rendering, replace(_as_it_streamed(config, folder), ranks=ranks))
         return cls(config, data, method, folder, initial, ranks)
 
     def run(

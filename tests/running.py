@@ -25,6 +25,8 @@ import click
 import torch
 from click.testing import CliRunner
 
+from tests.grid_workers import forked_workers
+
 COMMANDS = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 # As wide as a message needs, so that nothing is wrapped where a test looks.
@@ -34,6 +36,7 @@ _WIDE = {"COLUMNS": "400"}
 def run_command(
     *arguments: object,
     spawn: bool = False,
+    spawn_workers: bool = False,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     **options: object,
@@ -42,6 +45,7 @@ def run_command(
 
     Args:
         spawn: in a process of its own, for a test of what only that shows: limits, signals, the installed script.
+        spawn_workers: have a grid's workers start as they do in earnest, each in seconds; see `grid_workers`.
         env: added to the environment; a PYTHONPATH is only heeded by a new process, which is then started.
         options: of `subprocess.run`, for a process of its own.
     """
@@ -49,7 +53,8 @@ def run_command(
     added = {**_WIDE, **(env or {})}
     if not spawn and "PYTHONPATH" not in added:
         assert not options, "these options are for a process of its own: give spawn=True"
-        return _run_here(name, rest, added, cwd)
+        with contextlib.nullcontext() if spawn_workers else forked_workers():
+            return _run_here(name, rest, added, cwd)
     return subprocess.run(
         [COMMANDS / name, *rest],
         capture_output=True,
@@ -73,8 +78,9 @@ def _run_here(
     return subprocess.CompletedProcess([name, *arguments], result.exit_code, result.stdout, stderr)
 
 
+@functools.cache
 def command_called(name: str) -> click.Command:
-    """What the installed script of a command calls."""
+    """What the installed script of a command calls; looking through all packages' scripts takes a while."""
     (script,) = entry_points(group="console_scripts", name=name)
     return script.load()
 

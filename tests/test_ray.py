@@ -35,7 +35,7 @@ def words(weights) -> tuple[object, ...]:
 
 @pytest.fixture
 def build(tmp_path, words) -> Callable:
-    return lambda store, *arguments, **options: run_command(*words, "--store", tmp_path / store, *arguments, **options)
+    return lambda store, *arguments: run_command(*words, "--store", tmp_path / store, *arguments)
 
 
 @contextmanager
@@ -85,8 +85,7 @@ def test_builders_of_a_cluster_make_the_store_of_one_even_when_one_is_killed(bui
 
     engine = ("--engine", "ray", "--workers", 2, "--ray-address", ray_address)
     with killing(one_of_two_at_work) as killed:
-        # Of its own, so that what it logs is not wrapped at the width that this process began with.
-        built = build("store", "--n", n, "--batch-size", 4, "--lease", 2, *engine, "--json", spawn=True)
+        built = build("store", "--n", n, "--batch-size", 4, "--lease", 2, *engine, "--json")
     assert built.returncode == 0, built.stderr
     assert killed
     assert f"process {killed[0]}: its worker process has died; another takes its place, and settles" in built.stderr
@@ -143,7 +142,7 @@ def test_a_grid_on_a_cluster_equals_the_local_one_even_when_a_process_is_killed(
 
     engine = ("--engine", "ray", "--ray-address", ray_address, "--jobs", 2, "--cpus-per-run", 0.5)
     with killing(first_that_evaluated) as killed:
-        done = run_command("ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *engine, spawn=True)
+        done = run(grid, out, *engine)
     assert done.returncode == 0, done.stderr
     assert killed
     assert "the process that trained it is gone (its worker process has died); it goes on in another" in done.stderr

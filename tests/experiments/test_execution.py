@@ -146,7 +146,7 @@ def test_an_allowed_class_trains_and_workers_import_nothing_else_from_where_they
             f"open('{strangers}/{name}-ran', 'w')\nraise ImportError('not Python own')\n"
         )
     arguments = ["run", "grid.yaml", "--out", "out", "--device", "cpu", "--jobs", 1, "--allow-code"]
-    done = run_command("ckd-pipeline", *arguments, cwd=strangers)
+    done = run_command("ckd-pipeline", *arguments, cwd=strangers, spawn_workers=True)
     assert done.returncode == 0, done.stderr
     assert "1 trained, 0 failed" in done.stdout
     assert (strangers / "it-ran").exists()

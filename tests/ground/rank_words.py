@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,8 @@ def talk(ranks: Ranks) -> None:
     ranks.add(tensor.add_(1))
     assert tensor.unique().tolist() == [ranks.count]
     assert ranks.device("auto") == ranks.device("cpu") == "cpu"
+    # What training imports while the ranks are joined.
+    torch.optim.SGD([torch.nn.Parameter(tensor)], lr=0.1).step()
 
 
 def fail(ranks: Ranks) -> None:
@@ -51,6 +54,11 @@ def die(ranks: Ranks) -> None:
     ranks.any(False)
 
 
+def threads_of_gloo() -> list[str]:
+    names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     work = {"talk": talk, "fail": fail, "die": die}[sys.argv[2]]
@@ -58,5 +66,6 @@ if __name__ == "__main__":
     def one(rank: int) -> None:
         with reported_errors(debug=False), joined() as ranks:
             work(ranks)
+        assert threads_of_gloo() == [], "they abort the process where they end after Python"
 
     print(exit_codes_of_ranks(int(sys.argv[1]), one))

@@ -40,7 +40,16 @@ def test_a_process_that_torchrun_did_not_start_is_alone(environment):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"RANK": None}, {"MASTER_PORT": None}, {"RANK": "2"}, {"RANK": "one"}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "-1"}],
+    [
+        {"RANK": None},
+        {"RANK": "2"},
+        {"RANK": "one"},
+        {"MASTER_PORT": None},
+        {"LOCAL_RANK": "1"},
+        {"WORLD_SIZE": "-1"},
+        {"LOCAL_WORLD_SIZE": "0"},
+        {"LOCAL_WORLD_SIZE": "3"},
+    ],
 )
 def test_an_environment_that_says_half_of_it_is_refused(changes):
     environment = {name: value for name, value in (TORCHRUN | changes).items() if value is not None}

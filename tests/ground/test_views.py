@@ -43,6 +43,13 @@ def test_squares_are_the_same_cut_one_by_one_and_all_at_once(size, padding, view
     assert torch.equal(*found)
 
 
+def test_squares_that_are_mirrored_in_several_parts_are_the_same_too():
+    geometry = ViewGeometry(image_size=230, crop_size=225, padding=3)
+    images = torch.randint(1, 256, (3, 230, 230, 3), dtype=torch.uint8)
+    views = torch.tensor([(0, 9, 1), (11, 0, 0), (4, 5, 1)], dtype=torch.int16)
+    assert torch.equal(cut_by_lines(images, views, geometry), cut_by_pixels(images, views, geometry))
+
+
 def test_drawn_views_are_uniform():
     geometry = ViewGeometry(image_size=32, crop_size=32, padding=1)
     views = draw_views(geometry, 18_000, torch.Generator().manual_seed(0))

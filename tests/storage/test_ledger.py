@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 import storage.database as database_module
 import storage.ledger_journal as journal_module
@@ -537,3 +538,23 @@ def test_id_ranges_cover_exactly_the_ids(ids):
     runs = id_ranges(sorted(ids))
     assert {id_ for first, last in runs for id_ in range(first, last + 1)} == ids
     assert all(after[0] > before[1] + 1 for before, after in pairwise(runs))
+
+
+def test_what_was_asked_of_one_file_is_not_compiled_again_for_another(tmp_path, monkeypatch):
+    compiled = []
+
+    class Counting(SQLiteDialect.statement_compiler):
+        def __init__(self, dialect, statement, **options):
+            compiled.append(statement)
+            super().__init__(dialect, statement, **options)
+
+    monkeypatch.setattr(SQLiteDialect, "statement_compiler", Counting)
+
+    def totals_of(name: str) -> object:
+        with closing(Ledger(tmp_path / name, create=True)) as ledger:
+            del compiled[:]
+            return ledger.summary().committed
+
+    assert totals_of("one.sqlite") == 0
+    assert totals_of("other.sqlite") == 0
+    assert compiled == []

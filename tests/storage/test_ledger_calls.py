@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
 
+from ground.errors import StoreUnreadable
 from storage.ledger import Ledger
 from storage.ledger_calls import streamed
 from storage.ledger_tables import entries
@@ -35,11 +37,28 @@ def test_calls_of_a_store_come_from_all_of_its_sessions_in_the_order_they_were_c
     assert [call.id for call in ledger.unsettled_calls(2)] == [4, 5, 6]
 
 
+def test_calls_for_rows_that_a_store_lacks_are_found_among_its_own(ledger):
+    assert [call.row for call in ledger.calls_of_store(OURS, "committed")] == [0, 1, 2]
+    assert [call.row for call in ledger.calls_outside(OURS, 1)] == [1, 2]
+    assert ledger.calls_outside(OURS, 3) == [], "those that are only reserved are not committed"
+    assert ledger.calls_outside(THEIRS, 0) == []
+
+
+@pytest.mark.parametrize("changed", ["row = -1", "view = -1", "input_digest = x'00'", "output_digest = x'00'"])
+def test_a_committed_call_that_no_release_recorded_is_refused_whatever_its_row(ledger, tmp_path, changed):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as file, file:
+        file.execute(f"UPDATE calls SET {changed} WHERE id = 1")
+    with pytest.raises(StoreUnreadable, match="call 1 of the ledger is no call that any release recorded"):
+        ledger.calls_outside(OURS, 100)
+    assert ledger.calls_outside(THEIRS, 100) == []
+
+
 @pytest.mark.parametrize(
     "ask",
     [
         lambda ledger: ledger.calls_of_store(OURS, "reserved"),
         lambda ledger: ledger.calls_of_store(OURS, "committed"),
+        lambda ledger: ledger.calls_outside(OURS, 1),
         lambda ledger: ledger.unsettled_calls(1),
         lambda ledger: ledger.known_calls(TEACHER, "fp32", [request.input_digest for request in requests(0, 4)]),
         lambda ledger: commit(ledger, [7]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -17,6 +19,8 @@ from storage import zarr_arrays
 from storage.blocks import BlockHasher
 from storage.rows import Rows
 from storage.store import Store
+from storage.store_ledger import own_ledger
+from storage.verify import store_problems
 
 ROWS = 6000
 IMAGES_BYTES = ROWS * 32 * 32 * 3
@@ -63,6 +67,16 @@ def test_a_change_in_any_block_of_a_sample_is_found_by_who_reads_it(sparse):
         sparse.read_sample("train/images", Rows.between(5952, 5953))
     with pytest.raises(StoreUnreadable, match=changed):
         sparse.require_sample("train/images")
+
+
+def test_every_block_of_images_that_is_damaged_is_listed_though_cells_cannot_be_compared_beyond_the_first(sparse):
+    sparse.arrays.write("train/images", 100, sparse.arrays.read("train/images", 0, 1))
+    sparse.arrays.write("train/images", ROWS - 1, sparse.arrays.read("train/images", 0, 1))
+    sparse.arrays.sync()
+    (sparse.arrays.path / "train/images/c.20.0.0.0").unlink()
+    with closing(own_ledger(sparse.folder)) as ledger:
+        found = [problem.what for problem in store_problems(sparse, ledger) if problem.array == "train/images"]
+    assert [re.search(r"in rows \d+|c\.\d+", text)[0] for text in found] == ["in rows 64", "c.20", "in rows 5952"]
 
 
 def test_chunks_of_an_hdf5_file_that_share_bytes_are_refused(stores, tmp_path):

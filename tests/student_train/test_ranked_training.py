@@ -134,7 +134,7 @@ def test_torchrun_starts_it(built_store, of_two, tmp_path, started_as):
     done = subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         check=False,

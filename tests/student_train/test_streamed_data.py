@@ -6,13 +6,16 @@ import logging
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.stand_ins.kept_as import keep_as
 from ground.errors import Interrupted, InvalidInput, OlderFormat, StoreUnreadable
+from ground.ranks import Ranks
 from models.compute import Compute
 from storage.answers import AnswerForm, empty_answers
 from storage.migrations import OlderManifest
@@ -32,6 +35,7 @@ from student_train.stream_order import Visits
 from student_train.streamed_data import Streaming, block_rows, load_data
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
+from tests.rank_threads import in_ranks
 from tests.student_train.test_read_ahead import reading_threads
 from tests.student_train.test_trainer import assert_same_run
 
@@ -136,6 +140,30 @@ def test_what_does_not_fit_into_memory_streams_and_says_so(built_store, monkeypa
     assert "images, layer2, logits of 96 rows take 0.0 GB" in caplog.text
     with pytest.raises(InvalidInput, match="leave it to a stream, as --stream does, lower --n"):
         stream_of(built_store, streaming=Streaming(never=True))
+
+
+def test_where_one_rank_lacks_memory_all_stream(built_store, monkeypatch):
+    free = threading.local()
+    monkeypatch.setattr(request, "free_main_memory", lambda: free.bytes)
+
+    def streams(ranks: Ranks, short: int | None) -> bool:
+        free.bytes = 2.7e6 if ranks.rank == short else 1e9
+        return stream_of(built_store, streaming=Streaming(ranks=ranks)).stream is not None
+
+    assert in_ranks(2, partial(streams, short=None)) == [False, False]
+    assert in_ranks(2, partial(streams, short=1)) == [True, True]
+
+
+def test_ranks_of_one_machine_share_its_memory(built_store, monkeypatch, caplog):
+    ranks = Ranks()
+    needed = request.Request.checked(Store.open(built_store), None, MAPS, None).needed_bytes
+    little_memory(monkeypatch, 1.5 * needed)
+    assert stream_of(built_store, streaming=Streaming(ranks=ranks)).stream is None
+    ranks.neighbours = 2
+    assert stream_of(built_store, streaming=Streaming(rows=24, ranks=ranks)).stream is not None
+    assert "of 96 rows take 0.0 GB in each of 2 ranks and 0.0 GB of memory are free" in caplog.text
+    with pytest.raises(InvalidInput, match="the buffer of a stream would take"):
+        stream_of(built_store, streaming=Streaming(rows=96, ranks=ranks))
 
 
 def test_a_buffer_that_does_not_fit_is_refused(built_store, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ground.errors import DiskFull, InvalidInput
+from storage import inspection
 from storage.ledger import Ledger
 from storage.locks import FileLock
 from storage.store import Store
@@ -230,3 +231,11 @@ def test_a_widening_without_room_leaves_the_store_as_it_was(tmp_path, weights, m
             widen(folder)
     assert not (folder / "data-1.zarr").exists()
     assert problems(folder) == []
+
+
+def test_a_widened_store_is_whole_however_many_rows_are_looked_at_together(tmp_path, weights, monkeypatch):
+    config = config_of(tmp_path / "store", weights, "zarr", n=20, features="pooled", batch_size=16)
+    build(*prepare_build(config))
+    widen(config.store)
+    monkeypatch.setattr(inspection, "MOST_ROWS", 8)
+    assert problems(config.store) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import traceback
@@ -16,7 +15,7 @@ from ground.errors import CKDError, InvalidInput
 from models.names import canonical_name, identity_name
 from teacher_cache.teachers.elsewhere import RemoteOptions
 from teacher_cache.teachers.remote.keys import Key, refuse_secrets
-from tests.conftest import COMMANDS
+from tests.conftest import run_command
 from tests.teacher_cache.teachers.remote.asking import noise, opened, said_by, teacher_of
 
 KEY = "k3yThatNobodyMaySee0123456789"
@@ -139,8 +138,8 @@ def test_a_key_prints_as_its_variable():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("faults", [("",), ("400",), ("invalid-json",)])
-def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, faults):
+@pytest.mark.parametrize(("faults", "spawn"), [(("",), True), (("400",), False), (("invalid-json",), False)])
+def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, faults, spawn):
     behaviour = Behaviour(key=key, repeats_key=True, classes=tuple("0123456789"), first=faults * 400)
     with running(behaviour) as server:
         outputs = []
@@ -148,8 +147,7 @@ def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, fa
             ["teacher", f"v2:{server.url}/any"],
             ["build", "--teacher", f"v2:{server.url}/any", "--dataset", "digits", "--n", "20", "--store", "store"],
         ):
-            command = [str(COMMANDS / "ckd-cache"), "--debug", *arguments]
-            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
+            done = run_command("ckd-cache", "--debug", *arguments, cwd=tmp_path, spawn=spawn)
             outputs += [done.stdout, done.stderr]
     assert key not in "".join(outputs)
     for path in tmp_path.rglob("*"):

@@ -58,7 +58,9 @@ def programs() -> Path:
     if not (programs / "mlserver").exists():
         try:
             subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
-            subprocess.run([programs / "pip", "install", "-q", *PACKAGES], check=True, capture_output=True, timeout=600)
+            # Nothing is compiled that is not imported.
+            install = [programs / "pip", "install", "-q", "--no-compile", *PACKAGES]
+            subprocess.run(install, check=True, capture_output=True, timeout=600)
         except (subprocess.SubprocessError, OSError) as error:
             if os.environ.get("CKD_REQUIRE_MLSERVER") == "1":
                 raise

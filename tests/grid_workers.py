@@ -1,0 +1,47 @@
+"""Workers of a grid that start in milliseconds, for tests that are not about how they start.
+
+They are forked from a process that has torch and the trainer imported, instead of each importing them. All else is as
+in earnest: processes of their own with pipes, signals and exit codes, and the environment and the paths of who started
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from typing import Any
+from unittest import mock
+
+_IMPORTED_ONCE = ("experiments.engines.local", "student_train.trainer", "models.evaluation")
+
+
+class _Worker(ForkServerProcess):
+    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        super().__init__(target=_with_environment, args=(dict(os.environ), target, args), daemon=daemon)
+
+
+def _with_environment(environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Work in the environment of who asked: the process that was forked has that of the first who did."""
+    os.environ.clear()
+    os.environ.update(environment)
+    work(*arguments)
+
+
+class _Context(ForkServerContext):
+    Process = _Worker
+
+
+@contextlib.contextmanager
+def forked_workers() -> Iterator[None]:
+    """In this block a process that is to be spawned is forked."""
+    get_context, context = multiprocessing.get_context, _Context()
+    context.set_forkserver_preload(list(_IMPORTED_ONCE))
+
+    def get(method: str | None = None) -> BaseContext:
+        return context if method == "spawn" else get_context(method)
+
+    with mock.patch.object(multiprocessing, "get_context", get):
+        yield
