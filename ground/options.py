@@ -44,6 +44,19 @@ class StoreFolder(click.Path):
         return super().convert(value, param, ctx)
 
 
+class RunFolderPath(click.Path):
+    """A folder that runs or a grid are written to; a URL is refused, and never taken for a folder of that name."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As a path."""
+        if isinstance(value, str) and "://" in value:
+            self.fail("runs and grids are written to folders, not to object storage; give one that lasts", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 allow_code_option = click.option(
     "--allow-code", is_flag=True, help="Import classes that are named as package.module:Class, here or in a grid."

@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from ground.errors import CKDError, InvalidInput, RankLost
 
+# Machines that are given out one by one begin apart.
+PATIENCE = timedelta(minutes=5)
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -236,12 +239,33 @@ class _Place:
         return cls(rank, local, count, neighbours)
 
 
+def _met(place: _Place, environment: Mapping[str, str]) -> Board:
+    """Have a process group of all ranks; what they met at.
+
+    Raises:
+        InvalidInput: they do not meet.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        met = next(iter(rendezvous("env://", place.rank, place.count, timeout=PATIENCE)))
+        store, rank, count = cast(tuple[Any, int, int], met)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    except (RuntimeError, ValueError, OSError) as error:  # whatever torch's backends raise
+        where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        why = str(error).strip().partition("\n")[0][:200]
+        raise InvalidInput(
+            f"rank {place.rank} did not meet all {place.count} at {where} within {PATIENCE.total_seconds():.0f} s "
+            f"({why}); start all ranks with torchrun, which finds a free port"
+        ) from error
+    return cast(Board, store)
+
+
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The ranks that this process is one of, once all of them are there; alone where torchrun did not start it.
 
     Raises:
-        InvalidInput: the environment says half of what torchrun says.
+        InvalidInput: the environment says half of what torchrun says, or they do not meet.
     """
     place = _Place.of(environment)
     if place is None:
@@ -250,13 +274,11 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     # torch's optimizers import it. Imported while there is a group it keeps that group, whose threads then outlive
     # `destroy_process_group`, and abort the process where one of them drops a tensor as Python ends.
     import_module("torch._dynamo")
-    store, rank, count = next(iter(rendezvous("env://", place.rank, place.count)))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    store = _met(place, environment)
     if place.local_rank < torch.cuda.device_count():
         # What asks for "cuda" without a number means this one.
         torch.cuda.set_device(place.local_rank)
-    group = RankGroup(store, rank, place.local_rank, count, place.neighbours)
+    group = RankGroup(store, place.rank, place.local_rank, place.count, place.neighbours)
     with group.one_voice():
         yield group
     dist.destroy_process_group()

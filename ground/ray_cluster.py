@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ INSTALL = "pip install 'teacher-cache[ray]'"
 _OBJECT_STORE_BYTES = 100_000_000
 _SECONDS_FOR_AN_ANSWER = 120.0
 _ATTEMPTS_TO_START = 3
+_SECONDS_TO_CONNECT, _LAST_PORT = 5.0, 65535
 _MANY_TO_A_NODE = 1_000_000
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 # Ray tells failures of processes apart, and each is ours to judge.
@@ -164,6 +166,8 @@ def joined(address: str | None, *, cpus: int = 1) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = _imported()
     address = address or os.environ.get("RAY_ADDRESS") or None
+    if address == "local":  # Ray's own word for it, with which it would keep a token in the user's home
+        address = None
     if address is not None and address.startswith("ray://"):
         raise InvalidInput(
             f"{address} is for Ray's client, which this command is not; run it on a node of the cluster, with "
@@ -181,7 +185,7 @@ def carried_environment() -> dict[str, str]:
     """Variables of this process that processes elsewhere need too; they may hold passwords, so they are passed like
     any argument, and not as Ray's runtime environment, which it logs.
     """
-    return {name: value for name, value in os.environ.items() if name.startswith(("CKD_", "PG"))}
+    return {name: value for name, value in os.environ.items() if name.startswith(("CKD_", "PG", "OPENAI_"))}
 
 
 def move_in(environment: Mapping[str, str], folder: str) -> None:
@@ -211,6 +215,7 @@ def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
     if address is None:
         _start(ray, cpus, quiet)
         return
+    _require_listening(address)
     try:
         ray.init(address=address, **quiet)
     except RuntimeError as error:
@@ -223,6 +228,17 @@ def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
             f"{our_python}; install the same on all nodes"
         ) from error
     except (ConnectionError, ValueError, OSError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _require_listening(address: str) -> None:
+    """Raise `InvalidInput` where nobody takes connections: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        return  # "auto", or for Ray to refuse
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except OSError as error:
         raise _no_answer(address, error) from error
 
 

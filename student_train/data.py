@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput, StoreUnreadable
 from ground.geometry import Rendering, shows_boxes
+from ground.main_memory import free_main_memory
 from ground.places import Place
 from ground.seeding import generator_for
 from ground.views import draw_views, evaluation_batches, render, view_pixels
@@ -29,7 +30,7 @@ from storage.store import Store
 from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.needs import Wanted
-from student_train.request import Request, free_main_memory
+from student_train.request import Request
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
 

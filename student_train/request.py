@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ground.errors import InvalidInput, StoreIncomplete
 from ground.geometry import Rendering
+from ground.main_memory import free_main_memory
 from storage.rows import Rows
 from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
+
+# The rest is for the student, its optimizer and its batches.
+_SHARE_OF_FREE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Request:
 
     @property
     def fits_memory(self) -> bool:
-        """Whether what is free now holds it."""
-        return self.readers * self.needed_bytes <= free_main_memory()
+        """Whether what is free now holds it, and leaves room for the student and its batches."""
+        return self.readers * self.needed_bytes <= _SHARE_OF_FREE * free_main_memory()
 
     def require_memory(self) -> None:
         """Raise `InvalidInput` unless it does."""
@@ -86,19 +87,8 @@ class Request:
         times = f" in each of {self.readers} ranks" if self.readers > 1 else ""
         return (
             f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB"
-            f"{times} and {free_main_memory() / 1e9:.1f} GB of memory are free"
+            f"{times} and {free_main_memory() / 1e9:.1f} GB of memory are free, a fifth of it for the student"
         )
-
-
-def free_main_memory() -> float:
-    """Bytes that can be had without swapping: files that the system keeps in memory are no reason to do without it."""
-    try:
-        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        available = None
-    if available is None:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return float(available[1]) * 1024
 
 
 def _require_size(store: Store, rendering: Rendering | None) -> Rendering:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput, OlderFormat
 from ground.geometry import Rendering
+from ground.main_memory import free_main_memory
 from ground.ranks import ALONE, Ranks
 from ground.views import evaluation_batches
 from models.compute import Compute
@@ -35,7 +36,7 @@ from student_train.data import (
 )
 from student_train.needs import Wanted
 from student_train.read_ahead import read_ahead
-from student_train.request import Request, free_main_memory
+from student_train.request import Request
 from student_train.row_arrays import as_tensor
 from student_train.stream_order import BlockOrder
 

@@ -17,14 +17,14 @@ from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import read_grid
 from ground.errors import InvalidInput, suggested
-from ground.options import allow_code_option, json_option
+from ground.options import RunFolderPath, allow_code_option, json_option
 from ground.terminal import plain, print_json, print_table, say
 from ground.user_code import UserCode
 
 
 @click.command("run")
 @click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Its folder.  [default: results/NAME]")
+@click.option("--out", type=RunFolderPath(), help="Its folder.  [default: results/NAME]")
 @worker_options
 @engine_options
 @allow_code_option

@@ -12,7 +12,7 @@ from experiments.engines.local import default_jobs
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
-from ground.options import json_option, setting_option
+from ground.options import RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, say
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import TrainConfig
@@ -33,9 +33,7 @@ from student_train.train_config import TrainConfig
 @setting_option(TrainConfig, "lr")
 @setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
 @click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results/until"), show_default=True
-)
+@click.option("--out", type=RunFolderPath(), default=Path("results/until"), show_default=True)
 @worker_options
 @json_option
 def until_command(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ground.options import StorePlace, allow_code_option, device_option, precision_option, setting_option
+from ground.options import RunFolderPath, StorePlace, allow_code_option, device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 from student_train.names import PAPER_METHODS
 from student_train.protocol import ProtocolConfig
@@ -47,7 +47,7 @@ _OPTIONS = (
     click.option("--stream-rows", type=int, help="Rows that a stream draws batches from.  [default: by their size]"),
     device_option,
     precision_option(PRECISIONS, refused=CALL_PRECISIONS),
-    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: below runs/]"),
+    click.option("--out", type=RunFolderPath(), help="Run folder.  [default: below runs/]"),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run."),
     click.option("--json", "as_json", is_flag=True, help="Print run.json."),
 )

@@ -85,6 +85,7 @@ def build_with_ray(
         with graceful_stop() as stop, RaySite(cluster, share, elsewhere) as site:
             team = Team(site, engine.workers, plan.identity, lambda count: progress.tell(_shown(count)))
             reports = team.build(stop)
+    progress.tell("")
     progress.look()
     _add_up(plan, before, reports, report)
 

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ground.options import device_option, json_option, precision_option, setting_option
+from ground.options import RunFolderPath, device_option, json_option, precision_option, setting_option
 from student_train.train_config import TrainConfig
 from teacher_cache.teacher_training import TrainingConfig
 
@@ -53,3 +53,11 @@ def test_both_stages_read_their_first_learning_rate_from_one_place_each():
 def test_a_field_without_a_default_is_no_option():
     with pytest.raises(AssertionError, match="TrainConfig.student has no default"):
         setting_option(TrainConfig, "student")
+
+
+def test_object_storage_is_never_taken_for_a_folder_of_runs(tmp_path):
+    shown = click.command()(click.option("--out", type=RunFolderPath())(lambda out: click.echo(repr(out))))
+    refused = CliRunner().invoke(shown, ["--out", "s3://bucket/run"])
+    assert refused.exit_code == 2
+    assert "runs and grids are written to folders, not to object storage" in refused.output
+    assert CliRunner().invoke(shown, ["--out", str(tmp_path)]).output == f"{tmp_path!r}\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from datetime import timedelta
 from unittest import mock
 
 import pytest
@@ -83,6 +85,25 @@ def test_more_ranks_than_gpus_are_refused():
         pytest.raises(InvalidInput, match="rank 3 has no GPU of its own: this machine has 2"),
     ):
         group.device("cuda")
+
+
+@pytest.mark.parametrize("port", ["taken", "notaport"])
+def test_ranks_that_cannot_meet_are_told_where(port):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = str(server.getsockname()[1]) if port == "taken" else port
+        there = mock.patch.dict("os.environ", TORCHRUN | {"MASTER_PORT": number})
+        with there, pytest.raises(InvalidInput, match=f"rank 0 did not meet all 2 at 127.0.0.1:{number} "), joined():
+            pass
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_without_end(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    monkeypatch.setattr("ground.ranks.PATIENCE", timedelta(seconds=1))
+    there = mock.patch.dict("os.environ", TORCHRUN | {"MASTER_PORT": port})
+    sentence = r"did not meet all 2 .* within 1 s .* start all ranks with torchrun"
+    with there, pytest.raises(InvalidInput, match=sentence), joined():
+        pass
 
 
 def test_words_arrive():

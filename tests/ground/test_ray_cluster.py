@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 
 import pytest
 
 from ground.errors import InvalidInput
-from ground.ray_cluster import Node, Share, joined, why_died
+from ground.ray_cluster import Node, Share, carried_environment, joined, why_died
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,35 @@ def test_an_address_of_rays_client_is_refused():
         joined("ray://a:1"),
     ):
         pass
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once():
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = time.monotonic()
+    with (
+        pytest.raises(InvalidInput, match=rf"no Ray cluster can be used at 127\.0\.0\.1:{port} .*ray start --head"),
+        joined(f"127.0.0.1:{port}"),
+    ):
+        pass
+    assert time.monotonic() - started < 30, "Ray alone tries for minutes"
+
+
+def test_local_is_a_cluster_of_this_machine_as_without_an_address(monkeypatch):
+    pytest.importorskip("ray")
+    asked = []
+    monkeypatch.setattr("ground.ray_cluster._connect", lambda ray, address, cpus: asked.append(address))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address in ("local", None):
+        with joined(address):
+            pass
+    assert asked == [None, None]
+
+
+def test_keys_of_servers_and_passwords_of_databases_are_carried(monkeypatch):
+    monkeypatch.setattr("os.environ", {"CKD_API_KEY": "a", "PGPASSWORD": "b", "OPENAI_API_KEY": "c", "HOME": "/"})
+    assert carried_environment() == {"CKD_API_KEY": "a", "PGPASSWORD": "b", "OPENAI_API_KEY": "c"}
 
 
 def test_of_what_ray_says_of_a_death_the_reason_is_kept():
