@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import re
 import secrets
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,6 +22,7 @@ from ground.durable import fsync_path
 from ground.errors import InvalidInput, StorageFailed
 from ground.places import CREDENTIALS, ObjectUrl
 from storage.object_environment import SERVICE, is_plain_http, require_sound
+from storage.object_folder import files_below, require_file
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -56,6 +56,7 @@ class Objects:
 
     def __init__(self, url: ObjectUrl, *, make: bool = False) -> None:
         self.url = url
+        self._folder = Path(f"/{url.path}") if url.scheme == "file" else None
         with self._reported("opened"):
             self._store = _connected(url, make=make)
 
@@ -130,11 +131,8 @@ class Objects:
 
     def sizes(self, below: str | None = None) -> Iterator[tuple[str, int]]:
         """Name and bytes of every object there is, or of those below a name, some at a time."""
-        import obstore
-
         with self._reported("listed"):
-            for batch in obstore.list(self._store, below):
-                yield from ((item["path"], item["size"]) for item in batch if not _PROBE.fullmatch(item["path"]))
+            yield from ((name, size) for name, size in self._listed(below) if not _PROBE.fullmatch(name))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object, whole or not at all; False where there is one of this name, which stays as it is.
@@ -145,18 +143,22 @@ class Objects:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
+        try:
+            self._require_file(name)
+        except Malformed:
+            return False  # nor is anything written through a link
         with self._reported("written to"):
             try:
                 # In one request: an upload in parts cannot be conditional everywhere.
                 obstore.put(self._store, name, content, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
-        if self.url.scheme == "file":
+        if self._folder is not None:
             # A service keeps what it has taken; of a disk, that has to be asked for.
-            path, root = Path(f"/{self.url.path}", name), Path(f"/{self.url.path}")
+            path = self._folder / name
             for part in (path, *path.parents):
                 fsync_path(part)
-                if part == root:
+                if part == self._folder:
                     break
         return True
 
@@ -179,18 +181,17 @@ class Objects:
                 obstore.delete(self._store, probe)
 
     def _require_file(self, name: str) -> None:
-        """Raise `Malformed` for what is no file of its own below a folder; what is not there is nobody's fault here."""
-        if self.url.scheme != "file":
+        if self._folder is not None:
+            require_file(self._folder, name)
+
+    def _listed(self, below: str | None) -> Iterator[tuple[str, int]]:
+        import obstore
+
+        if self._folder is not None:
+            yield from files_below(self._folder, below or "")
             return
-        path, *parts = Path(f"/{self.url.path}"), *Path(name).parts
-        for part in parts:
-            path /= part
-            try:
-                mode = path.lstat().st_mode
-            except OSError:
-                return
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise Malformed("it is no file of its own, but a link or a pipe")
+        for batch in obstore.list(self._store, below):
+            yield from ((item["path"], item["size"]) for item in batch)
 
     @contextmanager
     def _reported(self, done: str) -> Iterator[None]:
@@ -203,6 +204,8 @@ class Objects:
             if _NO_BUCKET.search(str(error)) or done == "written to":
                 raise self._no_bucket() from None
             raise FileNotFoundError(errno.ENOENT, "there is no such object") from None
+        except PermissionError:
+            raise self._denied(done) from None
         except BaseError as error:
             raise self._failed(error, done) from None
         except BaseException as error:
@@ -212,7 +215,7 @@ class Objects:
             raise self._misconfigured(done) from None
 
     def _no_bucket(self) -> StorageFailed:
-        if self.url.scheme == "file":
+        if self._folder is not None:
             return StorageFailed(f"{self.url} is no folder that is there; make it, or give another URL")
         return StorageFailed(f"{self.url} is in no bucket that is there; make {self.url.bucket}, or give another URL")
 
@@ -222,6 +225,14 @@ class Objects:
         return StorageFailed(
             f"{self.url} could not be {done}: something in the environment is not of the form it should be; look at "
             f"{variables}, ..., then run the same command again"
+        )
+
+    def _denied(self, done: str) -> StorageFailed:
+        if self._folder is not None:
+            return StorageFailed(f"{self.url} may not be {done} by you; have it given to you, or give another URL")
+        return StorageFailed(
+            f"{self.url} may not be {done} with the credentials in the environment; give ones that may "
+            f"({' and '.join(CREDENTIALS[self.url.scheme])}, ...), or another URL"
         )
 
     def _failed(self, error: Exception, done: str) -> StorageFailed:
@@ -237,12 +248,7 @@ class Objects:
                 "with conditional writes (If-None-Match)"
             )
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
-            if self.url.scheme == "file":
-                return StorageFailed(f"{self.url} may not be {done} by you; have it given to you, or give another URL")
-            return StorageFailed(
-                f"{self.url} may not be {done} with the credentials in the environment; give ones that may "
-                f"({' and '.join(CREDENTIALS[self.url.scheme])}, ...), or another URL"
-            )
+            return self._denied(done)
         variables = ", ".join(SERVICE.get(self.url.scheme, ()))
         see = f"the service answers ({variables}, ...)" if variables else "the disk is there"
         return StorageFailed(

@@ -151,6 +151,10 @@ def test_in_a_folder_no_link_is_followed_and_no_pipe_waited_for(tmp_path, kind):
             read()
     assert objects.has("a/b")
     assert not objects.holds("a/b", b"content")
+    assert not objects.create("a/b", b"other")
+    if kind == "link above":
+        assert not objects.create("a/c", b"other")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["b"]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path):

@@ -237,6 +237,7 @@ def test_verify_lists_chunks_that_are_no_files(published, tmp_path, kind):
             os.mkfifo(place)
         else:
             place.touch()
+    (folder / "data.zarr/round").symlink_to("..")
     damaged = run_command("ckd-cache", "verify", "--store", f"file://{folder}")
     assert damaged.returncode == 1, damaged.stderr
     assert "train/logits: row 64 view 0 cannot be read" in damaged.stdout
