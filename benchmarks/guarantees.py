@@ -90,7 +90,7 @@ def without_guarantees() -> Iterator[None]:
 def main(teacher: str, n: int, rounds: int, features: str, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_images(folder / "images", n)
+        make_images(folder / "images", n, 32)
         torch.manual_seed(0)
         save_weights(create_model(teacher, num_classes=100, seed=0), folder / "teacher.safetensors", {})
         base = BuildConfig(
