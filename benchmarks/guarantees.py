@@ -37,11 +37,14 @@ class NoLedger:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
 
-    def reserve(self, session: int, requests: Sequence[CallRequest]) -> Reservation:
+    def reserve(self, session: int, requests: Sequence[CallRequest], *_: object, **__: object) -> Reservation:
         return Reservation({request.input_digest: next(self._ids) for request in requests}, {})
 
     def head(self) -> str:
         return "0" * 64
+
+    def genesis(self) -> None:
+        return None
 
     def start_session(self, session: object) -> int:
         return 1
