@@ -18,6 +18,7 @@ from ground.geometry import Rendering
 from ground.views import sample_views, view_pixels
 from storage.blocks import RowSource
 from storage.digest import input_digests
+from storage.rows import Rows
 from storage.schema import IMAGES, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
@@ -34,14 +35,14 @@ _NUM_RECENT = 4
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """The images and views of n rows, in the order of the store.
+    """The images and views of the n rows that the teacher is asked about, in the order of the store.
 
     Args:
-        images: (n, H, W, 3) uint8 base images; in memory, or read a few at a time.
+        images: (n, H, W, 3) uint8 base images; in memory, or read a few at a time, and then others may follow.
         views: (n, V, 3), or (n, V, 5) of boxes.
         source_index: (n,) int64, where in the training split each row comes from.
         rendering: how the teacher is shown them.
-        arrays: the rows of every sample array of a store, by its name.
+        arrays: the rows of every sample array of a store, by its name; also those of its rest.
     """
 
     images: RowSource
@@ -60,8 +61,9 @@ class Shown:
         """n lists of V: digests of the exact inputs of all calls."""
         digests, geometry = list[list[bytes]](), self.rendering.geometry
         step = max(1, DECODED_BYTES // _image_spec(self.rendering).row_bytes)
-        for first in range(0, len(self.images), step):
-            digests += input_digests(self.images[first : first + step], self.views[first : first + step], geometry)
+        for first in range(0, len(self.views), step):
+            rows = slice(first, min(first + step, len(self.views)))
+            digests += input_digests(self.images[rows], self.views[rows], geometry)
         return digests
 
     def kept_in(self, store: Store) -> Shown:
@@ -100,6 +102,25 @@ class _Decoded:
         return self.split.read(self.index[rows])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Followed:
+    """Images in memory, and others after them that are decoded when they are asked for."""
+
+    held: np.ndarray
+    others: _Decoded
+
+    def __len__(self) -> int:
+        return len(self.held) + len(self.others)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        n = len(self.held)
+        if last <= n:
+            return self.held[first:last]
+        others = self.others[max(0, first - n) : last - n]
+        return others if first >= n else np.concatenate([self.held[first:], others])
+
+
 def _image_spec(rendering: Rendering) -> ArraySpec:
     return image_array("train", rendering.geometry.image_size)
 
@@ -110,13 +131,17 @@ def show(
     """The views that a policy gives of a sample of a data set; reads the images of the sample if they are held."""
     pool, test = dataset.train, dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
-    is_held = len(sample.train) * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES
-    images = pool.read(sample.train) if is_held else _Decoded(pool, sample.train)
-    views = sample_views(rendering.geometry, policy, seed=seed, source_index=sample.train, num_views=num_views)
+    index, n = sample.images, len(sample.train)
+    images: RowSource = _Decoded(pool, index)
+    kept = images
+    if n * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES:
+        images = pool.read(sample.train)
+        kept = _Followed(images, _Decoded(pool, sample.rest))
+    views = sample_views(rendering.geometry, policy, seed=seed, source_index=index, num_views=num_views)
     arrays: dict[str, RowSource] = {
-        IMAGES: images,
-        "train/labels": pool.labels[sample.train],
-        "train/source_index": sample.train,
+        IMAGES: kept,
+        "train/labels": pool.labels[index],
+        "train/source_index": index,
         "train/views": views,
         "val/images": _Decoded(pool, sample.val),
         "val/labels": pool.labels[sample.val],
@@ -125,16 +150,16 @@ def show(
         "test/labels": test.labels,
         "test/source_index": test_index,
     }
-    return Shown(images, views, sample.train, rendering, arrays)
+    return Shown(images, views[:n], sample.train, rendering, arrays)
 
 
 def shown_in(store: Store) -> Shown:
     """What a store keeps of it; all is checked when it is read, the images when they are shown."""
-    samples = store.samples()
+    samples, asked = store.samples(), Rows.first(store.manifest.n)
     return Shown(
         images=samples[IMAGES],
-        views=store.read_sample("train/views"),
-        source_index=store.read_sample("train/source_index"),
+        views=store.read_sample("train/views", asked),
+        source_index=store.read_sample("train/source_index", asked),
         rendering=store.manifest.identity.teacher_rendering,
         arrays=samples,
     )
