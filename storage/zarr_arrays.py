@@ -164,9 +164,7 @@ def zarr_files(specs: Iterable[ArraySpec], rows: RowsOf) -> Iterator[tuple[str, 
             yield chunk_name(spec, chunk), spec.chunk_rows * spec.row_bytes
 
 
-def metadata_files(
-    specs: Iterable[ArraySpec], rows: RowsOf
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def metadata_files(specs: Iterable[ArraySpec], rows: RowsOf) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every document of metadata of such arrays, by its path below theirs."""
     by_name = {f"{spec.name}/{_METADATA}": spec for spec in specs}
     for name, size in zarr_files(by_name.values(), lambda spec: 0):

@@ -188,7 +188,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name
     if takes_path(identity.dataset.name):
-        settings |= {"image_size": geometry.image_size, **_division_of(manifest)}
+        settings |= {"image_size": geometry.image_size, **division_of(manifest)}
         # Views that a data set cuts itself are padded, and no share of the image.
         settings["crop_pct"] = None if geometry.padding else geometry.crop_size / geometry.image_size
     else:
@@ -196,7 +196,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     return settings
 
 
-def _division_of(manifest: Manifest) -> dict[str, Any]:
+def division_of(manifest: Manifest) -> dict[str, Any]:
     """How its images were divided, where they came without splits."""
     split, seed = (manifest.sources.get(name) for name in ("split", "split_seed"))
     if split is None or seed is None or not (seed.isascii() and seed.isdecimal()):

@@ -19,7 +19,7 @@ from ground.views import sample_views, view_pixels
 from storage.blocks import RowSource
 from storage.digest import input_digests
 from storage.rows import Rows
-from storage.schema import IMAGES, ArraySpec, image_array
+from storage.schema import IMAGES, VIEWS, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.base import Split
@@ -131,18 +131,9 @@ def show(
     """The views that a policy gives of a sample of a data set; reads the images of the sample if they are held."""
     pool, test = dataset.train, dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
-    index, n = sample.images, len(sample.train)
-    images: RowSource = _Decoded(pool, index)
-    kept = images
-    if n * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES:
-        images = pool.read(sample.train)
-        kept = _Followed(images, _Decoded(pool, sample.rest))
-    views = sample_views(rendering.geometry, policy, seed=seed, source_index=index, num_views=num_views)
+    views = sample_views(rendering.geometry, policy, seed=seed, source_index=sample.images, num_views=num_views)
     arrays: dict[str, RowSource] = {
-        IMAGES: kept,
-        "train/labels": pool.labels[index],
-        "train/source_index": index,
-        "train/views": views,
+        **training_rows(dataset, sample, views),
         "val/images": _Decoded(pool, sample.val),
         "val/labels": pool.labels[sample.val],
         "val/source_index": sample.val,
@@ -150,7 +141,26 @@ def show(
         "test/labels": test.labels,
         "test/source_index": test_index,
     }
+    images, n = arrays[IMAGES], len(sample.train)
+    if n * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES:
+        images = pool.read(sample.train)
+        arrays[IMAGES] = _Followed(images, _Decoded(pool, sample.rest))
     return Shown(images, views[:n], sample.train, rendering, arrays)
+
+
+def training_rows(dataset: ImageDataset, sample: NestedSample, views: np.ndarray) -> dict[str, RowSource]:
+    """The arrays of all training images of a sample, its rest among them; images are decoded when they are asked for.
+
+    Args:
+        views: of all of them.
+    """
+    pool, index = dataset.train, sample.images
+    return {
+        IMAGES: _Decoded(pool, index),
+        "train/labels": pool.labels[index],
+        "train/source_index": index,
+        VIEWS: views,
+    }
 
 
 def shown_in(store: Store) -> Shown:
