@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from ground.errors import DiskFull, IdentityMismatch, InvalidInput
-from ground.views import sample_views
 from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import RowCounts
@@ -145,11 +144,12 @@ def _require_disk(store: Store, rest: int) -> None:
 
 def _grow(store: Store, dataset: ImageDataset, sample: NestedSample) -> None:
     identity = store.manifest.identity
-    views = sample_views(
+    rows = training_rows(
+        dataset,
+        sample,
         identity.geometry,
-        identity.view_policy,
+        policy=identity.view_policy,
         seed=identity.seed,
-        source_index=sample.images,
         num_views=identity.views,
     )
-    store.grow({**store.samples(), **training_rows(dataset, sample, views)}, store.manifest.n)
+    store.grow({**store.samples(), **rows}, store.manifest.n)

@@ -6,7 +6,7 @@ into the store's arrays, from which the teacher is then shown them. A sample tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.geometry import Rendering
+from ground.geometry import Rendering, ViewGeometry
 from ground.views import sample_views, view_pixels
 from storage.blocks import RowSource
 from storage.digest import input_digests
@@ -103,11 +103,25 @@ class _Decoded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """Views of images, drawn when they are asked for: each from its image's index alone."""
+
+    draw: Callable[[np.ndarray], np.ndarray]
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.draw(self.index[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Followed:
-    """Images in memory, and others after them that are decoded when they are asked for."""
+    """Rows in memory, and others after them that are made when they are asked for."""
 
     held: np.ndarray
-    others: _Decoded
+    others: RowSource
 
     def __len__(self) -> int:
         return len(self.held) + len(self.others)
@@ -131,9 +145,8 @@ def show(
     """The views that a policy gives of a sample of a data set; reads the images of the sample if they are held."""
     pool, test = dataset.train, dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
-    views = sample_views(rendering.geometry, policy, seed=seed, source_index=sample.images, num_views=num_views)
     arrays: dict[str, RowSource] = {
-        **training_rows(dataset, sample, views),
+        **training_rows(dataset, sample, rendering.geometry, policy=policy, seed=seed, num_views=num_views),
         "val/images": _Decoded(pool, sample.val),
         "val/labels": pool.labels[sample.val],
         "val/source_index": sample.val,
@@ -141,25 +154,28 @@ def show(
         "test/labels": test.labels,
         "test/source_index": test_index,
     }
-    images, n = arrays[IMAGES], len(sample.train)
+    n = len(sample.train)
+    images, views = arrays[IMAGES], arrays[VIEWS][:n]
     if n * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES:
         images = pool.read(sample.train)
         arrays[IMAGES] = _Followed(images, _Decoded(pool, sample.rest))
-    return Shown(images, views[:n], sample.train, rendering, arrays)
+    return Shown(images, views, sample.train, rendering, arrays)
 
 
-def training_rows(dataset: ImageDataset, sample: NestedSample, views: np.ndarray) -> dict[str, RowSource]:
-    """The arrays of all training images of a sample, its rest among them; images are decoded when they are asked for.
-
-    Args:
-        views: of all of them.
-    """
+def training_rows(
+    dataset: ImageDataset, sample: NestedSample, geometry: ViewGeometry, *, policy: str, seed: int, num_views: int
+) -> dict[str, RowSource]:
+    """The arrays of all training images of a sample, its rest among them: made when they are asked for."""
     pool, index = dataset.train, sample.images
+
+    def draw(chosen: np.ndarray) -> np.ndarray:
+        return sample_views(geometry, policy, seed=seed, source_index=chosen, num_views=num_views)
+
     return {
         IMAGES: _Decoded(pool, index),
         "train/labels": pool.labels[index],
         "train/source_index": index,
-        VIEWS: views,
+        VIEWS: _Drawn(draw, index),
     }
 
 
