@@ -385,14 +385,18 @@ class Store:
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
         return kept
 
-    def require_sample(self, name: str) -> None:
-        """Raise `StoreUnreadable` unless a sample array is what was written; nothing of it is kept."""
-        for error in self.sample_problems(name):
+    def require_sample(self, name: str, rows: int | None = None) -> None:
+        """Raise `StoreUnreadable` unless a sample array, or its first rows, are what was written; nothing of it is
+        kept.
+        """
+        for error in self.sample_problems(name, rows):
             raise error
 
-    def sample_problems(self, name: str) -> Iterator[StoreUnreadable]:
-        """Each block of a sample array that cannot be read, or is not what was written; nothing of it is kept."""
-        rows = self.manifest.rows_of(self.arrays.specs[name])
+    def sample_problems(self, name: str, rows: int | None = None) -> Iterator[StoreUnreadable]:
+        """Each block of a sample array, or of its first rows, that cannot be read, or is not what was written; nothing
+        of it is kept.
+        """
+        rows = self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows
         blocks = self.blocks_from(name, 0, rows)
         problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
         yield from filter(None, problems)

@@ -177,7 +177,7 @@ def _require_inputs(store: Store) -> None:
     """Images and views tie rows to their calls: without them nothing can be told."""
     for name in ("train/images", "train/views"):
         try:
-            store.require_sample(name)
+            store.require_sample(name, store.manifest.n)
         except StoreUnreadable as error:
             raise StoreUnreadable(f"{error}; it cannot be repaired: bring {name} back from a copy") from error
 
