@@ -583,9 +583,10 @@ class Store:
         """Refuse to go on where some rows, or any, are not whole, and say how to finish."""
         n, rows = self.manifest.n, Rows.first(self.manifest.n) if rows is None else rows
         if rows.end > n:
+            which = " that the teacher was asked about" if self.manifest.rest else ""
             raise InvalidInput(
-                f"{rows.end} rows are asked for and {self.place} has {n} images; ask for fewer, or grow it with: "
-                f"{self.build_command(rows.end)}"
+                f"{rows.end} rows are asked for and {self.place} has {n} images{which}; ask for fewer, or grow it "
+                f"with: {self.build_command(rows.end)}"
             )
         if len(self.missing_cells(rows)):
             raise StoreIncomplete(
