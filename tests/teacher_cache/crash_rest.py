@@ -42,6 +42,7 @@ def config(store: Path, weights: Path, array_format: str, n: int, rest: int) -> 
         array_format=array_format,
         store=store,
         device="cpu",
+        batch_size=1,  # what the teacher says may differ in its last bits where batches do
         trust_teacher=True,  # it was never trained
     )
 

@@ -244,7 +244,7 @@ def test_conversions_take_the_rest_along(kept, tmp_path):
 
 def test_a_store_with_a_rest_is_extended_and_widened_by_its_rows_alone(store, weights, tmp_path):
     array_format = Store.open(store).manifest.array_format
-    config = ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu")
+    config = ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu", batch_size=1)
     assert extend(*prepare_extension(config)).new_calls == 40
     assert problems(store) == []
     built(store, weights, 60, array_format=array_format, features="pooled")
@@ -259,7 +259,7 @@ def test_a_store_with_a_rest_is_extended_and_widened_by_its_rows_alone(store, we
 
 
 def test_an_extension_that_was_begun_before_the_rest_grew_is_finished_with_it(store, weights, monkeypatch):
-    config = ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu")
+    config = ExtensionConfig(store=store, features="pooled", weights=weights, device="cpu", batch_size=1)
     prepared = prepare_extension(config)
 
     def stop(*_, **__):
