@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,15 +101,17 @@ def images_of(store: Store, where: ImageOptions) -> ImageDataset:
                 f"{store.place} was built from {name}, and only you can say where that lies: say it, with --dataset "
                 f"{kind}:{DATASETS[kind].place}"
             )
-    division = {"split": where.split, "split_seed": where.split_seed or 0} if where.split else division_of(manifest)
-    fit = identity.fit
-    own = {
-        "image_size": identity.geometry.image_size,
-        "interpolation": fit.interpolation,
-        "squares": fit.shape,
-        **division,
-    }
-    dataset = open_dataset(name, data_root=where.data_root, **(own if takes_path(name) else {}))
+    fit, options = identity.fit, dict[str, Any]()
+    if takes_path(name):
+        options = {
+            "image_size": identity.geometry.image_size,
+            "interpolation": fit.interpolation,
+            "squares": fit.shape,
+            **division_of(manifest),
+        }
+    said = {"split": where.split, "split_seed": where.split_seed}
+    options |= {option: value for option, value in said.items() if value is not None}
+    dataset = open_dataset(name, data_root=where.data_root, **options)
     if dataset.digest != identity.dataset.digest:
         raise IdentityMismatch(
             f"the images of {name} are not those that {store.place} was built from ({identity.dataset.name}, digest "

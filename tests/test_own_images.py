@@ -125,6 +125,9 @@ def test_images_that_nothing_is_asked_about_are_counted_by_whether_they_have_a_l
     # All there is but the validation images of any n, a fifth of those with a label.
     assert len(labels) == 24 - 24 // 5 + UNLABELLED
     succeeded(run_command("ckd-cache", "verify", "--store", store))
+    other = run_command(*added, "--split-seed", 6)
+    assert other.returncode == 2
+    assert "are not those that" in other.stderr
 
 
 @pytest.mark.parametrize("method", ["vanilla", "ckd", "kd"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import publish
 from teacher_cache.rest import Rest
 from tests.conftest import run_command
+from tests.running import run_program
 from tests.teacher_cache.crash_rest import config
 from tests.teacher_cache.damage import change, problems, totals
 from tests.teacher_cache.test_rest import assert_same_arrays
@@ -133,6 +135,26 @@ def test_images_of_the_users_own_are_found_where_he_says(photographs, weights, t
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert_same_arrays(tmp_path / "store", tmp_path / "at-once")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("step", ["grow", "write", "sync", "save", "record"])
+def test_images_whose_adding_was_killed_are_added_by_the_same_command(weights, tmp_path, kind, step):
+    folder = tmp_path / "store"
+    build(*prepare_build(config(folder, weights, kind, 40, 30)))
+    killed = run_program("tests.teacher_cache.crash_rest", folder, weights, f"{kind} extend", step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert Store.open(folder).manifest.rest == (50 if step == "record" else 30)
+    assert add(folder, 50).rest == 50
+    build(*prepare_build(config(tmp_path / "at-once", weights, kind, 40, 50)))
+    assert_same_arrays(folder, tmp_path / "at-once")
+    assert problems(folder) == []
+    assert totals(folder) == (40, 0, 0)
+
+
+def test_options_of_a_division_are_those_of_the_users_own_images(store):
+    with pytest.raises(InvalidInput, match="digits has its own splits; leave out --split"):
+        add(store, 5, ImageOptions(split="0.8/0.2"))
 
 
 def test_a_copy_is_not_added_to(store, tmp_path):
