@@ -37,11 +37,14 @@ class NoLedger:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
 
-    def reserve(self, session: int, requests: Sequence[CallRequest]) -> Reservation:
+    def reserve(self, session: int, requests: Sequence[CallRequest], *_: object, **__: object) -> Reservation:
         return Reservation({request.input_digest: next(self._ids) for request in requests}, {})
 
     def head(self) -> str:
         return "0" * 64
+
+    def genesis(self) -> None:
+        return None
 
     def start_session(self, session: object) -> int:
         return 1
@@ -90,7 +93,7 @@ def without_guarantees() -> Iterator[None]:
 def main(teacher: str, n: int, rounds: int, features: str, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_images(folder / "images", n)
+        make_images(folder / "images", n, 32)
         torch.manual_seed(0)
         save_weights(create_model(teacher, num_classes=100, seed=0), folder / "teacher.safetensors", {})
         base = BuildConfig(

@@ -124,14 +124,14 @@ def print_timings(trainer: Trainer, timings: dict[str, Timing], steps: int) -> N
 
 
 def stream_arrays(trainer: Trainer, rows: int) -> dict[str, object]:
-    store = Store.open(trainer.data.folder)
+    store = Store.open(trainer.data.place)
     names = [IMAGES, *map(store.array_of, trainer.data.outputs)]
     return {name: store.arrays.read(name, 0, rows) for name in names}
 
 
 def print_parts(trainer: Trainer, blocks: int = 16) -> None:
     """Where a stream's time goes, a block of 64 rows at a time."""
-    store, size = Store.open(trainer.data.folder), 64
+    store, size = Store.open(trainer.data.place), 64
     stretches = [Rows.between(first, first + size) for first in range(0, blocks * size, size)]
     outputs = list(trainer.data.outputs)
     parts: dict[str, Callable[[Rows], object]] = {

@@ -15,6 +15,12 @@ from ground.errors import InvalidInput, UnknownName, store_command
 # What stands before the path: a bucket or container, or nothing.
 SCHEMES = ("s3", "gs", "az", "file")
 _EXAMPLE = "s3://BUCKET/PATH"
+# The variables that let somebody in, by scheme; at a folder nobody asks for any.
+CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PART = re.compile(r"[A-Za-z0-9 ._=+~-]{1,255}")
 _MOST_LETTERS = 1024
@@ -40,16 +46,16 @@ class ObjectUrl:
         scheme, _, rest = text.partition("://")
         if scheme not in SCHEMES:
             raise UnknownName("kind of object storage", scheme[:16], SCHEMES)
+        variable, *_ = CREDENTIALS.get(scheme, CREDENTIALS["s3"])
         # A secret may have a slash in it, so not only what is before the first one counts.
         if "@" in rest or ":" in rest:
             raise InvalidInput(
                 f"a URL of a store has no credentials in it; give {_EXAMPLE}, and them in the environment "
-                "(AWS_ACCESS_KEY_ID, ...)"
+                f"({variable}, ...)"
             )
         if "?" in rest or "#" in rest:
             raise InvalidInput(
-                f"a URL of a store has no query; give {_EXAMPLE}, and credentials in the environment "
-                "(AWS_ACCESS_KEY_ID, ...)"
+                f"a URL of a store has no query; give {_EXAMPLE}, and credentials in the environment ({variable}, ...)"
             )
         bucket, _, path = rest.partition("/")
         path = path.rstrip("/")

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -405,6 +406,8 @@ def is_store(place: Place) -> bool:
     """Whether there is a store, of whatever kind; raises `StorageFailed` where object storage does not say."""
     if not isinstance(place, ObjectUrl):
         return (place / FILE_NAME).exists()
+    if place.scheme == "file" and not os.path.lexists(f"/{place.path}"):
+        return False  # nor is there a folder yet: who builds there makes it
     from storage.objects import Objects  # obstore, for who needs it
 
     return Objects(place).has(FILE_NAME)

@@ -7,6 +7,7 @@ waits, so several are under way at once. Answers of rows that nobody has answere
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import deque
@@ -168,6 +169,8 @@ class ObjectArrays(ArrayFile):
             return super()._read_at(path, content, offset)
         try:
             return self._objects.read_into(path.as_posix(), content, offset)
+        except Malformed as error:
+            raise OSError(errno.EINVAL, str(error)) from error
         except FileNotFoundError:
             if path.parent != self.path / VALID:
                 raise

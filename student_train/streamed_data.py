@@ -1,7 +1,8 @@
 """What a student is trained from, block by block: images and outputs pass through a buffer, the rest is in memory.
 
-A block is so many whole chunks of images, and the same rows of every output. Labels, views and, once, all answers over
-the classes are read when the stream is made: which rows have an answer without content is known before the first step.
+A block is so many whole chunks of images, and the same rows of every output. Labels, views and the digests of answers
+over the classes are read when the stream is made: which rows have an answer without content is known before the first
+step.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.errors import InvalidInput, OlderFormat
+from ground.errors import InvalidInput, OlderFormat, StoreUnreadable
 from ground.geometry import Rendering
 from ground.main_memory import free_main_memory
 from ground.ranks import ALONE, Ranks
 from ground.views import evaluation_batches
 from models.compute import Compute
+from storage.answers import empty_answers
+from storage.digest import output_digests
 from storage.manifest import FORMAT_VERSION
 from storage.rows import Rows
+from storage.schema import DIGEST
 from storage.store import Store
 from student_train.block_stream import AHEAD, BlockStream, StreamedArray
 from student_train.data import (
@@ -48,6 +52,8 @@ SHARE, MOST_BYTES, LEAST_BLOCKS = 10, 512 << 20, 16
 # Blocks of huge images are a few rows; batches should not need many blocks.
 _LEAST_BLOCK_ROWS = 32
 _EVALUATED_AT_ONCE = 256
+# In chunks.
+_DIGESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +163,43 @@ def _window(request: Request, size: int, rows: int | None) -> int:
 
 
 def rows_with_content(request: Request) -> Tensor | None:
-    """Which rows have answers with content, (m,) int64, or None for all of them; reads all answers, but no features."""
+    """Which rows have answers with content, (m,) int64, or None for all of them.
+
+    Raises:
+        InvalidInput: too few of them have.
+        StoreUnreadable: a digest cannot be read, or an answer without content is damaged; others are not looked at yet.
+    """
     store, names = request.store, request.store.manifest.identity.answer_names
     wanted = [name for name in names if name in request.names]
     if not wanted:
         return None
-
-    def read(block: tuple[int, int]) -> Tensor:
-        answers = store.read_outputs(wanted, Rows.between(*block))
-        return without_content(store, {name: as_tensor(values) for name, values in answers.items()})
-
-    empty = torch.cat(list(read_ahead(read, request.rows.blocks(block_rows(store)))))
+    suspects = _rows_that_digest_as_empty(request, wanted)
+    empty = torch.zeros(len(request.rows), dtype=torch.bool)
+    if len(suspects):
+        answers = store.read_outputs(wanted, Rows.of(suspects))
+        empty[torch.from_numpy(suspects)] = without_content(store, _tensors(answers))
     return chosen_rows(store, empty, len(request.rows))
+
+
+def _rows_that_digest_as_empty(request: Request, wanted: list[str]) -> np.ndarray:
+    """Rows with a view whose answer has the digest of one without content, which is always written alike: (m,) int64.
+
+    A digest takes 16 bytes, and an answer over a thousand classes 4,000.
+    """
+    store, spec = request.store, request.store.arrays.specs[DIGEST]
+    outputs = [output for output in store.outputs if output.name in wanted]
+    places = [place for place, output in enumerate(store.outputs) if output.name in wanted]
+    nothing = output_digests(outputs, empty_answers(outputs, 1))[0]
+
+    def read(block: tuple[int, int]) -> np.ndarray:
+        found = store.arrays.read(DIGEST, *block)[:, :, places]
+        return block[0] + np.flatnonzero((found == nothing).all(axis=(2, 3)).any(axis=1))
+
+    return np.concatenate(list(read_ahead(read, request.rows.blocks(_DIGESTS_AT_ONCE * spec.chunk_rows))))
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: as_tensor(values) for name, values in arrays.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +230,25 @@ class StoreBlocks:
         last = min(first + self.size, len(self.request.rows))
         found = self._read([IMAGES, *self.request.names], Rows.between(first, last))
         begin, end = np.searchsorted(self.index, (first, last))
-        if end - begin == last - first:
-            return found
-        return {name: values[self.index[begin:end] - first] for name, values in found.items()}
+        if end - begin < last - first:
+            found = {name: values[self.index[begin:end] - first] for name, values in found.items()}
+        self._require_content(found)
+        return found
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """See `BlockReader.rows`."""
         wanted, places = np.unique(self.index[rows.numpy()], return_inverse=True)
         return as_tensor(self._read([name], Rows.of(wanted))[name])[torch.from_numpy(places)]
+
+    def _require_content(self, found: Mapping[str, np.ndarray]) -> None:
+        """Raise `StoreUnreadable` for an answer that its digest alone did not give away."""
+        store = self.request.store
+        answers = {name: found[name] for name in store.manifest.identity.answer_names if name in found}
+        if answers and without_content(store, _tensors(answers)).any():
+            raise StoreUnreadable(
+                f"{store.place} has an answer without content that is not written as others are; leave out --stream, "
+                "or build the store again in a new folder"
+            )
 
     def _read(self, names: list[str], rows: Rows) -> dict[str, np.ndarray]:
         store, outputs = self.request.store, [name for name in names if name != IMAGES]

@@ -31,7 +31,8 @@ _COMMANDS = {
     ),
     "convert": CommandAt(
         "teacher_cache.commands.convert:convert",
-        "Copy a store into another format, with its identity and its history; no call is made.",
+        "Copy a store into another format, with its identity and its history, or into object storage and back; no call "
+        "is made.",
     ),
     "extend": CommandAt(
         "teacher_cache.commands.extend:extend",

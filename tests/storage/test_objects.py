@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -78,6 +79,16 @@ def test_pieces_are_read_as_far_as_there_are_any(objects):
     assert objects.read_into("a", memoryview(b""), 3) == 0
 
 
+def test_an_empty_object_is_read_as_nothing(objects):
+    objects.create("a", b"")
+    assert objects.read_into("a", memoryview(bytearray(4)), 0) == 0
+    assert objects.read("a", 4) == b""
+    assert objects.has("a")
+    assert objects.holds("a", b"")
+    objects.create("b", b"0123")
+    assert objects.read_into("b", memoryview(bytearray(4)), 4) == 0
+
+
 def test_what_is_not_there_or_too_large_is_told_apart(objects):
     objects.create("a", b"0123456789")
     with pytest.raises(FileNotFoundError):
@@ -121,8 +132,90 @@ def test_no_more_is_taken_than_was_asked_for(service):
 
 
 def test_a_folder_that_is_not_there_is_no_place(tmp_path):
-    with pytest.raises(StorageFailed, match="is in no bucket that is there"):
+    with pytest.raises(StorageFailed, match="none is no folder that is there; make it"):
         Objects(ObjectUrl("file", "", f"{tmp_path}/none".lstrip("/")))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link above"])
+def test_in_a_folder_no_link_is_followed_and_no_pipe_waited_for(tmp_path, kind):
+    objects, root = Objects(ObjectUrl("file", "", f"{tmp_path}/objects".lstrip("/")), make=True), tmp_path / "objects"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b").write_bytes(b"content")
+    if kind == "link above":
+        (root / "a").symlink_to(tmp_path / "elsewhere")
+    else:
+        (root / "a").mkdir()
+        (root / "a/b").symlink_to(tmp_path / "elsewhere/b") if kind == "link" else os.mkfifo(root / "a/b")
+    for read in (lambda: objects.read("a/b", 100), lambda: objects.read_into("a/b", memoryview(bytearray(7)), 0)):
+        with pytest.raises(Malformed, match="no file of its own, but a link or a pipe"):
+            read()
+    assert objects.has("a/b")
+    assert not objects.holds("a/b", b"content")
+    assert not objects.create("a/b", b"other")
+    if kind == "link above":
+        assert not objects.create("a/c", b"other")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["b"]
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    objects = Objects(ObjectUrl("file", "", f"{tmp_path}/here".lstrip("/")))
+    objects.create("a", b"content")
+    assert objects.read("a", 7) == b"content"
+
+
+@pytest.mark.parametrize("name", ["PanicException", "KeyboardInterrupt"])
+def test_a_panic_is_said_in_a_sentence_and_nothing_else_is_taken_for_one(service, monkeypatch, name):
+    class PanicException(BaseException):
+        pass
+
+    raised = {"PanicException": PanicException("VERYSECRET"), "KeyboardInterrupt": KeyboardInterrupt()}[name]
+
+    def panics(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("obstore.get", panics)
+    expected = StorageFailed if name == "PanicException" else KeyboardInterrupt
+    with pytest.raises(expected) as failed:
+        Objects(URL).read("a", 1)
+    if name == "PanicException":
+        for variable in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            assert variable in str(failed.value)
+        assert "VERYSECRET" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence", "variables"),
+    [
+        (
+            ObjectUrl("az", "container", "path"),
+            "Account must be specified",
+            "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
+        ),
+        (ObjectUrl("gs", "bucket", "path"), "Unable to open service account file .*", "GOOGLE_APPLICATION_CREDENTIALS"),
+    ],
+)
+def test_each_service_has_variables_of_its_own(monkeypatch, url, sentence, variables):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")
+    said = rf"could not be opened: {sentence}; see that the service answers \({variables}, \.\.\.\)"
+    with pytest.raises(StorageFailed, match=said):
+        Objects(url)
+
+
+def test_who_may_not_read_a_folder_is_told_of_no_service(tmp_path, monkeypatch):
+    from obstore.exceptions import PermissionDeniedError
+
+    objects = Objects(ObjectUrl("file", "", f"{tmp_path}".lstrip("/")))
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionDeniedError("no")
+
+    monkeypatch.setattr("obstore.get", denied)
+    with pytest.raises(StorageFailed, match="may not be read by you"):
+        objects.read("a", 1)
 
 
 def test_a_service_that_is_not_there_is_said_without_its_address(monkeypatch):

@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,12 @@ from benchmarks.stand_ins.kept_as import keep_as
 from ground.errors import Interrupted, InvalidInput, OlderFormat, StoreUnreadable
 from ground.ranks import Ranks
 from models.compute import Compute
-from storage.answers import AnswerForm, empty_answers
+from storage.answers import AnswerForm, empty_answers, is_empty
+from storage.arrays import ArrayFile
 from storage.migrations import OlderManifest
+from storage.rows import Rows
 from storage.run_record import RunRecord
+from storage.schema import DIGEST
 from storage.store import Store
 from student_train import request, streamed_data
 from student_train.anchor import anchor
@@ -28,11 +32,12 @@ from student_train.data import StudentData
 from student_train.methods import parse_method
 from student_train.needs import Wanted
 from student_train.protocol import ProtocolConfig
+from student_train.request import Request
 from student_train.run_folder import RunFolder
 from student_train.sampling import EpochSampling
 from student_train.shared_data import SharedData
 from student_train.stream_order import Visits
-from student_train.streamed_data import Streaming, block_rows, load_data
+from student_train.streamed_data import Streaming, block_rows, load_data, rows_with_content
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 from tests.rank_threads import in_ranks
@@ -113,6 +118,39 @@ def test_rows_that_the_teacher_refused_are_left_out_of_blocks(built_store, tmp_p
     streamed.close()
     # Without a buffer, from the disk.
     assert torch.equal(streamed.images(rows), whole.images(rows))
+
+
+@pytest.mark.parametrize("form", ["logits", "log_probs", "probabilities", "top:3", "sampled:5", "label"])
+def test_rows_without_content_are_those_that_all_answers_show(built_store, tmp_path, form):
+    kept = keep_as(built_store, tmp_path / "store", AnswerForm.read(form), 40)
+    refused = [0, *range(16, 24), 39]
+    kept.write_outputs(refused, empty_answers(kept.manifest.identity.outputs, len(refused)))
+    kept.publish(refused)
+    store = Store.open(tmp_path / "store")
+    names = store.manifest.identity.answer_names
+    found = rows_with_content(Request.checked(store, None, replace(LOGITS, teacher=names), None, 1))
+    answers = store.read_outputs(names, Rows.first(40))
+    assert found.tolist() == np.flatnonzero(~is_empty({k: v[:, 0] for k, v in answers.items()})).tolist()
+    assert found.tolist() == sorted(set(range(40)) - set(refused))
+
+
+def test_no_answer_with_content_is_read_to_find_those_without(built_store, monkeypatch):
+    seen, read = [], ArrayFile.read
+    monkeypatch.setattr(ArrayFile, "read", lambda self, name, *rows: [seen.append(name), read(self, name, *rows)][1])
+    assert rows_with_content(Request.checked(Store.open(built_store), None, LOGITS, None, 1)) is None
+    assert DIGEST in seen
+    assert "train/logits" not in seen
+
+
+def test_an_answer_without_content_in_other_bits_is_found_when_it_is_read(built_store, tmp_path):
+    kept = keep_as(built_store, tmp_path / "store", AnswerForm.read("logits"), 40)
+    outputs = kept.manifest.identity.outputs
+    kept.write_outputs([17], {name: -values for name, values in empty_answers(outputs, 1).items()})
+    kept.publish([17])
+    streamed = stream_of(tmp_path / "store", wanted=LOGITS)
+    with pytest.raises(StoreUnreadable, match="an answer without content that is not written as others are"):
+        streamed.stream.hold(Visits(0, 0, streamed.stream.order.num_blocks))
+    streamed.close()
 
 
 def test_too_few_rows_with_content_are_refused_without_reading_features(built_store, tmp_path):
@@ -285,10 +323,8 @@ def test_a_block_that_is_damaged_while_training_stops_it_in_a_sentence(built_sto
     assert not reading_threads()
 
 
-def test_the_command_reports_damage_in_a_line(built_store, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_damage_in_a_line(built_store, tmp_path, capsys):
     shutil.copytree(built_store, tmp_path / "store")
-    # The first pass over the answers finds nothing, as when it happens later.
-    monkeypatch.setattr(streamed_data, "rows_with_content", lambda request: None)
     damage(tmp_path / "store", 50)
     words = ["--store", tmp_path / "store", "--student", "resnet8", "--method", "kd", "--max-evals", 1]
     words += ["--stream", "--out", tmp_path / "run", "--device", "cpu", "--precision", "fp32"]

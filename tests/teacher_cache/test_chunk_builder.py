@@ -488,6 +488,14 @@ def test_a_bucket_that_is_not_there_is_named(service, job):
         prepare_build(job("one", store="s3://other/stores/one").config())
 
 
+def test_a_folder_that_is_not_there_yet_is_made_by_its_first_build(job, ledger_url, built_in_a_folder, tmp_path):
+    url = ObjectUrl("file", "", f"{tmp_path}/new/store".lstrip("/"))
+    prepared = prepare_build(job("one", store=str(url)).config())
+    assert not (tmp_path / "new").exists()
+    assert build(*prepared).new_calls == N
+    require_whole(ledger_url, built_in_a_folder, url)
+
+
 def test_the_command_refuses_in_one_sentence(service, ledger_url):
     said = run_command("ckd-cache", "build", "--teacher", "resnet8", "--n", N, "--store", URL, "--dataset", "digits")
     assert said.returncode == 2

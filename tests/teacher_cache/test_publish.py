@@ -231,6 +231,58 @@ def test_verify_finds_what_is_wrong_in_object_storage(built_store, service):
     assert "train/features/stem: row 63 view 0 does not match its digest" in damaged.stdout
 
 
+def test_verify_lists_an_object_that_is_empty(built_store, service):
+    publish(built_store, URL)
+    for name in ("train/logits/c.1.0.0", "train/images/c.0.0.0.0"):
+        service.objects[f"{URL.path}/data.zarr/{name}"] = b""
+    damaged = run_command("ckd-cache", "verify", "--store", URL)
+    assert damaged.returncode == 1, damaged.stderr
+    assert "data.zarr/train/logits/c.1.0.0 is missing or cut short" in damaged.stdout
+    assert "train/logits: row 64 view 0 cannot be read" in damaged.stdout
+    assert "c.0.0.0.0 ends before row 0" in damaged.stdout
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "empty"])
+def test_verify_lists_chunks_that_are_no_files(published, tmp_path, kind):
+    folder = shutil.copytree(f"/{published.path}", tmp_path / "store")
+    for number, name in enumerate(("train/logits/c.1.0.0", "train/images/c.0.0.0.0")):
+        place = folder / "data.zarr" / name
+        chunk = place.rename(tmp_path / str(number))
+        if kind == "link":
+            place.symlink_to(chunk)
+        elif kind == "pipe":
+            os.mkfifo(place)
+        else:
+            place.touch()
+    (folder / "data.zarr/round").symlink_to("..")
+    damaged = run_command("ckd-cache", "verify", "--store", f"file://{folder}")
+    assert damaged.returncode == 1, damaged.stderr
+    assert "train/logits: row 64 view 0 cannot be read" in damaged.stdout
+    said = (
+        "ends before row 0" if kind == "empty" else "which holds row 0: it is no file of its own, but a link or a pipe"
+    )
+    assert f"c.0.0.0.0{'' if kind == 'empty' else ','} {said}" in damaged.stdout
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "data.zarr/train/logits/zarr.json"])
+def test_nobody_waits_for_a_pipe_in_place_of_what_is_read_first(published, tmp_path, name):
+    folder = shutil.copytree(f"/{published.path}", tmp_path / "store")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    for command in ("info", "verify"):
+        result = run_command("ckd-cache", command, "--store", f"file://{folder}")
+        assert result.returncode == 2
+        assert "it is no file of its own, but a link or a pipe" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_folder_of_objects_that_is_not_there_is_called_a_folder(tmp_path, command):
+    result = run_command("ckd-cache", command, "--store", f"file://{tmp_path}/none")
+    assert result.returncode == 2
+    assert f"file://{tmp_path}/none is no folder that is there; make it, or give another URL" in result.stderr
+
+
 def test_info_says_of_a_published_store_what_it_says_of_its_folder(built_store, published):
     said = (run_command("ckd-cache", "info", "--store", place, "--json").stdout for place in (built_store, published))
     here, there = map(json.loads, said)

@@ -267,7 +267,7 @@ def _dying(owner, name, monkeypatch, *, before: bool) -> None:
         (ArrayFile, "write"),
         (ArrayFile, "sync"),
         (ledger_module.Ledger, "record_store"),
-        (manifest_module, "write_json"),
+        (manifest_module, "write_bytes"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -283,7 +283,7 @@ def test_an_upgrade_that_is_killed_leaves_the_old_store_or_the_new_one(
         _dying(owner, step, killing, before=before)
         with pytest.raises(_Killed):
             upgrade(folder, weights=weights)
-    is_new = (step, before) == ("write_json", False)
+    is_new = (step, before) == ("write_bytes", False)
     assert Manifest.load(folder).format_version == (4 if is_new else 2)
     assert problems(folder) == []
     assert (Store.open(folder).read_outputs(["logits"], Rows.first(8))["logits"] == answers).all()
@@ -348,8 +348,8 @@ def test_an_extension_of_format_3_is_brought_up_without_weights_and_finished(sto
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("owner", "step"),
-    [(ledger_module.Ledger, "record_store"), (manifest_module, "write_json")],
-    ids=["record_store", "write_json"],
+    [(ledger_module.Ledger, "record_store"), (manifest_module, "write_bytes")],
+    ids=["record_store", "write_bytes"],
 )
 def test_bringing_up_a_store_of_format_3_and_its_extension_goes_on_wherever_it_was_killed(
     stores_of_format_3, monkeypatch, owner, step, before
