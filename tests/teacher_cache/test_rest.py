@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ground.errors import BudgetRefused, InvalidInput, StoreUnreadable
+from ground.errors import BudgetRefused, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
+from storage.locks import FileLock
 from storage.manifest import Manifest
 from storage.schema import VALID
-from storage.store import LEDGER_FILE, Store
+from storage.store import BUILD_LOCK, LEDGER_FILE, Store
 from teacher_cache import shown
 from teacher_cache.build import build
 from teacher_cache.config import ExtensionConfig
@@ -338,6 +339,16 @@ def test_what_is_kept_is_not_taken_away(kept):
     manifest, sample = Manifest.load(kept["zarr"]), draw_sample(1437, 40, 0)
     for asked in (None, Rest.read("none"), Rest(30)):
         assert rest_to_keep(asked, sample, manifest) == 30
+
+
+def test_a_store_does_not_grow_under_a_build_that_is_at_work(store, weights):
+    array_format = Store.open(store).manifest.array_format
+    with FileLock(store / BUILD_LOCK) as lock:
+        assert lock.try_shared()
+        assert built(store, weights, 40, Rest(30), array_format).rest == 30
+        with pytest.raises(StoreBusy, match="or ask for --n 40 or fewer, and leave out --rest"):
+            built(store, weights, 40, Rest(31), array_format)
+    assert built(store, weights, 40, Rest(31), array_format).rest == 31
 
 
 def test_test_images_have_no_rest(weights, tmp_path):
