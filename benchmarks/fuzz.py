@@ -229,7 +229,7 @@ def array_digests(store: Path, array_format: str) -> dict[str, str]:
     """The bytes of the rows of every array, as the format's own library reads them."""
     if array_format not in _NAMES:
         opened = Store.open(store)
-        _NAMES[array_format] = [(name, opened.manifest.rows[spec.split]) for name, spec in opened.arrays.specs.items()]
+        _NAMES[array_format] = [(name, opened.manifest.rows_of(spec)) for name, spec in opened.arrays.specs.items()]
     found = {}
     for name, rows in _NAMES[array_format]:
         if array_format == "hdf5":

@@ -29,7 +29,7 @@ import numpy as np
 from ground.durable import open_own, reporting_full_disk
 from ground.errors import StoreUnreadable, store_command
 from ground.threads import in_threads
-from storage.schema import ArraySpec
+from storage.schema import ArraySpec, RowsOf
 
 _Piece = TypeVar("_Piece")
 
@@ -58,8 +58,8 @@ class ArrayFile(ABC):
 
     @classmethod
     @abstractmethod
-    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
-        """Make the arrays, `rows[split]` rows each, replacing what is at `path`; zero until written.
+    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
+        """Make the arrays, of so many rows each, replacing what is at `path`; zero until written.
 
         Raises:
             DiskFull: they do not all fit.
@@ -67,7 +67,7 @@ class ArrayFile(ABC):
         """
 
     @abstractmethod
-    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    def add(self, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
         """Make further arrays beside those that are there, zero until written.
 
         What an attempt that did not end left under their names is replaced; who does not know of them is not disturbed.
@@ -77,19 +77,19 @@ class ArrayFile(ABC):
         """
 
     @abstractmethod
-    def grow(self, rows: Mapping[str, int]) -> None:
-        """Make every array at least `rows[split]` rows long; existing rows stay as they are."""
+    def grow(self, rows: RowsOf) -> None:
+        """Make every array at least so long; existing rows stay as they are."""
 
     @abstractmethod
     def num_rows(self, name: str) -> int:
         """Rows an array has; raises `StoreUnreadable` if it is not there, or not laid out as expected."""
 
     @abstractmethod
-    def missing_files(self, rows: Mapping[str, int]) -> list[Path]:
+    def missing_files(self, rows: RowsOf) -> list[Path]:
         """Files of these arrays that were deleted or cut short, and can be made again, without what was in them."""
 
     @abstractmethod
-    def make_missing(self, rows: Mapping[str, int]) -> None:
+    def make_missing(self, rows: RowsOf) -> None:
         """Make such files again: zeros where values are gone."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import cast
 from ground.errors import StoreUnreadable, store_command
 from ground.places import ObjectUrl, Place
 from storage.arrays import ArrayFile
-from storage.schema import ArraySpec
+from storage.schema import ArraySpec, RowsOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,7 @@ FORMATS: Mapping[str, ArrayFormat] = {
 }
 
 
-def make_arrays(
-    place: Place, array_format: str, name: str, specs: Sequence[ArraySpec], rows: Mapping[str, int]
-) -> None:
+def make_arrays(place: Place, array_format: str, name: str, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
     """Make the arrays of a store, zero until written; see `ArrayFile.create` and `storage.object_arrays.describe`."""
     if not isinstance(place, ObjectUrl):
         FORMATS[array_format].load().create(place / name, specs, rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from ground.errors import CKDError, StoreUnreadable, store_command
 from storage import hdf5_mark
 from storage.arrays import ArrayFile
 from storage.foreign import some, what_it_is
-from storage.schema import ArraySpec
+from storage.schema import ArraySpec, RowsOf
 
 
 class Hdf5Arrays(ArrayFile):
@@ -34,15 +34,15 @@ class Hdf5Arrays(ArrayFile):
         self._read_layout()
 
     @classmethod
-    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
         """See `ArrayFile.create`."""
         # First, for its room is needed.
         remove_own(path)
         with _made_at(path) as partial, h5py.File(partial, "x", libver="v110") as file:
             for spec in specs:
-                _create_dataset(file, spec, rows[spec.split])
+                _create_dataset(file, spec, rows(spec))
 
-    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    def add(self, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
         """See `ArrayFile.add`."""
         if not specs:
             return
@@ -53,19 +53,19 @@ class Hdf5Arrays(ArrayFile):
                         raise self.unreadable(spec.name, "it is a link to another place")
                     if spec.name in file:
                         del file[spec.name]
-                    _create_dataset(file, spec, rows[spec.split])
+                    _create_dataset(file, spec, rows(spec))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise self.unreadable(specs[0].name, f"there is something else in its place: {error}") from error
         self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
         self._read_layout()
 
-    def grow(self, rows: Mapping[str, int]) -> None:
+    def grow(self, rows: RowsOf) -> None:
         """See `ArrayFile.grow`."""
-        if all(self._rows[name] >= rows[spec.split] for name, spec in self.specs.items()):
+        if all(self._rows[name] >= rows(spec) for name, spec in self.specs.items()):
             return
         with self._relaid() as file:
             for name, spec in self.specs.items():
-                file[name].resize(max(self._rows[name], rows[spec.split]), axis=0)
+                file[name].resize(max(self._rows[name], rows(spec)), axis=0)
         self._read_layout()
 
     @contextmanager
@@ -93,11 +93,11 @@ class Hdf5Arrays(ArrayFile):
         """See `ArrayFile.num_rows`."""
         return self._rows[name]
 
-    def missing_files(self, rows: Mapping[str, int]) -> list[Path]:
+    def missing_files(self, rows: RowsOf) -> list[Path]:
         """See `ArrayFile.missing_files`: a file that is cut short does not open at all."""
         return []
 
-    def make_missing(self, rows: Mapping[str, int]) -> None:
+    def make_missing(self, rows: RowsOf) -> None:
         """See `ArrayFile.make_missing`."""
 
     def unknown_files(self) -> list[Path]:

@@ -48,11 +48,11 @@ from storage.schema import (
     HEAD_WEIGHT,
     ArraySpec,
     OutputSpec,
+    RowCounts,
     norm_parameters,
     output_array,
     parameter_arrays,
     sample_arrays,
-    split_rows,
 )
 
 FORMAT_VERSION = 4
@@ -230,7 +230,7 @@ class Manifest:
         store_id: 32 hex digits, made once.
         array_format: "zarr" or "hdf5".
         arrays: name of the file or folder of the arrays, next to the manifest.
-        n: training images; val and test likewise.
+        n: training images that the teacher is asked about; val and test likewise.
         samples: sample array, or parameter of the teacher -> SHA-256 of each block of its rows, in hex, one after the
             other.
         ledger: URL without password, or None for the store's own `ledger.sqlite`.
@@ -243,6 +243,7 @@ class Manifest:
             full paths (dataset, data_root, weights), and listing, what was listed of an image folder.
         aligned_chunks: whether chunks of all arrays end together (`ArraySpec.aligned`), as in object storage, where who
             builds writes whole ones.
+        rest: further training images, after the n, which the teacher is not asked about.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -261,6 +262,7 @@ class Manifest:
     versions: Mapping[str, Line] = field(default_factory=dict)
     sources: Mapping[str, Line] = field(default_factory=dict)
     aligned_chunks: bool = False
+    rest: _Rows = 0
     older: OlderManifest | None = None
 
     @property
@@ -269,13 +271,17 @@ class Manifest:
         return FORMAT_VERSION if self.older is None else self.older.version
 
     @property
-    def rows(self) -> dict[str, int]:
-        """Rows of each split."""
-        return split_rows(self.n, self.num_val, self.num_test)
+    def num_images(self) -> int:
+        """Training images, asked about or not."""
+        return self.n + self.rest
+
+    def rows_of(self, spec: ArraySpec) -> int:
+        """Rows of an array; those of answers are fewer where there is a rest."""
+        return RowCounts(n=self.n, rest=self.rest, num_val=self.num_val, num_test=self.num_test).of(spec)
 
     def block_rows(self, spec: ArraySpec) -> int:
         """Rows of a sample array that have one digest: all of them in formats before 4."""
-        return spec.block_rows if self.older is None else max(1, self.rows[spec.split])
+        return spec.block_rows if self.older is None else max(1, self.rows_of(spec))
 
     def block_digest(self, name: str, block: int) -> str:
         """SHA-256, in hex, of one block of a sample array."""
@@ -292,9 +298,10 @@ class Manifest:
         since = takewhile(lambda step: step["made_by"] != "convert", reversed(self.history))
         return {self.store_id, *(step["store_id"] for step in since)}
 
-    def grown(self, n: int, num_val: int) -> Manifest:
-        """The same store with more rows."""
-        return replace(self, n=max(n, self.n), num_val=max(num_val, self.num_val))
+    def grown(self, n: int, num_images: int, num_val: int) -> Manifest:
+        """The same store with more rows, of which the first of its rest may be some that the teacher is asked about."""
+        n, num_images = max(n, self.n), max(n, num_images, self.num_images)
+        return replace(self, n=n, rest=num_images - n, num_val=max(num_val, self.num_val))
 
     @property
     def digest(self) -> str:
@@ -329,6 +336,8 @@ class Manifest:
             del document["sources"]
         if not self.aligned_chunks:
             del document["aligned_chunks"]
+        if not self.rest:
+            del document["rest"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -377,6 +386,7 @@ class Manifest:
                 "ledger_genesis": None,
                 "sources": {},
                 "aligned_chunks": False,
+                "rest": 0,
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -510,9 +520,10 @@ def _check_content(manifest: Manifest) -> None:
     _check_identity(manifest.identity)
     known = {spec.name: spec for spec in _checked_arrays(manifest.identity)}
     _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
+    _require(manifest.older is None or not manifest.rest, "rest", manifest.rest)
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
-        blocks = -(-manifest.rows[spec.split] // manifest.block_rows(spec)) if manifest.older is None else 1
+        blocks = -(-manifest.rows_of(spec) // manifest.block_rows(spec)) if manifest.older is None else 1
         digits = len(manifest.samples[name])
         _require(digits == blocks * DIGEST_DIGITS, f"the number of digits in samples.{name}", digits)
     for step in manifest.history:

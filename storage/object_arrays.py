@@ -11,7 +11,7 @@ import errno
 import json
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +24,7 @@ from ground.places import only_read
 from ground.threads import in_threads
 from storage.arrays import ArrayFile
 from storage.objects import Objects
-from storage.schema import CHUNK_ROWS, VALID, ArraySpec
+from storage.schema import CHUNK_ROWS, VALID, ArraySpec, RowsOf
 from storage.stage import Stage
 from storage.zarr_arrays import MAX_METADATA_BYTES, chunk_name, metadata_files, rows_described, zarr_files
 
@@ -32,13 +32,13 @@ _CHUNK = re.compile(r"c\.([0-9]{1,12})(\.0)*")
 _IN_FLIGHT = 8
 
 
-def describe(objects: Objects, name: str, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+def describe(objects: Objects, name: str, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
     """Write what arrays of so many rows are, below a name; their chunks follow.
 
     Raises:
         InvalidInput: other arrays are there.
     """
-    for path, document in metadata_files(specs, lambda spec: rows[spec.split]):
+    for path, document in metadata_files(specs, rows):
         put(objects, f"{name}/{path}", json.dumps(document, indent=2).encode(), "give a new URL")
 
 
@@ -66,19 +66,19 @@ class ObjectArrays(ArrayFile):
         self._rows = dict(zip(self.specs, in_threads(self._layout, specs, at_least=self.in_flight), strict=True))
 
     @classmethod
-    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> NoReturn:
+    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> NoReturn:
         """See `describe`, which has no path."""
         raise AssertionError("arrays in object storage are described, not made")
 
-    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> NoReturn:
+    def add(self, specs: Sequence[ArraySpec], rows: RowsOf) -> NoReturn:
         """Refused, as whatever would change something."""
         self._refuse()
 
-    def grow(self, rows: Mapping[str, int]) -> NoReturn:
+    def grow(self, rows: RowsOf) -> NoReturn:
         """Refused likewise."""
         self._refuse()
 
-    def make_missing(self, rows: Mapping[str, int]) -> NoReturn:
+    def make_missing(self, rows: RowsOf) -> NoReturn:
         """Refused likewise."""
         self._refuse()
 
@@ -86,9 +86,9 @@ class ObjectArrays(ArrayFile):
         """See `ArrayFile.num_rows`."""
         return self._rows[name]
 
-    def missing_files(self, rows: Mapping[str, int]) -> list[Path]:
+    def missing_files(self, rows: RowsOf) -> list[Path]:
         """See `ArrayFile.missing_files`; what holds no row that was answered is not missed."""
-        wanted = zarr_files(self.specs.values(), lambda spec: rows[spec.split])
+        wanted = zarr_files(self.specs.values(), rows)
         short = [name for name, size in wanted if self._sizes.get(name, -1) < (size or 1)]
         return [self.path / name for name in short if not self.is_unanswered(name)]
 

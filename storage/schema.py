@@ -6,7 +6,7 @@ teacher's *parameters* with them; the *output* arrays receive the teacher's answ
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from math import prod
 
@@ -47,7 +47,7 @@ class ArraySpec:
 
     @property
     def split(self) -> str:
-        """train, val, test or teacher: whose row count the array has."""
+        """train, val, test or teacher: whose rows the array has."""
         return self.name.split("/", 1)[0]
 
     @property
@@ -123,9 +123,29 @@ def norm_parameters(layer: str) -> tuple[str, str]:
     return f"norm/{layer}/scale", f"norm/{layer}/shift"
 
 
-def split_rows(n: int, num_val: int, num_test: int) -> dict[str, int]:
-    """Rows of each split."""
-    return {"train": n, "val": num_val, "test": num_test, TEACHER: 1}
+# How many rows an array has.
+RowsOf = Callable[[ArraySpec], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCounts:
+    """How many rows a store has.
+
+    Args:
+        n: training images that the teacher is asked about.
+        rest: further ones of the same pool, after those, that it is not asked about: they have no answers.
+    """
+
+    n: int
+    rest: int = 0
+    num_val: int
+    num_test: int
+
+    def of(self, spec: ArraySpec) -> int:
+        """Rows of an array."""
+        if spec.is_answer:
+            return self.n
+        return {"train": self.n + self.rest, "val": self.num_val, "test": self.num_test, TEACHER: 1}[spec.split]
 
 
 def image_array(split: str, image_size: int) -> ArraySpec:

@@ -92,9 +92,9 @@ class Store:
         specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
         self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, specs)
         for name, spec in self.arrays.specs.items():
-            if self.arrays.num_rows(name) < manifest.rows[spec.split]:
+            if self.arrays.num_rows(name) < manifest.rows_of(spec):
                 raise self.arrays.unreadable(
-                    name, f"it has {self.arrays.num_rows(name)} rows, {manifest.rows[spec.split]} are needed"
+                    name, f"it has {self.arrays.num_rows(name)} rows, {manifest.rows_of(spec)} are needed"
                 )
         # Arrays of older formats, whose one digest is of all their rows, that were looked at.
         self._whole: set[str] = set()
@@ -135,6 +135,7 @@ class Store:
         *,
         array_format: str,
         samples: Mapping[str, RowSource],
+        rest: int = 0,
         ledger: str | None = None,
         history: Sequence[Mapping[str, str]] = (),
         sources: Mapping[str, str] | None = None,
@@ -147,6 +148,7 @@ class Store:
             array_format: "zarr" or "hdf5".
             samples: array name -> rows, for every sample array and, with a row axis, every parameter of the teacher;
                 row counts come from here.
+            rest: how many of the last training images the teacher is not asked about.
             ledger: URL without password of a shared ledger, for the record.
             history: the stores it is made from.
             sources: what it is built from, for the record.
@@ -154,7 +156,9 @@ class Store:
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
         prepare_folder(folder)
-        manifest = new_manifest(identity, array_format=array_format, samples=samples, ledger=ledger, sources=sources)
+        manifest = new_manifest(
+            identity, array_format=array_format, samples=samples, rest=rest, ledger=ledger, sources=sources
+        )
         store = cls.lay_out(folder, replace(manifest, history=tuple(history)), samples)
         store.save()
         fsync_path(folder.parent)
@@ -170,24 +174,29 @@ class Store:
             manifest: the digests of its samples come from what is written.
         """
         specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
-        make_arrays(place, manifest.array_format, manifest.arrays, specs, manifest.rows)
+        make_arrays(place, manifest.array_format, manifest.arrays, specs, manifest.rows_of)
         store = cls(place, manifest, file_name)
         digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
         store.manifest = replace(manifest, samples=digests)
         return store
 
-    def grow(self, samples: Mapping[str, RowSource]) -> None:
+    def grow(self, samples: Mapping[str, RowSource], n: int | None = None) -> None:
         """Append images: `samples` holds whole arrays, of which the rows the store has are neither read nor written.
+
+        Args:
+            n: how many of them the teacher is asked about, those first that it was not asked about so far; None for
+                all.
 
         Raises:
             StoreUnreadable: the last rows of an array that grows, which share a block with new ones, were changed.
         """
         self.require_current()
         before = self.manifest
-        manifest = before.grown(len(samples["train/labels"]), len(samples["val/labels"]))
-        self.arrays.grow(manifest.rows)
-        there = {name: before.rows[spec.split] for name, spec in self.arrays.specs.items()}
+        num_images = len(samples["train/labels"])
+        manifest = before.grown(num_images if n is None else n, num_images, len(samples["val/labels"]))
+        self.arrays.grow(manifest.rows_of)
+        there = {name: before.rows_of(spec) for name, spec in self.arrays.specs.items()}
         digests = {name: self._fill(name, rows, there[name]) for name, rows in samples.items()}
         self.arrays.sync()
         self.save(replace(manifest, samples=digests))
@@ -226,7 +235,7 @@ class Store:
         specs = tuple(OutputSpec(name, values.shape, values.dtype.name) for name, values in added.items())
         rows = {parameter_array(name): values[None] for name, values in added.items()}
         samples = {name: self._digests(name) for name in before.samples}
-        self.arrays.add(parameter_arrays(specs), before.rows)
+        self.arrays.add(parameter_arrays(specs), before.rows_of)
         samples |= {name: self._fill(name, values) for name, values in rows.items()}
         self.arrays.sync()
         after = replace(
@@ -326,8 +335,7 @@ class Store:
 
     def read(self, name: str, rows: int | None = None) -> np.ndarray:
         """The first `rows` rows of an array, or all of them."""
-        split = self.arrays.specs[name].split
-        return self.arrays.read(name, 0, self.manifest.rows[split] if rows is None else rows)
+        return self.arrays.read(name, 0, self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows)
 
     def valid(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Which (row, view) of rows start..stop, or of all, are whole: (rows, V) bool."""
@@ -359,7 +367,7 @@ class Store:
             StoreUnreadable: they are not what was written.
         """
         spec = self.arrays.specs[name]
-        total = self.manifest.rows[spec.split]
+        total = self.manifest.rows_of(spec)
         index = (Rows.first(total) if rows is None else rows.below(total)).index
         try:
             kept = np.empty((len(index), *spec.row_shape), spec.dtype)
@@ -377,14 +385,18 @@ class Store:
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
         return kept
 
-    def require_sample(self, name: str) -> None:
-        """Raise `StoreUnreadable` unless a sample array is what was written; nothing of it is kept."""
-        for error in self.sample_problems(name):
+    def require_sample(self, name: str, rows: int | None = None) -> None:
+        """Raise `StoreUnreadable` unless a sample array, or its first rows, are what was written; nothing of it is
+        kept.
+        """
+        for error in self.sample_problems(name, rows):
             raise error
 
-    def sample_problems(self, name: str) -> Iterator[StoreUnreadable]:
-        """Each block of a sample array that cannot be read, or is not what was written; nothing of it is kept."""
-        rows = self.manifest.rows[self.arrays.specs[name].split]
+    def sample_problems(self, name: str, rows: int | None = None) -> Iterator[StoreUnreadable]:
+        """Each block of a sample array, or of its first rows, that cannot be read, or is not what was written; nothing
+        of it is kept.
+        """
+        rows = self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows
         blocks = self.blocks_from(name, 0, rows)
         problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
         yield from filter(None, problems)
@@ -409,7 +421,7 @@ class Store:
             StoreUnreadable: they are not what was written.
         """
         spec, manifest = self.arrays.specs[name], self.manifest
-        total, size = manifest.rows[spec.split], manifest.block_rows(spec)
+        total, size = manifest.rows_of(spec), manifest.block_rows(spec)
         first, last = block * size, min((block + 1) * size, total)
         hasher = None if name in self._whole else hashlib.sha256()
         step = spec.chunk_rows * max(1, _CHECKED_BYTES // max(1, spec.chunk_rows * spec.row_bytes))
@@ -430,7 +442,7 @@ class Store:
             return self.manifest.samples[name]
         spec = self.arrays.specs[name]
         hasher = BlockHasher(spec.block_rows * spec.row_bytes)
-        if self.manifest.rows[spec.split]:
+        if self.manifest.rows_of(spec):
             for _, values in self._checked(name, 0):
                 hasher.update(values)
         return hasher.hexdigests()
@@ -571,9 +583,10 @@ class Store:
         """Refuse to go on where some rows, or any, are not whole, and say how to finish."""
         n, rows = self.manifest.n, Rows.first(self.manifest.n) if rows is None else rows
         if rows.end > n:
+            which = " that the teacher was asked about" if self.manifest.rest else ""
             raise InvalidInput(
-                f"{rows.end} rows are asked for and {self.place} has {n} images; ask for fewer, or grow it with: "
-                f"{self.build_command(rows.end)}"
+                f"{rows.end} rows are asked for and {self.place} has {n} images{which}; ask for fewer, or grow it "
+                f"with: {self.build_command(rows.end)}"
             )
         if len(self.missing_cells(rows)):
             raise StoreIncomplete(
@@ -650,7 +663,7 @@ class _StoredRows:
     name: str
 
     def __len__(self) -> int:
-        return self.store.manifest.rows[self.store.arrays.specs[self.name].split]
+        return self.store.manifest.rows_of(self.store.arrays.specs[self.name])
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))
@@ -662,6 +675,7 @@ def new_manifest(
     *,
     array_format: str,
     samples: Mapping[str, RowSource],
+    rest: int = 0,
     ledger: str | None = None,
     sources: Mapping[str, str] | None = None,
 ) -> Manifest:
@@ -671,7 +685,8 @@ def new_manifest(
         array_format=array_format,
         arrays=f"data{FORMATS[array_format].suffix}",
         identity=identity,
-        n=len(samples["train/labels"]),
+        n=len(samples["train/labels"]) - rest,
+        rest=rest,
         num_val=len(samples["val/labels"]),
         num_test=len(samples["test/labels"]),
         samples={},

@@ -176,7 +176,7 @@ def _witness_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 def _file_problems(store: Store, _: Ledger | None) -> Iterator[Problem]:
     """Files of the arrays that are missing or too short, though what they lack may be no row's."""
-    for file in store.arrays.missing_files(store.manifest.rows):
+    for file in store.arrays.missing_files(store.manifest.rows_of):
         yield Problem(f"{file.relative_to(store.arrays.path.parent)} is missing or cut short", _repair(store))
 
 
@@ -234,7 +234,7 @@ class _Images:
 
     def problems(self) -> Iterator[Problem]:
         """Of all blocks, in order; those that were not come across are checked now."""
-        for block in self._store.blocks_from(IMAGES, 0, self._store.manifest.n):
+        for block in self._store.blocks_from(IMAGES, 0, self._store.manifest.num_images):
             error = self._found[block] if block in self._found else self._store.block_problem(IMAGES, block)
             if error is not None:
                 yield _not_written(IMAGES, error)

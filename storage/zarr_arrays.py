@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ from ground.durable import allocate, fsync_path, not_own, remove_own, reporting_
 from ground.errors import StoreUnreadable
 from storage.arrays import ArrayFile
 from storage.foreign import some, what_it_is
-from storage.schema import ArraySpec
+from storage.schema import ArraySpec, RowsOf
 
 MAX_METADATA_BYTES = 1 << 20
 _NUM_THREADS = 8
@@ -43,14 +43,14 @@ class ZarrArrays(ArrayFile):
         self._rows: dict[str, int] = {}
 
     @classmethod
-    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    def create(cls, path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
         """See `ArrayFile.create`."""
         remove_own(path)
         with reporting_full_disk(path):
             path.mkdir()
             _make_arrays(path, specs, rows)
 
-    def add(self, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+    def add(self, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
         """See `ArrayFile.add`."""
         with reporting_full_disk(self.path):
             for spec in specs:
@@ -65,17 +65,17 @@ class ZarrArrays(ArrayFile):
             _make_arrays(self.path, specs, rows)
         self.specs = {**self.specs, **{spec.name: spec for spec in specs}}
 
-    def grow(self, rows: Mapping[str, int]) -> None:
+    def grow(self, rows: RowsOf) -> None:
         """See `ArrayFile.grow`."""
         from storage import zarr_library  # as in `_make_arrays`
 
         with reporting_full_disk(self.path):
             for name, spec in self.specs.items():
-                if self.num_rows(name) < rows[spec.split]:
+                if self.num_rows(name) < rows(spec):
                     # Chunks first: an array must not claim rows that have no room.
-                    _make_chunks(self.path, spec, rows[spec.split])
-                    zarr_library.resize(self.path / name, spec, rows[spec.split])
-                    self._rows[name] = rows[spec.split]
+                    _make_chunks(self.path, spec, rows(spec))
+                    zarr_library.resize(self.path / name, spec, rows(spec))
+                    self._rows[name] = rows(spec)
 
     def num_rows(self, name: str) -> int:
         """See `ArrayFile.num_rows`."""
@@ -83,19 +83,19 @@ class ZarrArrays(ArrayFile):
             self._rows[name] = self._layout(name)
         return self._rows[name]
 
-    def missing_files(self, rows: Mapping[str, int]) -> list[Path]:
+    def missing_files(self, rows: RowsOf) -> list[Path]:
         """See `ArrayFile.missing_files`."""
         return [
             file
             for spec in self.specs.values()
-            for chunk in range(-(-rows[spec.split] // spec.chunk_rows))
+            for chunk in range(-(-rows(spec) // spec.chunk_rows))
             if _is_short(file := _chunk_file(self.path, spec, chunk), spec)
         ]
 
-    def make_missing(self, rows: Mapping[str, int]) -> None:
+    def make_missing(self, rows: RowsOf) -> None:
         """See `ArrayFile.make_missing`."""
         for spec in self.specs.values():
-            _make_chunks(self.path, spec, rows[spec.split])
+            _make_chunks(self.path, spec, rows(spec))
 
     def size_bytes(self) -> int:
         """See `ArrayFile.size_bytes`."""
@@ -154,7 +154,7 @@ def rows_described(metadata: bytes, spec: ArraySpec) -> int:
     return rows
 
 
-def zarr_files(specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]) -> Iterator[tuple[str, int | None]]:
+def zarr_files(specs: Iterable[ArraySpec], rows: RowsOf) -> Iterator[tuple[str, int | None]]:
     """Every file of arrays of so many rows, by its path below theirs, with its bytes; None for one of metadata."""
     folders = {str(folder) for spec in specs for folder in PurePosixPath(spec.name).parents}
     yield from ((_METADATA if folder == "." else f"{folder}/{_METADATA}", None) for folder in sorted(folders))
@@ -164,9 +164,7 @@ def zarr_files(specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]) -> 
             yield chunk_name(spec, chunk), spec.chunk_rows * spec.row_bytes
 
 
-def metadata_files(
-    specs: Iterable[ArraySpec], rows: Callable[[ArraySpec], int]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def metadata_files(specs: Iterable[ArraySpec], rows: RowsOf) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every document of metadata of such arrays, by its path below theirs."""
     by_name = {f"{spec.name}/{_METADATA}": spec for spec in specs}
     for name, size in zarr_files(by_name.values(), lambda spec: 0):
@@ -219,13 +217,13 @@ def _is_short(file: Path, spec: ArraySpec) -> bool:
     return not os.path.lexists(file) or file.lstat().st_size < spec.chunk_rows * spec.row_bytes
 
 
-def _make_arrays(path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
+def _make_arrays(path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
     # Only laying out needs the library, which takes a third of a second to load.
     from storage import zarr_library
 
     zarr_library.create_arrays(path, specs, rows)
     for spec in specs:
-        _make_chunks(path, spec, rows[spec.split])
+        _make_chunks(path, spec, rows(spec))
     for folder in {file.parent.parent for file in path.rglob("zarr.json")}:
         fsync_path(folder)
 

@@ -6,7 +6,7 @@ Reading needs none of it (`storage.zarr_arrays`), and the library takes a third 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import zarr
@@ -14,7 +14,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from ground.durable import write_bytes
-from storage.schema import ArraySpec
+from storage.schema import ArraySpec, RowsOf
 
 
 class DurableStore(LocalStore):
@@ -27,13 +27,13 @@ class DurableStore(LocalStore):
         await asyncio.to_thread(write_bytes, path, value.to_bytes())
 
 
-def create_arrays(path: Path, specs: Sequence[ArraySpec], rows: Mapping[str, int]) -> None:
-    """Make arrays, `rows[split]` rows each and without their chunks, in a group that is made if it is not there."""
+def create_arrays(path: Path, specs: Sequence[ArraySpec], rows: RowsOf) -> None:
+    """Make arrays, of so many rows each and without their chunks, in a group that is made if it is not there."""
     group = zarr.open_group(DurableStore(path), mode="a", zarr_format=3)
     for spec in specs:
         group.create_array(
             spec.name,
-            shape=(rows[spec.split], *spec.row_shape),
+            shape=(rows(spec), *spec.row_shape),
             chunks=(spec.chunk_rows, *spec.row_shape),
             dtype=spec.dtype,
             compressors=None,

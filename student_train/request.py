@@ -64,8 +64,8 @@ class Request:
     @property
     def needed_bytes(self) -> int:
         """What all of it takes in memory."""
-        specs, rows = self.store.arrays.specs, self.store.manifest.rows
-        evaluated = sum(rows[split] * specs[f"{split}/images"].row_bytes for split in ("val", "test"))
+        specs, rows_of = self.store.arrays.specs, self.store.manifest.rows_of
+        evaluated = sum(rows_of(spec) * spec.row_bytes for spec in (specs["val/images"], specs["test/images"]))
         return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated
 
     @property

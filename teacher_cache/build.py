@@ -108,7 +108,7 @@ def _build_objects(
         stack.callback(witness_of(store, ledger).advance)
         accept_rollback(plan.config, store, ledger)
         # Chained once, by whoever comes first.
-        ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest, "made_by": "build"})
+        ledger.record_store(store.manifest.store_id, _said_of(store, "build"))
         _require_known(plan, store, ledger)
         if lock.try_exclusive():
             clear_desk(store, ledger)
@@ -126,6 +126,7 @@ def _begin(plan: BuildPlan, objects: Objects, arrays: Callable[[], dict[str, Row
             plan.identity,
             array_format=plan.array_format,
             samples=samples,
+            rest=plan.rest,
             ledger=recorded_as(ledger_url),
             sources=plan.sources,
         )
@@ -144,8 +145,15 @@ def store_arrays(plan: BuildPlan, card: Card, shown: Shown) -> dict[str, RowSour
 
 def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
     """Chain what a store is into its ledger, and note in the store how far the ledger has come."""
-    ledger.record_store(store.manifest.store_id, {"manifest": store.manifest.digest, "made_by": made_by})
+    ledger.record_store(store.manifest.store_id, _said_of(store, made_by))
     store.record_ledger_head(ledger.head(), ledger.genesis())
+
+
+def _said_of(store: Store, made_by: str) -> dict[str, str | int]:
+    """What a ledger records of a store; how many images it keeps that nothing was asked about, where it does."""
+    rest = store.manifest.rest
+    unasked = {"unasked": rest} if rest else {}
+    return {"manifest": store.manifest.digest, "made_by": made_by, **unasked}
 
 
 def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
@@ -162,13 +170,14 @@ def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], lock: Fi
     while not lock.try_exclusive():
         if lock.try_shared():
             store = _matching(plan)
-            if store is not None and store.manifest.n >= plan.rows.end:
+            if store is not None and plan.fits(store):
                 return Leftovers()
             lock.release()
             if store is not None:
+                n, rest = store.manifest.n, "" if plan.n > store.manifest.n else ", and leave out --rest"
                 raise StoreBusy(
-                    f"a build of {store.manifest.n} rows is writing to {plan.config.store}: {lock.held_by()}, or ask "
-                    f"for --n {store.manifest.n} or fewer"
+                    f"a build of {n} rows is writing to {plan.config.store}: {lock.held_by()}, or ask for --n {n} or "
+                    f"fewer{rest}"
                 )
         elif time.monotonic() >= deadline:
             raise StoreBusy(f"{busy}: {lock.held_by()}, then run the same command again; nothing was called or written")
@@ -190,6 +199,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
         plan.identity,
         array_format=plan.array_format,
         samples=arrays(),
+        rest=plan.rest,
         ledger=recorded_as(plan.config.ledger),
         sources=plan.sources,
     )
@@ -201,8 +211,8 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
         _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))
-        if plan.rows.end > store.manifest.n:
-            store.grow(arrays())
+        if not plan.fits(store):
+            store.grow(arrays(), plan.rows.end)
         store.record_sources(plan.sources)
         record_store(store, ledger, "build")
         witness_of(store, ledger).advance()

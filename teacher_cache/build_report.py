@@ -18,6 +18,7 @@ class BuildReport:
         adopted_calls, lost_calls: of builds that were interrupted, what was settled now.
         unanswered_calls: attempts that gave no answer and count as spent, since they may be billed.
         canary_calls: answers to images that every build asks a teacher that is elsewhere about.
+        rest: further images that the store keeps, which nothing was asked about.
         cost_micros: of all these attempts of this build, in millionths of the price's currency.
     """
 
@@ -33,3 +34,4 @@ class BuildReport:
     returned_calls: int = 0
     canary_calls: int = 0
     cost_micros: int = 0
+    rest: int = 0

@@ -108,7 +108,7 @@ class Builder:
                 ):
                     self._fill(asking, heartbeat, writer)
         torn = {cell // self.plan.identity.views for cell in self.store.missing_cells(self.plan.rows).tolist()}
-        self.report.rows_valid = self.plan.n - len(torn)
+        self.report.rows_valid, self.report.rest = self.plan.n - len(torn), self.store.manifest.rest
         if torn:
             raise Interrupted(
                 f"stopped with {self.report.rows_valid} of {self.plan.n} rows whole; run the same command again to go "

@@ -36,7 +36,8 @@ _COMMANDS = {
     ),
     "extend": CommandAt(
         "teacher_cache.commands.extend:extend",
-        "Add feature maps, or logits, to a whole store, by calling its teacher again on every view.",
+        "Add feature maps, or logits, to a whole store, by calling its teacher again on every view; "
+        "or, with --rest, further images, without a call.",
     ),
     "upgrade": CommandAt(
         "teacher_cache.commands.upgrade:upgrade",

@@ -21,6 +21,7 @@ from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.rest import Rest
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
@@ -80,6 +81,7 @@ class BuildConfig(CallConfig):
         features_only: keep no answers over the classes.
         keep: how these are kept; None for as the teacher gives them, or as the store that is there does.
         remote: what is said of a teacher that answers over a network.
+        rest: further images to keep, which the teacher is not asked about; None for those of the store that is there.
     """
 
     teacher: str
@@ -107,6 +109,7 @@ class BuildConfig(CallConfig):
     precision: str = "auto"
     trust_teacher: bool = False
     remote: RemoteOptions = field(default_factory=RemoteOptions)
+    rest: Rest | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -185,7 +188,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     if not is_placed(identity.teacher.name):
         settings["teacher"] = identity.teacher.name
     if takes_path(identity.dataset.name):
-        settings |= {"image_size": geometry.image_size, **_division_of(manifest)}
+        settings |= {"image_size": geometry.image_size, **division_of(manifest)}
         # Views that a data set cuts itself are padded, and no share of the image.
         settings["crop_pct"] = None if geometry.padding else geometry.crop_size / geometry.image_size
     else:
@@ -193,7 +196,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     return settings
 
 
-def _division_of(manifest: Manifest) -> dict[str, Any]:
+def division_of(manifest: Manifest) -> dict[str, Any]:
     """How its images were divided, where they came without splits."""
     split, seed = (manifest.sources.get(name) for name in ("split", "split_seed"))
     if split is None or seed is None or not (seed.isascii() and seed.isdecimal()):

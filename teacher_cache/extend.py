@@ -89,12 +89,13 @@ def prepare_extension(config: ExtensionConfig) -> Prepared:
         shown := shown_in(store),
         staged,
         array_format=store.manifest.array_format,
-        num_rows=store.manifest.rows,
+        rows_of=store.manifest.rows_of,
         called_outputs=added,
         # Calls that were made without these outputs are made again.
         required=frozenset(output.name for output in added),
         purpose="extend",
     )
+    plan = replace(plan, num_images=store.manifest.num_images, rest=store.manifest.rest)
     plan = costed(plan, unpaid_inputs(plan, store))
     require_disk(plan, staged)
     return Prepared(plan, teacher, shown)
@@ -205,7 +206,9 @@ def extend(
                 )
             )
         )
-        if plan.n != store.manifest.n or {*store.outputs, *plan.called_outputs} != {*plan.identity.outputs}:
+        sizes = (store.manifest.n, store.manifest.num_images)
+        outputs = {*store.outputs, *plan.called_outputs}
+        if (plan.n, plan.num_images) != sizes or outputs != {*plan.identity.outputs}:
             raise StoreBusy(f"{folder} was grown or extended after this extension was planned; run it again")
         accept_rollback(plan.config, store, ledger)
         # However it ends, what it recorded is seen.
@@ -213,8 +216,8 @@ def extend(
         require_only_place(store, ledger)
         settle_store(store, ledger, locks)
         staged = _staged(folder, plan.identity) or _stage(plan, teacher.card, shown, store)
-        if staged.manifest.n < store.manifest.n:
-            staged.grow(store_arrays(plan, teacher.card, shown))
+        if not plan.fits(staged):
+            staged.grow(store_arrays(plan, teacher.card, shown), plan.n)
         record_store(staged, ledger, "extend")
         found = settle_store(staged, ledger, locks)
         require_storable(staged, found.misfits, plan.rows)

@@ -16,7 +16,7 @@ from ground.places import ObjectUrl, Place, only_read
 from storage.ledger_records import RecordedCall
 from storage.manifest import Identity, is_store, require_same
 from storage.rows import Rows
-from storage.schema import CHUNK_ROWS, OutputSpec
+from storage.schema import CHUNK_ROWS, OutputSpec, RowsOf
 from storage.spool import room_bytes
 from storage.stage import Stage, rows_of
 from storage.store import DESKS, Store, array_specs, desks
@@ -48,6 +48,8 @@ class BuildPlan:
         sources: what the store's manifest is to say of where images and teacher lie.
         canaries: calls that a build makes before any of these, where it makes any; see `teacher_cache.remote.canaries`.
         gate: cells that are answered and judged before any other; see `teacher_cache.sanity`.
+        num_images: training images that the store is to have at least, asked about or not.
+        rest: of those, how many the teacher will not have been asked about.
     """
 
     config: CallConfig
@@ -66,11 +68,17 @@ class BuildPlan:
     sources: Mapping[str, str] = field(default_factory=dict)
     gate: tuple[int, ...] = ()
     canaries: int = 0
+    num_images: int = 0
+    rest: int = 0
 
     @property
     def n(self) -> int:
         """Rows this build makes whole."""
         return len(self.rows)
+
+    def fits(self, store: Store) -> bool:
+        """Whether a store has room for all rows, and need not grow."""
+        return store.manifest.n >= self.rows.end and store.manifest.num_images >= self.num_images
 
     @property
     def total_calls(self) -> int:
@@ -104,7 +112,7 @@ def draw_up(
     found: Store | None,
     *,
     array_format: str,
-    num_rows: Mapping[str, int],
+    rows_of: RowsOf,
     called_outputs: tuple[OutputSpec, ...],
     required: frozenset[str] = frozenset(),
     purpose: str,
@@ -114,9 +122,9 @@ def draw_up(
 
     Args:
         found: where cells may be whole already.
-        num_rows: split -> rows of its arrays.
+        rows_of: rows of each array.
     """
-    rows = Rows.first(len(shown.images))
+    rows = Rows.first(len(shown.views))
     return BuildPlan(
         config=config,
         identity=identity,
@@ -126,7 +134,7 @@ def draw_up(
         input_digests=shown.input_digests(),
         missing_cells=rows.cells(identity.views) if found is None else found.missing_cells(rows),
         array_bytes={
-            spec.name: spec.stored_bytes(num_rows[spec.split])
+            spec.name: spec.stored_bytes(rows_of(spec))
             for spec in array_specs(identity, aligned=isinstance(config.store, ObjectUrl))
         },
         free_bytes=free_bytes(config.store),
@@ -168,6 +176,11 @@ def require_buildable(plan: BuildPlan, store: Store) -> None:
             f"--n {n}, or build a store of {plan.n} at a new URL, which takes the answers that the ledger knows from "
             "this one"
         )
+    if plan.num_images > store.manifest.num_images:
+        raise InvalidInput(
+            f"{place} is in object storage, where a store stays as it was made, and it keeps {store.manifest.rest} "
+            "images beside those rows; leave out --rest, or build another store at a new URL"
+        )
     numbers = set((plan.missing_cells // (CHUNK_ROWS * plan.identity.views)).tolist())
     for number in numbers & store.answered_chunks():
         if len(store.missing_cells(rows_of(number, n))):
@@ -188,7 +201,7 @@ def require_disk(plan: BuildPlan, store: Store | None) -> None:
         return
     have = 0 if store is None else store.arrays.size_bytes()
     # An HDF5 store grows on a copy of itself.
-    copied = have if store is not None and plan.rows.end > store.manifest.n else 0
+    copied = have if store is not None and not plan.fits(store) else 0
     needed = max(0, sum(plan.array_bytes.values()) - have) + copied + spooled + _SPARE_BYTES
     if plan.free_bytes < needed:
         raise DiskFull(

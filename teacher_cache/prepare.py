@@ -21,7 +21,7 @@ from models.origins import Preprocessing
 from models.remote_names import is_remote, without_path
 from storage.answers import AnswerForm
 from storage.manifest import DatasetIdentity, Identity, Manifest, is_store, require_storable
-from storage.schema import split_rows
+from storage.schema import RowCounts
 from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import ImageDataset, open_dataset
@@ -31,6 +31,7 @@ from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, requi
 from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.remote.canaries import NUM_CANARIES
 from teacher_cache.remote.limits import seconds_under_limits
+from teacher_cache.rest import rest_to_keep
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
@@ -114,7 +115,7 @@ def prepare_test_build(
     if teacher is None:
         # Its weights are looked for by the name of the whole data set, and it is the teacher of the training images.
         teacher = _opened(_source(config), dataset, compute)
-    config = replace(config, views=1, view_policy="plain")
+    config = replace(config, views=1, view_policy="plain", rest=None)
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
@@ -199,6 +200,10 @@ def _prepare(
     identity = _identity(config, dataset, teacher.card)
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
+    rest = rest_to_keep(config.rest, sample, None if store is None else store.manifest)
+    n = len(sample.train)
+    num_images = max(n, 0 if store is None else store.manifest.n) + rest
+    sample = sample.keeping(num_images - n)
     shown = show(
         dataset, sample, identity.teacher_rendering, policy=config.view_policy, seed=config.seed, num_views=config.views
     )
@@ -208,11 +213,12 @@ def _prepare(
         shown,
         store,
         array_format=config.array_format,
-        num_rows=split_rows(len(sample.train), len(sample.val), len(dataset.test)),
+        rows_of=RowCounts(n=n, rest=len(sample.rest), num_val=len(sample.val), num_test=len(dataset.test)).of,
         called_outputs=identity.outputs,
         purpose="build",
         sources=_sources(config, dataset, teacher),
     )
+    plan = replace(plan, num_images=num_images, rest=rest)
     if not config.trust_teacher:
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):

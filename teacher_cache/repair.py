@@ -117,7 +117,7 @@ def repair(
             _require_inputs(store)
             report = RepairReport(left_open=left_open, files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
-                str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows)
+                str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows_of)
             ]
             if disagreement is not None:
                 report.rollback = witness.explain(disagreement)
@@ -126,7 +126,7 @@ def repair(
             if is_original:
                 _look_at_leftovers(store, ledger, report)
             if act:
-                store.arrays.make_missing(store.manifest.rows)
+                store.arrays.make_missing(store.manifest.rows_of)
             if act and is_original:
                 with CellLocks(folder / CELL_LOCK) as locks:
                     settle_store(store, ledger, locks)
@@ -177,7 +177,7 @@ def _require_inputs(store: Store) -> None:
     """Images and views tie rows to their calls: without them nothing can be told."""
     for name in ("train/images", "train/views"):
         try:
-            store.require_sample(name)
+            store.require_sample(name, store.manifest.n)
         except StoreUnreadable as error:
             raise StoreUnreadable(f"{error}; it cannot be repaired: bring {name} back from a copy") from error
 

@@ -2,12 +2,13 @@
 
 One seeded permutation orders the whole training pool and every fifth position is validation, so the sample for
 n = 1600 is the beginning of the one for n = 2400 and a store can grow. Validation images cost no call. Where some
-images have no label, every fifth of those that have one is validation.
+images have no label, every fifth of those that have one is validation. What is left of the pool is the rest: a store
+may keep images of it that the teacher is not asked about, and a larger n asks about the first of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,10 +25,21 @@ class NestedSample:
     Args:
         train: (n,) int64.
         val: (m,) int64, see `num_validation`; at most a fifth of the pool.
+        rest: (r,) int64, those that follow, without any that is for validation at whatever n.
     """
 
     train: np.ndarray
     val: np.ndarray
+    rest: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def images(self) -> np.ndarray:
+        """(n + r,) int64, all training images in order."""
+        return np.concatenate([self.train, self.rest])
+
+    def keeping(self, num_rest: int) -> NestedSample:
+        """The same with the first images of the rest alone."""
+        return replace(self, rest=self.rest[:num_rest])
 
 
 def largest_sample(pool_size: int) -> int:
@@ -36,7 +48,7 @@ def largest_sample(pool_size: int) -> int:
 
 
 def draw_sample(pool_size: int, n: int, seed: int, is_labelled: np.ndarray | None = None) -> NestedSample:
-    """The first n training images, and n/4 validation images, of the permutation that `seed` gives.
+    """The first n training images, all the rest, and n/4 validation images, of the permutation that `seed` gives.
 
     Args:
         is_labelled: (pool_size,) bool, which images can be validation images; None for all.
@@ -60,4 +72,5 @@ def draw_sample(pool_size: int, n: int, seed: int, is_labelled: np.ndarray | Non
             f"{'training images' if is_labelled is None else 'labelled images'} is kept for validation; "
             f"give --n {len(train)} or less"
         )
-    return NestedSample(train[:n].astype(np.int64), val[: num_validation(n)].astype(np.int64))
+    train, val = train.astype(np.int64), val[: num_validation(n)].astype(np.int64)
+    return NestedSample(train[:n], val, train[n:])

@@ -96,7 +96,7 @@ def _widened(
     before = store.manifest
     manifest = _wide_manifest(before, names)
     specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
-    needed = sum(spec.stored_bytes(manifest.rows[spec.split]) for spec in specs)
+    needed = sum(spec.stored_bytes(manifest.rows_of(spec)) for spec in specs)
     if free_bytes(store.folder) < needed:
         raise DiskFull(
             f"the wider arrays need {needed / 1e6:.0f} MB beside the old ones, and the disk of {store.folder} has "

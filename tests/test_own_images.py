@@ -108,6 +108,28 @@ def test_rows_without_a_label_are_called_on_counted_and_verified(store):
     succeeded(run_command("ckd-cache", "verify", "--store", store))
 
 
+def test_images_that_nothing_is_asked_about_are_counted_by_whether_they_have_a_label(store, photos):
+    added = ("ckd-cache", "extend", "--store", store, "--rest", "all", "--dataset", f"imagefolder:{photos}")
+    assert json.loads(succeeded(run_command(*added, "--json")))["new_calls"] == 0
+    opened = Store.open(store)
+    labels = opened.read_sample("train/labels")
+    described = json.loads(succeeded(run_command("ckd-cache", "info", "--store", store, "--json")))
+    assert (described["labelled"], described["unlabelled"]) == ((labels[:24] >= 0).sum(), (labels[:24] == -1).sum())
+    assert described["rest"] == {
+        "rows": len(labels) - 24,
+        "labelled": (labels[24:] >= 0).sum(),
+        "unlabelled": (labels[24:] == -1).sum(),
+    }
+    assert described["rest"]["labelled"] > 0
+    assert described["rest"]["unlabelled"] > 0
+    # All there is but the validation images of any n, a fifth of those with a label.
+    assert len(labels) == 24 - 24 // 5 + UNLABELLED
+    succeeded(run_command("ckd-cache", "verify", "--store", store))
+    other = run_command(*added, "--split-seed", 6)
+    assert other.returncode == 2
+    assert "are not those that" in other.stderr
+
+
 @pytest.mark.parametrize("method", ["vanilla", "ckd", "kd"])
 def test_a_method_that_reads_labels_is_refused_where_rows_have_none(method, store):
     refused = train(store, "--method", method)

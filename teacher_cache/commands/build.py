@@ -44,6 +44,7 @@ from teacher_cache.commands.options import (
     origin_options,
     remote_options,
     rendering_options,
+    rest_option,
 )
 from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import takes_path
@@ -59,6 +60,7 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.command()
 @click.option("--teacher", help="Network, as wrn40_2 or ORIGIN:NAME; needed for a new store.")
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
+@rest_option
 @click.option(
     "--store",
     type=StorePlace(),
@@ -268,6 +270,7 @@ def _estimate(prepared: Prepared) -> dict[str, Any]:
         "free_bytes": plan.free_bytes,
         "seconds": None if seconds is None else round(seconds, 3),
         "canary_calls": plan.canaries,
+        "rest": plan.rest,
         "upper_cost": None if cost is None else shown_micros(cost),
     }
 
@@ -281,6 +284,7 @@ def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
             f"{plan.config.store}: {plan.total_calls} teacher calls in all",
             f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made{_beside(prepared)}",
             *_money_lines(estimate),
+            *([f"  {plan.rest} more images are kept without a call"] if plan.rest else []),
             *([] if size is None else [f"  answers as {size}"]),
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
@@ -319,6 +323,8 @@ def _failures(report: BuildReport) -> tuple[tuple[int, str], ...]:
 def report_text(report: BuildReport) -> str:
     """What a build or an extension did, for people."""
     lines = [f"{report.new_calls} new teacher calls; {report.store} holds {report.rows_valid} of {report.n} rows whole"]
+    if report.rest:
+        lines.append(f"{report.rest} more images are kept, without a call")
     if report.reused_calls:
         lines.append(f"{report.reused_calls} answers were paid for already and copied")
     if report.adopted_calls or report.lost_calls:

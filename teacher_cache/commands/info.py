@@ -22,6 +22,7 @@ from teacher_cache.class_map import described
 from teacher_cache.commands.options import place_option
 
 _BLOCK_ROWS = 1 << 10
+_LABELS_AT_ONCE = 1 << 20
 _MOST_BYTES = 8 << 20
 # What of the making of base images is worth a word.
 _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squares, not cropped"}
@@ -47,6 +48,7 @@ def info(store: Place, as_json: bool) -> None:
         "labels": f"of {description['labelled']} rows; {description['unlabelled']} have none"
         if description["unlabelled"]
         else None,
+        "rest": _rest_text(description["rest"]),
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
         "answers": None if form is None else _answers_text(form, description),
@@ -63,6 +65,16 @@ def info(store: Place, as_json: bool) -> None:
     }.items():
         if value is not None:
             say(f"{name:<9} {value}")
+
+
+def _rest_text(rest: Mapping[str, int]) -> str | None:
+    """Nothing where there is none."""
+    if not rest["rows"]:
+        return None
+    return (
+        f"{rest['rows']} more images that the teacher was not asked about, {rest['labelled']} with a label and "
+        f"{rest['unlabelled']} without"
+    )
 
 
 def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
@@ -83,6 +95,7 @@ def describe(store: Store) -> dict[str, Any]:
         "rows_valid": whole,
         "labelled": manifest.n - unlabelled,
         "unlabelled": unlabelled,
+        "rest": _counted_rest(store),
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
@@ -145,6 +158,14 @@ def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
             cells += int(valid.sum())
             correct += int((answered == labels[:, None])[valid].sum())
     return whole, unlabelled, empty, correct / cells if cells else None
+
+
+def _counted_rest(store: Store) -> dict[str, int]:
+    """How many images are kept that nothing was asked about, and how many of these have a label."""
+    manifest, unlabelled = store.manifest, 0
+    for first, last in Rows.between(manifest.n, manifest.num_images).blocks(_LABELS_AT_ONCE):
+        unlabelled += int((store.arrays.read("train/labels", first, last) == UNLABELLED).sum())
+    return {"rows": manifest.rest, "labelled": manifest.rest - unlabelled, "unlabelled": unlabelled}
 
 
 def _rows_at_once(store: Store) -> int:

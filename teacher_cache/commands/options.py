@@ -16,6 +16,7 @@ from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
 from storage.price import Price, parse_micros
 from teacher_cache.remote.policy import AskingConfig
+from teacher_cache.rest import Rest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -131,6 +132,11 @@ _GPUS_PER_WORKER = click.option(
     "--gpus-per-worker",
     type=click.FloatRange(min=0),
     help="For each builder, as 0.5 or 1.  [default: 1 where the cluster has any]",
+)
+rest_option = click.option(
+    "--rest",
+    callback=lambda _, __, text: None if text is None else Rest.read(text),
+    help="Further images of the same pool to keep, with their labels, at no call: how many, all, or none.",
 )
 FEATURES_HELP = (
     "names with commas between, of all (stem, layers and pooled), stem, layer1, ..., pooled, and what all leaves out: "

@@ -50,9 +50,9 @@ def verify(store: Place, url: str | None, as_json: bool) -> None:
         say("\n".join(plain(problem) for problem in checked.problems))
         say(f"{store}: {len(checked.problems)} problem{'s' if len(checked.problems) > 1 else ''}")
     elif checked.calls is None:
-        say(f"{store}: {checked.rows} rows whole; calls were not compared, give the ledger for that, with --ledger")
+        say(f"{store}: {_whole(checked)}; calls were not compared, give the ledger for that, with --ledger")
     else:
-        say(f"{store}: {checked.rows} rows whole, {checked.calls} calls committed, the ledger's chain holds")
+        say(f"{store}: {_whole(checked)}, {checked.calls} calls committed, the ledger's chain holds")
     for hint in () if as_json else checked.hints:
         say(f"hint: {plain(hint)}")
     sys.exit(1 if checked.problems else 0)
@@ -74,15 +74,21 @@ def _hint_at_seal(folder: Place) -> None:
 @dataclass(slots=True)
 class _Checked:
     rows: int | None = None
+    rest: int | None = None
     calls: int | None = None
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
 
 
+def _whole(checked: _Checked) -> str:
+    rest = f" and {checked.rest} images that were not asked about" if checked.rest else ""
+    return f"{checked.rows} rows{rest} whole"
+
+
 def _check_published(url: ObjectUrl, ledger_url: str | None) -> _Checked:
     """Look at a store in object storage, and at its ledger if that was named."""
     store, checked = Store.open(url), _Checked()
-    checked.rows = store.manifest.n
+    checked.rows, checked.rest = store.manifest.n, store.manifest.rest
     checked.hints = [f"{path} belongs to no store, and no command reads it" for path in unknown_files(store)]
     if ledger_url is None:
         checked.problems = [str(problem) for problem in published_problems(store, None)]
@@ -103,7 +109,7 @@ def _check(folder: Path, url: str | None) -> _Checked:
     store = ledger = None
     try:
         store = Store.open(folder)
-        checked.rows = store.manifest.n
+        checked.rows, checked.rest = store.manifest.n, store.manifest.rest
         checked.hints = [f"{path} belongs to no store, and no command reads it" for path in unknown_files(store)]
     except StoreUnreadable as error:
         checked.problems.append(str(error))

@@ -130,7 +130,7 @@ def _add_up(plan: BuildPlan, before: int, reports: list[BuildReport], report: Bu
     report.cost_micros += paid.micros
     for name in _SUMMED:
         setattr(report, name, getattr(report, name) + sum(getattr(one, name) for one in reports))
-    report.rows_valid = max(one.rows_valid for one in reports)
+    report.rows_valid, report.rest = max(one.rows_valid for one in reports), store.manifest.rest
 
 
 def _newest_session(plan: BuildPlan) -> int:

@@ -22,7 +22,7 @@ SPEC = ArraySpec("train/logits", (VIEWS, 3), np.dtype(np.float32))
 def arrays(tmp_path, array_format) -> ArrayFile:
     kind = FORMATS[array_format]
     path = tmp_path / f"data{kind.suffix}"
-    kind.load().create(path, [SPEC], {"train": ROWS})
+    kind.load().create(path, [SPEC], lambda spec: ROWS)
     return kind.load()(path, [SPEC])
 
 
@@ -55,7 +55,7 @@ def test_grown_arrays_keep_their_rows(arrays):
     values = np.random.default_rng(0).normal(size=(ROWS, VIEWS, 3)).astype(np.float32)
     arrays.write(SPEC.name, 0, values)
     arrays.sync()
-    arrays.grow({"train": ROWS + 70})
+    arrays.grow(lambda spec: ROWS + 70)
     assert arrays.num_rows(SPEC.name) == ROWS + 70
     assert np.array_equal(arrays.read(SPEC.name, 0, ROWS), values)
     assert not arrays.read(SPEC.name, ROWS, ROWS + 70).any()
@@ -77,7 +77,7 @@ def test_arrays_are_not_made_through_a_link_or_in_place_of_a_pipe(tmp_path, arra
         outside.mkdir()
     path.symlink_to(outside) if kind != "pipe" else os.mkfifo(path)
     with pytest.raises(InvalidInput, match=r"data-1\..* is no file of its own, but a link, a folder or a pipe"):
-        arrays.load().create(path, [SPEC], {"train": ROWS})
+        arrays.load().create(path, [SPEC], lambda spec: ROWS)
     assert {item.name for item in tmp_path.iterdir()} <= {path.name, "outside"}
     if kind == "file":
         assert outside.read_bytes() == b"years of work"
@@ -90,7 +90,7 @@ def test_arrays_take_the_place_of_a_second_name_of_a_file_and_leave_the_file(tmp
     path, outside = tmp_path / f"data{arrays.suffix}", tmp_path / "outside"
     outside.write_bytes(b"years of work")
     os.link(outside, path)
-    arrays.load().create(path, [SPEC], {"train": ROWS})
+    arrays.load().create(path, [SPEC], lambda spec: ROWS)
     assert arrays.load()(path, [SPEC]).num_rows(SPEC.name) == ROWS
     assert outside.read_bytes() == b"years of work"
 
@@ -100,8 +100,8 @@ def test_growing_and_adding_write_to_no_file_whose_name_can_be_foreseen(arrays, 
     outside.write_bytes(b"years of work")
     for name in (f".{arrays.path.name}.{os.getpid()}.partial", f".{arrays.path.name}.partial"):
         (arrays.path.parent / name).symlink_to(outside)
-    arrays.grow({"train": ROWS + 70})
-    arrays.add([ArraySpec("teacher/head/bias", (3,), np.dtype(np.float32))], {"train": ROWS, "teacher": 1})
+    arrays.grow(lambda spec: ROWS + 70)
+    arrays.add([ArraySpec("teacher/head/bias", (3,), np.dtype(np.float32))], lambda spec: 1)
     assert outside.read_bytes() == b"years of work"
 
 
@@ -115,7 +115,7 @@ def test_an_array_is_not_added_through_a_link_or_a_pipe(arrays, array_format, tm
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(outside) if kind == "link" else os.mkfifo(place)
     with pytest.raises((CKDError, OSError)) as refused:
-        arrays.add([ArraySpec("teacher/head/bias", (3,), np.dtype(np.float32))], {"train": ROWS, "teacher": 1})
+        arrays.add([ArraySpec("teacher/head/bias", (3,), np.dtype(np.float32))], lambda spec: 1)
     assert part.partition("/")[0] in str(refused.value)
     assert list(outside.iterdir()) == []
 

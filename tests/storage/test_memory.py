@@ -37,8 +37,8 @@ def sparse(built_store, tmp_path, monkeypatch) -> Store:
     shutil.copytree(built_store, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     monkeypatch.setattr(zarr_arrays, "allocate", promise)
-    grown = store.manifest.grown(ROWS, store.manifest.num_val)
-    store.arrays.grow(grown.rows)
+    grown = store.manifest.grown(ROWS, ROWS, store.manifest.num_val)
+    store.arrays.grow(grown.rows_of)
     spec = store.arrays.specs["train/images"]
     of_holes = BlockHasher(spec.block_rows * spec.row_bytes)
     of_holes.update(store.arrays.read("train/images", 0, ROWS))
@@ -86,7 +86,7 @@ def test_chunks_of_an_hdf5_file_that_share_bytes_are_refused(stores, tmp_path):
     # The older layout has no checksum over where chunks are: anybody can say the same place twice.
     with h5py.File(path, "w", libver="earliest") as file:
         for name, spec in store.arrays.specs.items():
-            rows = store.manifest.rows[spec.split]
+            rows = store.manifest.rows_of(spec)
             chunks = (spec.chunk_rows, *spec.row_shape)
             shape = (rows, *spec.row_shape)
             ones = np.ones(shape, spec.dtype)

@@ -157,7 +157,7 @@ def test_a_ledger_of_another_schema_says_whose_it_is(tmp_path, schema, sentence)
 
 
 def test_arrays_are_added_beside_those_that_are_there(empty_store):
-    store, rows = empty_store.store, empty_store.store.manifest.rows
+    store, rows = empty_store.store, empty_store.store.manifest.rows_of
     kept = store.read("train/images").copy()
     spec = store.arrays.specs[f"teacher/{HEAD_WEIGHT}"]
     other = type(spec)("teacher/other/weight", (3, 2), spec.dtype)
@@ -189,5 +189,5 @@ def test_arrays_are_not_added_through_links(empty_store, tmp_path):
             file["elsewhere"] = h5py.ExternalLink(tmp_path / "outside.h5", "/")
     before = _contents(tmp_path)
     with pytest.raises(StoreUnreadable, match="a link to another place"):
-        store.arrays.add([other], {"elsewhere": 1})
+        store.arrays.add([other], lambda spec: 1)
     assert _contents(tmp_path) == before

@@ -37,9 +37,9 @@ def test_a_store_of_many_chunks_is_made_grown_and_written_with_few_open_files(tm
     values = np.random.default_rng(0).integers(0, 256, (ROWS, 8), dtype=np.uint8)
     assert ROWS // SPECS[0].chunk_rows > 2 * MOST_OPEN
     with few_files():
-        kind.create(path, SPECS, {"train": 64})
+        kind.create(path, SPECS, lambda spec: 64)
         arrays = kind(path, SPECS)
-        arrays.grow({"train": ROWS})
+        arrays.grow(lambda spec: ROWS)
         arrays.write("train/images", 0, values)
         arrays.sync()
         np.testing.assert_array_equal(arrays.read("train/images", 0, ROWS), values)

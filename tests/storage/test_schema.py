@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from storage.schema import ArraySpec, OutputSpec, output_arrays, parameter_arrays, sample_arrays, split_rows
+from storage.schema import ArraySpec, OutputSpec, RowCounts, output_arrays, parameter_arrays, sample_arrays
 
 
 def test_a_row_and_its_cells_have_the_bytes_of_their_numbers():
@@ -45,4 +45,15 @@ def test_a_store_has_the_arrays_of_its_format():
     }
     (head,) = parameter_arrays((OutputSpec("head/bias", (10,), "float32"),))
     assert (head.name, head.row_shape) == ("teacher/head/bias", (10,))
-    assert split_rows(40, 10, 9) == {"train": 40, "val": 10, "test": 9, "teacher": 1}
+
+
+def test_arrays_of_answers_have_fewer_rows_than_those_of_images_where_there_is_a_rest():
+    counts, outputs = RowCounts(n=40, rest=7, num_val=10, num_test=9), (OutputSpec("logits", (10,), "float32"),)
+    specs = (*sample_arrays(32, 2, 3), *output_arrays(outputs, 2), *parameter_arrays(outputs))
+    assert {spec.name: counts.of(spec) for spec in specs} == {
+        **{f"train/{name}": 47 for name in ("images", "labels", "source_index", "views")},
+        **{f"val/{name}": 10 for name in ("images", "labels", "source_index")},
+        **{f"test/{name}": 9 for name in ("images", "labels", "source_index")},
+        **{f"train/{name}": 40 for name in ("logits", "digest", "valid")},
+        "teacher/logits": 1,
+    }

@@ -14,7 +14,7 @@ from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomp
 from storage.locks import FileLock
 from storage.manifest import Manifest, require_same
 from storage.rows import Rows
-from storage.schema import OutputSpec, output_array, split_rows
+from storage.schema import OutputSpec, RowCounts, output_array
 from storage.store import Store, runs_of
 from tests.manifests import sealed
 from tests.storage.conftest import VIEWS, N, make_identity, make_outputs, make_samples
@@ -147,7 +147,7 @@ def test_a_store_grows_without_touching_its_rows(whole_store):
 def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_store):
     samples = make_samples(make_identity(), 150)
     # As if the process had died after the arrays grew and before the manifest said so.
-    whole_store.store.arrays.grow(split_rows(200, 50, 9))
+    whole_store.store.arrays.grow(RowCounts(n=200, num_val=50, num_test=9).of)
     again = Store.open(whole_store.store.folder)
     assert again.manifest.n == N
     again.grow(samples)

@@ -34,6 +34,7 @@ from teacher_cache.datasets.base import ArraySplit
 from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import fetch, publish
 from teacher_cache.remote.policy import AskingConfig
+from teacher_cache.rest import Rest
 from tests.conftest import run_command
 from tests.teacher_cache.builders import forwards as forwards_of
 from tests.teacher_cache.builders import wait_until
@@ -122,6 +123,26 @@ def test_a_store_in_object_storage_is_that_of_a_folder(service, job, ledger_url,
     written = [key for method, key in service.requests if method == "PUT" and ".probe-" not in key]
     assert len(written) == len(set(written)), "each object is written once"
     assert not list((tmp_path / "desks").glob("*/rows-*"))
+
+
+def test_images_that_nothing_is_asked_about_are_kept_there_too(service, job, ledger_url, built_in_a_folder, tmp_path):
+    config = job("one").config()
+    report = build(*prepare_build(replace(config, rest=Rest(100))))
+    assert (report.new_calls, report.rows_valid, report.rest) == (N, N, 100)
+    store, other = Store.open(URL), Store.open(built_in_a_folder)
+    with closing(Ledger(ledger_url)) as ledger:
+        assert [str(problem) for problem in published_problems(store, ledger)] == []
+        record = ledger.store_record(store.manifest.store_id)
+    assert record is not None
+    assert record["unasked"] == 100
+    for name in other.arrays.specs:
+        np.testing.assert_array_equal(store.read(name)[: len(other.read(name))], other.read(name), err_msg=name)
+    assert len(store.read_sample("train/images")) == N + 100
+    assert build(*prepare_build(config)).new_calls == 0
+    with pytest.raises(InvalidInput, match="keeps 100 images beside those rows; leave out --rest"):
+        prepare_build(replace(config, rest=Rest(101)))
+    fetched = fetch(URL, tmp_path / "fetched")
+    assert (fetched.manifest.n, fetched.manifest.rest) == (N, 100)
 
 
 def test_a_plain_zarr_reader_reads_what_was_built(service, job):

@@ -21,8 +21,13 @@ from ground.places import ObjectUrl
 from storage.manifest import FILE_NAME
 from storage.rows import Rows
 from storage.store import Store
+from storage.verify import published_problems
+from teacher_cache.build import build
+from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import fetch, num_objects, publish
+from teacher_cache.rest import Rest
 from tests.conftest import run_command
+from tests.teacher_cache.damage import config_of
 
 URL = ObjectUrl("s3", BUCKET, "stores/one")
 TRAINING = ("--student", "resnet8", "--method", "kd", "--max-evals", 2, "--device", "cpu")
@@ -68,6 +73,18 @@ def test_a_published_store_reads_as_its_folder(built_store, published):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     for name in here.manifest.samples:
         np.testing.assert_array_equal(here.read_sample(name), there.read_sample(name), err_msg=name)
+
+
+def test_images_that_nothing_was_asked_about_are_published_and_fetched(weights, tmp_path):
+    build(*prepare_build(config_of(tmp_path / "store", weights, rest=Rest(90))))
+    url = ObjectUrl("file", "", str(tmp_path / "objects" / "store").lstrip("/"))
+    publish(tmp_path / "store", url)
+    here, there, back = Store.open(tmp_path / "store"), Store.open(url), fetch(url, tmp_path / "back")
+    assert (there.manifest.n, there.manifest.rest) == (70, 90)
+    for name in here.manifest.samples:
+        np.testing.assert_array_equal(here.read_sample(name), there.read_sample(name), err_msg=name)
+        np.testing.assert_array_equal(here.read_sample(name), back.read_sample(name), err_msg=name)
+    assert list(published_problems(there, None)) == []
 
 
 def test_a_plain_zarr_reader_reads_what_was_published(built_store, published):

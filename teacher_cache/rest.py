@@ -1,0 +1,56 @@
+"""The rest: images of the same pool that a store keeps, with their labels, without asking the teacher about them.
+
+They follow the n rows that it is asked about, in the sample's order, so a larger n asks about the first of them. None
+of them is ever a validation image, whatever n becomes. What a store keeps is never taken away from it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ground.errors import InvalidInput
+from storage.manifest import Manifest
+from teacher_cache.sample import NestedSample
+
+_COUNT = re.compile(r"[0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How much of it is asked for; `count` is None for all there is."""
+
+    count: int | None
+
+    @classmethod
+    def read(cls, text: str) -> Rest:
+        """As users write it; raises `InvalidInput` for anything but a number, all and none."""
+        if text in ("all", "none"):
+            return cls(None if text == "all" else 0)
+        if _COUNT.fullmatch(text) is None:
+            raise InvalidInput(f"--rest is {text[:40]!a}; give a number of images, all, or none")
+        return cls(int(text))
+
+
+def rest_to_keep(asked: Rest | None, sample: NestedSample, before: Manifest | None) -> int:
+    """Rows that a store keeps without an answer, once a build of a sample is done.
+
+    Args:
+        asked: None for as many images in all as the store has.
+        sample: with all of the pool's rest.
+        before: of the store, where it is there.
+
+    Raises:
+        InvalidInput: the pool has fewer.
+    """
+    answered = len(sample.train) if before is None else max(len(sample.train), before.n)
+    there = 0 if before is None else max(0, before.num_images - answered)
+    if asked is None:
+        return there
+    room = max(0, len(sample.train) + len(sample.rest) - answered)
+    if asked.count is not None and asked.count > room:
+        raise InvalidInput(
+            f"--rest {asked.count} is more than the {room} images that are left beside --n {answered} and those for "
+            f"validation; give --rest {room} or less, or all"
+        )
+    return max(there, room if asked.count is None else asked.count)

@@ -1,0 +1,73 @@
+"""Stage two learns from the rows that were answered, and does not see what a store keeps beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ground.errors import InvalidInput
+from models.compute import Compute
+from storage.rows import Rows
+from storage.store import Store
+from student_train.methods import parse_method
+from student_train.needs import Wanted
+from student_train.protocol import ProtocolConfig
+from student_train.request import Request
+from student_train.run_folder import RunFolder
+from student_train.train_config import TrainConfig
+from student_train.trainer import Trainer
+from teacher_cache.build import build
+from teacher_cache.prepare import prepare_build
+from teacher_cache.rest import Rest
+from tests.conftest import run_command
+from tests.teacher_cache.damage import config_of
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module", params=["zarr", "hdf5"])
+def pair(request, weights, tmp_path_factory) -> tuple[Path, Path]:
+    """A store of 70 rows, and the same with 300 images besides; treat them as read-only."""
+    folder = tmp_path_factory.mktemp("pair")
+    for name, rest in (("without", 0), ("with", 300)):
+        build(*prepare_build(config_of(folder / name, weights, request.param, rest=Rest(rest))))
+    return folder / "without", folder / "with"
+
+
+@pytest.mark.parametrize("settings", [{}, {"stream": True, "stream_rows": 64}])
+@pytest.mark.parametrize("method", ["ckd", "crd"])
+def test_a_student_is_the_same_with_a_rest_beside_its_rows_and_without(pair, tmp_path, method, settings):
+    config = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=2), **settings)
+    for store in pair:
+        out = RunFolder(tmp_path / store.name)
+        Trainer.open(config, store, None, parse_method(method), CPU, out).run()
+    one, other = (load_file(tmp_path / store.name / "student.safetensors") for store in pair)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
+    results = [json.loads((tmp_path / store.name / "run.json").read_text()) for store in pair]
+    assert [(result["n"], result["teacher_calls"]) for result in results] == [(70, 70)] * 2
+
+
+def test_the_memory_that_is_asked_for_is_that_of_the_rows(pair):
+    wanted = Wanted(student=(), teacher=("logits",), parameters=False)
+    one, other = (Request.checked(Store.open(store), None, wanted, None) for store in pair)
+    assert one.needed_bytes == other.needed_bytes
+
+
+def test_more_rows_than_were_answered_are_refused_however_many_images_there_are(pair):
+    with pytest.raises(InvalidInput, match="71 rows are asked for and .* has 70 images that the teacher was asked"):
+        Store.open(pair[1]).require_rows(Rows.first(71))
+
+
+def test_the_commands_of_stage_two_do_without_the_rest(pair, tmp_path):
+    options = ("--method", "kd", "--student", "resnet8", "--max-evals", 1, "--device", "cpu")
+    trained = run_command("ckd-train", "--store", pair[1], *options, "--out", tmp_path / "run", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["n"] == 70
+    asked = run_command("ckd-train", "--store", pair[1], *options, "--n", 100, "--out", tmp_path / "more")
+    assert asked.returncode == 2
+    assert "100 rows are asked for" in asked.stderr
