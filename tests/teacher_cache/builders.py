@@ -8,12 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from storage.ledger import Ledger
+from storage.ledger_tables import calls
 from tests.teacher_cache.shared_builder import Job
 
 ROOT = Path(__file__).parents[2]
+
+
+def committed_calls(ledger: Ledger) -> Counter[bytes]:
+    """How many committed calls each input has."""
+    query = sa.select(calls.c.input_digest).where(calls.c.status == "committed")
+    with ledger.reading() as connection:
+        return Counter(connection.execute(query).scalars())
 
 
 class Builders:

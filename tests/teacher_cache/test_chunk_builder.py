@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,6 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
 from benchmarks.stand_ins import moto
 from benchmarks.stand_ins.faulty_proxy import faulty_proxy
@@ -22,7 +20,6 @@ from ground.errors import IdentityMismatch, InvalidInput, StorageFailed
 from ground.places import ObjectUrl
 from storage.ledger import Ledger, ledger_exists
 from storage.ledger_records import Summary
-from storage.ledger_tables import calls
 from storage.price import Price
 from storage.schema import CHUNK_ROWS
 from storage.stage import Stage
@@ -36,8 +33,8 @@ from teacher_cache.publish import fetch, publish
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rest import Rest
 from tests.conftest import run_command
+from tests.teacher_cache.builders import committed_calls, wait_until
 from tests.teacher_cache.builders import forwards as forwards_of
-from tests.teacher_cache.builders import wait_until
 from tests.teacher_cache.shared_builder import Job
 
 URL = ObjectUrl("s3", BUCKET, "stores/one")
@@ -92,10 +89,7 @@ def require_whole(url: str, reference: Path, place: ObjectUrl = URL) -> Summary:
     store = Store.open(place)
     with closing(Ledger(url)) as ledger:
         assert [str(problem) for problem in published_problems(store, ledger)] == []
-        query = sa.select(calls.c.input_digest).where(calls.c.status == "committed")
-        with ledger.reading() as connection:
-            committed = Counter(connection.execute(query).scalars())
-        totals = ledger.summary()
+        committed, totals = committed_calls(ledger), ledger.summary()
         assert (len(committed), set(committed.values()), totals.reserved) == (N, {1}, 0)
     require_same_content(store, Store.open(reference))
     return totals

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from ground.errors import StoreUnreadable
 from storage.digest import input_digests
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, Summary
-from storage.ledger_tables import calls
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
 from teacher_cache.build import build
@@ -31,7 +29,7 @@ from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 from tests.ledgers import make_session
-from tests.teacher_cache.builders import forwards, wait_until
+from tests.teacher_cache.builders import committed_calls, forwards, wait_until
 from tests.teacher_cache.shared_builder import Job
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +74,7 @@ def require_whole(folder: Path, url: str, n: int = N) -> Summary:
     store = Store.open(folder)
     with closing(Ledger(url)) as ledger:
         assert [str(problem) for problem in store_problems(store, ledger)] == []
-        query = sa.select(calls.c.input_digest).where(calls.c.status == "committed")
-        with ledger.reading() as connection:
-            committed = Counter(connection.execute(query).scalars())
-        totals = ledger.summary()
+        committed, totals = committed_calls(ledger), ledger.summary()
     identity = store.manifest.identity
     inputs = {
         digest
