@@ -19,7 +19,7 @@ from ground.geometry import Rendering, shows_boxes
 from ground.main_memory import free_main_memory
 from ground.places import Place
 from ground.seeding import generator_for
-from ground.views import draw_views, evaluation_batches, render, view_pixels
+from ground.views import evaluation_batches, render, view_pixels
 from models import Representation
 from models.compute import Compute
 from storage.answers import AnswerForm
@@ -34,6 +34,7 @@ from student_train.request import Request
 from student_train.rest.rows import HeldRest, RestRows
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
+from student_train.student_views import show
 
 Inputs = tuple[Tensor, Tensor]
 
@@ -202,8 +203,8 @@ class StudentData:
         """Student inputs of a step.
 
         Args:
-            student_view: "fresh" draws a new crop and flip, or a box where the store's views are boxes; "teacher"
-                replays the stored view, as a batch that holds all views of its images always does.
+            student_view: "teacher" replays the stored view, as a batch that holds all views of its images always does;
+                others draw new ones, see `student_train.student_views`.
 
         Returns:
             (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
@@ -216,13 +217,12 @@ class StudentData:
         which = torch.randint(0, identity.views, (len(rows),), generator=generator)
         if batch.views > 1:
             which = torch.arange(batch.views).repeat_interleave(len(rows) // batch.views)
+        images = self.images(rows)
         if student_view == "teacher" or batch.views > 1:
-            views, geometry = self.views[rows, which], identity.geometry
-        else:
-            geometry = self.rendering.geometry
-            views = draw_views(geometry, len(rows), generator, boxes=shows_boxes(identity.view_policy))
-        rendering = replace(self.rendering, geometry=geometry)
-        return render(view_pixels(self.images(rows), views, rendering), self.rendering), which
+            replayed = replace(self.rendering, geometry=identity.geometry)
+            return render(view_pixels(images, self.views[rows, which], replayed), self.rendering), which
+        boxes = shows_boxes(identity.view_policy)
+        return show(images, student_view, self.rendering, generator, boxes=boxes), which
 
     def images(self, rows: Tensor) -> Tensor:
         """Base images of some rows: (B, H, W, 3) uint8 on the device."""

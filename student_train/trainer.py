@@ -54,6 +54,7 @@ from student_train.signals import Moment
 from student_train.stepper import Stepper
 from student_train.streamed_data import Streaming, load_data
 from student_train.student_state import StudentState, make_optimizer
+from student_train.student_views import require_drawn
 from student_train.train_config import TrainConfig
 from student_train.unlabelled import require_labels
 
@@ -161,6 +162,7 @@ class Trainer:
         opened = Store.open(store)
         identity = opened.manifest.identity
         config = _as_it_began(config, folder)
+        require_drawn(config.student_view, method, identity.views)
         shown = rendering or student_rendering(config, identity)
         initial = None
         # A file that does not fit is refused before anything is loaded.
