@@ -69,7 +69,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_view: Line
     protocol: RunProtocol
     recipe: dict[str, Any]
-    n: Positive
+    n: Count
     precision: Line
     store_id: Line
     teacher: Line
@@ -116,6 +116,10 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     teacher_calls: Count
     teacher_outputs: tuple[str, ...] | None = None
     empty_answers: Count | UnsetType = UNSET
+    answered_rows: Count | UnsetType = UNSET
+    labelled_rows: Count | UnsetType = UNSET
+    unlabelled_rows: Count | UnsetType = UNSET
+    rest: tuple[str, ...] | UnsetType = UNSET
     test_accuracy: Share
     best_val_accuracy: Share
     last_test_accuracy: Share
