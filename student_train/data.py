@@ -19,7 +19,7 @@ from ground.geometry import Rendering, shows_boxes
 from ground.main_memory import free_main_memory
 from ground.places import Place
 from ground.seeding import generator_for
-from ground.views import draw_views, evaluation_batches, render, view_pixels
+from ground.views import evaluation_batches, render, view_pixels
 from models import Representation
 from models.compute import Compute
 from storage.answers import AnswerForm
@@ -31,8 +31,10 @@ from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.needs import Wanted
 from student_train.request import Request
+from student_train.rest.rows import HeldRest, RestRows
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
+from student_train.student_views import show
 
 Inputs = tuple[Tensor, Tensor]
 
@@ -82,6 +84,8 @@ class StudentData:
         place: the store's folder or URL.
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
+        rest: rows beyond, where they are wanted.
+        unasked: whether the rows are labelled ones of the whole store, in the place of the first n.
         stream: what images and outputs come from, block by block; None where all of them are in memory.
     """
 
@@ -97,6 +101,8 @@ class StudentData:
     outputs: dict[str, RowArray]
     parameters: dict[str, Tensor]
     empty_answers: int = 0
+    rest: RestRows | None = None
+    unasked: bool = False
     stream: BlockStream | None = None
 
     @classmethod
@@ -147,6 +153,8 @@ class StudentData:
             outputs={**outputs},
             parameters=read_parameters(store, compute) if wanted.parameters else {},
             empty_answers=0 if chosen is None else len(rows) - len(chosen),
+            rest=_held_rest(request, compute),
+            unasked=request.unasked,
         )
 
     def student_view(self, asked: str) -> str:
@@ -175,7 +183,7 @@ class StudentData:
     @property
     def num_asked(self) -> int:
         """Rows that were asked for, and whose calls were paid: those without content too."""
-        return self.n + self.empty_answers
+        return 0 if self.unasked else self.n + self.empty_answers
 
     @property
     def num_classes(self) -> int:
@@ -195,8 +203,8 @@ class StudentData:
         """Student inputs of a step.
 
         Args:
-            student_view: "fresh" draws a new crop and flip, or a box where the store's views are boxes; "teacher"
-                replays the stored view, as a batch that holds all views of its images always does.
+            student_view: "teacher" replays the stored view, as a batch that holds all views of its images always does;
+                others draw new ones, see `student_train.student_views`.
 
         Returns:
             (B, 3, h, w) float32 inputs, and (B,) int64: which of the V views stands for the teacher.
@@ -209,13 +217,12 @@ class StudentData:
         which = torch.randint(0, identity.views, (len(rows),), generator=generator)
         if batch.views > 1:
             which = torch.arange(batch.views).repeat_interleave(len(rows) // batch.views)
+        images = self.images(rows)
         if student_view == "teacher" or batch.views > 1:
-            views, geometry = self.views[rows, which], identity.geometry
-        else:
-            geometry = self.rendering.geometry
-            views = draw_views(geometry, len(rows), generator, boxes=shows_boxes(identity.view_policy))
-        rendering = replace(self.rendering, geometry=geometry)
-        return render(view_pixels(self.images(rows), views, rendering), self.rendering), which
+            replayed = replace(self.rendering, geometry=identity.geometry)
+            return render(view_pixels(images, self.views[rows, which], replayed), self.rendering), which
+        boxes = shows_boxes(identity.view_policy)
+        return show(images, student_view, self.rendering, generator, boxes=boxes), which
 
     def images(self, rows: Tensor) -> Tensor:
         """Base images of some rows: (B, H, W, 3) uint8 on the device."""
@@ -311,6 +318,13 @@ def read_labels(store: Store, split: str, rows: Rows | None, compute: Compute, c
 
 def _images(store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None) -> Tensor:
     return compute.to_device(_of(torch.from_numpy(store.read_sample(f"{split}/images", rows)), chosen))
+
+
+def _held_rest(request: Request, compute: Compute) -> HeldRest | None:
+    rows, store = request.rest, request.store
+    if not len(rows):
+        return None
+    return HeldRest(_images(store, "train", rows, compute), read_labels(store, "train", rows, compute))
 
 
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:

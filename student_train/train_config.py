@@ -11,7 +11,7 @@ from ground.geometry import MAX_INPUT_SIZE
 from ground.user_code import UserCode
 from student_train.protocol import ProtocolConfig
 
-STUDENT_VIEWS = ("auto", "fresh", "teacher")
+STUDENT_VIEWS = ("auto", "fresh", "resized", "trivial", "teacher")
 STUDENT_PREPROCESSING = ("own", "teacher")
 
 
@@ -26,8 +26,9 @@ class TrainConfig:
             filter, where it is another library's network; "teacher" as the teacher was shown them, which runs of
             earlier releases mean. For the zoo both are the same.
         init: weights that it begins with, as FILE or FILE#key; None initialises them by the seed.
-        student_view: "fresh" draws a crop and flip in every step, "teacher" replays the stored one; "auto" is "teacher"
-            where feature maps are learned from, and else "fresh".
+        student_view: "fresh" draws a crop and flip in every step, or a box where the store's views are boxes; "resized"
+            draws a box in any case, "trivial" changes what is drawn by TrivialAugment; "teacher" replays the stored
+            one; "auto" is "teacher" where feature maps are learned from, and else "fresh".
         stream: draw batches from a stream of blocks also where memory holds all rows.
         stream_rows: that they are drawn from at a time, which implies `stream`; None follows from the size of a row.
     """

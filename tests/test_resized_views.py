@@ -192,7 +192,7 @@ def test_a_student_replays_the_teachers_boxes_at_its_own_size(store, size):
 
 def test_fresh_views_are_boxes_too(store, monkeypatch):
     data, seen = load(store, 20), []
-    from student_train import data as module
+    from student_train import student_views as module
 
     def spy(images: torch.Tensor, views: torch.Tensor, rendering: Rendering) -> torch.Tensor:
         seen.append(views)

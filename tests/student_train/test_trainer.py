@@ -262,7 +262,7 @@ def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
     batch = stepper.sampling.batch(0, labels=stepper.labels, batch_size=8, seed=0)
     inputs, _ = trainer.data.inputs(batch, 0, seed=0, student_view="fresh")
     student.train()
-    found = stepper.represent(student, inputs, batch).logits
+    found = stepper.represent(student, inputs, batch, ()).logits
     apart = torch.cat([student(inputs[:8]), student(inputs[8:])])
     together = student(inputs)
     torch.testing.assert_close(found, apart)
