@@ -179,6 +179,8 @@ _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "plateaus": lambda entry: entry.integer(1),
     "max_evals": lambda entry: None if entry.is_none else entry.integer(1),
 }
+# It changes no result, so that validation cannot choose it.
+_MEASURED: dict[str, Callable[[Entry], Any]] = {"test_every": lambda entry: entry.integer(1)}
 _STORE: dict[str, Callable[[Entry], Any]] = {
     "views": lambda entry: entry.integer(1, MAX_VIEWS),
     "view_policy": lambda entry: _one_of(entry, VIEW_POLICIES),
@@ -446,8 +448,9 @@ def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]
 
 
 def _training(entry: Entry | None) -> dict[str, Any]:
-    found = {} if entry is None else entry.fields(_TRAINING)
-    return {key: _TRAINING[key](value) for key, value in found.items()}
+    known = _TRAINING | _MEASURED
+    found = {} if entry is None else entry.fields(known)
+    return {key: known[key](value) for key, value in found.items()}
 
 
 def _choose(entry: Entry | None) -> dict[str, tuple[Any, ...]]:

@@ -279,8 +279,9 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
     and digests of earlier releases lack it.
     """
     settings = asdict(config)
-    # What a user allows is no setting, and a grid cannot begin with weights.
-    for name in ("code", "init"):
+    # What a user allows is no setting, a grid cannot begin with weights, and what is measured for curves alone changes
+    # no result.
+    for name in ("code", "init", "test_every"):
         del settings[name]
     if config.student_size is None:
         del settings["student_size"]

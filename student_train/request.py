@@ -146,8 +146,7 @@ def _require_labelled(store: Store, index: np.ndarray) -> Rows:
     """Rows to learn from by their labels alone."""
     if len(index) < 2:
         raise InvalidInput(
-            f"{len(index)} rows of {store.place} have a label, and --n 0 learns from labels alone; give an n of at least "
-            "2"
+            f"{len(index)} rows of {store.place} have a label, and --n 0 learns from labels alone; give another --n"
         )
     return Rows.of(index)
 

@@ -69,6 +69,11 @@ class StudentState:
         """These weights are the best so far."""
         self.best = {name: tensor.detach().clone() for name, tensor in self.modules.state_dict().items()}
 
+    @property
+    def is_at_best(self) -> bool:
+        """Whether the weights are the best ones, bit for bit."""
+        return all(torch.equal(tensor, self.best[name]) for name, tensor in self.modules.state_dict().items())
+
     def go_back(self) -> None:
         """Return to the best weights; what pushed away from them is not carried over to them."""
         self.modules.load_state_dict(self.best)
@@ -109,7 +114,6 @@ class StudentState:
         rows = typed(json.loads(state["rows"]), list[_Row])
         _require(math.isfinite(found.seconds) and math.isfinite(found.protocol.best), "a number is not finite")
         _require(len(rows) == found.protocol.evals, f"{len(rows)} rows of {found.protocol.evals} evaluations")
-        _require(not rows or rows[0].test_accuracy is not None, "the first evaluation has no test accuracy")
         _require((found.protocol.best < 0) == (not rows), "the best accuracy is of no evaluation")
         for name in ("best", "modules"):
             _require_alike(state[name], self.modules.state_dict(), name)
@@ -165,7 +169,11 @@ class _Progress(Struct, frozen=True, kw_only=True):
 
 
 class _Row(Struct, frozen=True, kw_only=True):
-    """What every row of `metrics.csv` has; columns of single losses come after."""
+    """What every row of `metrics.csv` has; columns of single losses come after.
+
+    Args:
+        test_accuracy: where it was asked for; earlier releases measured it whenever validation improved.
+    """
 
     step: Count
     epoch: Count

@@ -209,7 +209,8 @@ class Trainer:
                 self._note_changes()
                 with graceful_stop(together=not self.ranks.alone) as stop:
                     self._train(stop, on_eval)
-            return self._finish()
+                last, best = self._test_accuracies()
+            return self._finish(last, best)
 
     def prepare(self) -> None:
         """Train what losses learn from stored answers alone; comes before the first step."""
@@ -281,10 +282,10 @@ class Trainer:
         self.ranks.align(self.state.modules.state_dict().values())
         val_accuracy = self.accuracy_on(self.data.val)
         decision = self.state.protocol.update(val_accuracy)
-        test_accuracy = None
+        # Before it goes back: it is of the weights that the row is of.
+        test_accuracy = self.accuracy_on(self.data.test) if self._is_test_due else None
         if decision is Decision.IMPROVED:
             self.state.remember()
-            test_accuracy = self.accuracy_on(self.data.test)
         elif decision is Decision.LOWER:
             self.state.go_back()
         row = {
@@ -303,6 +304,11 @@ class Trainer:
     def _term_names(self) -> list[str]:
         return [*self.method.term_names, *(f"rest/{term.loss.name}" for term in self.rest)]
 
+    @property
+    def _is_test_due(self) -> bool:
+        every = self.config.test_every
+        return every is not None and self.state.protocol.evals % every == 0
+
     def _require_finite(self, train_loss: float) -> None:
         if not math.isfinite(train_loss):
             raise Diverged(
@@ -320,10 +326,15 @@ class Trainer:
         correct, total = self.ranks.totals(*count_correct(self.state.student, own, self.data.compute))
         return correct / total
 
-    def _finish(self) -> dict[str, Any]:
-        last_test_accuracy = self.accuracy_on(self.data.test)
+    def _test_accuracies(self) -> tuple[float, float]:
+        """Of the last weights and of the best, which the student has from then on."""
+        last = self.accuracy_on(self.data.test)
+        if self.state.is_at_best:
+            return last, last
         self.state.modules.load_state_dict(self.state.best)
-        at_best = [row["test_accuracy"] for row in self.state.rows if row["test_accuracy"] is not None][-1]
+        return last, self.accuracy_on(self.data.test)
+
+    def _finish(self, last_test_accuracy: float, test_accuracy: float) -> dict[str, Any]:
         record = RunRecord(
             **structs.asdict(self.settings()),
             student_rendering=self.data.rendering,
@@ -335,7 +346,7 @@ class Trainer:
             teacher_outputs=tuple(self.wanted.teacher),
             empty_answers=self.data.empty_answers or UNSET,
             **self._rows_used(),
-            test_accuracy=at_best,
+            test_accuracy=test_accuracy,
             best_val_accuracy=self.state.protocol.best,
             last_test_accuracy=last_test_accuracy,
             evaluations=self.state.protocol.evals,

@@ -54,6 +54,7 @@ def _train(
     batch_size: int,
     patience: int,
     max_evals: int | None,
+    test_every: int | None,
     student_view: str,
     stream: bool,
     stream_rows: int | None,
@@ -79,6 +80,7 @@ def _train(
         student_view=student_view,
         stream=stream,
         stream_rows=stream_rows,
+        test_every=test_every,
         protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
     )
     rows = Store.open(store).manifest.n if n is None else n

@@ -40,9 +40,7 @@ class PseudoLabels(RestLoss):
     name: ClassVar[str] = "pseudo"
     source: ClassVar[str] = "Sohn et al. 2020, arXiv:2001.07685, eq. 4, with TrivialAugment as the strong view"
 
-    def __init__(
-        self, confidence: float = 0.95, ratio: float = 1.0, weight: float = 1.0, ramp: float = 0.0
-    ) -> None:
+    def __init__(self, confidence: float = 0.95, ratio: float = 1.0, weight: float = 1.0, ramp: float = 0.0) -> None:
         super().__init__(ratio, weight, ramp)
         if not 0 <= confidence <= 1:
             raise InvalidInput(f"confidence is a probability, got {confidence}")

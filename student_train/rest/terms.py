@@ -140,7 +140,7 @@ def _rows_of(spec: RestSpec, rest: RestRows) -> RestRows:
     labelled = every[(rest.labels != UNLABELLED).cpu()]
     if len(labelled) < 2:
         raise InvalidInput(
-            f"--rest {spec.name} learns from labels, and {len(labelled)} of the {len(every)} rows beyond the n have one; "
+            f"--rest {spec.name} learns from labels, and {len(labelled)} of {len(every)} rows beyond the n have one; "
             "give pseudo, mean_teacher or proxy, which need none"
         )
     return rest.only(labelled)
