@@ -22,6 +22,8 @@ from ground.errors import CKDError
 from models import model_names
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
+from student_train.schedule import AtPlateaus
+from student_train.student_views import require_drawn
 from student_train.train_config import TrainConfig
 
 _DIGEST_DIGITS = 10
@@ -177,9 +179,19 @@ def _plan_method(grid: Grid, entry: MethodEntry) -> _PlannedMethod:
         sampling.check(grid.sizes[0])
     except CKDError as error:
         raise grid.refused("n", f"{entry.label}: {error}") from error
-    batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
+    configs = entry.configs(grid.pairs[0].student, 0)
+    _require_drawn(grid, entry, configs)
+    batch_sizes = {config.batch_size for config in configs}
     images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
     return _PlannedMethod(entry.spec.describe(), images)
+
+
+def _require_drawn(grid: Grid, entry: MethodEntry, configs: Iterable[TrainConfig]) -> None:
+    try:
+        for config in configs:
+            require_drawn(config.student_view, entry.spec, grid.store.views)
+    except CKDError as error:
+        raise _at_method(grid, entry).refused("method", f"{entry.label}: {error}") from error
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -245,6 +257,10 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
         del settings["stream"]
     if config.stream_rows is None:
         del settings["stream_rows"]
+    if not config.average:
+        del settings["average"]
+    if config.protocol.schedule == AtPlateaus.name:
+        del settings["protocol"]["schedule"]
     if config.student in model_names():
         del settings["student_preprocessing"]
     return settings
@@ -264,7 +280,12 @@ def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tu
     try:
         return entry.spec.wanted(student_layers(grid, pair), teacher_layers(pair.teacher)).teacher
     except CKDError as error:
-        raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
+        raise _at_method(grid, entry).refused("method", f"{entry.label}: {error}") from error
+
+
+def _at_method(grid: Grid, entry: MethodEntry) -> Grid:
+    """The grid, for an error that names a method's line as "method"."""
+    return replace(grid, lines={"method": entry.line})
 
 
 def _store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int) -> str:

@@ -26,11 +26,16 @@ _MOST_SHOWN = 4096
 
 
 class RunProtocol(Struct, frozen=True, kw_only=True):
-    """When a run ended: `student_train.protocol.ProtocolConfig` as it is written down."""
+    """When a run ended: `student_train.protocol.ProtocolConfig` as it is written down.
+
+    Args:
+        schedule: how the learning rate fell, where that was not at plateaus.
+    """
 
     patience: Positive
     plateaus: Positive
     max_evals: Count | None
+    schedule: Line | UnsetType = UNSET
 
 
 class RunStream(Struct, frozen=True, kw_only=True):
@@ -56,6 +61,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
         streamed: how its batches were drawn, where not all rows were in memory.
+        average: decay of the average of its weights over steps, where that was measured and kept.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -79,6 +85,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_preprocessing: Line | UnsetType = UNSET
     init: Hex64 | UnsetType = UNSET
     streamed: RunStream | UnsetType = UNSET
+    average: Share | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""

@@ -49,7 +49,7 @@ class Stepper:
         losses.total.backward()
         self.share_gradients(state)
         state.optimizer.step()
-        state.step += 1
+        state.advance()
         return Losses(losses.total.detach(), losses.terms)
 
     def _losses(self, state: StudentState) -> Losses:

@@ -51,7 +51,9 @@ def _train(
     batch_size: int,
     patience: int,
     max_evals: int | None,
+    schedule: str,
     student_view: str,
+    average: float,
     stream: bool,
     stream_rows: int | None,
     device: str,
@@ -71,9 +73,10 @@ def _train(
         lr=lr,
         batch_size=batch_size,
         student_view=student_view,
+        average=average,
         stream=stream,
         stream_rows=stream_rows,
-        protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
+        protocol=ProtocolConfig(patience=patience, max_evals=max_evals, schedule=schedule),
     )
     rows = Store.open(store).manifest.n if n is None else n
     path = out if out is not None else _default_out(store, config, written, rows)
