@@ -23,8 +23,8 @@ from models.compute import Compute
 from storage.ledger import Ledger
 from storage.manifest import Manifest
 from storage.store import LEDGER_FILE
-from student_train.methods import parse_method
 from student_train.method_spec import MethodSpec
+from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
