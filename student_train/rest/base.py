@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ground.errors import InvalidInput
 from models import Network
 from models.compute import Compute
 from student_train.rest.rows import RestRows
@@ -46,6 +45,9 @@ class RestLoss(nn.Module, ABC):
         ramp: epochs in which the weight rises to that, as exp(-5 (1 - t)^2) (Laine & Aila 2017, arXiv:1610.02242,
             section 3); 0 for all of it at once.
 
+    Raises:
+        ValueError: one of them is out of its range.
+
     Attributes:
         name: what `--rest` calls it.
         source: paper and equation.
@@ -61,11 +63,11 @@ class RestLoss(nn.Module, ABC):
     def __init__(self, ratio: float, weight: float, ramp: float) -> None:
         super().__init__()
         if not 0 < ratio <= 64:
-            raise InvalidInput(f"ratio is above 0 and at most 64, got {ratio}")
+            raise ValueError(f"ratio is above 0 and at most 64, got {ratio}")
         if not weight > 0:
-            raise InvalidInput(f"weight is above 0, got {weight}; leave the loss out where it is to have none")
+            raise ValueError(f"weight is above 0, got {weight}; leave the loss out where it is to have none")
         if ramp < 0:
-            raise InvalidInput(f"ramp is a number of epochs of at least 0, got {ramp}")
+            raise ValueError(f"ramp is a number of epochs of at least 0, got {ramp}")
         self.ratio, self.weight, self.ramp = ratio, weight, ramp
 
     @classmethod

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ground.errors import InvalidInput
 from models import Network
 from models.compute import Compute
 from student_train.averaging import AveragedWeights
@@ -32,7 +31,7 @@ class MeanTeacher(RestLoss):
     def __init__(self, decay: float = 0.999, ratio: float = 1.0, weight: float = 1.0, ramp: float = 5.0) -> None:
         super().__init__(ratio, weight, ramp)
         if not 0 < decay < 1:
-            raise InvalidInput(f"decay is above 0 and below 1, got {decay}")
+            raise ValueError(f"decay is above 0 and below 1, got {decay}")
         self.decay = decay
         self.average: AveragedWeights | None = None
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ground.errors import InvalidInput
 from student_train.rest.base import RestBatch, RestLoss
 
 
@@ -43,7 +42,7 @@ class PseudoLabels(RestLoss):
     def __init__(self, confidence: float = 0.95, ratio: float = 1.0, weight: float = 1.0, ramp: float = 0.0) -> None:
         super().__init__(ratio, weight, ramp)
         if not 0 <= confidence <= 1:
-            raise InvalidInput(f"confidence is a probability, got {confidence}")
+            raise ValueError(f"confidence is a probability, got {confidence}")
         self.confidence = confidence
 
     def forward(self, batch: RestBatch) -> Tensor:
