@@ -56,7 +56,8 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     Args:
         method: the spec, as it was given.
         recipe: what the method was made of.
-        n: rows of the store that it learns from; those among them whose answer has no content are counted too.
+        n: rows of the store whose answers it learns from; those whose answer has no content are counted too. 0 where it
+            learns from the labels of all rows, and from no answer.
         student_size: of the student's input, where it is not that of the teacher's views.
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
@@ -75,7 +76,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_view: Line
     protocol: RunProtocol
     recipe: dict[str, Any]
-    n: Positive
+    n: Count
     precision: Line
     store_id: Line
     teacher: Line
@@ -107,6 +108,9 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
+        answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows by what was learned from each:
+            an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
+        rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
         threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;
@@ -123,6 +127,10 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     teacher_calls: Count
     teacher_outputs: tuple[str, ...] | None = None
     empty_answers: Count | UnsetType = UNSET
+    answered_rows: Count | UnsetType = UNSET
+    labelled_rows: Count | UnsetType = UNSET
+    unlabelled_rows: Count | UnsetType = UNSET
+    rest: tuple[str, ...] | UnsetType = UNSET
     test_accuracy: Share
     best_val_accuracy: Share
     last_test_accuracy: Share

@@ -31,6 +31,7 @@ from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.needs import Wanted
 from student_train.request import Request
+from student_train.rest.rows import HeldRest, RestRows
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
 from student_train.student_views import show
@@ -83,6 +84,8 @@ class StudentData:
         place: the store's folder or URL.
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
+        rest: rows beyond, where they are wanted.
+        unasked: whether the rows are labelled ones of the whole store, in the place of the first n.
         stream: what images and outputs come from, block by block; None where all of them are in memory.
     """
 
@@ -98,6 +101,8 @@ class StudentData:
     outputs: dict[str, RowArray]
     parameters: dict[str, Tensor]
     empty_answers: int = 0
+    rest: RestRows | None = None
+    unasked: bool = False
     stream: BlockStream | None = None
 
     @classmethod
@@ -148,6 +153,8 @@ class StudentData:
             outputs={**outputs},
             parameters=read_parameters(store, compute) if wanted.parameters else {},
             empty_answers=0 if chosen is None else len(rows) - len(chosen),
+            rest=_held_rest(request, compute),
+            unasked=request.unasked,
         )
 
     def student_view(self, asked: str) -> str:
@@ -176,7 +183,7 @@ class StudentData:
     @property
     def num_asked(self) -> int:
         """Rows that were asked for, and whose calls were paid: those without content too."""
-        return self.n + self.empty_answers
+        return 0 if self.unasked else self.n + self.empty_answers
 
     @property
     def num_classes(self) -> int:
@@ -311,6 +318,13 @@ def read_labels(store: Store, split: str, rows: Rows | None, compute: Compute, c
 
 def _images(store: Store, split: str, rows: Rows | None, compute: Compute, chosen: Tensor | None = None) -> Tensor:
     return compute.to_device(_of(torch.from_numpy(store.read_sample(f"{split}/images", rows)), chosen))
+
+
+def _held_rest(request: Request, compute: Compute) -> HeldRest | None:
+    rows, store = request.rest, request.store
+    if not len(rows):
+        return None
+    return HeldRest(_images(store, "train", rows, compute), read_labels(store, "train", rows, compute))
 
 
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:

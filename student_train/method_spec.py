@@ -19,6 +19,7 @@ from student_train.losses import DistillationLoss
 from student_train.mixing import Mixing
 from student_train.needs import Needs, Wanted
 from student_train.registry import UnseenLoss, find_loss, loss_name, own_code
+from student_train.rest.spec import RestSpec
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, Sampling
 from student_train.spec import Settings
 
@@ -130,6 +131,7 @@ class MethodSpec:
         comparison: applied for compared losses; None where there are none.
         mixing: makes inputs of several images; None for plain ones.
         anchor: where comparisons leave the level of the logits open, set it (`student_train/anchor.py`).
+        rest: losses of rows that the teacher was not asked about.
     """
 
     name: str
@@ -138,6 +140,7 @@ class MethodSpec:
     comparison: Comparison | None = None
     mixing: Mixing | None = None
     anchor: bool = True
+    rest: tuple[RestSpec, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(loss for loss in self.losses if loss.weight))
@@ -168,7 +171,8 @@ class MethodSpec:
     def is_anchored(self) -> bool:
         """Whether the level of the logits is open, and to be set."""
         opened = self.comparison is not None and self.comparison.opens_level
-        return self.anchor and opened and not any(loss.constrains_logits for loss in self.losses)
+        constrained = any(loss.constrains_logits for loss in self.losses)
+        return self.anchor and opened and not constrained and not any(spec.kind.constrains_logits for spec in self.rest)
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -193,6 +197,8 @@ class MethodSpec:
             teacher=tuple(dict.fromkeys(answers)) if pairs else (),
             parameters=any(needs.head or needs.norms for needs in self.needs),
             unstreamable=self.sampling.unstreamable,
+            rest=bool(self.rest),
+            rest_labels=any(spec.kind.reads_labels for spec in self.rest),
         )
 
     def sampling_of(self, num_views: int) -> Sampling:
@@ -211,6 +217,8 @@ class MethodSpec:
             "comparison": _described(self.comparison),
             "mixing": _described(self.mixing),
             "anchored": self.is_anchored,
+            # Runs from before there was a rest said nothing, and stay what they were.
+            **({"rest": [spec.describe() for spec in self.rest]} if self.rest else {}),
         }
 
 

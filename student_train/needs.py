@@ -135,6 +135,8 @@ class Wanted:
         student: layer names of the student.
         teacher: output names of the teacher; empty for methods without one.
         parameters: whether the teacher's stored parameters are needed.
+        rest: whether images are wanted that the teacher was not asked about.
+        rest_labels: whether the labels of some of those are learned from.
         unstreamable: why rows that come in a stream do not do and what to do, or None where they do.
     """
 
@@ -142,3 +144,5 @@ class Wanted:
     teacher: tuple[str, ...]
     parameters: bool
     unstreamable: str | None = None
+    rest: bool = False
+    rest_labels: bool = False

@@ -44,7 +44,7 @@ class RankedStepper(Stepper):
         torch.manual_seed(generator_for(self.config.seed, "rank", state.step, self.ranks.rank).initial_seed())
         return Stepper.step(self, state)
 
-    def represent(self, student: Network, inputs: Tensor, batch: Batch) -> Representation:
+    def represent(self, student: Network, inputs: Tensor, batch: Batch, layers: Sequence[str]) -> Representation:
         """The representation of the whole batch, of which this rank computes its share."""
         shares = partition(batch.passes, self.ranks.count)
         own = shares[self.ranks.rank]
@@ -52,7 +52,7 @@ class RankedStepper(Stepper):
         # A pass of this rank is its share of that pass, so batch norm sees the same rows together.
         passes = tuple(slice(*ends) for ends in pairwise(accumulate(map(len, own), initial=0)))
         with BatchNormOverRanks(self.ranks):
-            said = Stepper.represent(self, student, rows, replace(batch, passes=passes))
+            said = Stepper.represent(self, student, rows, replace(batch, passes=passes), layers)
         positions = [torch.tensor([*chain.from_iterable(part)], dtype=torch.int64) for part in shares]
         return said.map(lambda tensor: gathered(tensor, positions, self.ranks))
 

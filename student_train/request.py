@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from ground.errors import InvalidInput, StoreIncomplete
 from ground.geometry import Rendering
 from ground.main_memory import free_main_memory
-from storage.rows import Rows
+from storage.rows import Rows, num_validation
 from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
+from student_train.rest.beyond import Beyond
 
 # The rest is for the student, its optimizer and its batches.
 _SHARE_OF_FREE = 0.8
@@ -24,6 +27,9 @@ class Request:
     Args:
         rows: of the training split.
         names: outputs to read.
+        rest: further rows, whose images alone are wanted.
+        num_labelled: rows whose labels are at hand, which is what the validation images go with.
+        unasked: whether the rows are labelled ones of the whole store, whatever the teacher was asked about.
         rendering: how the student is shown images.
         ledger_head: newest hash of the store's ledger.
         readers: processes of this machine that load it, each for itself.
@@ -34,7 +40,10 @@ class Request:
     names: tuple[str, ...]
     rendering: Rendering
     ledger_head: str | None
+    num_labelled: int
     readers: int = 1
+    rest: Rows = field(default=Rows(()))
+    unasked: bool = False
 
     @classmethod
     def checked(
@@ -44,16 +53,31 @@ class Request:
         shown = _require_size(store, rendering)
         _require_measurable(store)
         head = newest_head(store, witnessed=True)
-        rows = Rows.first(store.manifest.n if n is None else max(n, 0))
-        if len(rows) < 2:
-            raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
-        _require_whole(store, rows)
-        return cls(store, rows, tuple(_require_outputs(store, wanted.teacher)), shown, head, readers)
+        n = store.manifest.n if n is None else n
+        unasked = n == 0 and wanted.rest_labels
+        if n < 2 and not unasked:
+            raise InvalidInput(f"--n {n} is too small to train on; give at least 2, or --n 0 with --rest ce")
+        rows = Rows.first(n)
+        if not unasked:
+            _require_whole(store, rows)
+        beyond = Beyond.of(store, n) if wanted.rest else None
+        labelled = beyond.labelled if beyond is not None and wanted.rest_labels else np.empty(0, np.int64)
+        return cls(
+            store=store,
+            rows=_require_labelled(store, labelled) if unasked else rows,
+            names=tuple(_require_outputs(store, wanted.teacher)),
+            rendering=shown,
+            ledger_head=head,
+            num_labelled=n + len(labelled),
+            readers=readers,
+            rest=Rows(()) if beyond is None else beyond.rows,
+            unasked=unasked,
+        )
 
     @property
     def val_rows(self) -> Rows:
-        """Validation images; a smaller n keeps the paper's proportion."""
-        return Rows.first(min(self.rows.num_validation, self.store.manifest.num_val))
+        """Validation images, in the paper's proportion to the labels at hand, as far as the store has them."""
+        return Rows.first(min(num_validation(self.num_labelled), self.store.manifest.num_val))
 
     @property
     def row_bytes(self) -> int:
@@ -66,7 +90,8 @@ class Request:
         """What all of it takes in memory."""
         specs, rows_of = self.store.arrays.specs, self.store.manifest.rows_of
         evaluated = sum(rows_of(spec) * spec.row_bytes for spec in (specs["val/images"], specs["test/images"]))
-        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated
+        rest = len(self.rest) * specs["train/images"].row_bytes
+        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated + rest
 
     @property
     def fits_memory(self) -> bool:
@@ -84,9 +109,10 @@ class Request:
     @property
     def shown_size(self) -> str:
         """For a message."""
+        rest = f" and {len(self.rest)} more images" if self.rest.runs else ""
         times = f" in each of {self.readers} ranks" if self.readers > 1 else ""
         return (
-            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows take {self.needed_bytes / 1e9:.1f} GB"
+            f"{', '.join(['images', *self.names])} of {len(self.rows)} rows{rest} take {self.needed_bytes / 1e9:.1f} GB"
             f"{times} and {free_main_memory() / 1e9:.1f} GB of memory are free, a fifth of it for the student"
         )
 
@@ -114,6 +140,15 @@ def _require_measurable(store: Store) -> None:
         raise InvalidInput(
             f"{store.place} has a single class, so every student would be right; build a store of two classes or more"
         )
+
+
+def _require_labelled(store: Store, index: np.ndarray) -> Rows:
+    """Rows to learn from by their labels alone."""
+    if len(index) < 2:
+        raise InvalidInput(
+            f"{len(index)} rows of {store.place} have a label, and --n 0 learns from labels alone; give another --n"
+        )
+    return Rows.of(index)
 
 
 def _require_whole(store: Store, rows: Rows) -> None:

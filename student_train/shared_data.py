@@ -45,7 +45,8 @@ class SharedData:
         """
         rows = store.manifest.n if n is None else n
         outputs = (frozenset(wanted.teacher), wanted.parameters, wanted.unstreamable is None)
-        key = (store.place.resolve(), store.manifest.digest, rows, outputs, compute, rendering, streaming)
+        rest = (wanted.rest, wanted.rest_labels)
+        key = (store.place.resolve(), store.manifest.digest, rows, outputs, rest, compute, rendering, streaming)
         found = self._kept.pop(key, None)
         if found is None:
             # Before loading, so that both never have to fit.

@@ -16,6 +16,7 @@ from student_train.bound_method import BoundMethod, Losses
 from student_train.data import StudentData
 from student_train.losses.tensors import raised
 from student_train.mixing import Part
+from student_train.rest.terms import RestTerm
 from student_train.sampling import Batch, Sampling
 from student_train.signals import Moment, Signals
 from student_train.student_state import StudentState
@@ -32,6 +33,7 @@ class Stepper:
         layers: of the student, that losses want.
         labels: (n,) int64 on the CPU, what batches may be drawn by.
         steps_per_epoch: for losses that depend on the epoch.
+        rest: what is learned from rows that the teacher was not asked about, beside.
     """
 
     config: TrainConfig
@@ -41,6 +43,7 @@ class Stepper:
     layers: Sequence[str]
     labels: Tensor
     steps_per_epoch: int
+    rest: Sequence[RestTerm] = ()
 
     def step(self, state: StudentState) -> Losses:
         """Change the weights once; returns what the batch cost, without gradient, on the device."""
@@ -49,6 +52,8 @@ class Stepper:
         losses.total.backward()
         self.share_gradients(state)
         state.optimizer.step()
+        for term in self.rest:
+            term.loss.after_step(state.student)
         state.advance()
         return Losses(losses.total.detach(), losses.terms)
 
@@ -63,7 +68,7 @@ class Stepper:
             inputs, parts = mixing.mix(inputs, moment.numpy_generator("mixing"))
         rows = data.compute.to_device(batch.rows)
         signals = Signals(
-            student=self.represent(state.student, inputs, batch),
+            student=self.represent(state.student, inputs, batch, self.layers),
             teacher=data.teacher(batch.rows, which),
             labels=data.train.labels[rows],
             index=rows,
@@ -71,15 +76,29 @@ class Stepper:
             views=batch.views,
             ids=data.named_classes(batch.rows, which),
         )
-        return self.method.losses(signals, parts)
+        return self._with_rest(self.method.losses(signals, parts), state.student, moment)
+
+    def _with_rest(self, losses: Losses, student: Network, moment: Moment) -> Losses:
+        for term in self.rest:
+            value = term.value(student, moment, self._logits)
+            losses = losses.plus(term.loss.weight_at(moment.epoch), value)
+        return losses
+
+    def _logits(self, network: Network, inputs: Tensor, batch: Batch) -> Tensor:
+        """What a network says of the images of a batch, its layers left aside."""
+        return self.represent(network, inputs, batch, ()).logits
 
     def share_gradients(self, state: StudentState) -> None:
         """Bring the gradients to what the whole batch has: here they are."""
 
-    def represent(self, student: Network, inputs: Tensor, batch: Batch) -> Representation:
-        """The student's representation in at least float32, each pass through the network on its own."""
+    def represent(self, student: Network, inputs: Tensor, batch: Batch, layers: Sequence[str]) -> Representation:
+        """The student's representation in at least float32, each pass through the network on its own.
+
+        Args:
+            layers: features that are wanted.
+        """
         with self.data.compute.autocast():
-            said = [self._said(student, inputs[part]) for part in batch.passes]
+            said = [_said(student, inputs[part], layers) for part in batch.passes]
         if len(said) == 1:
             return said[0].map(_raised)
         return Representation(
@@ -87,10 +106,11 @@ class Stepper:
             features={name: _raised(torch.cat([part.features[name] for part in said])) for name in said[0].features},
         )
 
-    def _said(self, student: Network, inputs: Tensor) -> Representation:
-        """What the student says of a batch, as far as a loss wants it."""
-        extras = [name for name in self.layers if name in student.extra_names]
-        return student.represent(inputs, extras).only(self.layers)
+
+def _said(student: Network, inputs: Tensor, layers: Sequence[str]) -> Representation:
+    """What the student says of a batch, as far as it is wanted."""
+    extras = [name for name in layers if name in student.extra_names]
+    return student.represent(inputs, extras).only(layers)
 
 
 def _raised(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -41,12 +41,12 @@ from student_train.data import (
 from student_train.needs import Wanted
 from student_train.read_ahead import read_ahead
 from student_train.request import Request
+from student_train.rest.rows import IMAGES, StreamedRest
 from student_train.row_arrays import as_tensor
 from student_train.stream_order import BlockOrder
 
 log = logging.getLogger(__name__)
 
-IMAGES = "train/images"
 # The buffer, with what is read ahead, takes a tenth of the rows, and no more than this, but at least so many blocks.
 SHARE, MOST_BYTES, LEAST_BLOCKS = 10, 512 << 20, 16
 # Blocks of huge images are a few rows; batches should not need many blocks.
@@ -113,10 +113,9 @@ def _require_digests_of_blocks(store: Store) -> None:
 def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None) -> StudentData:
     store, size = request.store, block_rows(request.store)
     chosen = rows_with_content(request)
-    index = torch.arange(len(request.rows)) if chosen is None else chosen
-    numbers, block_of = (index // size).unique_consecutive(return_inverse=True)
-    order = BlockOrder(block_of, _window(request, size, rows))
-    stream = BlockStream(StoreBlocks(request, index.numpy(), numbers.numpy(), size), order, size)
+    index = torch.from_numpy(request.rows.index)
+    index = index if chosen is None else index[chosen]
+    stream = _block_stream(request, index, size, rows)
     views = torch.from_numpy(store.read_sample("train/views", request.rows))
     return StudentData(
         place=store.place.resolve(),
@@ -131,8 +130,30 @@ def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None
         outputs={name: StreamedArray(stream, name) for name in request.names},
         parameters=read_parameters(store, compute) if wanted.parameters else {},
         empty_answers=len(request.rows) - len(index),
+        rest=_streamed_rest(request, compute, size, rows),
+        unasked=request.unasked,
         stream=stream,
     )
+
+
+def _block_stream(request: Request, index: Tensor, size: int, rows: int | None) -> BlockStream:
+    """A stream of those rows of a store, in blocks of `size` of the store's."""
+    numbers, block_of = (index // size).unique_consecutive(return_inverse=True)
+    order = BlockOrder(block_of, _window(request, size, rows))
+    return BlockStream(StoreBlocks(request, index.numpy(), numbers.numpy(), size), order, size)
+
+
+def _streamed_rest(request: Request, compute: Compute, size: int, rows: int | None) -> StreamedRest | None:
+    if not len(request.rest):
+        return None
+    # Of these rows images alone are there.
+    beyond = replace(request, rows=request.rest, names=())
+
+    def stream_of(index: Tensor) -> BlockStream:
+        return _block_stream(beyond, request.rest.end - len(request.rest) + index, size, rows)
+
+    labels = read_labels(request.store, "train", request.rest, compute)
+    return StreamedRest(labels, stream_of, torch.arange(len(labels)))
 
 
 def block_rows(store: Store) -> int:
@@ -227,7 +248,7 @@ class StoreBlocks:
     def block(self, number: int) -> Mapping[str, np.ndarray]:
         """See `BlockReader.block`."""
         first = int(self.numbers[number]) * self.size
-        last = min(first + self.size, len(self.request.rows))
+        last = min(first + self.size, self.request.rows.end)
         found = self._read([IMAGES, *self.request.names], Rows.between(first, last))
         begin, end = np.searchsorted(self.index, (first, last))
         if end - begin < last - first:

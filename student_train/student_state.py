@@ -88,6 +88,11 @@ class StudentState:
         """These weights are the best so far."""
         self.best = {name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()}
 
+    @property
+    def is_at_best(self) -> bool:
+        """Whether what is measured has the best weights, bit for bit."""
+        return all(torch.equal(tensor, self.best[name]) for name, tensor in self.result.state_dict().items())
+
     def go_back(self) -> None:
         """Return to the best weights; what pushed away from them is not carried over to them."""
         self.result.load_state_dict(self.best)
@@ -131,7 +136,6 @@ class StudentState:
         rows = typed(json.loads(state["rows"]), list[_Row])
         _require(math.isfinite(found.seconds) and math.isfinite(found.protocol.best), "a number is not finite")
         _require(len(rows) == found.protocol.evals, f"{len(rows)} rows of {found.protocol.evals} evaluations")
-        _require(not rows or rows[0].test_accuracy is not None, "the first evaluation has no test accuracy")
         _require((found.protocol.best < 0) == (not rows), "the best accuracy is of no evaluation")
         for name, owner in (("best", self.result), ("modules", self.modules)):
             _require_alike(state[name], owner.state_dict(), name)
@@ -188,7 +192,11 @@ class _Progress(Struct, frozen=True, kw_only=True):
 
 
 class _Row(Struct, frozen=True, kw_only=True):
-    """What every row of `metrics.csv` has; columns of single losses come after."""
+    """What every row of `metrics.csv` has; columns of single losses come after.
+
+    Args:
+        test_accuracy: where it was asked for; earlier releases measured it whenever validation improved.
+    """
 
     step: Count
     epoch: Count

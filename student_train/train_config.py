@@ -33,6 +33,8 @@ class TrainConfig:
             `student_train.averaging`.
         stream: draw batches from a stream of blocks also where memory holds all rows.
         stream_rows: that they are drawn from at a time, which implies `stream`; None follows from the size of a row.
+        test_every: measure the test images at every so many evaluations too, for curves; it decides nothing, so that a
+            run is the same run whatever it is.
     """
 
     student: str
@@ -49,6 +51,7 @@ class TrainConfig:
     average: float = 0.0
     stream: bool = False
     stream_rows: int | None = None
+    test_every: int | None = None
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class TrainConfig:
             raise InvalidInput(f"--batch-size must be at least 4, got {self.batch_size}")
         if self.stream_rows is not None and self.stream_rows < 2:
             raise InvalidInput(f"--stream-rows must be at least 2, got {self.stream_rows}")
+        if self.test_every is not None and self.test_every < 1:
+            raise InvalidInput(f"--test-every must be at least 1, got {self.test_every}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
         if not 0 <= self.average < 1:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from msgspec import UNSET, UnsetType, structs
-from torch import Tensor
+from torch import Tensor, nn
 
 from ground.documents import Positive, shown, typed
 from ground.errors import Diverged, Interrupted, InvalidInput
@@ -47,6 +47,8 @@ from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
 from student_train.ranked_stepper import RankedStepper, require_rows
+from student_train.rest.spec import require_rest
+from student_train.rest.terms import begin_terms, count_rows
 from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
 from student_train.schedule import AtPlateaus
@@ -118,13 +120,15 @@ class Trainer:
         bound, student = bind_method(method, student, partial(_binding, data=data, labels=labels), config.seed, form)
         bound.require_room(_binding(student, data, labels), config.batch_size, free_memory(data.compute))
         data.compute.place(student)
-        learned = bound.learned.to(data.compute.device)
-        optimizer = make_optimizer(config, [*student.parameters(), *learned.parameters()])
-        self.eval_every = ceil(data.n / config.batch_size)
+        self.rest = begin_terms(method.rest, data, student, config)
+        learned = nn.ModuleList([*bound.learned, *(term.loss for term in self.rest)]).to(data.compute.device)
+        optimizer = make_optimizer(config, [*student.parameters(), *bound.learned.parameters()])
+        # Every row has come once by then, but those of small sets more often.
+        self.eval_every = max(ceil(data.n / config.batch_size), *(term.steps_per_epoch for term in self.rest), 1)
         average = AveragedWeights(student, config.average) if config.average else None
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol), average)
         stepper = Stepper if ranks.alone else partial(RankedStepper, ranks=ranks)
-        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every)
+        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every, self.rest)
         self.threads: list[int] = []
         self.num_ranks: list[int] = []
 
@@ -169,6 +173,8 @@ class Trainer:
             initial = InitialStudent.make(config, identity.dataset.classes, shown)
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
+        asked = opened.manifest.n if n is None else n
+        require_rest(method.rest, opened.manifest, asked, asks_teacher=method.asks_teacher)
         rendering = None if shown == identity.teacher_rendering else shown
         data = load(opened, n, wanted, compute, rendering, replace(_as_it_streamed(config, folder), ranks=ranks))
         return cls(config, data, method, folder, initial, ranks)
@@ -186,7 +192,11 @@ class Trainer:
             Diverged: a loss is not finite.
             Interrupted: the user asked to stop; resume to go on.
         """
-        with closing(self.data), self.folder.opened(resume=resume):
+        with ExitStack() as stack:
+            stack.enter_context(closing(self.data))
+            for term in self.rest:
+                stack.enter_context(closing(term))
+            stack.enter_context(self.folder.opened(resume=resume))
             # What an extended or converted store had before, it has still.
             earlier = self.data.manifest.ids
             finished = self.folder.finished(self.settings(), earlier)
@@ -202,7 +212,8 @@ class Trainer:
                 self._note_changes()
                 with graceful_stop(together=not self.ranks.alone) as stop:
                     self._train(stop, on_eval)
-            return self._finish()
+                last, best = self._test_accuracies()
+            return self._finish(last, best)
 
     def prepare(self) -> None:
         """Train what losses learn from stored answers alone; comes before the first step."""
@@ -274,10 +285,10 @@ class Trainer:
         self.ranks.align(self.state.modules.state_dict().values())
         val_accuracy = self.accuracy_on(self.data.val)
         decision = self.state.protocol.update(val_accuracy)
-        test_accuracy = None
+        # Before it goes back: it is of the weights that the row is of.
+        test_accuracy = self.accuracy_on(self.data.test) if self._is_test_due else None
         if decision is Decision.IMPROVED:
             self.state.remember()
-            test_accuracy = self.accuracy_on(self.data.test)
         elif decision is Decision.LOWER:
             self.state.go_back()
         row = {
@@ -287,10 +298,19 @@ class Trainer:
             "train_loss": train_loss,
             "val_accuracy": val_accuracy,
             "test_accuracy": test_accuracy,
-            **{f"loss/{name}": term for name, term in zip(self.method.term_names, terms, strict=True)},
+            **{f"loss/{name}": term for name, term in zip(self._term_names, terms, strict=True)},
         }
         self.state.rows.append(row)
         return row
+
+    @property
+    def _term_names(self) -> list[str]:
+        return [*self.method.term_names, *(f"rest/{term.loss.name}" for term in self.rest)]
+
+    @property
+    def _is_test_due(self) -> bool:
+        every = self.config.test_every
+        return every is not None and self.state.protocol.evals % every == 0
 
     def _require_finite(self, train_loss: float) -> None:
         if not math.isfinite(train_loss):
@@ -309,10 +329,15 @@ class Trainer:
         correct, total = self.ranks.totals(*count_correct(self.state.evaluated, own, self.data.compute))
         return correct / total
 
-    def _finish(self) -> dict[str, Any]:
-        last_test_accuracy = self.accuracy_on(self.data.test)
+    def _test_accuracies(self) -> tuple[float, float]:
+        """Of the last weights and of the best, which the student has from then on."""
+        last = self.accuracy_on(self.data.test)
+        if self.state.is_at_best:
+            return last, last
         self.state.result.load_state_dict(self.state.best)
-        at_best = [row["test_accuracy"] for row in self.state.rows if row["test_accuracy"] is not None][-1]
+        return last, self.accuracy_on(self.data.test)
+
+    def _finish(self, last_test_accuracy: float, test_accuracy: float) -> dict[str, Any]:
         record = RunRecord(
             **structs.asdict(self.settings()),
             student_rendering=self.data.rendering,
@@ -323,7 +348,8 @@ class Trainer:
             teacher_calls=self._teacher_calls(),
             teacher_outputs=tuple(self.wanted.teacher),
             empty_answers=self.data.empty_answers or UNSET,
-            test_accuracy=at_best,
+            **self._rows_used(),
+            test_accuracy=test_accuracy,
             best_val_accuracy=self.state.protocol.best,
             last_test_accuracy=last_test_accuracy,
             evaluations=self.state.protocol.evals,
@@ -339,8 +365,23 @@ class Trainer:
         return record.document()
 
     def _teacher_calls(self) -> int:
-        """Calls that were paid for what this student learned from: none for a method that asks no teacher."""
-        return self.data.num_asked * self.data.manifest.identity.views if self.method.asks_teacher else 0
+        """Calls that were paid for what this student, or its proxies, learned from: none where no teacher is asked."""
+        asked = self.method.asks_teacher or any(spec.drew_on_calls for spec in self.method.rest)
+        return self.data.num_asked * self.data.manifest.identity.views if asked else 0
+
+    def _rows_used(self) -> dict[str, Any]:
+        """For the record: rows by what was known of each, and what the rest taught."""
+        rest, labelled = count_rows(self.rest)
+        answered = self.data.n if self.method.asks_teacher else 0
+        # Rows that all losses go through are counted once.
+        seen = max(rest, self.data.n) if self.data.unasked else rest + self.data.n
+        labelled = max(labelled, self.data.n) if self.data.unasked else labelled + self.data.n - answered
+        return {
+            "answered_rows": answered,
+            "labelled_rows": labelled,
+            "unlabelled_rows": seen - answered - labelled,
+            "rest": tuple(spec.text for spec in self.method.rest) or UNSET,
+        }
 
     def settings(self) -> RunSettings:
         """Settings and sources; a run goes on only if all of them are the same."""

@@ -31,13 +31,20 @@ _OPTIONS = (
         "--comparison",
         help="How losses with compared=true pair samples: sampled:positives=2,negatives=1 or all.  [default: sampled]",
     ),
+    click.option(
+        "--rest",
+        "rests",
+        multiple=True,
+        help="Learn from rows beyond the n too, repeatable: ce, pseudo, mean_teacher, proxy:RUN, with settings.",
+    ),
     allow_code_option,
-    click.option("--n", type=int, help="Train on the first n rows.  [default: all]"),
+    click.option("--n", type=int, help="Learn the answers of the first n rows; 0: of none.  [default: all]"),
     click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
     setting_option(TrainConfig, "lr"),
     setting_option(TrainConfig, "batch_size"),
     setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
     click.option("--max-evals", type=int, help="Stop after this many evaluations."),
+    click.option("--test-every", type=int, help="Measure test images at every so many evaluations too, for curves."),
     setting_option(
         ProtocolConfig, "schedule", help="Of the learning rate: plateau, or cosine, which falls to 0 at --max-evals."
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.ranked_folder import RankedFolder
+from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
@@ -44,6 +46,7 @@ def _train(
     method: str | None,
     losses: tuple[str, ...],
     comparison: str | None,
+    rests: tuple[str, ...],
     allow_code: bool,
     n: int | None,
     seed: int,
@@ -52,6 +55,7 @@ def _train(
     patience: int,
     max_evals: int | None,
     schedule: str,
+    test_every: int | None,
     student_view: str,
     average: float,
     stream: bool,
@@ -63,7 +67,10 @@ def _train(
     as_json: bool,
 ) -> None:
     code = UserCode.of(allowed=allow_code)
-    spec, written = _method(method, losses, comparison, code)
+    # Without any answer there is one method only.
+    spec, written = _method("vanilla" if n == 0 and not (method or losses) else method, losses, comparison, code)
+    if rests:
+        spec, written = replace(spec, rest=parse_rest(rests)), "+".join([written, *rests])
     config = TrainConfig(
         student=canonical_name(student),
         student_size=student_size,
@@ -76,6 +83,7 @@ def _train(
         average=average,
         stream=stream,
         stream_rows=stream_rows,
+        test_every=test_every,
         protocol=ProtocolConfig(patience=patience, max_evals=max_evals, schedule=schedule),
     )
     rows = Store.open(store).manifest.n if n is None else n

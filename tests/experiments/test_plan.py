@@ -76,6 +76,14 @@ def test_views_that_a_method_would_not_draw_are_refused_with_its_line(tmp_path, 
         plan_runs(grid, "fp32")
 
 
+def test_what_is_measured_for_curves_changes_no_folder_and_no_description(tmp_path, weights, grid):
+    training = {"max_evals": 2, "test_every": 1}
+    measured = read_grid(write(tmp_path / "measured.yaml", small(weights, seeds=2, training=training)))
+    runs, others = (plan_runs(planned, "fp32") for planned in (grid, measured))
+    assert {run.config.test_every for run in others} == {1}
+    assert [run.describe() for run in runs] == [run.describe() for run in others]
+
+
 def test_folders_keep_the_names_that_earlier_releases_gave_them():
     grid = read_grid(Path(__file__).parents[2] / "grids" / "smoke.yaml")
     assert [run.folder for run in plan_runs(grid, "fp32")][:6] == [

@@ -1,11 +1,13 @@
 """Steps in float64 of one process and of several: python -m tests.student_train.ranked_steps RANKS STORE OUT METHOD...
 
-Writes OUT/one.pt and OUT/rankN.pt, for each method: what every step cost, its gradients, and the state after the last.
+A METHOD is "kd", or "kd + ce + pseudo" with losses of the rest. Writes OUT/one.pt and OUT/rankN.pt, for each of them:
+what every step cost, its gradients, and the state after the last.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +18,11 @@ from models import Representation
 from models.compute import Compute
 from student_train.data import StudentData
 from student_train.methods import parse_method
+from student_train.rest import terms
+from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
 from student_train.sampling import Batch
+from student_train.student_views import show
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 from tests.rank_processes import exit_codes_of_ranks
@@ -44,10 +49,17 @@ class DoubleData:
         return None if said is None else said.map(Tensor.double)
 
 
+def show_double(*args: object, **options: object) -> Tensor:
+    """Images of the rest in float64."""
+    return show(*args, **options).double()
+
+
 def steps_of(method: str, store: Path, out: Path, ranks: Ranks) -> dict[str, object]:
     """A few steps from the same beginning."""
     config, compute = TrainConfig(student="resnet8", batch_size=BATCH_SIZE), Compute(torch.device("cpu"), "fp32")
-    trainer = Trainer.open(config, store, ROWS, parse_method(method), compute, RunFolder(out), ranks=ranks)
+    name, *rest = method.split(" + ")
+    spec = replace(parse_method(name), rest=parse_rest(rest))
+    trainer = Trainer.open(config, store, ROWS, spec, compute, RunFolder(out), ranks=ranks)
     trainer.prepare()
     trainer.stepper.data = DoubleData(trainer.data)
     state = trainer.state
@@ -78,5 +90,6 @@ def main(count: int, store: Path, out: Path, methods: list[str]) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    terms.show = show_double
     codes = main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     sys.exit(any(codes))

@@ -24,7 +24,8 @@ from tests.running import run_program
 
 BASELINES = ("kd", "rkd", "dist", "crd:negatives=16", "ckd:pairs=all", "vid")
 WITH_SETTINGS = {"fitnets+crd": "fitnets+crd:negatives=16", "vid+crd": "vid+crd:negatives=16", "rkd_d": "rkd_d:dims=5"}
-METHODS = (*BASELINES, *(WITH_SETTINGS.get(name, name) for name in PAPER_METHODS))
+WITH_REST = "kd + ce:ratio=0.5 + pseudo:confidence=0.1 + mean_teacher"
+METHODS = (*BASELINES, *(WITH_SETTINGS.get(name, name) for name in PAPER_METHODS), WITH_REST)
 
 
 # Processes, and not threads: those share the generator that begins a student.

@@ -99,6 +99,28 @@ def test_a_state_of_a_release_that_kept_the_sum_alone_goes_on():
     assert terms == [None, None], "what was not recorded is not guessed"
 
 
+@pytest.mark.parametrize("test_accuracy", [None, 0.5])
+def test_a_state_goes_on_whether_or_not_test_images_were_measured(test_accuracy):
+    one, other = fresh(0), fresh(1)
+    one.protocol.update(0.5)
+    one.rows.append(ROW | {"test_accuracy": test_accuracy})
+    other.restore(written_and_read(one.saved()), CPU)
+    assert other.rows == one.rows
+
+
+def test_it_is_known_whether_the_weights_are_the_best():
+    state = fresh(0)
+    assert state.is_at_best
+    step(state)
+    assert not state.is_at_best
+    state.remember()
+    assert state.is_at_best
+    state.student.head.bias.data[0] += 1
+    assert not state.is_at_best
+    state.go_back()
+    assert state.is_at_best
+
+
 def test_going_back_forgets_the_momentum():
     state = fresh(0)
     before = weights(state)

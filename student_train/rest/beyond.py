@@ -1,0 +1,57 @@
+"""Which rows of a store a training has no answer for, checked before any image of them is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ground.errors import InvalidInput, StoreUnreadable
+from storage.rows import Rows
+from storage.schema import UNLABELLED
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """Rows beyond the first n.
+
+    Args:
+        rows: of the training split.
+        labelled: (m,) int64, those of them that have a label.
+    """
+
+    rows: Rows
+    labelled: np.ndarray
+
+    @classmethod
+    def of(cls, store: Store, n: int) -> Beyond:
+        """All of them: a store's rest, and rows whose answers this training leaves aside.
+
+        Raises:
+            InvalidInput: there are none.
+            StoreUnreadable: one of them is a validation image too, or is there twice.
+        """
+        total = store.manifest.num_images
+        rows = Rows.between(n, total)
+        if len(rows) < 2:
+            raise InvalidInput(
+                f"{store.place} keeps {len(rows)} images beyond the first {n}, and --rest learns from those; add some "
+                f"with: ckd-cache extend --store {store.place} --rest all; or lower --n"
+            )
+        _require_apart(store, total)
+        labels = store.read_sample("train/labels", rows)
+        return cls(rows, n + np.flatnonzero(labels != UNLABELLED))
+
+
+def _require_apart(store: Store, total: int) -> None:
+    train = store.read_sample("train/source_index", Rows.first(total))
+    val = store.read_sample("val/source_index")
+    shared = np.intersect1d(train, val)
+    if len(shared):
+        raise StoreUnreadable(
+            f"image {shared[0]} of the pool is a validation image of {store.place}, and one to learn from too; build "
+            "the store again"
+        )
+    if len(np.unique(train)) < total:
+        raise StoreUnreadable(f"{store.place} has an image twice; build the store again")

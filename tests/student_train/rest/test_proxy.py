@@ -1,0 +1,138 @@
+"""Proxies: students of the same store answer the rest, are refused where they are not, and are never the teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ground.errors import IdentityMismatch, InvalidInput
+from ground.views import evaluation_batches
+from models.compute import Compute
+from storage.manifest import Manifest
+from storage.store import Store
+from student_train.finished_student import FinishedStudent
+from student_train.rest.base import RestBatch
+from student_train.rest.proxy import Proxy, ProxyRun
+from student_train.rest.rows import HeldRest
+from student_train.rest.spec import parse_rest, require_rest
+from tests.student_train.rest.conftest import NUM_ASKED, result_of, trainer_of
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def runs(rest_store, tmp_path_factory):
+    """Two students of 40 answers, one of 20, and one of labels alone."""
+    folder = tmp_path_factory.mktemp("proxies")
+    for name, seed, n in (("one", 0, None), ("two", 1, None), ("small", 0, 20)):
+        trainer_of(rest_store, folder / name, "kd:ce=0", n=n, seed=seed, max_evals=1).run()
+    trainer_of(rest_store, folder / "labels", "vanilla", ["ce"], 0, max_evals=1).run()
+    return folder
+
+
+def rows_of(store) -> HeldRest:
+    opened = Store.open(store)
+    images, labels = (opened.read_sample(f"train/{name}")[NUM_ASKED:] for name in ("images", "labels"))
+    return HeldRest(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def test_the_answers_are_the_mean_logits_of_the_students_on_plain_views(rest_store, runs):
+    rest = rows_of(rest_store)
+    loss = Proxy([ProxyRun.of(runs / name) for name in ("one", "two")])
+    loss.begin(None, rest, CPU)
+    said = []
+    for name in ("one", "two"):
+        student = FinishedStudent.open(runs / name)
+        ((inputs, _),) = evaluation_batches(rest.images, rest.labels, student.rendering)
+        with torch.no_grad():
+            said.append(student.network(inputs).double())
+    torch.testing.assert_close(loss.answers.double(), (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cost_is_the_divergence_from_the_proxies_of_the_very_rows(runs):
+    loss = Proxy([ProxyRun.of(runs / "one")], temperature=2.0)
+    generator = torch.Generator().manual_seed(3)
+    loss.answers = torch.randn(6, 10, generator=generator)
+    said, rows = torch.randn(3, 10, generator=generator), torch.tensor([5, 0, 2])
+    batch = RestBatch(rows, torch.full((3,), -1), None, lambda role: said, lambda network, images: images)
+    teacher, student = (x.double().numpy() / 2 for x in (loss.answers[rows], said))
+    shares = [np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (teacher, student)]
+    expected = 4 * (shares[0] * np.log(shares[0] / shares[1])).sum(axis=1).mean()
+    np.testing.assert_allclose(loss(batch).item(), expected, rtol=1e-5)
+
+
+def test_a_run_says_which_proxies_it_learned_from_and_counts_no_call_for_them(rest_store, runs, tmp_path):
+    text = f"proxy:{runs / 'one'}+{runs / 'labels'},weight=0.5"
+    trainer_of(rest_store, tmp_path / "run", rest=[text], max_evals=1, method="kd:ce=0").run()
+    found = result_of(tmp_path / "run")
+    (said,) = found["recipe"]["rest"]
+    digests = [
+        hashlib.sha256((runs / name / "student.safetensors").read_bytes()).hexdigest() for name in ("one", "labels")
+    ]
+    assert [proxy["weights"] for proxy in said["runs"]] == digests
+    assert [proxy["teacher_calls"] for proxy in said["runs"]] == [NUM_ASKED, 0]
+    assert (said["loss"], said["weight"], found["teacher_calls"]) == ("proxy", 0.5, NUM_ASKED)
+    assert (found["answered_rows"], found["labelled_rows"], found["unlabelled_rows"]) == (NUM_ASKED, 0, 80)
+    store = Store.open(rest_store)
+    assert not any("proxy" in name for name in store.arrays.specs)
+
+
+def test_calls_behind_a_proxy_count_where_the_method_itself_asks_nothing(rest_store, runs, tmp_path):
+    manifest = Manifest.load(rest_store)
+    behind, free = parse_rest([f"proxy:{runs / 'one'}"]), parse_rest([f"proxy:{runs / 'labels'}"])
+    assert behind[0].drew_on_calls
+    assert not free[0].drew_on_calls
+    require_rest(behind, manifest, NUM_ASKED, asks_teacher=False)
+    require_rest(free, manifest, 0, asks_teacher=False)
+    # A vanilla student of 20 rows would else have 40 calls behind it, and say 20; or say 40, and have 20.
+    for name, n in (("one", 20), ("small", NUM_ASKED)):
+        with pytest.raises(IdentityMismatch, match="drew on the answers to"):
+            require_rest(parse_rest([f"proxy:{runs / name}"]), manifest, n, asks_teacher=False)
+    require_rest(parse_rest([f"proxy:{runs / 'small'}"]), manifest, NUM_ASKED, asks_teacher=True)
+
+
+def test_proxies_of_other_stores_pools_and_answers_are_refused_before_anything_is_read(
+    rest_store, runs, built_store, tmp_path
+):
+    other = trainer_of(built_store, tmp_path / "other", n=40, max_evals=1)
+    other.run()
+    with pytest.raises(IdentityMismatch, match="was trained from another store than this one"):
+        trainer_of(rest_store, tmp_path / "run", rest=[f"proxy:{tmp_path / 'other'}"])
+    with pytest.raises(IdentityMismatch, match=r"answers to 40 rows.*to have 20 of them; give --n 40"):
+        trainer_of(rest_store, tmp_path / "run", rest=[f"proxy:{runs / 'one'}"], n=20, method="kd:ce=0")
+    shutil.copytree(runs / "one", tmp_path / "elsewhere")
+    said = result_of(tmp_path / "elsewhere") | {"dataset": "cifar100"}
+    (tmp_path / "elsewhere" / "run.json").write_text(json.dumps(said))
+    with pytest.raises(IdentityMismatch, match="was trained on cifar100, and this store holds digits"):
+        trainer_of(rest_store, tmp_path / "run", rest=[f"proxy:{tmp_path / 'elsewhere'}"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("proxy", "names no run"),
+        ("proxy:", "names no run"),
+        ("proxy:weight=2", "names no run"),
+        ("proxy:{one}+", "names no run"),
+        ("proxy:{one}+{one}", "names a student twice"),
+        ("proxy:{one},runs=2", "what stands after the colon"),
+        ("proxy:{one},temperature=0", "temperature"),
+        ("proxy:{one}/nowhere", "give the folder of another run"),
+    ],
+)
+def test_text_that_names_no_proxy_is_refused(runs, text, said):
+    with pytest.raises(InvalidInput, match=said):
+        parse_rest([text.format(one=runs / "one")])
+
+
+def test_the_same_student_elsewhere_is_the_same_proxy(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "copy")
+    here, there = (parse_rest([f"proxy:{folder}"]) for folder in (runs / "one", tmp_path / "copy"))
+    assert here == there
+    assert here != parse_rest([f"proxy:{runs / 'two'}"])

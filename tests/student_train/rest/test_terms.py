@@ -1,0 +1,176 @@
+"""A training with a rest: what a step costs, which rows come, and that it resumes, streams and counts as any other."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ground.errors import InvalidInput
+from ground.seeding import generator_for
+from ground.terminal import StopRequest
+from storage.schema import UNLABELLED
+from student_train import streamed_data
+from student_train.signals import Moment
+from student_train.student_views import show
+from tests.student_train.rest.conftest import NUM_ASKED, NUM_REST, result_of, trainer_of
+from tests.student_train.test_trainer import assert_same_run
+
+ALL = ["ce:ratio=0.5", "pseudo:confidence=0.1", "mean_teacher:ramp=2"]
+
+
+def test_a_step_costs_the_method_and_each_loss_of_the_rest_by_its_weight(rest_store, tmp_path):
+    trainer = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce:weight=3,ramp=2"])
+    plain = trainer_of(rest_store, tmp_path / "plain", "kd:ce=0")
+    (term,), student = trainer.rest, trainer.state.student
+    student.train()
+    plain.state.student.train()
+    # The first batch of the rest, by hand.
+    batch = term._batch(0)
+    inputs = show(
+        term.rows.images[batch.rows], "fresh", term.rendering, generator_for(0, "rest ce student", 0), boxes=False
+    )
+    # Both passes leave their mark on batch norm alone, so the order does not matter for what a step costs.
+    expected = F.cross_entropy(student(inputs), term.rows.labels[batch.rows]).item()
+    found, without = trainer.train_step(), plain.train_step()
+    np.testing.assert_allclose(found.terms[-1].item(), expected, rtol=1e-5)
+    assert found.terms[0] == without.terms[0]
+    weight = 3 * np.exp(-5)
+    np.testing.assert_allclose(found.total.item(), without.total.item() + weight * expected, rtol=1e-5)
+
+
+def test_every_row_of_its_kind_comes_once_an_epoch(rest_store, rest_labels, tmp_path):
+    trainer = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce:ratio=0.5", "pseudo:ratio=2"])
+    labels, pseudo = trainer.rest
+    for term, expected in ((labels, int((rest_labels >= 0).sum())), (pseudo, NUM_REST)):
+        assert term.num_rows == expected
+        for epoch in range(2):
+            steps = range(epoch * term.steps_per_epoch, (epoch + 1) * term.steps_per_epoch)
+            seen = torch.cat([term._batch(step).rows for step in steps])
+            assert sorted(seen.tolist()) == [*range(expected)]
+    assert (labels.batch_size, pseudo.batch_size) == (8, 32)
+    assert (labels.rows.labels != UNLABELLED).all()
+    assert trainer.eval_every == max(labels.steps_per_epoch, pseudo.steps_per_epoch, 3)
+
+
+def test_every_role_sees_another_view_and_the_same_step_the_same(rest_store, tmp_path):
+    trainer = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["pseudo"])
+    (term,) = trainer.rest
+    seen = []
+
+    class Looking(torch.nn.Module):
+        name = "pseudo"
+
+        def forward(self, batch):
+            seen.append([batch.look(role) for role in ("student", "teacher", "strong")])
+            return batch.labels.float().mean()
+
+    looking = replace(term, loss=Looking())
+    for step in (0, 0, 1):
+        looking.value(None, Moment(step=step), None)
+    first, again, later = seen
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(first, later, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(rest_store, tmp_path):
+    trainer_of(rest_store, tmp_path / "whole", "kd:ce=0", ALL, max_evals=3).run()
+    begun = trainer_of(rest_store, tmp_path / "resumed", "kd:ce=0", ALL, max_evals=3)
+    stop = StopRequest()
+    begun.train_interval(stop)
+    begun.evaluate()
+    for _ in range(2):
+        begun.state.losses.append(begun.train_step())
+    begun.folder.path.mkdir()
+    begun.save_state()
+    trainer_of(rest_store, tmp_path / "resumed", "kd:ce=0", ALL, max_evals=3).run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_run_of_another_rest_is_not_gone_on_with(rest_store, tmp_path):
+    trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce"], max_evals=1).run()
+    with pytest.raises(InvalidInput, match="was started with recipe"):
+        trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce:weight=2"], max_evals=1).run(resume=True)
+
+
+def test_labels_alone_are_vanilla_on_every_labelled_row(built_store, tmp_path):
+    trainer_of(built_store, tmp_path / "asked", "vanilla", n=96).run()
+    trainer_of(built_store, tmp_path / "labels", "vanilla", ["ce"], n=0).run()
+    one, other = (load_file(tmp_path / name / "student.safetensors") for name in ("asked", "labels"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    found = result_of(tmp_path / "labels")
+    assert (found["n"], found["teacher_calls"]) == (0, 0)
+    assert (found["answered_rows"], found["labelled_rows"], found["unlabelled_rows"]) == (0, 96, 0)
+    assert found["test_accuracy"] == result_of(tmp_path / "asked")["test_accuracy"]
+
+
+def test_a_run_counts_its_rows_by_what_it_learned_from_each(rest_store, rest_labels, tmp_path):
+    labelled = int((rest_labels >= 0).sum())
+    counts = {}
+    for name, method, rest, n in (
+        ("both", "kd:ce=0", ["ce", "pseudo"], None),
+        ("labels", "kd:ce=0", ["ce"], None),
+        ("own", "kd:ce=0", ["mean_teacher"], 20),
+        ("none", "vanilla", ["ce", "pseudo"], 0),
+        ("plain", "kd:ce=0", [], 20),
+    ):
+        trainer_of(rest_store, tmp_path / name, method, rest, n, max_evals=1).run()
+        found = result_of(tmp_path / name)
+        counts[name] = [found[f"{kind}_rows"] for kind in ("answered", "labelled", "unlabelled")]
+        assert found.get("rest") == (rest or None)
+    assert counts["both"] == [NUM_ASKED, labelled, NUM_REST - labelled]
+    assert counts["labels"] == [NUM_ASKED, labelled, 0]
+    assert counts["own"] == [20, 0, NUM_REST + 20]
+    assert sum(counts["none"]) == NUM_ASKED + NUM_REST
+    assert counts["none"][0] == 0
+    assert counts["plain"] == [20, 0, 0]
+
+
+def test_validation_goes_with_the_labels_at_hand(rest_store, rest_labels, tmp_path):
+    # A store of 40 rows has ten validation images.
+    for rest, n, expected in (([], 12, 3), (["pseudo"], 12, 3), (["ce"], 12, 10), (["ce"], 0, 10)):
+        method = "vanilla" if n == 0 else "kd:ce=0"
+        trainer = trainer_of(rest_store, tmp_path / "run", method, rest, n)
+        assert len(trainer.data.val.labels) == expected
+
+
+def test_labels_are_not_learned_from_where_none_of_the_rest_has_one(rest_store, tmp_path, monkeypatch):
+    read = streamed_data.read_labels
+
+    def unlabelled(store, split, rows=None, *rest):
+        found = read(store, split, rows, *rest)
+        return torch.full_like(found, UNLABELLED) if split == "train" else found
+
+    monkeypatch.setattr("student_train.data.read_labels", unlabelled)
+    with pytest.raises(InvalidInput, match="--rest ce learns from labels, and 0 of 80 rows beyond the n have one"):
+        trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce"])
+
+
+def test_a_stream_trains_on_the_rest_and_resumes(rest_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed_data, "block_rows", lambda store: 8)
+    settings = {"rest": ["ce", "pseudo"], "stream_rows": 24, "method": "kd:ce=0"}
+    trainer_of(rest_store, tmp_path / "whole", max_evals=3, **settings).run()
+    trainer_of(rest_store, tmp_path / "part", max_evals=3, **settings).run()
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    trainer = trainer_of(rest_store, tmp_path / "looked", **settings)
+    term = trainer.rest[1]
+    rows = torch.cat([term._batch(step).rows for step in range(term.steps_per_epoch)])
+    assert sorted(rows.tolist()) == [*range(NUM_REST)]
+    for each in trainer.rest:
+        each.close()
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_a_method_that_compares_trains_with_labels_of_the_rest(rest_store, tmp_path):
+    trainer_of(rest_store, tmp_path / "run", "ckd:labels=0", ["ce"], max_evals=1).run()
+    found = result_of(tmp_path / "run")
+    assert not found["recipe"]["anchored"]
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert header.endswith(",loss/rest/ce")
