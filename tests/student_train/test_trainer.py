@@ -195,9 +195,9 @@ def test_what_is_measured_and_kept_is_the_average_while_the_weights_go_their_own
         decay = min(0.999, (1 + count) / (10 + count))
         average = decay * average + (1 - decay) * weight
         averages.append(average)
-    torch.testing.assert_close(measured[0], averages[2], rtol=1e-5, atol=1e-6)
-    # The last one is the test accuracy of the last average.
-    torch.testing.assert_close(measured[-1], averages[8], rtol=1e-5, atol=1e-6)
+    # Validation three times, then test of the last average.
+    for found, step in zip(measured[:4], (3, 6, 9, 9), strict=True):
+        torch.testing.assert_close(found, averages[step - 1], rtol=1e-5, atol=1e-6)
     best = max(averaged.state.rows, key=lambda row: row["val_accuracy"])
     kept = load_file(tmp_path / "averaged" / "student.safetensors")["fc.weight"]
     torch.testing.assert_close(kept.double(), averages[best["step"] - 1], rtol=1e-5, atol=1e-6)
@@ -205,7 +205,7 @@ def test_what_is_measured_and_kept_is_the_average_while_the_weights_go_their_own
 
 def test_a_plateau_goes_back_to_the_best_average(built_store, tmp_path, monkeypatch):
     trainer = make_trainer(built_store, tmp_path / "run", patience=1, max_evals=9, average=0.9)
-    accuracies = iter([0.5, 0.9, 0.4])
+    accuracies = iter([0.5, 0.4])
     monkeypatch.setattr(trainer, "accuracy_on", lambda images: next(accuracies))
     stop = StopRequest()
     trainer.train_interval(stop)
