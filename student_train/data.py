@@ -33,6 +33,7 @@ from student_train.needs import Wanted
 from student_train.request import Request
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
+from student_train.shown_images import ShownImages, takes_no_more
 
 Inputs = tuple[Tensor, Tensor]
 
@@ -141,7 +142,7 @@ class StudentData:
             train=TrainImages(
                 _images(store, "train", rows, compute, chosen), read_labels(store, "train", rows, compute, chosen)
             ),
-            val=_labelled(store, "val", request.val_rows, compute),
+            val=_validation(request, compute),
             test=_labelled(store, "test", None, compute),
             views=_of(torch.from_numpy(store.read_sample("train/views", rows)), chosen),
             outputs={**outputs},
@@ -315,6 +316,13 @@ def _images(store: Store, split: str, rows: Rows | None, compute: Compute, chose
 
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
     return LabelledImages(_images(store, split, rows, compute), read_labels(store, split, rows, compute))
+
+
+def _validation(request: Request, compute: Compute) -> Evaluated:
+    stored = _labelled(request.store, "val", request.val_rows, compute)
+    if not takes_no_more(request.rendering):
+        return stored
+    return ShownImages.of(stored.images, stored.labels, request.rendering)
 
 
 def free_memory(compute: Compute) -> float:

@@ -12,6 +12,7 @@ from storage.rows import Rows
 from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
+from student_train.shown_images import takes_no_more
 
 # The rest is for the student, its optimizer and its batches.
 _SHARE_OF_FREE = 0.8
@@ -63,10 +64,11 @@ class Request:
 
     @property
     def needed_bytes(self) -> int:
-        """What all of it takes in memory."""
+        """What all of it takes in memory, validation images as they are stored and as they are shown."""
         specs, rows_of = self.store.arrays.specs, self.store.manifest.rows_of
         evaluated = sum(rows_of(spec) * spec.row_bytes for spec in (specs["val/images"], specs["test/images"]))
-        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated
+        shown = 3 * self.rendering.size**2 * len(self.val_rows) if takes_no_more(self.rendering) else 0
+        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated + shown
 
     @property
     def fits_memory(self) -> bool:

@@ -399,7 +399,9 @@ def test_curves_on_test_images_change_nothing_else(built_store, tmp_path, monkey
     assert [row["test_accuracy"] is not None for row in rows] == [False, True, False, True, False]
     assert rows[3]["test_accuracy"] == results[1]["test_accuracy"], "the fourth validated best"
     # A run may be gone on with, and asked for again, with another.
-    assert make_trainer(built_store, tmp_path / "without", test_every=1, **settings).run(resume=True)["evaluations"] == 5
+    assert (
+        make_trainer(built_store, tmp_path / "without", test_every=1, **settings).run(resume=True)["evaluations"] == 5
+    )
     with pytest.raises(InvalidInput, match="--test-every must be at least 1, got 0"):
         make_trainer(built_store, tmp_path / "none", test_every=0)
 
