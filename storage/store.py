@@ -38,6 +38,7 @@ from storage.rows import Rows
 from storage.schema import (
     DIGEST,
     DIGEST_BYTES,
+    UNLABELLED,
     VALID,
     VIEWS,
     ArraySpec,
@@ -178,7 +179,7 @@ class Store:
         store = cls(place, manifest, file_name)
         digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
-        store.manifest = replace(manifest, samples=digests)
+        store.manifest = _counted(replace(manifest, samples=digests), samples)
         return store
 
     def grow(self, samples: Mapping[str, RowSource], n: int | None = None) -> None:
@@ -199,7 +200,7 @@ class Store:
         there = {name: before.rows_of(spec) for name, spec in self.arrays.specs.items()}
         digests = {name: self._fill(name, rows, there[name]) for name, rows in samples.items()}
         self.arrays.sync()
-        self.save(replace(manifest, samples=digests))
+        self.save(_counted(replace(manifest, samples=digests), samples))
 
     def _fill(self, name: str, rows: RowSource, first: int = 0) -> str:
         """Write the rows of a source from `first` on, those before being there; digests of all blocks of the array."""
@@ -653,6 +654,12 @@ class Store:
         require_current(manifest, self.folder)
         self.manifest = manifest
         self.manifest.save(self.folder, self.file_name)
+
+
+def _counted(manifest: Manifest, samples: Mapping[str, RowSource]) -> Manifest:
+    """A manifest that says how many images of the rest have a label."""
+    labels = samples["train/labels"][manifest.n : manifest.num_images] if manifest.rest else np.empty(0, np.int64)
+    return replace(manifest, rest_labelled=int(np.count_nonzero(labels != UNLABELLED)))
 
 
 @dataclass(frozen=True, slots=True)

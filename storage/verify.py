@@ -22,7 +22,8 @@ from storage.inspection import Inspection, inspect_in_blocks, row_blocks
 from storage.ledger import Ledger
 from storage.ledger_check import ledger_problems
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
-from storage.schema import DIGEST, IMAGES, VALID
+from storage.rows import Rows
+from storage.schema import DIGEST, IMAGES, UNLABELLED, VALID
 from storage.spool import SPOOL, is_file, read_spool, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
 from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
@@ -211,12 +212,26 @@ def _row_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
     for name in store.manifest.samples:
         if name != IMAGES:
             yield from _sample_problems(store, name)
+    yield from _count_problems(store)
     images = _Images(store)
     try:
         yield from _cell_problems(store, ledger, images)
     except CKDError as error:
         yield Problem(str(error), "")
     yield from images.problems()
+
+
+def _count_problems(store: Store) -> Iterator[Problem]:
+    """A manifest that counts the labels of the rest wrongly; damaged ones are another problem."""
+    manifest = store.manifest
+    try:
+        labels = store.read_sample("train/labels", Rows.between(manifest.n, manifest.num_images))
+    except CKDError:
+        return
+    found = int(np.count_nonzero(labels != UNLABELLED))
+    if found != manifest.rest_labelled:
+        what = f"counts {manifest.rest_labelled} labels of images that were not asked about, and there are {found}"
+        yield Problem(what, "bring the file back from a copy", FILE_NAME)
 
 
 class _Images:

@@ -22,7 +22,6 @@ from teacher_cache.class_map import described
 from teacher_cache.commands.options import place_option
 
 _BLOCK_ROWS = 1 << 10
-_LABELS_AT_ONCE = 1 << 20
 _MOST_BYTES = 8 << 20
 # What of the making of base images is worth a word.
 _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squares, not cropped"}
@@ -95,7 +94,11 @@ def describe(store: Store) -> dict[str, Any]:
         "rows_valid": whole,
         "labelled": manifest.n - unlabelled,
         "unlabelled": unlabelled,
-        "rest": _counted_rest(store),
+        "rest": {
+            "rows": manifest.rest,
+            "labelled": manifest.rest_labelled,
+            "unlabelled": manifest.rest - manifest.rest_labelled,
+        },
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
@@ -158,14 +161,6 @@ def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
             cells += int(valid.sum())
             correct += int((answered == labels[:, None])[valid].sum())
     return whole, unlabelled, empty, correct / cells if cells else None
-
-
-def _counted_rest(store: Store) -> dict[str, int]:
-    """How many images are kept that nothing was asked about, and how many of these have a label."""
-    manifest, unlabelled = store.manifest, 0
-    for first, last in Rows.between(manifest.n, manifest.num_images).blocks(_LABELS_AT_ONCE):
-        unlabelled += int((store.arrays.read("train/labels", first, last) == UNLABELLED).sum())
-    return {"rows": manifest.rest, "labelled": manifest.rest - unlabelled, "unlabelled": unlabelled}
 
 
 def _rows_at_once(store: Store) -> int:
