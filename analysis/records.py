@@ -211,6 +211,8 @@ _SETTINGS = {
     "lr": Field("lr", short, numeric=True),
     "batch_size": Field("batch", numeric=True),
     "student_view": Field("student view"),
+    "average": Field("average", short, numeric=True),
+    "schedule": Field("schedule"),
     "patience": Field("patience", numeric=True),
     "plateaus": Field("plateaus", numeric=True),
     "max_evals": Field("most evaluations", numeric=True),

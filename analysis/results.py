@@ -43,6 +43,7 @@ _FACTS = {
     "weight_decay": "float64",
     "batch_size": "int64",
     "student_view": "str",
+    "average": "float64",
     "precision": "str",
     "teacher_calls": "int64",
     "test_accuracy": "float64",
@@ -58,7 +59,7 @@ _FACTS = {
     "recipe": "str",
     "versions": "str",
 }
-_PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64"}
+_PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64", "schedule": "str"}
 # What runs of earlier releases do not say.
 _ROWS_USED = {"answered_rows": "Int64", "labelled_rows": "Int64", "unlabelled_rows": "Int64"}
 # Between the losses of a run on images that the teacher was not asked about.
@@ -164,7 +165,9 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         "label": planned.label,
         **{name: getattr(record, name) for name in _FACTS},
         "sample_seed": planned.sample_seed if isinstance(record.sample_seed, UnsetType) else record.sample_seed,
+        "average": 0.0 if isinstance(record.average, UnsetType) else record.average,
         **{name: getattr(record.protocol, name) for name in _PROTOCOL},
+        "schedule": "plateau" if isinstance(record.protocol.schedule, UnsetType) else record.protocol.schedule,
         "rest": "" if isinstance(record.rest, UnsetType) else REST_SEPARATOR.join(record.rest),
         **{name: _known(getattr(record, name)) for name in _ROWS_USED},
         "ledger_head": record.ledger_head or "",

@@ -27,6 +27,7 @@ from storage.manifest import MAX_VIEWS
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
+from student_train.schedule import SCHEDULES
 from student_train.train_config import STUDENT_VIEWS, TrainConfig
 from teacher_cache.rest import Rest
 
@@ -173,11 +174,13 @@ _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "weight_decay": Entry.number,
     "batch_size": lambda entry: entry.integer(4),
     "student_view": lambda entry: _one_of(entry, STUDENT_VIEWS),
+    "average": Entry.number,
     "stream": lambda entry: _one_of(entry, ("true", "false")) == "true",
     "stream_rows": lambda entry: entry.integer(2),
     "patience": lambda entry: entry.integer(1),
     "plateaus": lambda entry: entry.integer(1),
     "max_evals": lambda entry: None if entry.is_none else entry.integer(1),
+    "schedule": lambda entry: _one_of(entry, SCHEDULES),
 }
 # It changes no result, so that validation cannot choose it.
 _MEASURED: dict[str, Callable[[Entry], Any]] = {"test_every": lambda entry: entry.integer(1)}

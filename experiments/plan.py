@@ -25,6 +25,8 @@ from models import model_names
 from storage.manifest import FILE_NAME, Manifest
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
+from student_train.schedule import AtPlateaus
+from student_train.student_views import require_drawn
 from student_train.train_config import TrainConfig
 
 _DIGEST_DIGITS = 10
@@ -199,7 +201,9 @@ def _images_of_steps(grid: Grid, entry: MethodEntry) -> dict[tuple[int, int], in
         sampling.check(grid.sizes[0])
     except CKDError as error:
         raise grid.refused("n", f"{entry.label}: {error}") from error
-    batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
+    configs = entry.configs(grid.pairs[0].student, 0)
+    _require_drawn(grid, entry, configs)
+    batch_sizes = {config.batch_size for config in configs}
     return {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
 
 
@@ -218,6 +222,14 @@ def _learned(grid: Grid, entry: MethodEntry, out: Path, n: int, seed: int, sampl
         raise refused_of(grid, entry, error) from error
     spec = replace(entry.spec, rest=rest)
     return _Learned(spec, spec.describe())
+
+
+def _require_drawn(grid: Grid, entry: MethodEntry, configs: Iterable[TrainConfig]) -> None:
+    try:
+        for config in configs:
+            require_drawn(config.student_view, entry.spec, grid.store.views)
+    except CKDError as error:
+        raise refused_of(grid, entry, error) from error
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -302,6 +314,10 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
         del settings["stream"]
     if config.stream_rows is None:
         del settings["stream_rows"]
+    if not config.average:
+        del settings["average"]
+    if config.protocol.schedule == AtPlateaus.name:
+        del settings["protocol"]["schedule"]
     if config.student in model_names():
         del settings["student_preprocessing"]
     return settings

@@ -26,11 +26,16 @@ _MOST_SHOWN = 4096
 
 
 class RunProtocol(Struct, frozen=True, kw_only=True):
-    """When a run ended: `student_train.protocol.ProtocolConfig` as it is written down."""
+    """When a run ended: `student_train.protocol.ProtocolConfig` as it is written down.
+
+    Args:
+        schedule: how the learning rate fell, where that was not at plateaus.
+    """
 
     patience: Positive
     plateaus: Positive
     max_evals: Count | None
+    schedule: Line | UnsetType = UNSET
 
 
 class RunStream(Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
         streamed: how its batches were drawn, where not all rows were in memory.
+        average: decay of the average of its weights over steps, where that was measured and kept.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
 
@@ -80,6 +86,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_preprocessing: Line | UnsetType = UNSET
     init: Hex64 | UnsetType = UNSET
     streamed: RunStream | UnsetType = UNSET
+    average: Share | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""
@@ -101,8 +108,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
-        answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows by what was learned from each: an
-            answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
+        answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows: what was learned from each is
+            an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
         rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.

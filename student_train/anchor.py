@@ -33,12 +33,19 @@ def require_head(student: Network, method: MethodSpec) -> None:
         )
 
 
+def leaves_level_open(student: Network, method: MethodSpec) -> bool:
+    """Whether a trained student's bias is to be set; in the teacher's own layer (SimKD) it is the teacher's."""
+    return method.is_anchored and student.head is not None and student.head.bias.requires_grad
+
+
 def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
-    """Set the head's bias from the first rows of the sample; the student is left in the mode it was in."""
+    """Set the head's bias from the first rows of the sample; the student is left in the mode it was in.
+
+    Args:
+        student: what is trained, or the average of its weights.
+    """
     head = student.head
     assert head is not None, "refused by require_head before training"
-    if not head.bias.requires_grad:
-        return  # the teacher's own layer (SimKD): its level is the teacher's
     was_training = student.training
     student.eval()
     gaps = []

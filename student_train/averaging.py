@@ -12,7 +12,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from ground.errors import InvalidInput
 from models import Network
+from models.file_network import first_line
 
 
 class AveragedWeights(nn.Module):
@@ -32,6 +34,7 @@ class AveragedWeights(nn.Module):
 
     Raises:
         ValueError: the decay is none.
+        InvalidInput: the network cannot be copied.
     """
 
     updates: Tensor
@@ -41,7 +44,7 @@ class AveragedWeights(nn.Module):
         if not 0 < decay < 1:
             raise ValueError(f"a decay is above 0 and below 1, got {decay}")
         self.decay = decay
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = _copied(network).eval().requires_grad_(False)
         device = next(network.parameters()).device
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -57,6 +60,16 @@ class AveragedWeights(nn.Module):
             else:
                 own.copy_(new)
         self.updates += 1
+
+
+def _copied(network: Network) -> Network:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # code of others fails in any way
+        raise InvalidInput(
+            f"the network cannot be copied ({first_line(error)}), and an average of its weights is a copy of it; leave "
+            "the average out, or give another network"
+        ) from error
 
 
 def _tensors(network: nn.Module) -> chain[Tensor]:

@@ -1,11 +1,12 @@
-"""When to stop and when to lower the learning rate: the training protocol of the paper's released code."""
+"""When to stop and when to lower the learning rate: by default the training protocol of the paper's released code."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import Enum
 
-from ground.errors import InvalidInput
+from ground.errors import InvalidInput, UnknownName
+from student_train.schedule import SCHEDULES, AtPlateaus, Schedule
 
 
 class Decision(Enum):
@@ -25,15 +26,24 @@ class ProtocolConfig:
         patience: evaluations without a better validation accuracy that make a plateau.
         plateaus: the plateau that ends the training.
         max_evals: evaluations after which it ends in any case; None for no limit.
+        schedule: how the learning rate falls, by name; with "cosine" there are no plateaus.
     """
 
     patience: int = 50
     plateaus: int = 3
     max_evals: int | None = None
+    schedule: str = AtPlateaus.name
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.plateaus < 1 or (self.max_evals is not None and self.max_evals < 1):
             raise InvalidInput(f"patience, plateaus and evaluations must be at least 1, got {self}")
+        if self.schedule not in SCHEDULES:
+            raise UnknownName("schedule", self.schedule, SCHEDULES)
+        self.made()
+
+    def made(self) -> Schedule:
+        """The schedule; raises `InvalidInput` where it needs to know more."""
+        return SCHEDULES[self.schedule](self.patience, self.max_evals)
 
 
 @dataclass(slots=True)
@@ -44,7 +54,7 @@ class Protocol:
         evals: evaluations so far.
         since_best: evaluations since the best one, or since the last plateau.
         best: best validation accuracy, below 0 before the first.
-        reached: plateaus so far; the learning rate is the first one times 10 ** -reached.
+        reached: plateaus so far.
     """
 
     config: ProtocolConfig
@@ -60,7 +70,7 @@ class Protocol:
         improved = val_accuracy > self.best
         if improved:
             self.best, self.since_best = val_accuracy, 0
-        plateau = self.since_best >= self.config.patience
+        plateau = self.config.made().is_plateau(self.since_best)
         if plateau:
             self.reached, self.since_best = self.reached + 1, 0
         if self.finished:
@@ -68,6 +78,10 @@ class Protocol:
         if plateau:
             return Decision.LOWER
         return Decision.IMPROVED if improved else Decision.GO_ON
+
+    def share_of_lr(self, done: float) -> float:
+        """The learning rate over the first one, after so many evaluations' worth of steps."""
+        return self.config.made().share(done, self.reached)
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ground.documents import Amount, Count, Share, typed
 from models import Network
 from storage.ledger_chain import GENESIS, Seal
+from student_train.averaging import AveragedWeights
 from student_train.bound_method import Losses
 from student_train.protocol import Protocol
 from student_train.train_config import TrainConfig
@@ -35,10 +37,12 @@ class StudentState:
         learned: what its losses learn, there too.
         optimizer: of both.
         protocol: when to lower the learning rate and when to stop.
+        average: of the student's weights over steps; what is measured and kept then, in the student's place.
 
     Attributes:
-        modules: both, for saving.
-        best: weights of `modules` at the best validation accuracy.
+        modules: all that has weights, for saving.
+        result: what is measured and kept, with what its losses learn.
+        best: weights of `result` at the best validation accuracy.
         step: steps so far.
         rows: an evaluation each, as `metrics.csv` has them.
         losses: those of the steps since the last evaluation.
@@ -49,16 +53,31 @@ class StudentState:
     learned: nn.ModuleList
     optimizer: torch.optim.Optimizer
     protocol: Protocol
+    average: AveragedWeights | None = None
     step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Losses] = field(default_factory=list)
     seconds: float = 0.0
     modules: nn.ModuleList = field(init=False)
+    result: nn.ModuleList = field(init=False)
     best: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.modules = nn.ModuleList([self.student, self.learned])
+        averages = [] if self.average is None else [self.average]
+        self.modules = nn.ModuleList([self.student, self.learned, *averages])
+        self.result = nn.ModuleList([self.evaluated, self.learned])
         self.remember()
+
+    @property
+    def evaluated(self) -> Network:
+        """What is measured, and kept in the end."""
+        return self.student if self.average is None else self.average.network
+
+    def advance(self) -> None:
+        """The weights have made a step."""
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.student)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come."""
@@ -67,16 +86,18 @@ class StudentState:
 
     def remember(self) -> None:
         """These weights are the best so far."""
-        self.best = {name: tensor.detach().clone() for name, tensor in self.modules.state_dict().items()}
+        self.best = {name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()}
 
     @property
     def is_at_best(self) -> bool:
         """Whether the weights are the best ones, bit for bit."""
-        return all(torch.equal(tensor, self.best[name]) for name, tensor in self.modules.state_dict().items())
+        return all(torch.equal(tensor, self.best[name]) for name, tensor in self.result.state_dict().items())
 
     def go_back(self) -> None:
         """Return to the best weights; what pushed away from them is not carried over to them."""
-        self.modules.load_state_dict(self.best)
+        self.result.load_state_dict(self.best)
+        if self.average is not None:
+            self.student.load_state_dict(self.average.network.state_dict())
         self.optimizer.state.clear()
 
     def take_losses(self) -> tuple[float, list[float | None]]:
@@ -87,8 +108,9 @@ class StudentState:
         return total, [None if math.isnan(term) else term for term in terms]
 
     def is_finite(self) -> bool:
-        """Whether every weight of the student is a number."""
-        return bool(torch.stack([parameter.isfinite().all() for parameter in self.student.parameters()]).all())
+        """Whether every weight of the student is a number, and of the average."""
+        parameters = chain(self.student.parameters(), self.evaluated.parameters())
+        return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
 
     def saved(self) -> dict[str, Any]:
         """Tensors, numbers and text, from which `restore` goes on."""
@@ -115,15 +137,16 @@ class StudentState:
         _require(math.isfinite(found.seconds) and math.isfinite(found.protocol.best), "a number is not finite")
         _require(len(rows) == found.protocol.evals, f"{len(rows)} rows of {found.protocol.evals} evaluations")
         _require((found.protocol.best < 0) == (not rows), "the best accuracy is of no evaluation")
-        for name in ("best", "modules"):
-            _require_alike(state[name], self.modules.state_dict(), name)
+        for name, owner in (("best", self.result), ("modules", self.modules)):
+            _require_alike(state[name], owner.state_dict(), name)
         self.step, self.seconds = found.step, found.seconds
         self.losses = self._restored_losses(state, device)
         self.rows = json.loads(state["rows"])
         self.protocol.restore(state["protocol"])
-        self.modules.load_state_dict(state["best"])
+        self.result.load_state_dict(state["best"])
         self.remember()
         self.modules.load_state_dict(state["modules"])
+        _require(self.average is None or int(self.average.updates) == self.step, "the average is of other steps")
         # Groups are what the settings make them, and those are the same; the rest is checked, for nobody else does.
         momenta = self._checked_momenta(state["optimizer"]["state"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momenta})

@@ -79,5 +79,5 @@ def require_drawn(kind: str, method: MethodSpec, num_views: int) -> None:
     if asked and isinstance(method.sampling_of(num_views), AllViews):
         raise InvalidInput(
             f"{method.name} shows the student every stored view of an image, so that no {kind} one would be drawn; "
-            "leave out --student-view, or give another method"
+            "leave the student's view out, or give another method"
         )

@@ -29,6 +29,8 @@ class TrainConfig:
         student_view: "fresh" draws a crop and flip in every step, or a box where the store's views are boxes; "resized"
             draws a box in any case, "trivial" changes what is drawn by TrivialAugment; "teacher" replays the stored
             one; "auto" is "teacher" where feature maps are learned from, and else "fresh".
+        average: decay of the weights' average over steps, which is then what is measured and kept; 0 for none, see
+            `student_train.averaging`.
         stream: draw batches from a stream of blocks also where memory holds all rows.
         stream_rows: that they are drawn from at a time, which implies `stream`; None follows from the size of a row.
         test_every: measure the test images at every so many evaluations too, for curves; it decides nothing, so that a
@@ -46,6 +48,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     batch_size: int = 64
     student_view: str = "auto"
+    average: float = 0.0
     stream: bool = False
     stream_rows: int | None = None
     test_every: int | None = None
@@ -66,6 +69,8 @@ class TrainConfig:
             raise InvalidInput(f"--test-every must be at least 1, got {self.test_every}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InvalidInput(f"--lr must be a finite number above 0, got {self.lr}")
+        if not 0 <= self.average < 1:
+            raise InvalidInput(f"--average must be at least 0, which is none, and below 1, got {self.average}")
         for name in ("momentum", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

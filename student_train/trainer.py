@@ -35,8 +35,9 @@ from models.evaluation import count_correct
 from storage.manifest import Manifest
 from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings, RunStream
 from storage.store import Store
-from student_train.anchor import anchor, require_head
+from student_train.anchor import anchor, leaves_level_open, require_head
 from student_train.answers import require_answers
+from student_train.averaging import AveragedWeights
 from student_train.binding import Binding
 from student_train.block_stream import BlockStream
 from student_train.bound_method import Losses, bind_method
@@ -50,6 +51,7 @@ from student_train.rest.spec import require_rest
 from student_train.rest.terms import begin_terms, count_rows
 from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
+from student_train.schedule import AtPlateaus
 from student_train.signals import Moment
 from student_train.stepper import Stepper
 from student_train.streamed_data import Streaming, load_data
@@ -123,7 +125,8 @@ class Trainer:
         optimizer = make_optimizer(config, [*student.parameters(), *bound.learned.parameters()])
         # Every row has come once by then, but those of small sets more often.
         self.eval_every = max(ceil(data.n / config.batch_size), *(term.steps_per_epoch for term in self.rest), 1)
-        self.state = StudentState(student, learned, optimizer, Protocol(config.protocol))
+        average = AveragedWeights(student, config.average) if config.average else None
+        self.state = StudentState(student, learned, optimizer, Protocol(config.protocol), average)
         stepper = Stepper if ranks.alone else partial(RankedStepper, ranks=ranks)
         self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every, self.rest)
         self.threads: list[int] = []
@@ -244,10 +247,10 @@ class Trainer:
 
     def train_interval(self, stop: StopRequest) -> bool:
         """Train until an evaluation is due; false if the user asked to stop before."""
-        self.state.set_lr(self._lr)
         self.state.student.train()
         due = (self.state.protocol.evals + 1) * self.eval_every
         while self.state.step < due:
+            self.state.set_lr(self._lr_of(self.state.step))
             self.state.losses.append(self.train_step())
             # All ranks stop after the same step, whichever of them was asked to.
             if self.ranks.any(stop.requested) and self.state.step < due:
@@ -264,9 +267,9 @@ class Trainer:
         assert said is not None
         return said
 
-    @property
-    def _lr(self) -> float:
-        return self.config.lr * 0.1**self.state.protocol.reached
+    def _lr_of(self, step: int) -> float:
+        """The learning rate of a step, from 0, as far as it is known by now."""
+        return self.config.lr * self.state.protocol.share_of_lr(step / self.eval_every)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the student and decide what follows; returns a row of metrics.csv.
@@ -274,10 +277,10 @@ class Trainer:
         Raises:
             Diverged: a loss or a weight is not finite.
         """
-        (train_loss, terms), lr = self.state.take_losses(), self._lr
+        (train_loss, terms), lr = self.state.take_losses(), self._lr_of(self.state.step - 1)
         self._require_finite(train_loss)
-        if self.method.is_anchored:
-            anchor(self.state.student, self.data, self.stepper.method)
+        if leaves_level_open(self.state.student, self.method):
+            anchor(self.state.evaluated, self.data, self.stepper.method)
         # GPUs of several kinds round what each rank computes for itself apart.
         self.ranks.align(self.state.modules.state_dict().values())
         val_accuracy = self.accuracy_on(self.data.val)
@@ -321,17 +324,17 @@ class Trainer:
             )
 
     def accuracy_on(self, images: Evaluated) -> float:
-        """Top-1 accuracy of the student as it is, in [0, 1]; each rank measures its share of the batches."""
+        """Top-1 accuracy of the student, or its average, in [0, 1]; each rank measures its share of the batches."""
         own = islice(images.batches(self.data.rendering), self.ranks.rank, None, self.ranks.count)
-        correct, total = self.ranks.totals(*count_correct(self.state.student, own, self.data.compute))
+        correct, total = self.ranks.totals(*count_correct(self.state.evaluated, own, self.data.compute))
         return correct / total
 
     def _test_accuracies(self) -> tuple[float, float]:
-        """Of the last weights and of the best, which the student has from then on."""
+        """Of the last weights and of the best, which the result has from then on."""
         last = self.accuracy_on(self.data.test)
         if self.state.is_at_best:
             return last, last
-        self.state.modules.load_state_dict(self.state.best)
+        self.state.result.load_state_dict(self.state.best)
         return last, self.accuracy_on(self.data.test)
 
     def _finish(self, last_test_accuracy: float, test_accuracy: float) -> dict[str, Any]:
@@ -358,7 +361,7 @@ class Trainer:
             versions={package: version(package) for package in ("teacher-cache", "torch", "numpy")},
         )
         self.folder.save_metrics(self.state.rows)
-        self.folder.save_result(self.state.student, record, self.data.place, self.data.manifest)
+        self.folder.save_result(self.state.evaluated, record, self.data.place, self.data.manifest)
         return record.document()
 
     def _teacher_calls(self) -> int:
@@ -396,10 +399,13 @@ class Trainer:
             weight_decay=config.weight_decay,
             batch_size=config.batch_size,
             student_view=config.student_view,
+            average=config.average or UNSET,
             protocol=RunProtocol(
                 patience=config.protocol.patience,
                 plateaus=config.protocol.plateaus,
                 max_evals=config.protocol.max_evals,
+                # What runs of earlier releases do not say, those of the same settings do not either.
+                schedule=UNSET if config.protocol.schedule == AtPlateaus.name else config.protocol.schedule,
             ),
             recipe=self.method.describe(),
             n=self.data.num_asked,

@@ -345,6 +345,10 @@ BAD_TRAININGS = {
     "no number": (("--lr", "nan"), "finite number above 0"),
     "idle comparison": (("--comparison", "all"), "goes with --loss"),
     "unknown view": (("--student-view", "stale"), "no student view is called 'stale'"),
+    "a view that is not drawn": (("--method", "mlkd", "--student-view", "trivial"), "no trivial one would be drawn"),
+    "unknown schedule": (("--schedule", "cosin"), "no schedule is called 'cosin'; did you mean cosine"),
+    "a schedule without end": (("--schedule", "cosine"), "say after how many evaluations it ends, with --max-evals"),
+    "an average of nothing": (("--average", "1"), "--average must be at least 0, which is none, and below 1"),
     "a lost device": (("--device", "cuda:99"), "pass --device cpu"),
 }
 

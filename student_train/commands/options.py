@@ -46,9 +46,16 @@ _OPTIONS = (
     click.option("--max-evals", type=int, help="Stop after this many evaluations."),
     click.option("--test-every", type=int, help="Measure test images at every so many evaluations too, for curves."),
     setting_option(
+        ProtocolConfig, "schedule", help="Of the learning rate: plateau, or cosine, which falls to 0 at --max-evals."
+    ),
+    setting_option(
         TrainConfig,
         "student_view",
-        help="fresh crops, or teacher to replay what it saw; auto: teacher where feature maps are learned from.",
+        help="fresh crops, resized boxes, trivial for TrivialAugment, or teacher to replay what it saw; auto: teacher "
+        "where feature maps are learned from, and else fresh.",
+    ),
+    setting_option(
+        TrainConfig, "average", help="Measure and keep an average of the weights over steps, of this decay; 0: none."
     ),
     click.option("--stream", is_flag=True, help="Read blocks while training, also where memory holds all rows."),
     click.option("--stream-rows", type=int, help="Rows that a stream draws batches from.  [default: by their size]"),

@@ -55,7 +55,9 @@ def _train(
     patience: int,
     max_evals: int | None,
     test_every: int | None,
+    schedule: str,
     student_view: str,
+    average: float,
     stream: bool,
     stream_rows: int | None,
     device: str,
@@ -78,10 +80,11 @@ def _train(
         lr=lr,
         batch_size=batch_size,
         student_view=student_view,
+        average=average,
         stream=stream,
         stream_rows=stream_rows,
         test_every=test_every,
-        protocol=ProtocolConfig(patience=patience, max_evals=max_evals),
+        protocol=ProtocolConfig(patience=patience, max_evals=max_evals, schedule=schedule),
     )
     rows = Store.open(store).manifest.n if n is None else n
     path = out if out is not None else _default_out(store, config, written, rows)

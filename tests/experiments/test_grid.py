@@ -57,6 +57,18 @@ def test_a_grid_says_what_its_file_says(read):
     assert grid.num_runs == len(plan_runs(grid, "fp32")) == 3 * 2 * 3 * 2
 
 
+def test_the_recipe_around_the_loss_can_be_set_and_chosen_by_validation(read):
+    training = "training: {max_evals: 4, average: 0.999, student_view: trivial}"
+    choose = "choose: {schedule: [plateau, cosine], average: [0, 0.99]}"
+    text = LINES.replace("training: {max_evals: 4, weight_decay: 1e-4}", training)
+    grid = read(text.replace("choose: {lr: [0.1, 5e-2]}", choose))
+    configs = grid.methods[0].configs("resnet8", seed=0)
+    assert [(config.protocol.schedule, config.average) for config in configs] == [
+        ("plateau", 0), ("plateau", 0.99), ("cosine", 0), ("cosine", 0.99),
+    ]  # fmt: skip
+    assert {config.student_view for config in configs} == {"trivial"}
+
+
 def test_n_can_be_a_list_and_seeds_too(read):
     grid = read(LINES.replace("{from: 100, to: 300, step: 100}", "[300, 64]").replace("seeds: 2", "seeds: [5, 3]"))
     assert (grid.sizes, grid.seeds) == ((64, 300), (5, 3))
@@ -133,6 +145,10 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("lr: [0.1, 5e-2]", "lr: [0.1, 0.1]", 11, "0.1 twice"),
         ("lr: [0.1, 5e-2]", f"lr: [1{'0' * 400}]", 11, "must be a number"),
         ("lr: [0.1, 5e-2]", f"lr: {list(range(1, 1002))}", 6, "more than 1000 trainings"),
+        ("max_evals: 4", "max_evals: 4, average: 1", 6, "--average must be at least 0, which is none, and below 1"),
+        ("max_evals: 4", "max_evals: 4, schedule: cosin", 12, "no schedule is called 'cosin'; did you mean cosine"),
+        ("max_evals: 4", "schedule: cosine", 6, "say after how many evaluations it ends"),
+        ("max_evals: 4", "max_evals: 4, student_view: trival", 12, "did you mean trivial"),
         ("max_evals: 4", "max_evals: 4, momentum: -1", 6, "momentum must be a finite number of at least 0"),
         ("lr: [0.1, 5e-2]", "lr: [-0.1]", 6, "finite number above 0"),
         ("max_evals: 4", "max_eval: 4", 12, "did you mean max_evals"),

@@ -12,6 +12,7 @@ from experiments.execution import cost
 from experiments.grid import read_grid
 from experiments.plan import one_a_teacher, plan_runs, plan_stores
 from experiments.stores import Stores
+from ground.errors import InvalidInput
 from tests.experiments.grids import small, write
 
 
@@ -43,6 +44,9 @@ def test_more_methods_seeds_and_sizes_leave_the_other_runs_where_they_are(tmp_pa
         {"training": {"max_evals": 3}},
         {"training": {"max_evals": 2, "lr": 0.1}},
         {"training": {"max_evals": 2, "patience": 7}},
+        {"training": {"max_evals": 2, "average": 0.99}},
+        {"training": {"max_evals": 2, "schedule": "cosine"}},
+        {"training": {"max_evals": 2, "student_view": "trivial"}},
         {"training": {"max_evals": 2, "stream": True}},
         {"training": {"max_evals": 2, "stream_rows": 128}},
         {"store": {"seed": 1}},
@@ -62,6 +66,22 @@ def test_what_is_measured_for_curves_changes_no_folder_and_no_description(tmp_pa
     runs, others = (plan_runs(planned, "fp32") for planned in (grid, measured))
     assert {run.config.test_every for run in others} == {1}
     assert [run.describe() for run in runs] == [run.describe() for run in others]
+
+
+def test_settings_that_say_what_is_the_case_without_them_leave_runs_where_they_are(tmp_path, weights, grid):
+    training = {"max_evals": 2, "average": 0, "schedule": "plateau"}
+    assert folders(read_grid(write(tmp_path / "said.yaml", small(weights, seeds=2, training=training)))) == folders(
+        grid
+    )
+    settings = [run.describe()["settings"] for run in plan_runs(grid, "fp32")]
+    assert not any({"average", "schedule"} & said.keys() for said in settings)
+
+
+def test_views_that_a_method_would_not_draw_are_refused_with_its_line(tmp_path, weights):
+    methods = ["kd", {"method": "mlkd", "training": {"student_view": "resized"}}]
+    grid = read_grid(write(tmp_path / "grid.yaml", small(weights, methods=methods)))
+    with pytest.raises(InvalidInput, match="line 9: mlkd: mlkd shows the student every stored view of an image"):
+        plan_runs(grid, "fp32")
 
 
 def test_folders_keep_the_names_that_earlier_releases_gave_them():

@@ -122,16 +122,17 @@ def test_losses_see_the_student_that_simkd_made(rich_store, tmp_path):
         train(rich_store, tmp_path, "simkd", "simkd:on=pooled")
 
 
-def test_a_reused_last_layer_is_not_anchored(rich_store, tmp_path):
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_reused_last_layer_is_not_anchored(rich_store, tmp_path, average):
     method = parse_losses(["simkd:compared=true"], "sampled")
-    config = TrainConfig(student="resnet8", batch_size=8, protocol=ProtocolConfig(max_evals=1))
+    config = TrainConfig(student="resnet8", batch_size=8, average=average, protocol=ProtocolConfig(max_evals=1))
     trainer = Trainer.open(config, rich_store, None, method, CPU, RunFolder(tmp_path))
     trainer.run()
     state = load_file(tmp_path / "student.safetensors")
     kept = Store.open(rich_store).read_parameters()
     torch.testing.assert_close(state["classifier.bias"], torch.from_numpy(kept["head/bias"]), rtol=0, atol=0)
     images = torch.zeros(2, 3, 32, 32)
-    torch.testing.assert_close(rebuild("resnet8", state).eval()(images), trainer.state.student.eval()(images))
+    torch.testing.assert_close(rebuild("resnet8", state).eval()(images), trainer.state.evaluated.eval()(images))
 
 
 def test_maps_are_learned_from_the_crop_that_the_teacher_saw(rich_store, tmp_path):

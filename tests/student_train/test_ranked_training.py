@@ -87,6 +87,19 @@ def test_only_the_first_rank_speaks(of_two):
     assert said["rank1.out"] == said["rank1.err"] == ""
 
 
+def test_two_ranks_average_weights_draw_views_and_lower_the_rate_as_one_process(built_store, tmp_path):
+    recipe = ("--average", "0.9", "--schedule", "cosine", "--student-view", "trivial")
+    done = run_command("ckd-train", *arguments(built_store, tmp_path / "one", *recipe))
+    assert done.returncode == 0, done.stderr
+    codes, said = train_in_ranks(tmp_path, arguments(built_store, tmp_path / "two", *recipe))
+    assert codes == [0, 0], said
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+    assert results(tmp_path / "two")[0]["average"] == 0.9
+    ours, theirs = (load_file(tmp_path / run / "student.safetensors") for run in ("two", "one"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_all_and_the_run_goes_on_to_the_same_end(built_store, of_two, tmp_path, killed):
     words = arguments(built_store, tmp_path / "run", "--resume")

@@ -14,6 +14,7 @@ from torch import nn
 
 from models import create_model
 from storage.ledger_chain import Seal
+from student_train.averaging import AveragedWeights
 from student_train.bound_method import Losses
 from student_train.protocol import Protocol, ProtocolConfig
 from student_train.student_state import StudentState, state_digest
@@ -22,14 +23,15 @@ CPU = torch.device("cpu")
 ROW = {"step": 3, "epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_accuracy": 0.5, "test_accuracy": 0.5}
 
 
-def fresh(seed: int) -> StudentState:
+def fresh(seed: int, average: float = 0.0) -> StudentState:
     student, learned = (
         create_model("resnet8", num_classes=5, seed=seed),
         nn.ModuleList([nn.Identity(), nn.Linear(2, 2)]),
     )
     parameters = [*student.parameters(), *learned.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-    return StudentState(student, learned, optimizer, Protocol(ProtocolConfig()))
+    averaged = AveragedWeights(student, average) if average else None
+    return StudentState(student, learned, optimizer, Protocol(ProtocolConfig()), averaged)
 
 
 def step(state: StudentState) -> None:
@@ -37,7 +39,7 @@ def step(state: StudentState) -> None:
     state.optimizer.zero_grad()
     said.square().sum().backward()
     state.optimizer.step()
-    state.step += 1
+    state.advance()
     state.losses.append(Losses(said.detach().sum(), torch.stack([said.detach().mean(), torch.tensor(2.0)])))
 
 
@@ -52,8 +54,9 @@ def weights(state: StudentState) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in state.modules.parameters()])
 
 
-def test_a_restored_state_goes_on_as_the_saved_one():
-    one, other = fresh(0), fresh(1)
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_restored_state_goes_on_as_the_saved_one(average):
+    one, other = fresh(0, average), fresh(1, average)
     for _ in range(2):
         step(one)
     one.remember()
@@ -126,6 +129,45 @@ def test_going_back_forgets_the_momentum():
     state.go_back()
     assert torch.equal(weights(state), before)
     assert not state.optimizer.state
+
+
+def test_the_best_average_becomes_both_the_average_and_the_weights_that_go_on():
+    state = fresh(0, average=0.9)
+    for _ in range(3):
+        step(state)
+    best = {name: tensor.clone() for name, tensor in state.evaluated.state_dict().items()}
+    assert state.evaluated is not state.student
+    assert any(not torch.equal(tensor, state.student.state_dict()[name]) for name, tensor in best.items())
+    state.remember()
+    step(state)
+    state.go_back()
+    for network in (state.student, state.evaluated):
+        assert all(torch.equal(tensor, best[name]) for name, tensor in network.state_dict().items())
+    assert not state.optimizer.state
+    # It goes on from there, and is not at its beginning.
+    step(state)
+    assert int(state.average.updates) == state.step == 5
+
+
+def test_the_state_of_an_average_that_somebody_changed_is_refused():
+    state = fresh(0, average=0.9)
+    step(state)
+    for name, value in (("2.updates", torch.tensor(-10)), ("2.network.fc.weight", torch.zeros(5, 63))):
+        saved = written_and_read(state.saved())
+        saved["modules"][name] = value
+        with pytest.raises(ValueError, match="the average is of other steps|is of another shape"):
+            fresh(1, average=0.9).restore(saved, CPU)
+    # A run with an average does not go on from the state of one without, nor the other way.
+    for one, other in ((0.0, 0.9), (0.9, 0.0)):
+        with pytest.raises(ValueError, match="the names are others"):
+            fresh(1, other).restore(written_and_read(fresh(0, one).saved()), CPU)
+
+
+def test_an_average_that_is_no_number_is_seen():
+    state = fresh(0, average=0.9)
+    with torch.no_grad():
+        state.evaluated.head.weight[0, 0] = math.nan
+    assert not state.is_finite()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

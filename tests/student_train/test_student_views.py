@@ -114,7 +114,7 @@ def test_views_that_would_not_be_drawn_are_refused_before_anything_is_loaded(bui
         raise AssertionError("nothing is to be loaded")
 
     config = TrainConfig(student="resnet8", student_view=kind)
-    said = f"mlkd shows the student every stored view of an image, so that no {kind} one would be drawn; leave out"
+    said = f"mlkd shows the student every stored view of an image, so that no {kind} one would be drawn; leave the"
     with pytest.raises(InvalidInput, match=said):
         Trainer.open(config, built_store, 48, parse_method("mlkd"), CPU, RunFolder(tmp_path / "run"), load=load)
     require_drawn("fresh", parse_method("mlkd"), 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -49,8 +50,8 @@ CPU = Compute(torch.device("cpu"), "fp32")
 
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     evals = settings.pop("max_evals", 4)
-    patience = settings.pop("patience", 50)
-    protocol = ProtocolConfig(max_evals=evals, patience=patience)
+    chosen = {name: settings.pop(name) for name in ("patience", "schedule") if name in settings}
+    protocol = ProtocolConfig(max_evals=evals, **chosen)
     config = TrainConfig(student="resnet8", protocol=protocol, **settings)
     return Trainer.open(config, store, n, parse_method(method), CPU, RunFolder(out))
 
@@ -108,6 +109,112 @@ def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkey
     resumed.run(resume=True)
     assert len({row["lr"] for row in resumed.state.rows}) > 1, "the test needs a plateau"
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+RECIPES = {
+    "average": {"average": 0.99, "patience": 1, "lr": 0.3},
+    "cosine": {"schedule": "cosine", "patience": 1, "student_view": "resized"},
+    "both": {"average": 0.9, "schedule": "cosine", "student_view": "trivial"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
+    settings = {"max_evals": 7, **RECIPES[recipe]}
+    make_trainer(built_store, tmp_path / "whole", "ckd", **settings).run()
+
+    def die(row):
+        if row["epoch"] == 4:
+            raise MemoryError("as if the process had died")
+
+    with pytest.raises(MemoryError):
+        make_trainer(built_store, tmp_path / "resumed", "ckd", **settings).run(on_eval=die)
+    resumed = make_trainer(built_store, tmp_path / "resumed", "ckd", **settings)
+    resumed.run(resume=True)
+    assert len({row["lr"] for row in resumed.state.rows}) > 1, "the test needs a rate that falls"
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+    with pytest.raises(InvalidInput, match="was started with"):
+        make_trainer(built_store, tmp_path / "resumed", "ckd", max_evals=7).run(resume=True)
+
+
+def test_a_recipe_is_in_the_record_and_the_usual_one_leaves_it_as_it_was(built_store, tmp_path):
+    usual = make_trainer(built_store, tmp_path / "usual", max_evals=1).run()
+    assert "average" not in usual
+    assert "schedule" not in usual["protocol"]
+    other = make_trainer(
+        built_store, tmp_path / "other", max_evals=1, average=0.99, schedule="cosine", student_view="trivial"
+    ).run()
+    assert (other["average"], other["protocol"]["schedule"], other["student_view"]) == (0.99, "cosine", "trivial")
+
+
+def test_the_rate_of_every_step_follows_the_cosine(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", n=48, max_evals=4, batch_size=16, lr=0.2, schedule="cosine")
+    step, rates = trainer.train_step, []
+
+    def noting():
+        rates.append(trainer.state.optimizer.param_groups[0]["lr"])
+        return step()
+
+    trainer.train_step = noting
+    trainer.run()
+    # Four evaluations of three steps.
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
+    assert (rates[0], rates[6]) == pytest.approx((0.2, 0.1))
+    assert [row["lr"] for row in trainer.state.rows] == [rates[2], rates[5], rates[8], rates[11]]
+
+
+def heads_of_a_run(trainer: Trainer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The head's weight as training begins and after each step, and as it is measured each time; float64."""
+    after, measured = [trainer.state.student.head.weight.detach().double().clone()], []
+    step, accuracy_on = trainer.train_step, trainer.accuracy_on
+
+    def stepping():
+        losses = step()
+        after.append(trainer.state.student.head.weight.detach().double().clone())
+        return losses
+
+    def measuring(images):
+        measured.append(trainer.state.evaluated.head.weight.detach().double().clone())
+        return accuracy_on(images)
+
+    trainer.train_step, trainer.accuracy_on = stepping, measuring
+    trainer.run()
+    return after, measured
+
+
+def test_what_is_measured_and_kept_is_the_average_while_the_weights_go_their_own_way(built_store, tmp_path):
+    settings = {"n": 48, "max_evals": 3, "batch_size": 16}
+    plain, _ = heads_of_a_run(make_trainer(built_store, tmp_path / "plain", "kd", **settings))
+    averaged = make_trainer(built_store, tmp_path / "averaged", "kd", average=0.999, **settings)
+    weights, measured = heads_of_a_run(averaged)
+    assert len(weights) == 1 + 9
+    assert all(torch.equal(one, other) for one, other in zip(weights, plain, strict=True))
+    average, averages = weights[0], []
+    for count, weight in enumerate(weights[1:]):
+        decay = min(0.999, (1 + count) / (10 + count))
+        average = decay * average + (1 - decay) * weight
+        averages.append(average)
+    # Validation three times, then test of the last average.
+    for found, step in zip(measured[:4], (3, 6, 9, 9), strict=True):
+        torch.testing.assert_close(found, averages[step - 1], rtol=1e-5, atol=1e-6)
+    best = max(averaged.state.rows, key=lambda row: row["val_accuracy"])
+    kept = load_file(tmp_path / "averaged" / "student.safetensors")["fc.weight"]
+    torch.testing.assert_close(kept.double(), averages[best["step"] - 1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_plateau_goes_back_to_the_best_average(built_store, tmp_path, monkeypatch):
+    trainer = make_trainer(built_store, tmp_path / "run", patience=1, max_evals=9, average=0.9)
+    accuracies = iter([0.5, 0.4])
+    monkeypatch.setattr(trainer, "accuracy_on", lambda images: next(accuracies))
+    stop = StopRequest()
+    trainer.train_interval(stop)
+    trainer.evaluate()
+    best = {name: tensor.clone() for name, tensor in trainer.state.evaluated.state_dict().items()}
+    trainer.train_interval(stop)
+    trainer.evaluate()
+    for network in (trainer.state.student, trainer.state.evaluated):
+        assert all(torch.equal(tensor, best[name]) for name, tensor in network.state_dict().items())
 
 
 def test_stopping_between_evaluations_changes_nothing(built_store, tmp_path):
@@ -255,6 +362,23 @@ def test_training_anchors_before_it_measures(built_store, tmp_path):
         trainer.train_step = throw_off
         trainer.run()
         assert (trainer.state.student.head.bias[3].item() > 500) is moved
+
+
+def test_the_level_is_set_of_the_average_where_that_is_measured(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", "ckd", max_evals=2, average=0.9)
+    raw = trainer.state.student.head.bias.detach().clone()
+    trainer.train_interval(StopRequest())
+    trainer.evaluate()
+    average, data = trainer.state.evaluated, trainer.data
+    with torch.inference_mode():
+        batches = evaluation_batches(data.train.images, data.train.labels, data.rendering)
+        logits = torch.cat([average(inputs) for inputs, _ in batches])
+    targets = (data.outputs["logits"][:, 0] + torch.nn.functional.one_hot(data.train.labels, 10)) / 2
+    torch.testing.assert_close(logits.mean(dim=0), targets.mean(dim=0), rtol=1e-3, atol=1e-3)
+    # No loss of comparisons moves the bias that is trained, and nothing else does but weight decay.
+    torch.testing.assert_close(trainer.state.student.head.bias.detach(), raw, rtol=0.01, atol=1e-5)
+    assert not average.training
+    assert trainer.state.student.training
 
 
 def test_each_pass_goes_through_batch_norm_alone(built_store, tmp_path):
