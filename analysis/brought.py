@@ -10,7 +10,10 @@ import pandas as pd
 
 from analysis.figures import Pair, of_pair
 
-CHOSEN_BY = "The best method here is the one with the best validation accuracy, so that test accuracy chose nothing."
+CHOSEN_BY = (
+    "The best method here is the one with the best validation accuracy, so that test accuracy chose nothing. Over as "
+    "few as three pairs of runs an interval is rough, and rather too narrow."
+)
 
 
 def brought(beyond: pd.DataFrame, pairs: Sequence[Pair]) -> list[str]:

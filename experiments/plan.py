@@ -22,6 +22,7 @@ from experiments.layers import student_layers, teacher_layers
 from experiments.rests import rest_of_run
 from ground.errors import CKDError, InvalidInput
 from models import model_names
+from storage.manifest import FILE_NAME, Manifest
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
 from student_train.schedule import AtPlateaus
@@ -184,6 +185,7 @@ def _runs(grid: Grid, precision: str, out: Path, images: int) -> Iterator[Planne
                     sample_seed,
                     config,
                     precision,
+                    out,
                     recipe=learned[n, entry.label].recipe,
                     images_per_step=steps[entry.label].get((n, config.batch_size), config.batch_size),
                     beyond=max(0, images - n),
@@ -243,6 +245,7 @@ def _run(
     sample_seed: int,
     config: TrainConfig,
     precision: str,
+    out: Path,
     *,
     recipe: dict[str, Any],
     images_per_step: int,
@@ -262,14 +265,14 @@ def _run(
     # Digests of grids from before there was one stay what they were.
     if grid.split is not None:
         identity |= {"split": grid.split, "split_seed": grid.split_seed}
-    # What is beyond n, and how many validation images go with its labels, follows from the store.
+    store = _store_folder(grid, pair, sample_seed)
     if entry.rest:
-        identity["rest"] = {"images": grid.store.rest, "largest_n": grid.sizes[-1]}
+        identity["rest"] = _kept_rest(grid, out / store)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
     name = f"{slug(entry.label)}-n{n}{_of_sample(grid, sample_seed)}-seed{config.seed}-{digest}"
     return PlannedRun(
         folder=f"runs/{slug(pair.teacher)}-{slug(pair.student)}-{_dataset_slug(grid)}/{name}",
-        store=_store_folder(grid, pair, sample_seed),
+        store=store,
         teacher=pair.teacher,
         student=pair.student,
         dataset=_dataset_slug(grid),
@@ -284,6 +287,16 @@ def _run(
         precision=precision,
         recipe=recipe,
     )
+
+
+def _kept_rest(grid: Grid, folder: Path) -> dict[str, int | None]:
+    """What of a store decides which images are beyond an n, and how many validation images go with their labels: what
+    the grid asks for, or what is there already where that is more, since nothing is taken from a store.
+    """
+    before = Manifest.load(folder) if (folder / FILE_NAME).exists() else None
+    n = max(grid.sizes[-1], 0 if before is None else before.n)
+    images = None if grid.store.rest is None else max(n + grid.store.rest, 0 if before is None else before.num_images)
+    return {"images": images, "largest_n": n}
 
 
 def _as_given(config: TrainConfig) -> dict[str, Any]:

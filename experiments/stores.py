@@ -116,6 +116,14 @@ class Stores:
             draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0], self.dataset.is_labelled)
         except InvalidInput as error:
             raise self.grid.refused("n", error) from error
+        kept, there = self.grid.store.rest, self._labels(replace(self.grid, store=replace(self.grid.store, rest=None)))
+        room = min(map(len, there)) - self.grid.sizes[-1]
+        if kept is not None and kept > room:
+            raise self.grid.refused(
+                "store",
+                f"rest is {kept}, and {self.dataset.name} has {room} images beside the largest n and those for "
+                "validation; give that, or all",
+            )
         if self.grid.test_images > len(self.dataset.test):
             raise self.grid.refused("test_images", f"{self.dataset.name} has {len(self.dataset.test)} test images")
 

@@ -95,6 +95,14 @@ def test_a_rest_changes_the_folders_of_those_alone_that_learn_from_it(tmp_path, 
     assert grown & set(one.values()) == {one["vanilla"]}
 
 
+def test_a_store_that_keeps_more_than_the_grid_asks_for_decides_which_runs_they_are(finished, tmp_path, weights):
+    out, asked = finished / "out", with_rest(weights)
+    made = {run.folder for run in planned(tmp_path, asked, out)}
+    assert made == {run.folder for run in planned(tmp_path, asked)}
+    # Nothing is taken from the store, so that runs which would find what it keeps now are the same.
+    assert {run.folder for run in planned(tmp_path, with_rest(weights, store={"rest": 20}), out)} == made
+
+
 def test_each_seed_and_sample_has_one_run_of_labels_alone_after_the_methods(tmp_path, weights):
     runs = planned(tmp_path, with_rest(weights, seeds=2, sample_seeds=2, n=[24, 48]))
     alone = [run for run in runs if run.label == ALL_LABELS]
@@ -140,6 +148,12 @@ def test_a_rest_of_which_nothing_is_left_is_refused_with_the_line(tmp_path, weig
     grid = read_grid(write(tmp_path / "grid.yaml", document))
     with pytest.raises(InvalidInput, match=r"line \d+: kd \+ labels: digits has 1 images beside the 24"):
         Stores(grid, tmp_path / "out", "cpu").check_labels()
+
+
+def test_more_rest_than_there_is_names_the_line(tmp_path, weights):
+    grid = read_grid(write(tmp_path / "grid.yaml", with_rest(weights, n=[150], store={"rest": 1001})))
+    with pytest.raises(InvalidInput, match=r"line \d+: rest is 1001, and digits has 1000 images beside the largest n"):
+        Stores(grid, tmp_path / "out", "cpu")
 
 
 def test_a_path_of_a_proxy_is_below_the_grids_folder_with_what_the_run_is(finished, tmp_path):
