@@ -176,7 +176,10 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
     base = alt.Chart().transform_filter(_IS_SHOWN).encode(x=x, color=_colour(drawn))
     chart = _over(
         rows,
-        base.mark_line(strokeWidth=2).encode(y=y, strokeDash=_dash(drawn), opacity=_unless_another()),
+        # The layer that hears the pointer, beside those with a tooltip.
+        base.mark_line(strokeWidth=2)
+        .encode(y=y, strokeDash=_dash(drawn), opacity=_unless_another())
+        .add_params(_HOVERED),
         base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_unless_another()),
         base.mark_point(filled=True, size=70, opacity=1).encode(
             y=y, shape=_shape(drawn), tooltip=_tooltip(tooltip), opacity=_unless_another()
@@ -198,7 +201,7 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
             f"deviation over {averaged_over(curves)}. The highest is {best['label']} at n = {best['n']:,} with "
             f"{100 * best['mean']:.1f} %.{labels}"
         ),
-        chart=_plain(alt.layer(*across, chart).add_params(_shown(drawn), _HOVERED)),
+        chart=_plain(alt.layer(*across, chart).add_params(_shown(drawn))),
         frame=ours[["label", "n", "mean", "std", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,

@@ -7,7 +7,7 @@ every step is one call into the stage that owns it, and is what the commands `ck
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from ground.options import device_option, json_option
 from ground.terminal import note, print_json, progress, say
 from models.compute import Compute
 from storage.ledger import Ledger
+from storage.manifest import Manifest
 from storage.store import LEDGER_FILE
+from student_train.method_spec import MethodSpec
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig
+from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
@@ -31,6 +34,7 @@ from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.prepare import prepare_build
+from teacher_cache.rest import Rest
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 
 # Room in the budget for the calls that an interrupted build may lose.
@@ -63,7 +67,8 @@ class DemoConfig:
 def demo_command(out: Path, device: str, as_json: bool) -> None:
     """Run both stages on scikit-learn's handwritten digits; run it again to go on, or to see the table again."""
     started = time.monotonic()
-    results = demo(out, DemoConfig(), Compute.choose(device))
+    config, compute = DemoConfig(), Compute.choose(device)
+    results = [*demo(out, config, compute), train_on_labels_alone(out, config, compute)]
     print_json(results) if as_json else _show_results(out, results)
     note(f"{time.monotonic() - started:.0f} s")
 
@@ -108,6 +113,8 @@ def build_demo_store(folder: Path, weights: Path, config: DemoConfig, compute: C
             device=str(compute.device),
             store=folder,
             seed=config.seed,
+            # The images that it is not asked about are kept with their labels.
+            rest=Rest(None),
         )
     )
     with progress("store: teacher calls", prepared.plan.total_calls, prepared.plan.paid_calls) as advance:
@@ -125,12 +132,24 @@ def train_demo_student(
     out: Path, store: Path, method: str, n: int, config: DemoConfig, compute: Compute
 ) -> dict[str, Any]:
     """Train one student, or return the result of a run that was finished before."""
-    recipe = parse_method(method)
-    evaluations = config.steps // ceil(n / 64)
+    return _train(out, store, parse_method(method), n, config.steps // ceil(n / 64), config, compute)
+
+
+def train_on_labels_alone(out: Path, config: DemoConfig, compute: Compute) -> dict[str, Any]:
+    """The student to compare all others with: every labelled image, and no call; after `demo`."""
+    store = out / "store"
+    recipe = replace(parse_method("vanilla"), rest=parse_rest(["ce"]))
+    evaluations = max(1, config.steps // ceil(Manifest.load(store).num_images / 64))
+    return _train(out, store, recipe, 0, evaluations, config, compute)
+
+
+def _train(
+    out: Path, store: Path, recipe: MethodSpec, n: int, evaluations: int, config: DemoConfig, compute: Compute
+) -> dict[str, Any]:
     protocol = ProtocolConfig(max_evals=evaluations)
     training = TrainConfig(student=config.student, seed=config.seed, protocol=protocol)
-    trainer = Trainer.open(training, store, n, recipe, compute, RunFolder(out / "runs" / f"{method}-n{n}"))
-    with progress(f"{method} n={n}: evaluations", evaluations) as advance:
+    trainer = Trainer.open(training, store, n, recipe, compute, RunFolder(out / "runs" / f"{recipe.name}-n{n}"))
+    with progress(f"{recipe.name} n={n}: evaluations", evaluations) as advance:
         return trainer.run(resume=True, on_eval=lambda row: advance(1, f"validation {row['val_accuracy']:.3f}"))
 
 
@@ -138,7 +157,8 @@ def _show_results(out: Path, results: list[dict[str, Any]]) -> None:
     table = Table("method", "n", "teacher calls", "test accuracy", title="Students")
     for result in results:
         accuracy = f"{result['test_accuracy']:.4f}"
-        table.add_row(result["method"], str(result["n"]), str(result["teacher_calls"]), accuracy)
+        method = result["method"] if result["n"] else f"{result['method']}, all labels"
+        table.add_row(method, str(result["n"]), str(result["teacher_calls"]), accuracy)
     Console().print(table)
     for name, path in {
         "teacher": out / "teacher.safetensors",

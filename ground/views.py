@@ -20,6 +20,8 @@ from ground.geometry import VIEW_POLICIES, Rendering, ViewGeometry, numbers_of_v
 
 # Numbers that torch works on by one thread.
 _NOT_SHARED = (1 << 15) - 1
+# Images of a batch of an evaluation.
+EVALUATED_AT_ONCE = 256
 
 
 def draw_views(geometry: ViewGeometry, count: int, generator: torch.Generator, *, boxes: bool = False) -> Tensor:
@@ -182,10 +184,15 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def evaluation_batches(
-    images: Tensor, labels: Tensor, rendering: Rendering, batch_size: int = 256
+    images: Tensor, labels: Tensor, rendering: Rendering, batch_size: int = EVALUATED_AT_ONCE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs (B, 3, h, w) float32 of the plain view, with their labels, on the images' device."""
     for first in range(0, len(images), batch_size):
-        block = images[first : first + batch_size]
-        views = apply_views(block, plain_views(rendering.geometry, len(block)), rendering.geometry)
-        yield render(views, rendering), labels[first : first + batch_size]
+        pixels = plain_pixels(images[first : first + batch_size], rendering)
+        yield rendering.normalisation.apply(pixels), labels[first : first + batch_size]
+
+
+def plain_pixels(images: Tensor, rendering: Rendering) -> Tensor:
+    """The plain view of base images, (B, H, W, 3) uint8, at the network's size: (B, 3, h, w) uint8."""
+    views = apply_views(images, plain_views(rendering.geometry, len(images)), rendering.geometry)
+    return resize(views, rendering.size, rendering.interpolation)

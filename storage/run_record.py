@@ -108,7 +108,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
-        answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows by what was learned from each:
+        answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows: what was learned from each is
             an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
         rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].

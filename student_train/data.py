@@ -34,6 +34,7 @@ from student_train.request import Request
 from student_train.rest.rows import HeldRest, RestRows
 from student_train.row_arrays import RowArray, as_tensor
 from student_train.sampling import Batch, Sampling
+from student_train.shown_images import ShownImages, takes_no_more
 from student_train.student_views import show
 
 Inputs = tuple[Tensor, Tensor]
@@ -147,7 +148,7 @@ class StudentData:
             train=TrainImages(
                 _images(store, "train", rows, compute, chosen), read_labels(store, "train", rows, compute, chosen)
             ),
-            val=_labelled(store, "val", request.val_rows, compute),
+            val=_validation(request, compute),
             test=_labelled(store, "test", None, compute),
             views=_of(torch.from_numpy(store.read_sample("train/views", rows)), chosen),
             outputs={**outputs},
@@ -329,6 +330,13 @@ def _held_rest(request: Request, compute: Compute) -> HeldRest | None:
 
 def _labelled(store: Store, split: str, rows: Rows | None, compute: Compute) -> LabelledImages:
     return LabelledImages(_images(store, split, rows, compute), read_labels(store, split, rows, compute))
+
+
+def _validation(request: Request, compute: Compute) -> Evaluated:
+    stored = _labelled(request.store, "val", request.val_rows, compute)
+    if not takes_no_more(request.rendering):
+        return stored
+    return ShownImages.of(stored.images, stored.labels, request.rendering)
 
 
 def free_memory(compute: Compute) -> float:

@@ -15,6 +15,7 @@ from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
 from student_train.rest.beyond import Beyond
+from student_train.shown_images import takes_no_more
 
 # The rest is for the student, its optimizer and its batches.
 _SHARE_OF_FREE = 0.8
@@ -87,11 +88,12 @@ class Request:
 
     @property
     def needed_bytes(self) -> int:
-        """What all of it takes in memory."""
+        """What all of it takes in memory, validation images as they are stored and as they are shown."""
         specs, rows_of = self.store.arrays.specs, self.store.manifest.rows_of
         evaluated = sum(rows_of(spec) * spec.row_bytes for spec in (specs["val/images"], specs["test/images"]))
         rest = len(self.rest) * specs["train/images"].row_bytes
-        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated + rest
+        shown = 3 * self.rendering.size**2 * len(self.val_rows) if takes_no_more(self.rendering) else 0
+        return len(self.rows) * (self.row_bytes + specs["train/views"].row_bytes) + evaluated + rest + shown
 
     @property
     def fits_memory(self) -> bool:

@@ -52,9 +52,9 @@ class Stepper:
         losses.total.backward()
         self.share_gradients(state)
         state.optimizer.step()
+        state.advance()
         for term in self.rest:
             term.loss.after_step(state.student)
-        state.advance()
         return Losses(losses.total.detach(), losses.terms)
 
     def _losses(self, state: StudentState) -> Losses:

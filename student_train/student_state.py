@@ -90,7 +90,7 @@ class StudentState:
 
     @property
     def is_at_best(self) -> bool:
-        """Whether what is measured has the best weights, bit for bit."""
+        """Whether the weights are the best ones, bit for bit."""
         return all(torch.equal(tensor, self.best[name]) for name, tensor in self.result.state_dict().items())
 
     def go_back(self) -> None:

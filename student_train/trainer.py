@@ -330,7 +330,7 @@ class Trainer:
         return correct / total
 
     def _test_accuracies(self) -> tuple[float, float]:
-        """Of the last weights and of the best, which the student has from then on."""
+        """Of the last weights and of the best, which the result has from then on."""
         last = self.accuracy_on(self.data.test)
         if self.state.is_at_best:
             return last, last

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from experiments.demo import DemoConfig, demo
+from experiments.demo import DemoConfig, demo, train_on_labels_alone
 from models.compute import Compute
 from storage.ledger import Ledger
 from storage.store import LEDGER_FILE, Store
@@ -35,6 +35,9 @@ def test_the_demo_spends_its_budget_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ZooTeacher, "call", forbidden)
     assert demo(out, SMALL, CPU) == results
+    alone = train_on_labels_alone(out, SMALL, CPU)
+    # Four fifths of the 1,437 training images of the digits; the others are for validation.
+    assert [alone[name] for name in ("n", "teacher_calls", "answered_rows", "labelled_rows")] == [0, 0, 0, 1150]
 
 
 @pytest.mark.slow

@@ -291,6 +291,12 @@ def test_labels_alone_are_a_line_across_with_their_band():
     assert (row["low"], row["mean"], row["high"]) == pytest.approx((19.0, 20.0, 21.0))
     assert "all labels, without a call, is a line across at 20.0 %." in figure.description
     assert "a line for each of 3 methods" in figure.description
+    # The band does not take the pointer from the curves: the layer that hears it is still theirs.
+    chart = figure.page_chart()
+    [view] = next(param["views"] for param in chart["params"] if param["name"] == "hovered")
+    assert [
+        layer["mark"]["type"] for part in chart["layer"] for layer in part["layer"] if layer.get("name") == view
+    ] == ["line"]
     # As wide as the drawing is.
     lines = [element for element in ElementTree.fromstring(figure.svg()).iter() if element.tag.endswith("line")]
     assert any(abs(float(line.get("x2", 0))) == 480 and line.get("stroke-dasharray") for line in lines)

@@ -60,6 +60,14 @@ def test_whatever_changes_a_result_changes_the_folder(tmp_path, weights, grid, c
     assert not folders(grid) & folders(changed)
 
 
+def test_what_is_measured_for_curves_changes_no_folder_and_no_description(tmp_path, weights, grid):
+    training = {"max_evals": 2, "test_every": 1}
+    measured = read_grid(write(tmp_path / "measured.yaml", small(weights, seeds=2, training=training)))
+    runs, others = (plan_runs(planned, "fp32") for planned in (grid, measured))
+    assert {run.config.test_every for run in others} == {1}
+    assert [run.describe() for run in runs] == [run.describe() for run in others]
+
+
 def test_settings_that_say_what_is_the_case_without_them_leave_runs_where_they_are(tmp_path, weights, grid):
     training = {"max_evals": 2, "average": 0, "schedule": "plateau"}
     assert folders(read_grid(write(tmp_path / "said.yaml", small(weights, seeds=2, training=training)))) == folders(
@@ -74,14 +82,6 @@ def test_views_that_a_method_would_not_draw_are_refused_with_its_line(tmp_path, 
     grid = read_grid(write(tmp_path / "grid.yaml", small(weights, methods=methods)))
     with pytest.raises(InvalidInput, match="line 9: mlkd: mlkd shows the student every stored view of an image"):
         plan_runs(grid, "fp32")
-
-
-def test_what_is_measured_for_curves_changes_no_folder_and_no_description(tmp_path, weights, grid):
-    training = {"max_evals": 2, "test_every": 1}
-    measured = read_grid(write(tmp_path / "measured.yaml", small(weights, seeds=2, training=training)))
-    runs, others = (plan_runs(planned, "fp32") for planned in (grid, measured))
-    assert {run.config.test_every for run in others} == {1}
-    assert [run.describe() for run in runs] == [run.describe() for run in others]
 
 
 def test_folders_keep_the_names_that_earlier_releases_gave_them():
