@@ -51,6 +51,7 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_two
 	$(BIN)/python -m benchmarks.streamed_training
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.recipe
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.grid
