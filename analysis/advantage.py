@@ -83,24 +83,35 @@ def paired_advantage(
     # A sample seed that nobody knows is one like any other.
     units = pairs.groupby(_TOGETHER[resample], sort=False, dropna=False).ngroup().to_numpy()
     mean = float(differences.mean()) if len(differences) else math.nan
-    low, high = _interval(differences, units, confidence, resamples, np.random.default_rng(seed))
+    low, high = bootstrap_interval(differences, units, confidence, resamples, np.random.default_rng(seed))
     return Advantage(method, baseline, mean, low, high, len(differences))
 
 
 def advantages(results: pd.DataFrame, method: str, *, resample: str = "pairs") -> pd.DataFrame:
-    """A row for every other label, in the order of the results: method, baseline, mean, low, high, pairs."""
-    labels = dict.fromkeys(chosen(results)["label"])
+    """A row for every other label with runs of some n, in the order of the results: method, baseline, mean, low, high,
+    pairs.
+    """
+    runs = chosen(results)
+    labels, of_samples = dict.fromkeys(runs["label"]), dict.fromkeys(runs.loc[runs["n"] > 0, "label"])
     if method not in labels:
         raise UnknownName("method in these results", method, labels)
-    found = [paired_advantage(results, method, label, resample=resample) for label in labels if label != method]
+    found = [paired_advantage(results, method, label, resample=resample) for label in of_samples if label != method]
     kinds = {"method": "str", "baseline": "str", "mean": "float64", "low": "float64", "high": "float64"}
     return pd.DataFrame([asdict(row) for row in found], columns=[*kinds, "pairs"]).astype(kinds | {"pairs": "int64"})
 
 
-def _interval(
+def bootstrap_interval(
     differences: np.ndarray, units: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentiles of the mean over units drawn with replacement; a unit is a pair, or several that go together."""
+    """Percentiles of the mean over units drawn with replacement; a unit is a pair, or several that go together.
+
+    Args:
+        differences: (pairs,) float64.
+        units: (pairs,) int64, which unit each belongs to.
+
+    Returns:
+        NaN twice where there are fewer than two units.
+    """
     sums, counts = np.bincount(units, weights=differences), np.bincount(units)
     if len(sums) < 2:
         return math.nan, math.nan

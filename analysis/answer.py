@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.calls import NOT_REACHED, PASSED, calls_table, savings
 from analysis.curves import PAIR, accuracy_by_n
 from analysis.figures import Pair, of_pair, pairs_of
+from analysis.labels_only import of_labels_alone, of_samples
 from analysis.results import chosen
 
 OWN_METHOD = "ckd"
@@ -69,7 +70,7 @@ def answer(results: pd.DataFrame, targets: Sequence[float]) -> Answer:
         calls=calls,
         saved=saved,
         statements=tuple(
-            _statement(pair, row, calls, curves)
+            _beside_labels(_statement(pair, row, calls, curves), curves)
             for pair in pairs_of(curves)
             for row in of_pair(saved, pair).to_dict("records")
         ),
@@ -84,6 +85,8 @@ def percent(accuracy: float) -> str:
 
 def _method(curves: pd.DataFrame, calls: pd.DataFrame) -> str:
     """The method whose advantage is shown: the project's own, or the one that is best on average."""
+    sampled = of_samples(curves)
+    curves = curves if sampled.empty else sampled
     labels = list(dict.fromkeys(curves["label"]))
     if OWN_METHOD in labels:
         return OWN_METHOD
@@ -139,6 +142,21 @@ def _statement(pair: Pair, row: dict[str, Any], calls: pd.DataFrame, curves: pd.
         return Statement(pair, target, f"Passed at {smallest:,} calls", sentence)
     sentences = [_against_next(row), *_about_own(row, rows)]
     return Statement(pair, target, f"{row['calls']:,.0f} calls with {best}", " ".join(sentences))
+
+
+def _beside_labels(statement: Statement, curves: pd.DataFrame) -> Statement:
+    """The same where labels alone do not reach the target; where they do, that comes first."""
+    alone = of_pair(of_labels_alone(curves), statement.pair)
+    reaching = alone[alone["mean"] >= statement.target]
+    if reaching.empty:
+        return statement
+    best = reaching.loc[reaching["mean"].idxmax()]
+    with_teacher = f"{statement.figure[0].lower()}{statement.figure[1:]}"
+    sentence = (
+        f"Labels alone are at {100 * best['mean']:.1f} %, at no call. Of the methods with a teacher: {with_teacher}. "
+        f"{statement.sentence}"
+    )
+    return replace(statement, figure=f"0 calls: {best['label']}", sentence=sentence)
 
 
 def _against_next(row: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """How many teacher calls a method needs for a target accuracy (table 1 of the paper), and what that saves.
 
 n images of V views each are n * V calls. A method that asks no teacher makes none, and what is found for it is the
-number of labelled images.
+number of labelled images; where labels alone reach a target, runs of n = 0, that is for 0 calls.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.curves import CURVE, PAIR, accuracy_by_n
+from analysis.labels_only import of_samples
 from analysis.results import chosen
 from ground.errors import UnknownName
 
@@ -55,21 +56,25 @@ def calls_table(results: pd.DataFrame, targets: Iterable[float]) -> pd.DataFrame
         targets: accuracies in [0, 1].
 
     Returns:
-        Columns teacher, student, dataset, target, label, calls (NaN where empty), why_empty ("", "not reached" or
-        "passed at the smallest n") and asks_teacher.
+        Columns teacher, student, dataset, target, label, calls (NaN where empty, 0 where labels alone reach it),
+        why_empty ("", "not reached" or "passed at the smallest n") and asks_teacher.
     """
     curves = accuracy_by_n(results)
     runs = chosen(results)
-    views = (runs["teacher_calls"] // runs["n"]).groupby([runs[name] for name in CURVE], sort=False).max()
+    views = (runs["teacher_calls"] // runs["n"].clip(lower=1)).groupby([runs[name] for name in CURVE], sort=False).max()
     rows = []
     targets = list(targets)
     for curve, points in curves.groupby(CURVE, sort=False):
         *pair, label = curve
+        sampled = of_samples(points)
+        if sampled.empty:
+            rows += [[*pair, target, *_of_labels_alone(label, points["mean"].iloc[0], target)] for target in targets]
+            continue
         num_views = int(views[curve])
-        spent = (points["n"] * max(num_views, 1)).tolist()
+        spent = (sampled["n"] * max(num_views, 1)).tolist()
         for target in targets:
-            calls = calls_for_target(spent, points["mean"].tolist(), target)
-            why = "" if calls is not None else PASSED if points["mean"].iloc[0] > target else NOT_REACHED
+            calls = calls_for_target(spent, sampled["mean"].tolist(), target)
+            why = "" if calls is not None else PASSED if sampled["mean"].iloc[0] > target else NOT_REACHED
             rows.append([*pair, target, label, math.nan if calls is None else calls, why, num_views > 0])
     return _framed(rows, _CALLS)
 
@@ -112,6 +117,11 @@ def savings(calls: pd.DataFrame, method: str | None = None) -> pd.DataFrame:
         next_best = (after["label"], after["calls"]) if after and after["why_empty"] != NOT_REACHED else ("", math.nan)
         rows.append([*group, best["label"], best["calls"], *next_best, saved, note])
     return _framed(rows, _SAVINGS)
+
+
+def _of_labels_alone(label: str, accuracy: float, target: float) -> list[Any]:
+    """Cells of `calls_table` from the label on."""
+    return [label, 0.0, "", False] if accuracy >= target else [label, math.nan, NOT_REACHED, False]
 
 
 def _curve(n: Sequence[int], accuracy: Sequence[float], target: float) -> list[tuple[float, float]]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.answer import Answer, answer
+from analysis.brought import brought
 from analysis.curves import CURVE, accuracy_by_n, averaged_over
 from analysis.figures import Pair, pairs_of
 from analysis.grid_plan import GridPlan
+from analysis.labels_only import beyond_labels, of_labels_alone
 from analysis.ledgers import StoreLedger, read_ledgers
 from analysis.logits import described
 from analysis.palette import Look, looks_of
@@ -22,6 +24,10 @@ from ground.errors import InvalidInput
 
 # More would hide what else is missing; all of them are in a table.
 _MOST_FAILURES = 5
+_NO_LABELS_ALONE = (
+    "No run says what labels alone give, so this report cannot say what the calls brought beyond them. A grid with "
+    "store: {rest: all}, and without labels_only: false, trains it at no call."
+)
 _STATES = ("finished", "failed", "begun", "waiting")
 
 
@@ -35,6 +41,7 @@ class Content:
     curves: pd.DataFrame
     descriptions: pd.DataFrame
     answer: Answer
+    brought: list[str]
     pairs: list[Pair]
     looks: list[Look]
     ledgers: list[StoreLedger]
@@ -55,7 +62,7 @@ class Content:
         answered = answer(results, plan.targets)
         asking = set(results.loc[results["teacher_calls"] > 0, "label"])
         labels = list(dict.fromkeys(results["label"]))
-        descriptions = described(folder, results)
+        descriptions, pairs = described(folder, results), pairs_of(chosen(results))
         return cls(
             plan=plan,
             results=results,
@@ -63,7 +70,8 @@ class Content:
             curves=accuracy_by_n(results),
             descriptions=descriptions,
             answer=answered,
-            pairs=pairs_of(chosen(results)),
+            brought=brought(beyond_labels(results), pairs),
+            pairs=pairs,
             looks=looks_of(labels, set(labels) - asking),
             ledgers=read_ledgers(folder, plan, results),
             tables=all_tables(results, answered.targets, descriptions, answered.method),
@@ -101,6 +109,12 @@ class Content:
                     "it was replaced or rolled back, or is not the one they were trained from."
                 )
         return sentences
+
+    def not_planned(self) -> list[str]:
+        """What no run of the grid is meant to say, though it is the first thing to compare calls with."""
+        if len(of_labels_alone(self.states)) or self.plan.labelled is False:
+            return []
+        return [_NO_LABELS_ALONE]
 
     def _points_of_fewer_runs(self) -> int:
         point = [*CURVE, "n"]

@@ -23,6 +23,7 @@ import pandas as pd
 import vl_convert
 
 from analysis.curves import PAIR, averaged_over, of_several_samples
+from analysis.labels_only import of_labels_alone, of_samples
 from analysis.logits import TEACHER
 from analysis.palette import GREY, LIGHT, SHAPES, Look
 
@@ -137,34 +138,26 @@ def browser_code() -> str:
 
 
 def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], calls: Mapping[int, int]) -> Figure:
-    """Test accuracy by n of one pair, with the standard deviation over samples and seeds.
+    """Test accuracy of one pair by teacher calls, with the standard deviation over samples and seeds.
+
+    A method without a teacher stands at the calls that its n images cost the others. Labels alone are a line across.
 
     Args:
-        curves: of `analysis.curves.accuracy_by_n`.
+        curves: of `analysis.curves.accuracy_by_n`, with at least one point of this pair whose n is not 0.
         looks: of every method of the report.
-        calls: teacher calls of n rows, for methods with a teacher.
+        calls: n -> teacher calls of n rows, for methods with a teacher; empty where none asks one, and n is drawn.
     """
     ours = of_pair(curves, pair)
+    sampled, alone = of_samples(ours), of_labels_alone(ours)
     drawn = [look for look in looks if look.label in set(ours["label"])]
-    offsets = _offsets(sorted(ours["n"].unique()), drawn)
+    of_points = [look for look in drawn if look.label in set(sampled["label"])]
+    numbers = sorted({calls.get(int(n), int(n)) for n in sampled["n"]})
+    offsets = _offsets(numbers, of_points)
     rows = []
-    for point in ours.itertuples(index=False):
-        mean, std = 100 * point.mean, 0.0 if math.isnan(point.std) else 100 * point.std
-        rows.append(
-            {
-                "label": point.label,
-                "at": point.n + offsets[point.label],
-                "mean": mean,
-                "low": mean - std,
-                "high": mean + std,
-                "n": f"{point.n:,}",
-                "calls": "0" if _is_grey(drawn, point.label) else f"{calls.get(point.n, point.n):,}",
-                "accuracy": f"{mean:.2f} %",
-                "deviation": _SINGLE_SEED if math.isnan(point.std) else f"{100 * point.std:.2f} points",
-                "seeds": int(point.seeds),
-                "samples": int(point.samples),
-            }
-        )
+    for point in sampled.itertuples(index=False):
+        cost = calls.get(point.n, point.n)
+        said = {"n": f"{point.n:,}", "calls": "0" if _is_grey(drawn, point.label) else f"{cost:,}"}
+        rows.append({"at": cost + offsets[point.label], **said, **_accuracy_row(point)})
     tooltip = {
         "label": "method",
         "n": "n",
@@ -175,10 +168,10 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
     }
     if of_several_samples(curves):
         tooltip["samples"] = "samples"
-    numbers = [int(n) for n in sorted(ours["n"].unique())]
-    x = alt.X(
-        "at:Q", title="n, training images of the store", scale=_scale(), axis=alt.Axis(values=numbers, grid=False)
-    )
+    has_free = any(look.colour == GREY for look in of_points)
+    free = "; without a teacher, of the same n" if has_free else ""
+    title = f"teacher calls{free}" if calls else "n, training images of the store"
+    x = alt.X("at:Q", title=title, scale=_scale(), axis=alt.Axis(values=numbers, grid=False))
     y = alt.Y("mean:Q", title="test accuracy (%)", scale=_scale())
     base = alt.Chart().transform_filter(_IS_SHOWN).encode(x=x, color=_colour(drawn))
     chart = _over(
@@ -190,17 +183,22 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
         ),
         # What the pointer meets is larger than what is drawn.
         base.mark_point(filled=True, size=500).encode(y=y, opacity=alt.value(0), tooltip=_tooltip(tooltip)),
-    ).add_params(_shown(drawn), _HOVERED)
-    best = ours.loc[ours["mean"].idxmax()]
+    )
+    across = [_line_across(alone, drawn, y, tooltip)] if len(alone) else []
+    best, by = sampled.loc[sampled["mean"].idxmax()], "teacher calls" if calls else "n"
+    labels = "".join(
+        f" {point.label}, without a call, is a line across at {100 * point.mean:.1f} %."
+        for point in alone.itertuples(index=False)
+    )
     return Figure(
         name=f"accuracy-{pair.name}",
-        title="Test accuracy by n",
+        title=f"Test accuracy by {by}",
         description=(
-            f"Test accuracy of {pair.text} by n, a line for each of {len(drawn)} methods, with the standard deviation "
-            f"over {averaged_over(curves)}. The highest is {best['label']} at n = {best['n']:,} with "
-            f"{100 * best['mean']:.1f} %."
+            f"Test accuracy of {pair.text} by {by}, a line for each of {len(of_points)} methods, with the standard "
+            f"deviation over {averaged_over(curves)}. The highest is {best['label']} at n = {best['n']:,} with "
+            f"{100 * best['mean']:.1f} %.{labels}"
         ),
-        chart=_plain(chart),
+        chart=_plain(alt.layer(*across, chart).add_params(_shown(drawn), _HOVERED)),
         frame=ours[["label", "n", "mean", "std", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,
@@ -347,6 +345,34 @@ _CIRCLE = next(iter(SHAPES))
 _NAMES = alt.Axis(labelLimit=180, ticks=False, domain=False, labelPadding=8)
 _HOVERED = alt.selection_point(name="hovered", fields=["label"], on="pointerover", clear="pointerout")
 _IS_SHOWN = "indexof(shown, datum.label) >= 0"
+
+
+def _accuracy_row(point: Any) -> dict[str, Any]:
+    """What is drawn and said of a row of `accuracy_by_n`, beside where it stands."""
+    mean, std = 100 * point.mean, 0.0 if math.isnan(point.std) else 100 * point.std
+    return {
+        "label": point.label,
+        "mean": mean,
+        "low": mean - std,
+        "high": mean + std,
+        "accuracy": f"{mean:.2f} %",
+        "deviation": _SINGLE_SEED if math.isnan(point.std) else f"{100 * point.std:.2f} points",
+        "seeds": int(point.seeds),
+        "samples": int(point.samples),
+    }
+
+
+def _line_across(alone: pd.DataFrame, looks: Sequence[Look], y: alt.Y, tooltip: Mapping[str, str]) -> Any:
+    """Labels alone: their mean as a line over the whole width, and their standard deviation as a band behind it."""
+    rows = [{"n": "0", "calls": "0", **_accuracy_row(point)} for point in alone.itertuples(index=False)]
+    base = alt.Chart().transform_filter(_IS_SHOWN)
+    said = _tooltip(tooltip)
+    return _over(
+        rows,
+        base.mark_rect(color=LIGHT[GREY], opacity=0.15).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_rule(strokeWidth=2).encode(y=y, color=_colour(looks), strokeDash=_dash(looks)),
+        base.mark_rule(strokeWidth=14, opacity=0).encode(y=y, tooltip=said),
+    )
 
 
 def _advantage_row(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from ground.documents import (
     Count,
     Line,
     Malformed,
-    Positive,
     Share,
     read_object,
     require_path_below,
@@ -51,6 +50,7 @@ class GridRun(Struct, frozen=True, kw_only=True):
 
     Args:
         run, store: folders below the grid's.
+        n: images that the teacher was asked about; 0 for a run that learns from labels alone.
         sample_seed: of the images it learns from; plans of earlier releases do not say.
         settings: of its training, which its `run.json` must agree with.
     """
@@ -61,7 +61,7 @@ class GridRun(Struct, frozen=True, kw_only=True):
     dataset: Line
     store: Line
     label: Line
-    n: Positive
+    n: Count
     sample_seed: Count | None = None
     seed: Count
     settings: dict[str, Any]
@@ -75,6 +75,7 @@ class GridPlan(Struct, frozen=True, kw_only=True):
         test_images: that teachers and students are compared on; 0 for none.
         budget: of each store; None for no bound.
         runs: in the order in which they are trained.
+        labelled: whether students could learn from labels alone; plans of earlier releases do not say.
     """
 
     name: Line
@@ -84,6 +85,7 @@ class GridPlan(Struct, frozen=True, kw_only=True):
     stores: tuple[GridStore, ...]
     cost: GridCost
     runs: tuple[GridRun, ...]
+    labelled: bool | UnsetType = UNSET
 
     @classmethod
     def load(cls, folder: Path) -> GridPlan:

@@ -45,7 +45,7 @@ def runs_section(content: Content) -> Section:
     terms = [
         (_SETTINGS[name].title, _SETTINGS[name].write(results[name].iloc[0]))
         for name in alike
-        if pd.notna(results[name].iloc[0])
+        if pd.notna(results[name].iloc[0]) and results[name].iloc[0] != ""
     ]
     unproven = int((results["proven"] == ProvenBy.NOTHING).sum())
     recipes = results[["label", "method", "recipe"]].drop_duplicates()
@@ -223,6 +223,10 @@ _SETTINGS = {
     "seconds": Field("seconds", lambda seconds: f"{seconds:,.0f}", numeric=True),
     "last_test_accuracy": Field("last test, %", hundredths, numeric=True),
     "method": Field("spec"),
+    "rest": Field("rest"),
+    "answered_rows": Field("rows with an answer", grouped, numeric=True),
+    "labelled_rows": Field("by label alone", grouped, numeric=True),
+    "unlabelled_rows": Field("without either", grouped, numeric=True),
     "store": Field("store", kind="code"),
     "versions": Field("versions", _pairs_of_json),
 }

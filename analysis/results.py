@@ -59,11 +59,17 @@ _FACTS = {
     "versions": "str",
 }
 _PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64"}
+# What runs of earlier releases do not say.
+_ROWS_USED = {"answered_rows": "Int64", "labelled_rows": "Int64", "unlabelled_rows": "Int64"}
+# Between the losses of a run on images that the teacher was not asked about.
+REST_SEPARATOR = "; "
 COLUMNS: dict[str, str] = {
     "run": "str",
     "label": "str",
     **_FACTS,
     **_PROTOCOL,
+    "rest": "str",
+    **_ROWS_USED,
     "store": "str",
     "chosen": "bool",
     "proven": "str",
@@ -82,8 +88,9 @@ def collect(folder: Path) -> pd.DataFrame:
     Accuracies are in [0, 1]; `store` is relative to the folder, so that a moved one reads the same; recipe
     and versions are JSON text. Of runs that differ in nothing but in what is chosen by validation, `chosen` marks the
     one with the best validation accuracy, the first among equals, once all of them are finished or have diverged: a
-    learning rate at which a loss is not finite has lost the choice. `proven` says what vouches for the results, a
-    `storage.run_proof.ProvenBy`.
+    learning rate at which a loss is not finite has lost the choice. `rest` is what was learned from images that the
+    teacher was not asked about, answered_rows, labelled_rows and unlabelled_rows are how many were used with an answer,
+    by their label, and without either. `proven` says what vouches for the results, a `storage.run_proof.ProvenBy`.
 
     Raises:
         InvalidInput: the plan or a run's `run.json` is damaged, or a run is not what was planned.
@@ -158,12 +165,18 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         **{name: getattr(record, name) for name in _FACTS},
         "sample_seed": planned.sample_seed if isinstance(record.sample_seed, UnsetType) else record.sample_seed,
         **{name: getattr(record.protocol, name) for name in _PROTOCOL},
+        "rest": "" if isinstance(record.rest, UnsetType) else REST_SEPARATOR.join(record.rest),
+        **{name: _known(getattr(record, name)) for name in _ROWS_USED},
         "ledger_head": record.ledger_head or "",
         "recipe": json.dumps(record.recipe),
         "versions": json.dumps(record.versions),
         "store": planned.store,
         "chosen": False,
     }
+
+
+def _known(count: int | UnsetType) -> int | None:
+    return None if isinstance(count, UnsetType) else count
 
 
 def _proven(proofs: RunProofs, folder: Path, planned: GridRun) -> ProvenBy:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.advantage import advantages
 from analysis.answer import percent
+from analysis.brought import CHOSEN_BY
 from analysis.content import Content
 from analysis.curves import averaged_over, counted_runs, num_samples, of_several_samples
 from analysis.figures import (
@@ -19,6 +20,7 @@ from analysis.figures import (
     of_pair,
     pairs_of,
 )
+from analysis.labels_only import of_labels_alone, of_samples
 from analysis.logits import flatness
 from analysis.page import Section
 from analysis.records import ledger_section, runs_section
@@ -62,7 +64,7 @@ def facts(content: Content) -> list[tuple[str, str]]:
     """The grid in a few terms."""
     cost, results = content.plan.cost, content.results
     seeds, samples = results["seed"].nunique(), num_samples(results["sample_seed"])
-    sizes = sorted(results["n"].unique())
+    sizes = sorted(of_samples(results)["n"].unique()) or [0]
     return [
         ("runs finished", f"{len(results):,} of {len(content.states):,}"),
         ("teacher → student", "; ".join(pair.text for pair in content.pairs)),
@@ -94,10 +96,15 @@ def _question(content: Content) -> Section:
     return Section(
         name="answer",
         title="Which method needs how many teacher calls?",
-        paragraphs=[f"{whose} {how}"],
+        paragraphs=[*_brought(content), f"{whose} {how}"],
         statements=found.statements,
         views=[_calls_view(content), *savings],
     )
+
+
+def _brought(content: Content) -> list[str]:
+    """What the calls brought beyond labels alone, where that was measured."""
+    return [f"{' '.join(content.brought)} {CHOSEN_BY}"] if content.brought else []
 
 
 def _calls_view(content: Content) -> View:
@@ -114,6 +121,8 @@ def _calls_view(content: Content) -> View:
                 is_best = best.get((pair.teacher, pair.student, pair.dataset, target)) == label
                 cells.append(_calls_cell(found[target], is_best))
             rows.append(Row(([Cell(pair.text)] if several else []) + cells, label, pair.name))
+    alone = list(dict.fromkeys(of_labels_alone(content.results)["label"]))
+    labels = f" {', '.join(alone)}: every labelled image of the store, 0 calls." if alone else ""
     targets = [Column(f"calls for {percent(target)}", numeric=True) for target in content.answer.targets]
     return View(
         name="calls-for-targets",
@@ -121,7 +130,7 @@ def _calls_view(content: Content) -> View:
         columns=[*([Column("teacher → student")] if several else []), Column("method"), *targets],
         rows=rows,
         note="Bold: the fewest. One call is one view of one image; methods without a teacher make none, and for them "
-        "n is the number of labelled images.",
+        f"n is the number of labelled images.{labels}",
     )
 
 
@@ -133,6 +142,8 @@ def _best(saved: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
 def _calls_cell(row: Mapping[str, Any], is_best: bool) -> Cell:
     if row["why_empty"]:
         return Cell(row["why_empty"], None, "empty")
+    if row["calls"] == 0:
+        return Cell("0", 0.0, "best")
     if not row["asks_teacher"]:
         return Cell(f"0 (n = {row['calls']:,.0f})", 0.0)
     return Cell(f"{row['calls']:,.0f}", row["calls"], "best" if is_best else "")
@@ -161,8 +172,10 @@ def _missing(content: Content) -> Section:
     return Section(
         name="missing",
         title="What is missing",
-        paragraphs=sentences
-        or [f"Nothing: all {len(content.states):,} planned runs are finished, and every ledger is there."],
+        paragraphs=(
+            sentences or [f"Nothing: all {len(content.states):,} planned runs are finished, and every ledger is there."]
+        )
+        + content.not_planned(),
         warning=bool(sentences),
         views=[view] if len(unfinished) else [],
     )
@@ -170,7 +183,7 @@ def _missing(content: Content) -> Section:
 
 def _accuracy(content: Content) -> Section:
     figures = []
-    for pair in content.pairs:
+    for pair in pairs_of(of_samples(content.curves)):
         asking = of_pair(content.results, pair).query("teacher_calls > 0")
         calls = dict(zip(asking["n"], asking["teacher_calls"], strict=True))
         figure = accuracy_figure(content.curves, pair, content.looks, calls)
@@ -182,13 +195,15 @@ def _accuracy(content: Content) -> Section:
             **_count_fields(content.curves),
         }
         figures.append(shown(figure, fields))
+    by = "teacher calls" if content.results["teacher_calls"].any() else "n"
+    alone = " The line across is labels alone, with its band." if len(of_labels_alone(content.curves)) else ""
     how = (
         f"Mean over {counted_runs(content.curves)}; bars are one standard deviation. Methods of the same n are drawn "
-        "side by side."
+        f"side by side.{alone}"
     )
     return Section(
         name="accuracy",
-        title="Test accuracy by n",
+        title=f"Test accuracy by {by}",
         paragraphs=[how],
         figures=figures,
     )
@@ -218,6 +233,7 @@ def _advantage(content: Content) -> Section:
     views = [
         view_of_table(table, content.pairs, label="against") for table in content.tables if table.name == "advantage"
     ]
+    views += [view_of_table(table, content.pairs) for table in content.tables if table.name == "beyond-labels"]
     how = (
         f"Mean difference in test accuracy between {method} and each other method, over runs of the same pair, "
         f"{alike}, in percentage points, with a 95 % bootstrap interval."
@@ -232,7 +248,7 @@ def _advantage(content: Content) -> Section:
 
 
 def _beside_paper(content: Content) -> Section:
-    elsewhere = ("savings", "advantage")
+    elsewhere = ("savings", "advantage", "beyond-labels")
     views = [view_of_table(table, content.pairs) for table in content.tables if table.name not in elsewhere]
     how = (
         "The tables of the paper with these runs in them; the paper's own numbers stand beside ours where it has the "

@@ -17,6 +17,7 @@ from analysis.advantage import advantages
 from analysis.calls import calls_table
 from analysis.calls import savings as savings_of
 from analysis.curves import CURVE, PAIR, accuracy_by_n, counted_runs, num_samples
+from analysis.labels_only import beyond_labels, of_labels_alone
 from analysis.paper import method_key, network_key
 from analysis.table import Table
 
@@ -25,6 +26,7 @@ __all__ = [
     "accuracy",
     "advantage",
     "all_tables",
+    "beyond",
     "calls",
     "correlation",
     "dimensions",
@@ -52,11 +54,14 @@ def calls(results: pd.DataFrame, targets: Iterable[float]) -> Table:
             row[f"{100 * target:g}%"] = _count(ours[target])
             row[f"{100 * target:g}%{_PAPER}"] = _count(published.get((*_key(curve), _places(target)), math.nan))
         rows.append(row)
-    free = list(dict.fromkeys(found.loc[~found["asks_teacher"], "label"]))
+    alone = set(of_labels_alone(results)["label"])
+    free = [label for label in dict.fromkeys(found.loc[~found["asks_teacher"], "label"]) if label not in alone]
     names, makes = ", ".join(free), "make" if len(free) > 1 else "makes"
     note = "Empty: the target is not reached, or already passed at the smallest n."
     if free:
         note += f" {names} {makes} no calls: the numbers are labelled images."
+    if alone:
+        note += f" {', '.join(sorted(alone))}: every labelled image of the store, and 0 calls."
     headings = [f"{100 * target:g}%" for target in targets]
     return _table("calls", "Teacher calls for a target test accuracy", rows, headings, note)
 
@@ -187,6 +192,30 @@ def advantage(results: pd.DataFrame, method: str) -> Table:
     )
 
 
+def beyond(results: pd.DataFrame) -> Table:
+    """What each method has beyond labels alone, paired by sample and seed."""
+    rows = [
+        {
+            **_named((row["teacher"], row["student"], row["dataset"], row["label"])),
+            "n": str(row["n"]),
+            "calls": str(row["calls"]),
+            "accuracy": _decimals(100 * row["accuracy"], 2),
+            "labels alone": _decimals(100 * row["alone"], 2),
+            "difference": _decimals(100 * row["mean"], 2, sign="+"),
+            "95% interval": _interval(row),
+            "pairs": str(row["pairs"]),
+        }
+        for row in beyond_labels(results).to_dict("records")
+    ]
+    headings = ["n", "calls", "accuracy", "labels alone", "difference", "95% interval", "pairs"]
+    note = (
+        "Labels alone: every labelled image of the store, no call (n=0). Mean difference in percentage points of runs "
+        "with the same pair, sample of images and seed, whatever their n; the interval is a bootstrap over these pairs "
+        "of runs."
+    )
+    return _table("beyond-labels", "Test accuracy beyond labels alone", rows, headings, note)
+
+
 _OF_ONE_SAMPLE = (
     "Mean difference of runs with the same pair, n and seed; the interval is a bootstrap over these pairs of runs, the "
     "other one over seeds with all their n, which may resemble each other; neither covers another sample of images."
@@ -253,6 +282,7 @@ def all_tables(
     makers.append(lambda: accuracy(results))
     if method is not None and method in labels:
         makers.append(lambda: advantage(results, method))
+    makers.append(lambda: beyond(results))
     makers += [lambda: white_box(results), lambda: dimensions(results), lambda: correlation(descriptions)]
     return [table for table in (make() for make in makers) if len(table.frame)]
 
@@ -272,6 +302,8 @@ def _by_n(name: str, title: str, curves: pd.DataFrame) -> Table:
             row[f"n={n}{_PAPER}"] = _spread(100 * mean, 100 * std, 2)
         rows.append(row)
     note = f"Mean ± standard deviation over {counted_runs(curves)}."
+    if 0 in sizes:
+        note += " n=0: every labelled image of the store, and no call."
     return _table(name, title, rows, [f"n={n}" for n in sizes], note)
 
 

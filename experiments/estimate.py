@@ -64,10 +64,11 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
         CKDError: whatever would stop the grid before its first call.
     """
     compute = Compute.choose(config.device, config.precision)
-    runs = plan_runs(grid, compute.precision)
     stores = Stores(grid, config.out, config.device)
-    stores.check_sizes()
+    grid = stores.grid
+    runs = plan_runs(grid, compute.precision, config.out, stores.num_images)
     stores.check_labels()
+    stores.check_proxies(runs)
     asked = dict(_with_stand_in(stores, need) for need in plan_stores(grid))
     plans = {need: stores.plan(need, teacher) for need, teacher in asked.items()}
     tests = [stores.plan_test(need, asked[need]) for need in one_a_teacher(asked) if grid.test_images]
@@ -90,7 +91,7 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
         bounded=all(run.config.protocol.max_evals is not None for run in left),
         bytes=sum(plan.bytes for plan in plans.values() if plan.new_calls)
         + sum(sizes[inputs[run.folder]] for run in left),
-        by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.methods},
+        by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.entries},
         unchecked=list(dict.fromkeys(name for entry in grid.methods for name in entry.spec.unseen)),
     )
 

@@ -80,7 +80,9 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         StoreBusy: another process works on the same folder.
     """
     precision = Compute.choose(config.device, config.precision).precision
-    needs, runs = plan_stores(grid), plan_runs(grid, precision)
+    stores = Stores(grid, config.out, config.device, dataset)
+    grid = stores.grid
+    needs, runs = plan_stores(grid), plan_runs(grid, precision, config.out, stores.num_images)
     config.out.mkdir(parents=True, exist_ok=True)
     _require_own_folder(config.out)
     engine = LocalEngine(config.jobs) if config.engine is None else config.engine
@@ -88,15 +90,14 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"),
         engine.opened(config.out, config.device) as workplace,
     ):
-        stores = Stores(grid, config.out, config.device, dataset)
-        stores.check_sizes()
         stores.check_labels()
+        stores.check_proxies(runs)
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
         plans = {need: stores.plan(need) for need in needs}
         tests = {need: stores.plan_test(need) for need in one_a_teacher(needs) if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
-        _save_plan(grid, needs, runs, config.out)
+        _save_plan(grid, needs, runs, config.out, labelled=stores.has_labels)
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
         outcome = Outcome(runs=len(runs))
         for need, plan in plans.items():
@@ -191,8 +192,10 @@ def require_same_teachers(fingerprints: Mapping[str, str], runs: Sequence[Planne
             )
 
 
-def _save_plan(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], out: Path) -> None:
-    write_json(out / PLAN_FILE, plan_document(grid, needs, runs))
+def _save_plan(
+    grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[PlannedRun], out: Path, *, labelled: bool
+) -> None:
+    write_json(out / PLAN_FILE, plan_document(grid, needs, runs) | {"labelled": labelled})
     if grid.path is not None:
         write_bytes(out / "grid.yaml", grid.source)
 
@@ -231,8 +234,7 @@ def cost(grid: Grid, runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
     views, teachers = grid.store.views, len({run.teacher for run in runs})
     samples, tested = teachers * len(grid.samples), teachers * grid.test_images
-    asking = {entry.label for entry in grid.methods if entry.spec.asks_teacher}
-    learning = [run for run in runs if run.label in asking]
+    learning = [run for run in runs if run.draws_on_calls]
     return {
         "calls": samples * grid.sizes[-1] * views + tested,
         "calls_without_nesting": samples * sum(grid.sizes) * views + tested,

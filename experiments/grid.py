@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.rests import read_rest
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
@@ -27,10 +28,13 @@ from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import STUDENT_VIEWS, TrainConfig
+from teacher_cache.rest import Rest
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
 _MAX_CANDIDATES = 1000
+# The row of what labels give without a call.
+ALL_LABELS = "vanilla, all labels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class MethodEntry:
         text: how the grid writes it, for people.
         candidates: settings of the training, of which the best by validation is chosen; usually one.
         line: in the grid, for messages.
+        rest: what it learns from images that the teacher was not asked about, as the grid writes it
+            (`experiments.rests`).
     """
 
     label: str
@@ -66,6 +72,7 @@ class MethodEntry:
     spec: MethodSpec
     candidates: tuple[Mapping[str, Any], ...]
     line: int
+    rest: tuple[str, ...] = ()
 
     def configs(self, student: str, seed: int) -> list[TrainConfig]:
         """One for each candidate."""
@@ -74,7 +81,11 @@ class MethodEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """How stores are built; as the options of `ckd-cache build`."""
+    """How stores are built; as the options of `ckd-cache build`.
+
+    Args:
+        rest: images to keep beside the largest n, without asking about them; None for all there are.
+    """
 
     views: int = 1
     view_policy: str = "augmented"
@@ -83,6 +94,7 @@ class StoreSettings:
     feature_dtype: str | None = None
     budget: int | None = None
     trust_teacher: bool = False
+    rest: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +109,7 @@ class Grid:
         sample_seeds: of the samples, a store each; none for the one sample that `store.seed` draws.
         targets: accuracies in (0, 1) whose price in teacher calls is asked for.
         test_images: images of the test split that each teacher is called on, to compare its logits with students'.
+        labels_only: the row of labels alone: every labelled image of a store, n = 0, no call; None for none.
         path, source: the file it was read from, and what it said; None for one that was never written.
         lines: key -> line in the file, for what is found out later.
     """
@@ -116,6 +129,7 @@ class Grid:
     store: StoreSettings = field(default_factory=StoreSettings)
     targets: tuple[float, ...] = ()
     test_images: int = 0
+    labels_only: MethodEntry | None = None
     path: Path | None = None
     source: bytes = b""
     lines: Mapping[str, int] = field(default_factory=dict)
@@ -137,10 +151,19 @@ class Grid:
         return self.sample_seeds or (self.store.seed,)
 
     @property
+    def entries(self) -> tuple[MethodEntry, ...]:
+        """The methods, and labels alone where they are a row."""
+        return self.methods if self.labels_only is None else (*self.methods, self.labels_only)
+
+    def sizes_of(self, entry: MethodEntry) -> tuple[int, ...]:
+        """Values of n that one of `entries` is trained at."""
+        return (0,) if entry is self.labels_only else self.sizes
+
+    @property
     def num_runs(self) -> int:
         """Students to be trained."""
-        candidates = sum(len(entry.candidates) for entry in self.methods)
-        return len(self.pairs) * candidates * len(self.sizes) * len(self.samples) * len(self.seeds)
+        candidates = sum(len(entry.candidates) * len(self.sizes_of(entry)) for entry in self.entries)
+        return len(self.pairs) * candidates * len(self.samples) * len(self.seeds)
 
 
 _PROTOCOL = tuple(item.name for item in fields(ProtocolConfig))
@@ -167,6 +190,7 @@ _STORE: dict[str, Callable[[Entry], Any]] = {
     "feature_dtype": lambda entry: _one_of(entry, FLOAT_TYPES),
     "budget": lambda entry: None if entry.is_none else entry.integer(1),
     "trust_teacher": lambda entry: _one_of(entry, ("true", "false")) == "true",
+    "rest": lambda entry: _rest(entry),
 }
 _KEYS = (
     "name",
@@ -186,6 +210,7 @@ _KEYS = (
     "store",
     "targets",
     "test_images",
+    "labels_only",
 )
 
 
@@ -202,6 +227,7 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
     top = parse_settings(path, source).fields(_KEYS, required=("dataset", "pairs", "methods", "n", "seeds"))
     training = _training(top.get("training"))
     choose = _choose(top.get("choose"))
+    store = _store(top["store"], several="sample_seeds" in top) if "store" in top else StoreSettings()
     grid = Grid(
         name=_name(top["name"]) if "name" in top else slug(path.stem).strip(".") or "grid",
         dataset=top["dataset"].text(),
@@ -215,14 +241,16 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         sizes=_sizes(top["n"]),
         seeds=_seeds(top["seeds"]),
         sample_seeds=_seeds(top["sample_seeds"]) if "sample_seeds" in top else (),
-        store=_store(top["store"], several="sample_seeds" in top) if "store" in top else StoreSettings(),
+        store=store,
         targets=_targets(top.get("targets")),
         test_images=_test_images(top["test_images"]) if "test_images" in top else 0,
+        labels_only=_labels_only(top, store, training, choose),
         path=path,
         source=source,
         lines={key: entry.line for key, entry in top.items()},
     )
     _check_pairs(grid, top["pairs"])
+    _check_rests(grid)
     if grid.num_runs > MAX_RUNS:
         raise grid.refused("n", f"this asks for {grid.num_runs} runs, and {MAX_RUNS} is the most; divide it")
     return grid
@@ -329,6 +357,40 @@ def _check_pairs(grid: Grid, entry: Entry) -> None:
             entry.refuse(f"two pairs name {teacher} and {student}, at different sizes; make a grid for each")
 
 
+def _check_rests(grid: Grid) -> None:
+    for entry in grid.methods:
+        where = replace(grid, lines={"method": entry.line})
+        if entry.rest and grid.store.rest == 0:
+            raise where.refused(
+                "method",
+                f"{entry.label} learns from images that the teacher is not asked about, and stores of this grid keep "
+                "none; add store: {rest: all}",
+            )
+        if grid.labels_only is not None and entry.label == grid.labels_only.label:
+            raise where.refused(
+                "method", f"{entry.label} is the row that a grid with a rest has anyway; give this one another label"
+            )
+
+
+def _labels_only(
+    top: Mapping[str, Entry], store: StoreSettings, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]
+) -> MethodEntry | None:
+    """The row of labels alone, where stores keep images for it and the grid does not turn it off."""
+    wanted = "labels_only" not in top or _one_of(top["labels_only"], ("true", "false")) == "true"
+    if wanted and store.rest == 0 and "labels_only" in top:
+        top["labels_only"].refuse("labels_only trains on all labels of a store; add store: {rest: all} to keep them")
+    if not wanted or store.rest == 0:
+        return None
+    return MethodEntry(
+        label=ALL_LABELS,
+        text="vanilla",
+        spec=parse_method("vanilla"),
+        candidates=tuple(_candidates(training, choose)),
+        line=top["store"].line,
+        rest=("ce",),
+    )
+
+
 def _methods(
     entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
 ) -> tuple[MethodEntry, ...]:
@@ -343,15 +405,17 @@ def _methods(
 def _method(
     entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
 ) -> MethodEntry:
-    label = None
+    label: str | None = None
+    rest: tuple[str, ...] = ()
     if entry.is_mapping:
-        found = entry.fields(("label", "method", "losses", "comparison", "training", "choose"))
+        found = entry.fields(("label", "method", "losses", "comparison", "rest", "training", "choose"))
         if ("method" in found) == ("losses" in found):
             entry.refuse("a method is given as method: NAME, or as losses: [SPEC, ...]; give one of them")
         if "comparison" in found and "method" in found:
             found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
         text, parse = _written(found, code)
         label = found["label"].text() if "label" in found else None
+        rest = read_rest(found["rest"]) if "rest" in found else ()
         training = {**training, **_training(found.get("training"))}
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
@@ -365,7 +429,8 @@ def _method(
             train_config("resnet8", 0, settings)
     except CKDError as error:
         entry.refuse(error)
-    return MethodEntry(label=label or text, text=text, spec=spec, candidates=candidates, line=entry.line)
+    own = f"{text}, rest {'+'.join(rest)}" if rest else text
+    return MethodEntry(label=label or own, text=text, spec=spec, candidates=candidates, line=entry.line, rest=rest)
 
 
 def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[], MethodSpec]]:
@@ -436,6 +501,16 @@ def _store(entry: Entry, *, several: bool) -> StoreSettings:
     if settings.view_policy == "plain" and settings.views > 1:
         entry.refuse("every plain view of an image is the same; use views: 1, or view_policy: augmented")
     return settings
+
+
+def _rest(entry: Entry) -> int | None:
+    """Images to keep; None for all."""
+    if entry.is_none:
+        return 0
+    try:
+        return Rest.read(entry.text()).count
+    except InvalidInput:
+        entry.refuse("rest is how many images a store keeps beside n without a call: a number, all, or none")
 
 
 def _unique(entry: Entry, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 
 from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, slug
 from experiments.layers import student_layers, teacher_layers
-from ground.errors import CKDError
+from experiments.rests import rest_of_run
+from ground.errors import CKDError, InvalidInput
 from models import model_names
 from student_train.method_spec import MethodSpec
 from student_train.sampling import Sampling
@@ -36,7 +38,8 @@ class PlannedRun:
         store: the same for the store it learns from.
         sample_seed: of the images in that store.
         text: the method as the grid writes it.
-        images_per_step: the work of a step.
+        images_per_step: the work of a step, without what comes of the rest.
+        beyond: images of the store beyond the n, where it is known.
         recipe: what the method is made of, as run.json says it.
     """
 
@@ -52,13 +55,24 @@ class PlannedRun:
     sample_seed: int
     config: TrainConfig
     images_per_step: int
+    beyond: int = field(compare=False)
     precision: str
     recipe: dict[str, Any] = field(compare=False, repr=False)
 
     @property
     def work(self) -> int:
         """Images the student sees between two evaluations; a measure of its time."""
-        return -(-self.n // self.config.batch_size) * self.images_per_step
+        size = self.config.batch_size
+        if not self.n:
+            return max(size, self.beyond)
+        batches = [max(2, round(spec.make().ratio * size)) for spec in self.spec.rest]
+        steps = max(ceil(self.n / size), *(ceil(self.beyond / batch) for batch in batches), 1)
+        return steps * (self.images_per_step + sum(batches))
+
+    @property
+    def draws_on_calls(self) -> bool:
+        """Whether answers of the teacher are behind what it learns, a proxy's included."""
+        return self.spec.asks_teacher or any(spec.drew_on_calls for spec in self.spec.rest)
 
     def describe(self) -> dict[str, Any]:
         """What grid.json says of it."""
@@ -128,17 +142,20 @@ def one_a_teacher(needs: Iterable[StoreNeed]) -> list[StoreNeed]:
     return list({need.name: need for need in needs}.values())
 
 
-def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
+def plan_runs(grid: Grid, precision: str, out: Path = Path(), images: int = 0) -> list[PlannedRun]:
     """Every run; those of one seed, then of the next, so that what is finished early covers all methods, sizes and
     samples.
 
     Args:
         precision: what the runs will be computed in; part of what they are.
+        out: the grid's folder, where paths of proxies begin.
+        images: of each store, for what runs take.
 
     Raises:
-        InvalidInput: an n is too small for a method, or two methods would share a folder; the message names the line.
+        InvalidInput: an n is too small for a method, a proxy is missing, or two methods would share a folder; the
+            message names the line.
     """
-    runs = list(_runs(grid, precision))
+    runs = list(_runs(grid, precision, out, images))
     labels: dict[str, str] = {}
     for run in runs:
         if labels.setdefault(run.folder, run.label) != run.label:
@@ -148,38 +165,57 @@ def plan_runs(grid: Grid, precision: str) -> list[PlannedRun]:
     return runs
 
 
-def _runs(grid: Grid, precision: str) -> Iterator[PlannedRun]:
-    methods = {entry.label: _plan_method(grid, entry) for entry in grid.methods}
+def _runs(grid: Grid, precision: str, out: Path, images: int) -> Iterator[PlannedRun]:
+    steps = {entry.label: _images_of_steps(grid, entry) for entry in grid.entries}
     for seed, sample_seed in itertools.product(grid.seeds, grid.samples):
-        for pair in grid.pairs:
-            for n in grid.sizes:
-                for entry in grid.methods:
-                    for given in entry.configs(pair.student, seed):
-                        config = replace(given, student_size=grid.size_of(pair))
-                        yield _run(grid, pair, entry, methods[entry.label], n, sample_seed, config, precision)
+        points = [(n, entry) for n in grid.sizes for entry in grid.methods]
+        points += [] if grid.labels_only is None else [(0, grid.labels_only)]
+        learned = {(n, entry.label): _learned(grid, entry, out, n, seed, sample_seed) for n, entry in points}
+        for pair, (n, entry) in itertools.product(grid.pairs, points):
+            for given in entry.configs(pair.student, seed):
+                config = replace(given, student_size=grid.size_of(pair))
+                yield _run(
+                    grid,
+                    pair,
+                    replace(entry, spec=learned[n, entry.label].spec),
+                    n,
+                    sample_seed,
+                    config,
+                    precision,
+                    recipe=learned[n, entry.label].recipe,
+                    images_per_step=steps[entry.label].get((n, config.batch_size), config.batch_size),
+                    beyond=max(0, images - n),
+                )
 
 
-@dataclass(frozen=True, slots=True)
-class _PlannedMethod:
-    """A method as far as runs of it need it.
-
-    Args:
-        images: (n, batch size) -> images a step.
-    """
-
-    described: dict[str, Any]
-    images: dict[tuple[int, int], int]
-
-
-def _plan_method(grid: Grid, entry: MethodEntry) -> _PlannedMethod:
+def _images_of_steps(grid: Grid, entry: MethodEntry) -> dict[tuple[int, int], int]:
+    """(n, batch size) -> images of the sample in a step; nothing for n = 0, which has none."""
+    if entry is grid.labels_only:
+        return {}
     try:
         sampling = entry.spec.sampling_of(grid.store.views)
         sampling.check(grid.sizes[0])
     except CKDError as error:
         raise grid.refused("n", f"{entry.label}: {error}") from error
     batch_sizes = {config.batch_size for config in entry.configs(grid.pairs[0].student, 0)}
-    images = {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
-    return _PlannedMethod(entry.spec.describe(), images)
+    return {(n, size): _images_per_step(sampling, n, size) for n in grid.sizes for size in batch_sizes}
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """A method with what one run of it learns from the rest."""
+
+    spec: MethodSpec
+    recipe: dict[str, Any]
+
+
+def _learned(grid: Grid, entry: MethodEntry, out: Path, n: int, seed: int, sample_seed: int) -> _Learned:
+    try:
+        rest = rest_of_run(entry.rest, out, n=n, seed=seed, sample=sample_seed)
+    except CKDError as error:
+        raise refused_of(grid, entry, error) from error
+    spec = replace(entry.spec, rest=rest)
+    return _Learned(spec, spec.describe())
 
 
 def _images_per_step(sampling: Sampling, n: int, batch_size: int) -> int:
@@ -191,18 +227,21 @@ def _run(
     grid: Grid,
     pair: TeacherStudent,
     entry: MethodEntry,
-    method: _PlannedMethod,
     n: int,
     sample_seed: int,
     config: TrainConfig,
     precision: str,
+    *,
+    recipe: dict[str, Any],
+    images_per_step: int,
+    beyond: int,
 ) -> PlannedRun:
     identity: dict[str, Any] = {
         "teacher": pair.teacher,
         "dataset": grid.dataset,
         "image_size": grid.image_size,
         "store": _as_seen(replace(grid.store, seed=sample_seed)),
-        "recipe": method.described,
+        "recipe": recipe,
         # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
         "training": {**_as_given(config), "method": ""},
         "n": n,
@@ -211,6 +250,9 @@ def _run(
     # Digests of grids from before there was one stay what they were.
     if grid.split is not None:
         identity |= {"split": grid.split, "split_seed": grid.split_seed}
+    # What is beyond n, and how many validation images go with its labels, follows from the store.
+    if entry.rest:
+        identity["rest"] = {"images": grid.store.rest, "largest_n": grid.sizes[-1]}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
     name = f"{slug(entry.label)}-n{n}{_of_sample(grid, sample_seed)}-seed{config.seed}-{digest}"
     return PlannedRun(
@@ -225,9 +267,10 @@ def _run(
         n=n,
         sample_seed=sample_seed,
         config=config,
-        images_per_step=method.images[n, config.batch_size],
+        images_per_step=images_per_step,
+        beyond=beyond,
         precision=precision,
-        recipe=method.described,
+        recipe=recipe,
     )
 
 
@@ -252,7 +295,7 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
 
 
 # What a store is told that students do not see.
-_NOT_SEEN = ("budget", "array_format", "trust_teacher")
+_NOT_SEEN = ("budget", "array_format", "trust_teacher", "rest")
 
 
 def _as_seen(settings: StoreSettings) -> dict[str, Any]:
@@ -265,7 +308,12 @@ def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tu
     try:
         return entry.spec.wanted(student_layers(grid, pair), teacher_layers(pair.teacher)).teacher
     except CKDError as error:
-        raise replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {error}") from error
+        raise refused_of(grid, entry, error) from error
+
+
+def refused_of(grid: Grid, entry: MethodEntry, reason: object) -> InvalidInput:
+    """An error to raise that names the line of a method."""
+    return replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {reason}")
 
 
 def _store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int) -> str:

@@ -4,7 +4,7 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +13,16 @@ from pathlib import Path
 
 import torch
 
-from experiments.grid import Grid
-from experiments.plan import StoreNeed
+from experiments.grid import Grid, MethodEntry
+from experiments.plan import PlannedRun, StoreNeed, refused_of
+from experiments.rests import reads_labels
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import note, progress
 from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
 from storage.ledger import check_budget
-from storage.manifest import FILE_NAME
+from storage.manifest import FILE_NAME, Manifest
+from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
@@ -32,9 +34,13 @@ from teacher_cache.datasets.registry import takes_path
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.fallback import run_wide_enough
 from teacher_cache.prepare import Prepared, images_of_build, prepare_build, prepare_test_build
+from teacher_cache.rest import Rest
 from teacher_cache.sample import draw_sample
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
+
+# Images that a student learns from, by any loss.
+_FEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,20 @@ class Stores:
         dataset: its images, as `open_images` gives them, where they are open already: every file is read, once, for the
             digest.
 
+    Attributes:
+        grid: the same, without the row of labels alone where no labels are kept.
+
     Raises:
-        InvalidInput: they cannot be opened; the message names the line.
+        InvalidInput: they cannot be opened, or a sample is larger than they are many; the message names the line.
     """
 
     def __init__(self, grid: Grid, out: Path, device: str, dataset: ImageDataset | None = None) -> None:
-        self.grid, self.out, self.device = grid, out, device
+        self.out, self.device = out, device
         self.dataset = open_images(grid) if dataset is None else dataset
+        self.grid = grid
+        self._check_sizes()
+        if not self._has_labels(grid):
+            self.grid = replace(grid, labels_only=None)
         self._prepared = {_preparation(grid, grid.pairs[0].teacher): self.dataset}
 
     def images_of(self, teacher: str) -> ImageDataset:
@@ -97,8 +110,7 @@ class Stores:
             self._prepared[preparation] = open_images(self.grid, teacher)
         return self._prepared[preparation]
 
-    def check_sizes(self) -> None:
-        """Raise `InvalidInput` with the line if a sample is larger than the images there are."""
+    def _check_sizes(self) -> None:
         try:
             # One sample is as large as another.
             draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0], self.dataset.is_labelled)
@@ -107,19 +119,67 @@ class Stores:
         if self.grid.test_images > len(self.dataset.test):
             raise self.grid.refused("test_images", f"{self.dataset.name} has {len(self.dataset.test)} test images")
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether students could learn from labels alone, were all images kept."""
+        return self._has_labels(replace(self.grid, store=replace(self.grid.store, rest=None)))
+
+    def _has_labels(self, grid: Grid) -> bool:
+        return all(num >= _FEWEST for num in map(_num_labelled, self._labels(grid)))
+
+    @property
+    def num_images(self) -> int:
+        """Training images that each store keeps, answered or not."""
+        return min(map(len, self._labels(self.grid)))
+
+    def _labels(self, grid: Grid) -> list[torch.Tensor]:
+        """Of each sample's images, those of the rest that is kept last."""
+        train, is_labelled = self.dataset.train, self.dataset.is_labelled
+        samples = [draw_sample(len(train), grid.sizes[-1], seed, is_labelled) for seed in grid.samples]
+        kept = slice(None if grid.store.rest is None else grid.sizes[-1] + grid.store.rest)
+        return [torch.from_numpy(train.labels[sample.images[kept]]) for sample in samples]
+
     def check_labels(self) -> None:
-        """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have."""
-        dataset, grid = self.dataset, self.grid
-        if dataset.is_labelled is None:
-            return
-        for seed in grid.samples:
-            sample = draw_sample(len(dataset.train), grid.sizes[-1], seed, dataset.is_labelled)
-            labels = torch.from_numpy(dataset.train.labels[sample.train])
-            for entry, n in product(grid.methods, grid.sizes):
+        """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have, or learns from
+        a rest that has none.
+        """
+        grid = self.grid
+        for labels, entry, n in product(self._labels(grid), grid.methods, grid.sizes):
+            try:
+                require_labels(entry.spec, labels[:n], self.dataset.name)
+                self._require_rest(entry, labels[n:], n)
+            except InvalidInput as error:
+                raise refused_of(grid, entry, error) from error
+
+    def _require_rest(self, entry: MethodEntry, labels: torch.Tensor, n: int) -> None:
+        if entry.rest and len(labels) < _FEWEST:
+            raise InvalidInput(
+                f"{self.dataset.name} has {len(labels)} images beside the {n} that are asked about and those for "
+                "validation, and a rest is learned from at least 2; lower n"
+            )
+        if _num_labelled(labels) < _FEWEST and any(reads_labels(text) for text in entry.rest):
+            raise InvalidInput(
+                f"{_num_labelled(labels)} of the {len(labels)} images beside the {n} that are asked about have a "
+                "label, and a loss of the rest learns from those; give rest: pseudo, mean_teacher or a proxy, which "
+                "need none"
+            )
+
+    def check_proxies(self, runs: Iterable[PlannedRun]) -> None:
+        """Raise `InvalidInput` with the line if a proxy is not of the store that its run learns from, or drew on other
+        answers.
+        """
+        entries = {entry.label: entry for entry in self.grid.methods}
+        for run in runs:
+            for proxy in (proxy for spec in run.spec.rest for proxy in spec.proxies):
+                folder = self.out / run.store
                 try:
-                    require_labels(entry.spec, labels[:n], dataset.name)
-                except InvalidInput as error:
-                    raise replace(grid, lines={"method": entry.line}).refused("method", error) from error
+                    if not (folder / FILE_NAME).exists():
+                        raise InvalidInput(
+                            f"the proxy {proxy.folder} cannot be of {folder}, which is not there yet; train one from it"
+                        )
+                    proxy.require_of(Manifest.load(folder), run.n, exactly=not run.spec.asks_teacher)
+                except CKDError as error:
+                    raise refused_of(self.grid, entries[run.label], error) from error
 
     def with_weights(self, need: StoreNeed) -> StoreNeed:
         """The need with the file of a teacher that the grid trains; trains it if it is not there."""
@@ -191,7 +251,7 @@ class Stores:
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
         """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""
         config = self._build_config(need, self.out / need.folder_of_tests, (), self.grid.test_images)
-        config = replace(config, seed=self.grid.store.seed, budget=None)
+        config = replace(config, seed=self.grid.store.seed, budget=None, rest=None)
         return prepare_test_build(config, self.images_of(need.teacher), stand_in)
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
@@ -221,6 +281,7 @@ class Stores:
             budget=settings.budget,
             device=self.device,
             trust_teacher=settings.trust_teacher,
+            rest=Rest(settings.rest),
         )
 
     def _plan_extension(self, need: StoreNeed, folder: Path, missing: Sequence[str]) -> Prepared:
@@ -267,7 +328,7 @@ def _preparation(grid: Grid, teacher: str) -> Preprocessing | None:
 
 def _build(label: str, prepared: Prepared, report: BuildReport) -> None:
     plan = prepared.plan
-    if not len(plan.missing_cells):
+    if not len(plan.missing_cells) and _num_kept(plan.config.folder) >= plan.num_images:
         return
     with progress(f"{label}: teacher calls", plan.total_calls, plan.total_calls - len(plan.missing_cells)) as advance:
         build(*prepared, advance, report)
@@ -276,6 +337,15 @@ def _build(label: str, prepared: Prepared, report: BuildReport) -> None:
 def _extend(label: str, prepared: Prepared, report: BuildReport) -> None:
     with progress(label, prepared.plan.total_calls) as advance:
         extend(*prepared, advance, report)
+
+
+def _num_kept(folder: Path) -> int:
+    """Training images in a store, answered or not."""
+    return Manifest.load(folder).num_images if (folder / FILE_NAME).exists() else 0
+
+
+def _num_labelled(labels: torch.Tensor) -> int:
+    return int(torch.count_nonzero(labels != UNLABELLED))
 
 
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +23,9 @@ from storage.store import LEDGER_FILE
 TEACHER, DATASET = "wrn_40_2", "random"
 STORE = f"stores/{TEACHER}-{DATASET}"
 VANILLA = "vanilla"
+ALL_LABELS = "vanilla, all labels"
+# Labelled rows of the store that the teacher was not asked about, whatever n.
+REST = 100
 GROWTH, SEED_STEP, SAMPLE_STEP = 0.05, 0.01, 0.03
 DEFAULT_BASES = {VANILLA: 0.20, "kd": 0.30, "ckd": 0.36}
 
@@ -45,6 +48,8 @@ def make_grid(
     budget: int | None = 40,
     store_rows: int | None = None,
     with_logits: bool = False,
+    alone: float | None = None,
+    with_labels: Collection[str] = (),
 ) -> Path:
     """A finished grid.
 
@@ -53,25 +58,31 @@ def make_grid(
         rates: learning rates to choose from; the first is the best.
         samples: of images, a store each; they lie evenly around the mean as seeds do.
         store_rows: of each store; None for the largest n.
+        alone: test accuracy of labels alone, whose runs have n = 0; None for a grid without them.
+        with_labels: those of the labels that learn from the rest's labels too.
     """
     largest = max(sizes) if store_rows is None else store_rows
     stores = [_Store.make(folder, sample, largest, budget) for sample in range(samples)]
     runs = []
+    curves = {label: (base, tuple(sizes)) for label, base in bases.items()}
+    curves |= {} if alone is None else {ALL_LABELS: (alone, (0,))}
     for student in students:
-        for label, base in bases.items():
-            for n in sizes:
+        for label, (base, numbers) in curves.items():
+            for n in numbers:
                 for (sample, store), seed in product(enumerate(stores), range(seeds)):
                     for place, lr in enumerate(rates):
                         where = f"runs/{TEACHER}-{student}/{len(runs):04d}-n{n}-seed{seed}"
                         entry = {"run": where, "teacher": TEACHER, "student": student, "dataset": DATASET}
                         entry |= {"store": store.name, "label": label, "n": n, "sample_seed": sample, "seed": seed}
                         entry["settings"] = {"lr": lr}
-                        test = accuracy(base, n, min(sizes), seed, seeds) - 0.02 * place
+                        test = accuracy(base, n or min(sizes), min(sizes), seed, seeds) - 0.02 * place
                         test += SAMPLE_STEP * (sample - (samples - 1) / 2)
                         document = _run(folder, entry, store, lr, test)
+                        if alone is not None:
+                            document |= _rows_used(n, label in with_labels)
                         (folder / where).mkdir(parents=True)
                         _write(folder / where / "run.json", document)
-                        if with_logits and label != VANILLA:
+                        if with_logits and not label.startswith(VANILLA):
                             _write(folder / where / "logits.json", _logits(base, seed))
                         runs.append(entry)
     facts = {"teacher": TEACHER, "dataset": DATASET, "n": largest, "calls": largest}
@@ -160,6 +171,13 @@ def _run(folder: Path, entry: Mapping[str, Any], store: _Store, lr: float, test:
         "device": "cpu",
         "versions": {"teacher-cache": "0.1.0", "torch": "2.14.1"},
     }
+
+
+def _rows_used(n: int, with_labels: bool) -> dict[str, Any]:
+    """What run.json says of a run in a release that knows a rest."""
+    labelled = REST if with_labels or not n else 0
+    rows = {"answered_rows": n, "labelled_rows": labelled, "unlabelled_rows": 0}
+    return rows | ({"rest": ["ce"]} if labelled else {})
 
 
 def _logits(base: float, seed: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class PlannedRun:
         return {"run": self.folder, **facts, "store": f"stores/{self.teacher}", "settings": settings}
 
     def result(self) -> dict[str, Any]:
-        asks = self.label != "vanilla"
+        asks = not self.label.startswith("vanilla")
         return {
             "student": self.student,
             "method": self.label,

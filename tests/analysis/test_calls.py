@@ -184,3 +184,15 @@ def test_no_runs_need_no_calls(tmp_path):
     table = calls_table(results_of(tmp_path, []), [0.5])
     assert len(table) == 0
     assert len(savings(table)) == 0
+
+
+def test_labels_alone_reach_a_target_for_no_call_or_not_at_all(tmp_path):
+    runs = runs_of({"kd": CURVES["kd"]}) + [
+        PlannedRun(label="all", n=0, seed=seed, accuracy=0.3 + 0.02 * seed, views=0) for seed in (0, 1)
+    ]
+    table = calls_table(results_of(tmp_path, runs), [0.31, 0.35])
+    calls, why = cells(table, "calls"), cells(table, "why_empty")
+    assert calls["all", 0.31] == 0
+    assert math.isnan(calls["all", 0.35])
+    assert why["all", 0.35] == NOT_REACHED
+    assert set(savings(table)["best"]) == {"kd"}

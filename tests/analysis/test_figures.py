@@ -268,3 +268,29 @@ def test_names_of_files_are_plain_and_differ():
     one, other = Pair("t", "../a b", "images:x"), Pair("t", "../a+b", "images:x")
     assert one.name != other.name
     assert all(letter.isalnum() or letter in "_-" for letter in one.name + other.name)
+
+
+def test_calls_are_drawn_where_a_teacher_was_asked():
+    frame = curves(samples=1)
+    looks = looks_of(dict.fromkeys(frame["label"]), {"vanilla"})
+    figure = accuracy_figure(frame, PAIR, looks, {800: 1600, 1600: 3200, 3200: 6400})
+    rows = {(row["label"], row["n"]): row for row in drawn_rows(figure.chart)}
+    # Two views an image; what asks no teacher stands beside the others of its n.
+    assert rows["kd", "1,600"]["at"] == pytest.approx(3200, rel=0.1)
+    assert rows["vanilla", "1,600"]["at"] == pytest.approx(3200, rel=0.1)
+    assert figure.title == "Test accuracy by teacher calls"
+    assert "teacher calls; without a teacher, of the same n" in texts_of(figure.svg())
+
+
+def test_labels_alone_are_a_line_across_with_their_band():
+    frame = pd.concat([curves(), curves(labels=("all labels",), sizes=(0,))], ignore_index=True)
+    looks = looks_of(dict.fromkeys(frame["label"]), {"vanilla", "all labels"})
+    figure = accuracy_figure(frame, PAIR, looks, {})
+    [row] = [row for row in drawn_rows(figure.chart) if row["label"] == "all labels"]
+    assert "at" not in row
+    assert (row["low"], row["mean"], row["high"]) == pytest.approx((19.0, 20.0, 21.0))
+    assert "all labels, without a call, is a line across at 20.0 %." in figure.description
+    assert "a line for each of 3 methods" in figure.description
+    # As wide as the drawing is.
+    lines = [element for element in ElementTree.fromstring(figure.svg()).iter() if element.tag.endswith("line")]
+    assert any(abs(float(line.get("x2", 0))) == 480 and line.get("stroke-dasharray") for line in lines)

@@ -20,6 +20,8 @@ from analysis.answer import answer
 from analysis.report import write_report
 from analysis.results import collect
 from benchmarks.stand_ins.fabricated_grid import (
+    ALL_LABELS,
+    REST,
     STORE,
     VANILLA,
     change_plan,
@@ -463,3 +465,81 @@ def test_text_of_others_is_only_text(tmp_path):
     [chart] = [chart for name, chart in page.charts.items() if name.startswith("accuracy")]
     assert HOSTILE in next(param["value"] for param in chart["params"] if param["name"] == "shown")
     assert not list(folder.glob(".*.partial"))
+
+
+@pytest.fixture(scope="module")
+def beside_labels(tmp_path_factory) -> Path:
+    """The report of a grid with labels alone, at 44 %, and a method that uses the rest's labels; read only."""
+    bases = {VANILLA: 0.20, "kd": 0.30, "ckd": 0.36, "kd + labels": 0.45}
+    folder = make_grid(
+        tmp_path_factory.mktemp("labels") / "grid",
+        bases=bases,
+        alone=0.44,
+        with_labels=["kd + labels"],
+        targets=(0.43, 0.5),
+    )
+    write_report(folder)
+    return folder
+
+
+def test_the_first_section_says_what_calls_brought_beyond_labels_alone(beside_labels):
+    text = read_page(beside_labels).text
+    for sentence in (
+        "At 32 calls, ckd is at 46.0 %; labels alone, at no call, at 44.0 %: the calls brought +2.0 points",
+        "+2.0 points (95 % interval +2.0 to +2.0, 3 pairs of runs).",
+        "At 32 calls, kd + labels is at 55.0 %; labels alone, at no call, at 44.0 %: the calls brought +11.0 points",
+    ):
+        assert sentence in text
+        assert text.index(sentence) < text.index("The grid asks for 50 % and 43 %.")
+    assert "No run says what labels alone give" not in text
+
+
+def test_a_target_that_labels_alone_reach_takes_no_call(beside_labels):
+    calls = table(beside_labels, "calls-for-targets").set_index("method")
+    assert calls.loc[ALL_LABELS].tolist() == ["not reached", "0"]
+    assert calls.loc["ckd", "calls for 43 %"] == "22"
+    text = read_page(beside_labels).text
+    assert f"0 calls: {ALL_LABELS} Labels alone are at 44.0 %, at no call. Of the methods with a teacher:" in text
+    assert "16 calls with kd + labels No other method with a teacher reaches it." in text
+
+
+def test_labels_alone_are_saved_nothing_and_have_no_advantage_of_their_own(beside_labels):
+    for name in ("savings", "advantage"):
+        assert ALL_LABELS not in (beside_labels / "report" / "tables" / f"{name}.csv").read_text()
+    beyond = table(beside_labels, "beyond-labels").set_index(["method", "n"])
+    assert beyond.loc[("kd", "32"), ["difference", "95% interval", "pairs"]].tolist() == [
+        "-4.00",
+        "-4.00 to -4.00",
+        "3",
+    ]
+    assert beyond.loc[("kd + labels", "8"), "difference"] == "+1.00"
+
+
+def test_labels_alone_are_a_line_across_and_a_row_of_their_own(beside_labels):
+    page = read_page(beside_labels)
+    [chart] = [chart for name, chart in page.charts.items() if name.startswith("accuracy")]
+    assert ALL_LABELS in next(param["value"] for param in chart["params"] if param["name"] == "shown")
+    assert "Test accuracy by teacher calls" in page.text
+    numbers = next(name for name in names_of_tables(beside_labels) if name.startswith("numbers-accuracy"))
+    [row] = table(beside_labels, numbers).query(f"method == '{ALL_LABELS}'").to_dict("records")
+    assert (row["n"], row["test accuracy, %"]) == ("0", "44.00")
+    runs = table(beside_labels, "runs")
+    assert set(runs.loc[runs["method"] == ALL_LABELS, "by label alone"]) == {str(REST)}
+    assert set(runs.loc[runs["method"] == "kd", "rest"]) == {""}
+
+
+def test_a_grid_without_labels_alone_says_which_setting_adds_them(grid):
+    sentence = "No run says what labels alone give, so this report cannot say what the calls brought beyond them."
+    assert write_report(grid).missing == ()
+    assert sentence in read_page(grid).text
+    change_plan(grid, labelled=False)
+    write_report(grid)
+    assert sentence not in read_page(grid).text
+
+
+def test_labels_alone_are_reported_before_anything_else_is_finished(tmp_path):
+    folder = make_grid(tmp_path / "grid", seeds=1, alone=0.44, targets=())
+    for run in planned_runs(folder)[:-1]:
+        unfinish(folder, run["run"])
+    assert write_report(folder).finished == 1
+    assert not [name for name in read_page(folder).charts if name.startswith("accuracy")]

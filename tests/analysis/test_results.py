@@ -255,3 +255,12 @@ def test_a_teacher_in_a_folder_is_the_one_that_was_planned_wherever_that_lies(tm
     spoil(folder, run, json.dumps(run.result() | {"teacher": "hf:deit"}))
     with pytest.raises(InvalidInput, match="teacher is 'hf:deit', planned was"):
         collect(folder)
+
+
+def test_the_rows_that_a_run_used_are_told_where_it_says_so(tmp_path):
+    used = {"answered_rows": 800, "labelled_rows": 40, "unlabelled_rows": 2, "rest": ["ce", "pseudo:confidence=0.9"]}
+    told, untold = results_of(tmp_path, [PlannedRun(more=used), PlannedRun(seed=1)]).to_dict("records")
+    assert (told["answered_rows"], told["labelled_rows"], told["unlabelled_rows"]) == (800, 40, 2)
+    assert told["rest"] == "ce; pseudo:confidence=0.9"
+    assert untold["rest"] == ""
+    assert pd.isna(untold["labelled_rows"])

@@ -264,3 +264,19 @@ def test_no_cell_breaks_out_of_its_row(cell):
 def test_the_csv_of_a_table_holds_no_formula_and_its_numbers_as_they_are():
     frame = pd.DataFrame({"=method": ["=1+1", "kd"], "advantage": ["-0.50 ± 0.10", "+0.12 to -0.30"]})
     assert Table("t", "T", frame, "").to_csv() == "'=method,advantage\n'=1+1,-0.50 ± 0.10\nkd,+0.12 to -0.30\n"
+
+
+def test_labels_alone_are_a_row_of_every_table_of_accuracies_and_calls(tmp_path):
+    runs = runs_of({"KD": [0.3, 0.45], "ckd": [0.35, 0.55]})
+    runs += [PlannedRun(label="vanilla, all labels", n=0, seed=seed, accuracy=0.4 + 0.02 * seed) for seed in (0, 1)]
+    results = results_of(tmp_path, runs)
+    calls, accuracy = tables.calls(results, [0.4, 0.5]), tables.accuracy(results)
+    row = row_of(calls, method="vanilla, all labels")
+    assert (row["40%"], row["50%"]) == ("0", "")
+    assert "vanilla, all labels: every labelled image of the store, and 0 calls." in calls.note
+    row = row_of(accuracy, method="vanilla, all labels")
+    assert (row["n=0"], row["n=1600"]) == ("41.00 ± 1.41", "")
+    assert tables.advantage(results, "ckd").frame["against"].tolist() == ["KD"]
+    # Seed 0: 36 - 40, seed 1: 34 - 42.
+    row = row_of(tables.beyond(results), method="ckd", n="1600")
+    assert (row["difference"], row["95% interval"], row["pairs"]) == ("-6.00", "-8.00 to -4.00", "2")
