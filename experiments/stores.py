@@ -26,7 +26,7 @@ from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
-from teacher_cache.build import build
+from teacher_cache.build import build, lay_out
 from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
@@ -241,6 +241,11 @@ class Stores:
             made += run_wide_enough(config, plan.extension, prepare_extension, partial(_extend, label)).new_calls
             plan = self.plan(need)
         return made + self._build(need, plan.build)
+
+    def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
+        """Make the store with all its images and without a call, as far as that is not done."""
+        if _num_kept(self.out / need.folder) < plan.build.plan.num_images:
+            lay_out(*plan.build)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]
