@@ -80,7 +80,8 @@ class Advice:
         n: that was asked about.
         pilot: images of it; 0 where nobody was asked about any.
         worth: what calls have to bring, as a difference of accuracies.
-        labels_alone: None for images without labels.
+        labels_alone: None where too few images have a label.
+        labelled: images that those learned from.
         measured, expected: n -> what was found there, and what is expected.
         doubling: what twice as many calls are expected to bring more; None without a pilot.
     """
@@ -89,6 +90,7 @@ class Advice:
     pilot: int
     worth: float
     labels_alone: Measured | None
+    labelled: int
     measured: dict[int, Point]
     expected: dict[int, Prospect]
     doubling: float | None
@@ -106,6 +108,7 @@ class Advice:
             "pilot_images": self.pilot,
             "gain": self.worth,
             "labels_alone": None if self.labels_alone is None else asdict(self.labels_alone),
+            "labelled_images": self.labelled,
             "pilot": {str(n): asdict(point) for n, point in self.measured.items()},
             "expected": {str(n): asdict(prospect) for n, prospect in self.expected.items()},
             "doubling": self.doubling,
@@ -135,15 +138,19 @@ class Advice:
         return f"{begin}: {self._brings(n)}, and twice as many {ending}."
 
     def _do_not_buy(self) -> str:
-        return f"Do not buy: {self._brings(self._decisive)}, and {_points(self.worth)} are asked for."
+        return f"Do not buy: {self._brings(self._decisive)}, and {self._asked} asked for."
 
     def _cannot_tell(self) -> str:
         if not self.pilot:
             return "Cannot tell yet: the teacher was asked about nothing; a --pilot of 200 calls would say more."
         return (
-            f"Cannot tell yet: {self._brings(self._decisive)}, and {_points(self.worth)} are asked for, so it can be "
-            "either; a larger --pilot would tell, or more --seeds."
+            f"Cannot tell yet: {self._brings(self._decisive)}, and {self._asked} asked for; a larger --pilot "
+            "would tell, or more --seeds."
         )
+
+    @property
+    def _asked(self) -> str:
+        return f"{100 * self.worth:.1f} points are"
 
     @property
     def _decisive(self) -> int:
@@ -162,7 +169,7 @@ class Advice:
         found = []
         if self.labels_alone is None:
             found.append(
-                "There are no labels to learn from without a call, so nothing says what labels alone give: n calls are "
+                "Hardly any image beside the pilot's has a label, so nothing says what labels alone give: calls are "
                 "compared with the pilot's."
             )
         if self.is_far:
@@ -185,7 +192,9 @@ def advice_of(results: pd.DataFrame, *, n: int, pilot: int, worth: float) -> Adv
     asked, labels = of_samples(runs), of_labels_alone(runs)
     with_labels = asked["rest"].map(uses_labels).astype(bool)
     alone, both = asked[~with_labels], _gained(asked[with_labels], labels)
-    found: dict[str, Any] = {"n": n, "pilot": pilot, "worth": worth, "labels_alone": Measured.of(labels)}
+    labelled = 0 if labels.empty else int(labels["labelled_rows"].max())
+    found: dict[str, Any] = {"n": n, "pilot": pilot, "worth": worth}
+    found |= {"labels_alone": Measured.of(labels), "labelled": labelled}
     if not pilot:
         decision = Decision(Verdict.CANNOT_TELL)
         return Advice(**found, measured={}, expected={}, doubling=None, decision=decision)

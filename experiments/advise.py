@@ -15,13 +15,13 @@ from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import Grid, labels_alone, single_grid
 from experiments.plan import plan_stores
-from experiments.stores import Stores, open_images
+from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput
 from storage.store_ledger import own_ledger
 from student_train.methods import parse_losses
 from teacher_cache.datasets import ImageDataset
-from teacher_cache.sample import largest_sample
+from teacher_cache.sample import draw_sample
 
 CALLS_ALONE, CALLS_AND_LABELS = "calls alone", "calls and labels"
 ADVICE_FILE = "advice.json"
@@ -128,7 +128,7 @@ def advise(
         on_labels: told what labels alone give.
 
     Raises:
-        InvalidInput: the data set has too few images, or, without a pilot, no labels.
+        InvalidInput: the data set has too few images.
         CKDError: a run failed, or anything that `execute` refuses.
         Interrupted: the user asked to stop; the same call goes on.
     """
@@ -159,19 +159,18 @@ def foresee(grid: Grid, config: ExecutionConfig, question: Question) -> Estimate
 
 
 def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Grid, ImageDataset]:
-    """The grid with its sizes, and without what takes labels where there are none."""
+    """The grid with its sizes, and without what takes labels where there are too few."""
     dataset = open_images(grid)
-    largest = largest_sample(len(dataset.train))
-    if question.n > largest:
-        raise InvalidInput(f"--n {question.n} is more than the {largest} images of {dataset.name} there are to sample")
+    # Refused before any call if there are fewer images.
+    draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
     # Nested in each other, so that all three are one purchase.
-    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, largest // 2),)
+    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
     grid = replace(grid, sizes=sizes, store=replace(grid.store, budget=(pilot or None) and pilot * grid.store.views))
-    if not Stores(grid, config.out, config.device, dataset).has_labels:
-        if not pilot:
-            raise InvalidInput(f"{dataset.name} has no labels to learn from, so calls alone say more; give a --pilot")
-        grid = replace(grid, methods=grid.methods[:1], labels_only=None)
+    if not pilot:
+        return replace(grid, methods=grid.methods[:1]), dataset
+    if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
+        return replace(grid, methods=grid.methods[:1], labels_only=None), dataset
     return grid, dataset
 
 

@@ -87,7 +87,7 @@ def advise_command(
         expected = foresee(grid, config, question)
         print_json(expected.document()) if as_json else _print_estimate(expected, config)
         return
-    answer = advise(grid, config, question, on_labels=lambda alone: note(f"labels alone: {_measured(alone)}"))
+    answer = advise(grid, config, question, on_labels=lambda alone: note(f"labels alone: {_measured(alone)} %"))
     print_json(answer.document()) if as_json else _print_answer(answer, out)
 
 
@@ -111,15 +111,15 @@ def _span(seconds: float) -> str:
 def _print_answer(answer: Answer, out: Path) -> None:
     advice = answer.advice
     beyond = "the pilot" if advice.labels_alone is None else "labels alone"
-    print_table(("n", "calls alone", "calls and labels", f"beyond {beyond}"), _rows(advice))
+    print_table(("n", "calls alone, %", "calls and labels, %", f"beyond {beyond}, points"), _rows(advice))
     say("\n".join(advice.sentences()))
     say(f"{answer.calls_made} calls were made, {answer.new_calls} of them now; {out / ADVICE_FILE} has all figures")
 
 
 def _rows(advice: Advice) -> Iterator[Sequence[str | None]]:
-    """Test accuracies in %, of what was measured and what is expected."""
+    """Test accuracies that were measured, and those that are expected."""
     if advice.labels_alone is not None:
-        yield "0", None, f"{_measured(advice.labels_alone)} (labels alone)", None
+        yield "0", None, f"{_measured(advice.labels_alone)} (labels alone, of {advice.labelled} images)", None
     for n, point in advice.measured.items():
         yield str(n), *_cells_of_point(point)
     for n, prospect in advice.expected.items():
