@@ -1,192 +1,138 @@
-"""What n calls are expected to bring beyond labels alone, from a few small trainings, before they are paid.
+"""What more teacher calls are expected to bring, from what a pilot of few calls brought.
 
-Accuracy grows about linearly in log2(n) over the sizes that are bought (figures 2 and 3 of Xu et al., WACV 2025), so a
-line is fitted to the pilots' accuracies. All trainings, those of labels alone included, are taken to scatter alike by
-their seed: one variance is pooled from all of them, and what is expected has a prediction interval by Student's t. That
-interval covers the scatter, and not that the line may bend: far beyond the pilots' sizes it says too much.
+Accuracy is taken to grow by as much at each doubling of n: a line on log2(n), by least squares. How far one more
+student may be from it is a prediction interval of Student's t, of the residuals' deviation. Three things are assumed,
+and none of them follows from the pilot: that the line goes on beyond its largest n, while accuracies flatten at some
+point, so that `FARTHEST` times that n is as far as a decision looks; that students differ by as much at every n; and
+that other images would give the same, since all of them share the pilot's one sample.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from scipy.special import stdtrit
 
+# Times the pilot's largest n; three doublings, one more than the pilot itself spans.
+FARTHEST = 8
 _CONFIDENCE = 0.95
-_BUY, _OPEN, _NOT = "buy about", "cannot tell yet", "do not buy"
-
-
-@dataclass(frozen=True, slots=True)
-class Pilot:
-    """The test accuracy, in [0, 1], of a training with the answers to n images, by one seed."""
-
-    n: int
-    seed: int
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Something that is not known yet, with its 95 % prediction interval: infinite where nothing shows the scatter."""
+    """An accuracy, or a difference of accuracies, with the interval in which one more student is expected."""
 
     mean: float
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> Expected:
+        """The same, as far as it can be."""
+        return Expected(*(min(max(value, least), most) for value in (self.mean, self.low, self.high)))
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """A line through pilots: accuracy = at_middle + slope * (log2(n) - middle).
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line through values at several n, by least squares on log2(n).
 
     Args:
-        slope: of accuracy, for each doubling of n.
-        middle: mean of log2(n) over the pilots.
-        at_middle: mean of their accuracies.
-        spread: sum of the squares of log2(n) - middle.
-        runs: pilots.
-        residual: sum of the squares of what the line leaves.
+        slope: what a doubling of n brings.
+        level: at the mean of the points.
+        centre: mean of log2(n) over the points.
+        width: sum of squared distances from it.
+        points: how many there are.
+        deviation: of the points from the line, for which two of them count as used up.
     """
 
     slope: float
-    middle: float
-    at_middle: float
-    spread: float
-    runs: int
-    residual: float
+    level: float
+    centre: float
+    width: float
+    points: int
+    deviation: float
 
     @classmethod
-    def fit(cls, pilots: Iterable[Pilot]) -> Growth:
-        """The line of least squares; raises `ValueError` where pilots are not of two sizes at least, or not finite."""
-        found = list(pilots)
-        x = np.array([math.log2(pilot.n) for pilot in found])
-        y = np.array([pilot.accuracy for pilot in found])
-        if len(set(x.tolist())) < 2 or not np.isfinite(y).all():
-            raise ValueError(f"a line needs finite accuracies of at least two sizes, got {found}")
-        dx, dy = x - x.mean(), y - y.mean()
-        slope = float(dx @ dy / (dx @ dx))
-        left = dy - slope * dx
-        return cls(slope, float(x.mean()), float(y.mean()), float(dx @ dx), len(found), float(left @ left))
-
-    def at(self, n: int) -> float:
-        """The line at n."""
-        return self.at_middle + self.slope * (math.log2(n) - self.middle)
-
-    def leverage(self, n: int) -> float:
-        """Variance of the line at n, in those of a single training: 1/N + (x - middle)^2 / spread."""
-        return 1 / self.runs + (math.log2(n) - self.middle) ** 2 / self.spread
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What calls are expected to bring: `growth` with them, beside `alone`, test accuracies of labels alone by seed.
-
-    Raises:
-        ValueError: nothing is known of labels alone.
-    """
-
-    growth: Growth
-    alone: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.alone or not all(map(math.isfinite, self.alone)):
-            raise ValueError(f"labels alone need at least one finite accuracy, got {self.alone}")
-
-    @property
-    def degrees(self) -> int:
-        """Of freedom of the pooled variance."""
-        return self.growth.runs - 2 + len(self.alone) - 1
-
-    @property
-    def variance(self) -> float:
-        """Of a training by its seed, pooled over the line's residuals and labels alone; NaN where none shows it."""
-        alone = np.array(self.alone)
-        squares = self.growth.residual + float(((alone - alone.mean()) ** 2).sum())
-        return squares / self.degrees if self.degrees else math.nan
-
-    def accuracy(self, n: int, runs: int = 1) -> Expected:
-        """The mean test accuracy of so many trainings with n answers that are still to be bought."""
-        return self._expected(self.growth.at(n), 1 / runs + self.growth.leverage(n))
-
-    def gain(self, n: int, runs: int = 1) -> Expected:
-        """The same beyond as accurate as labels alone are on average."""
-        alone = self.alone
-        return self._expected(
-            self.growth.at(n) - float(np.mean(alone)), 1 / runs + self.growth.leverage(n) + 1 / len(alone)
+    def through(cls, sizes: Sequence[int], values: Sequence[float]) -> Line:
+        """The line; raises `ValueError` for fewer than three points, or a single n."""
+        if len(sizes) != len(values) or len(sizes) < 3 or len(set(sizes)) < 2:
+            raise ValueError(f"a line with a deviation takes three points of two sizes, got {list(sizes)}")
+        places, found = np.log2(np.asarray(sizes, dtype=np.float64)), np.asarray(values, dtype=np.float64)
+        away = places - places.mean()
+        width = float(away @ away)
+        slope = float(away @ found) / width
+        left = found - found.mean() - slope * away
+        deviation = math.sqrt(float(left @ left) / (len(found) - 2))
+        return cls(
+            slope=slope,
+            level=float(found.mean()),
+            centre=float(places.mean()),
+            width=width,
+            points=len(found),
+            deviation=deviation,
         )
 
-    def _expected(self, mean: float, variances: float) -> Expected:
-        """A value whose variance is so many times that of a training."""
-        if not self.degrees:
-            return Expected(mean, -math.inf, math.inf)
-        quantile = float(stdtrit(self.degrees, (1 + _CONFIDENCE) / 2))
-        half = quantile * math.sqrt(self.variance * variances)
-        return Expected(mean, mean - half, mean + half)
+    def expected(self, n: int) -> Expected:
+        """Of one more student at this n."""
+        away = math.log2(n) - self.centre
+        return self._around(self.level + self.slope * away, 1 + 1 / self.points + away**2 / self.width)
+
+    def brought(self, n: int, before: int) -> Expected:
+        """What one more student at this n has beyond the line at another."""
+        doublings = math.log2(n / before)
+        return self._around(self.slope * doublings, 1 + doublings**2 / self.width)
+
+    def _around(self, mean: float, variance: float) -> Expected:
+        """
+        Args:
+            variance: in those of a single point.
+        """
+        quantile = float(stdtrit(self.points - 2, (1 + _CONFIDENCE) / 2))
+        reach = quantile * self.deviation * math.sqrt(variance)
+        return Expected(mean, mean - reach, mean + reach)
+
+
+class Verdict(StrEnum):
+    """What follows for whoever is about to pay."""
+
+    BUY = "buy"
+    DO_NOT_BUY = "do not buy"
+    CANNOT_TELL = "cannot tell yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to do.
+class Decision:
+    """A verdict; `n` is about how many to buy, None where that is not the verdict."""
+
+    verdict: Verdict
+    n: int | None = None
+
+
+def candidates(pilot: int, n: int) -> list[int]:
+    """The pilot, its doublings, and n, as far as a decision looks."""
+    most = min(n, FARTHEST * pilot)
+    doublings = [pilot << times for times in range(FARTHEST.bit_length()) if pilot << times <= most]
+    return sorted({*doublings, most})
+
+
+def decide(gains: Mapping[int, Expected], worth: float, *, doubling: float) -> Decision:
+    """Whether to buy, and about how many.
+
+    It is worth buying where a whole interval is above what it has to bring, and not where all of them are below. Then
+    the fewest calls that are sure to bring it are enough where twice as many bring too little more, and otherwise the
+    most that are.
 
     Args:
-        kind: "buy about", "cannot tell yet" or "do not buy".
-        n: to buy; None for the other two.
-        gain: that is expected of it; of the n with the most expected where nothing is to be bought.
+        gains: n, increasing -> what so many calls bring beyond what is there anyway.
+        worth: what they have to bring.
+        doubling: what twice as many bring more.
     """
-
-    kind: str
-    n: int | None
-    gain: Expected
-
-    @property
-    def text(self) -> str:
-        """In words."""
-        return self.kind if self.n is None else f"{self.kind} {self.n:,}"
-
-
-def verdict(outlook: Outlook, sizes: Sequence[int], *, least: float = 0.01, runs: int = 3) -> Verdict:
-    """Whether to buy, of the sizes that could be.
-
-    Buy the smallest n whose gain is at least `least` with 97.5 % confidence: the lower end of its interval. Do not buy
-    where that can be said of no size: where the upper end is below `least` for all of them. Otherwise more pilots, or
-    more seeds, have to tell.
-
-    Args:
-        sizes: values of n that could be bought.
-        least: gain in accuracy beyond labels alone that makes calls worth their price.
-        runs: trainings whose mean the gain is of.
-
-    Raises:
-        ValueError: there is no size.
-    """
-    gains = {n: outlook.gain(n, runs) for n in sorted(sizes)}
-    if not gains:
-        raise ValueError("a verdict needs at least one size that could be bought")
-    for n, gain in gains.items():
-        if gain.low >= least:
-            return Verdict(_BUY, n, gain)
-    most = max(gains.values(), key=lambda gain: gain.mean)
-    if all(gain.high < least for gain in gains.values()):
-        return Verdict(_NOT, None, most)
-    return Verdict(_OPEN, None, most)
-
-
-def decisive(verdicts: Mapping[str, Verdict]) -> str:
-    """Which of several ways to learn from the same calls, as without and with the labels of the rest, decides: of those
-    that say buy the one with the fewest calls, else one that cannot tell, and only then that none is worth it; the
-    largest gain where several are alike.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not verdicts:
-        raise ValueError("at least one verdict is needed to decide")
-
-    def rank(name: str) -> tuple[float, float, float]:
-        found = verdicts[name]
-        open_first = (_BUY, _OPEN, _NOT).index(found.kind)
-        return open_first, found.n or 0, -found.gain.mean
-
-    return min(verdicts, key=rank)
+    sure = [n for n, gain in gains.items() if gain.low > worth]
+    if sure:
+        return Decision(Verdict.BUY, sure[0] if doubling < worth else sure[-1])
+    if all(gain.high < worth for gain in gains.values()):
+        return Decision(Verdict.DO_NOT_BUY)
+    return Decision(Verdict.CANNOT_TELL)

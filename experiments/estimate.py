@@ -18,6 +18,7 @@ from ground.geometry import shows_boxes
 from models import create_model, network_shape
 from models.compute import Compute
 from storage.run_record import is_finished
+from teacher_cache.datasets import ImageDataset
 from teacher_cache.teachers import Teacher, TeacherSource, untrained_teacher
 
 _BATCH = 64
@@ -57,14 +58,17 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
+def estimate(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Estimate:
     """Plan all of it and time a few steps of untrained networks on random pixels, which are no calls.
+
+    Args:
+        dataset: the grid's, where it is open already.
 
     Raises:
         CKDError: whatever would stop the grid before its first call.
     """
     compute = Compute.choose(config.device, config.precision)
-    stores = Stores(grid, config.out, config.device)
+    stores = Stores(grid, config.out, config.device, dataset)
     grid = stores.grid
     runs = plan_runs(grid, compute.precision, config.out, stores.num_images)
     stores.check_labels()
@@ -74,24 +78,28 @@ def estimate(grid: Grid, config: ExecutionConfig) -> Estimate:
     tests = [stores.plan_test(need, asked[need]) for need in one_a_teacher(asked) if grid.test_images]
     fingerprints = {need.folder: plan.fingerprint for need, plan in plans.items()}
     require_same_teachers(fingerprints, runs, config.out)
-    left = [run for run in runs if not is_finished(config.out / run.folder)]
+    due = config.due(runs)
+    left = [run for run in due if not is_finished(config.out / run.folder)]
     classes = stores.dataset.num_classes
     inputs = {run.folder: (run.student, _input_size(run, stores)) for run in left}
     speeds = {student: _speed(*student, classes, compute) for student in dict.fromkeys(inputs.values())}
     sizes = {student: network_shape(student[0], classes, student[1]).num_bytes for student in speeds}
+    paid = {
+        **cost(grid, due),
+        "new_calls": sum(plan.new_calls for plan in plans.values()) + sum(test.plan.needed_calls for test in tests),
+    }
     return Estimate(
-        runs=len(runs),
+        runs=len(due),
         samples=len(grid.samples),
-        finished=len(runs) - len(left),
-        **cost(grid, runs),
-        new_calls=sum(plan.new_calls for plan in plans.values()) + sum(test.plan.needed_calls for test in tests),
-        teacher_seconds=sum(plan.seconds() for plan in plans.values()),
+        finished=len(due) - len(left),
+        **(paid if config.asks else dict.fromkeys(paid, 0)),
+        teacher_seconds=sum(plan.seconds() for plan in plans.values()) if config.asks else 0.0,
         student_seconds=_student_seconds([(run, speeds[inputs[run.folder]]) for run in left], config.jobs),
         evaluations=sum(map(_evaluations, left)),
         bounded=all(run.config.protocol.max_evals is not None for run in left),
         bytes=sum(plan.bytes for plan in plans.values() if plan.new_calls)
         + sum(sizes[inputs[run.folder]] for run in left),
-        by_method={entry.label: sum(run.label == entry.label for run in runs) for entry in grid.entries},
+        by_method={entry.label: sum(run.label == entry.label for run in due) for entry in grid.entries},
         unchecked=list(dict.fromkeys(name for entry in grid.methods for name in entry.spec.unseen)),
     )
 

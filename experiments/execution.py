@@ -16,7 +16,7 @@ from experiments.engines.local import LocalEngine
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
-from experiments.stores import Stores
+from experiments.stores import StorePlan, Stores
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
 from ground.terminal import graceful_stop
@@ -25,6 +25,7 @@ from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME
 from storage.run_record import FAILURE_FILE, RESUME_FILE, RUN_FILE, Failure, RunRecord, has_failed, is_finished
 from teacher_cache.datasets import ImageDataset
+from teacher_cache.prepare import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +41,20 @@ class ExecutionConfig:
         jobs: students trained at the same time, as far as it is known before the engine is.
         engine: where they are trained; None for here.
         retry: train again what failed before.
+        asks: call teachers; without, stores are made with their images alone, and students that need no more trained.
     """
 
     out: Path
     jobs: int
     engine: Engine | None = None
     retry: bool = False
+    asks: bool = True
     device: str = "auto"
     precision: str = "auto"
+
+    def due(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Of a grid's runs, those that are to be trained: without calls, those on labels alone."""
+        return [run for run in runs if self.asks or not run.n]
 
 
 @dataclass(slots=True)
@@ -99,15 +106,23 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         _save_plan(grid, needs, runs, config.out, labelled=stores.has_labels)
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
-        outcome = Outcome(runs=len(runs))
-        for need, plan in plans.items():
-            outcome.new_calls += stores.make(need, plan)
-        for need, prepared in tests.items():
-            outcome.new_calls += stores.make_test(need, prepared)
-        _train(runs, config, workplace, precision, outcome)
-        if grid.test_images:
-            describe_students(config.out, needs, runs, grid.test_images)
+        due = config.due(runs)
+        outcome = Outcome(runs=len(due))
+        if config.asks:
+            outcome.new_calls = _make(stores, plans, tests)
+        else:
+            for need, plan in plans.items():
+                stores.lay_out(need, plan)
+        _train(due, config, workplace, precision, outcome)
+        if grid.test_images and config.asks:
+            describe_students(config.out, needs, due, grid.test_images)
     return outcome
+
+
+def _make(stores: Stores, plans: Mapping[StoreNeed, StorePlan], tests: Mapping[StoreNeed, Prepared]) -> int:
+    """All stores; returns the calls that were made."""
+    made = sum(stores.make(need, plan) for need, plan in plans.items())
+    return made + sum(stores.make_test(need, prepared) for need, prepared in tests.items())
 
 
 def _train(

@@ -384,12 +384,22 @@ def _labels_only(
         top["labels_only"].refuse("labels_only trains on all labels of a store; add store: {rest: all} to keep them")
     if not wanted or store.rest == 0:
         return None
+    return labels_alone(tuple(_candidates(training, choose)), top["store"].line)
+
+
+def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0) -> MethodEntry:
+    """The row of labels alone.
+
+    Args:
+        candidates: settings of its training.
+        line: in the grid, for messages.
+    """
     return MethodEntry(
         label=ALL_LABELS,
         text="vanilla",
         spec=parse_method("vanilla"),
-        candidates=tuple(_candidates(training, choose)),
-        line=top["store"].line,
+        candidates=candidates,
+        line=line,
         rest=("ce",),
     )
 

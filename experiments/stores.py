@@ -26,7 +26,7 @@ from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
-from teacher_cache.build import build
+from teacher_cache.build import build, lay_out
 from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
@@ -40,7 +40,7 @@ from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
 
 # Images that a student learns from, by any loss.
-_FEWEST = 2
+FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,16 @@ class Stores:
         return self._has_labels(replace(self.grid, store=replace(self.grid.store, rest=None)))
 
     def _has_labels(self, grid: Grid) -> bool:
-        return all(num >= _FEWEST for num in map(_num_labelled, self._labels(grid)))
+        return all(num >= FEWEST_IMAGES for num in map(_num_labelled, self._labels(grid)))
 
     @property
     def num_images(self) -> int:
         """Training images that each store keeps, answered or not."""
         return min(map(len, self._labels(self.grid)))
+
+    def num_labelled_beyond(self, n: int) -> int:
+        """Images with a label that each store keeps beside the first n."""
+        return min(_num_labelled(labels[n:]) for labels in self._labels(self.grid))
 
     def _labels(self, grid: Grid) -> list[torch.Tensor]:
         """Of each sample's images, those of the rest that is kept last."""
@@ -160,12 +164,12 @@ class Stores:
                 raise refused_of(grid, entry, error) from error
 
     def _require_rest(self, entry: MethodEntry, labels: torch.Tensor, n: int) -> None:
-        if entry.rest and len(labels) < _FEWEST:
+        if entry.rest and len(labels) < FEWEST_IMAGES:
             raise InvalidInput(
                 f"{self.dataset.name} has {len(labels)} images beside the {n} that are asked about and those for "
                 "validation, and a rest is learned from at least 2; lower n"
             )
-        if _num_labelled(labels) < _FEWEST and any(reads_labels(text) for text in entry.rest):
+        if _num_labelled(labels) < FEWEST_IMAGES and any(reads_labels(text) for text in entry.rest):
             raise InvalidInput(
                 f"{_num_labelled(labels)} of the {len(labels)} images beside the {n} that are asked about have a "
                 "label, and a loss of the rest learns from those; give rest: pseudo, mean_teacher or a proxy, which "
@@ -249,6 +253,11 @@ class Stores:
             made += run_wide_enough(config, plan.extension, prepare_extension, partial(_extend, label)).new_calls
             plan = self.plan(need)
         return made + self._build(need, plan.build)
+
+    def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
+        """Make the store with all its images and without a call, as far as that is not done."""
+        if _num_kept(self.out / need.folder) < plan.build.plan.num_images:
+            lay_out(*plan.build)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]

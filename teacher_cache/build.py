@@ -82,6 +82,23 @@ def build(
     return report
 
 
+def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown) -> None:
+    """Make a store, or grow it, and call nobody: images, labels and views are there, and answers are still to be paid.
+
+    `build` finds it as one that was stopped before its first call.
+
+    Raises:
+        InvalidInput: it is to be in object storage.
+        StoreBusy, RolledBack, DiskFull, StoreUnreadable: as `build` says.
+    """
+    prepare_folder(plan.config.folder)
+    with (
+        FileLock(plan.config.folder / BUILD_LOCK) as lock,
+        CellLocks(plan.config.folder / CELL_LOCK, plan.config.lease_seconds) as locks,
+    ):
+        _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
+
+
 def _build_objects(
     url: ObjectUrl,
     plan: BuildPlan,

@@ -18,6 +18,11 @@ _COMMANDS = {
     "build": CommandAt(
         "teacher_cache.commands.build:build", "Run the teacher once over a sample of images and keep what it says."
     ),
+    # It trains students too, which this room cannot: a room above both stages has it, and none of it is imported here.
+    "advise": CommandAt(
+        "experiments.commands.advise:advise_command",
+        "Say whether calls are worth paying for, from labels alone and a pilot of a few calls.",
+    ),
     "info": CommandAt(
         "teacher_cache.commands.info:info", "Say what a store holds and how good its teacher is on its own views."
     ),

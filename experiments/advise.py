@@ -1,0 +1,187 @@
+"""Before paying for calls: train on labels alone, then buy a pilot, and say what more calls are expected to bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.advice import Advice, Measured, advice_of
+from analysis.labels_only import of_labels_alone
+from analysis.results import chosen, collect
+from experiments.estimate import Estimate, estimate
+from experiments.execution import ExecutionConfig, Outcome, execute
+from experiments.grid import Grid, labels_alone, single_grid
+from experiments.plan import plan_stores
+from experiments.stores import FEWEST_IMAGES, Stores, open_images
+from ground.durable import write_json
+from ground.errors import CKDError, InvalidInput
+from storage.store_ledger import own_ledger
+from student_train.methods import parse_losses
+from teacher_cache.datasets import ImageDataset
+from teacher_cache.sample import draw_sample
+
+CALLS_ALONE, CALLS_AND_LABELS = "calls alone", "calls and labels"
+ADVICE_FILE = "advice.json"
+# Students are trained on a quarter, a half and all of the pilot.
+FEWEST = 8
+# Images that a store has room for answers to where none is asked for yet, so that a pilot of so many goes on from it.
+_USUAL_PILOT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked.
+
+    Args:
+        n: calls that one thinks of buying.
+        pilot: calls to find out with; 0 for none.
+        worth: what they have to bring, as a difference of accuracies.
+    """
+
+    n: int
+    pilot: int
+    worth: float
+
+    def __post_init__(self) -> None:
+        if 0 < self.pilot < FEWEST:
+            raise InvalidInput(f"--pilot {self.pilot} is too small to learn from a quarter of; give 0, or {FEWEST}")
+        if self.n <= self.pilot:
+            raise InvalidInput(f"--n {self.n} is no more than --pilot {self.pilot} buys anyway; give a larger --n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The advice, and what it took.
+
+    Args:
+        facts: teacher, student, dataset and method.
+        calls_made: that are spent on this teacher in the ledger of the folder, lost ones included.
+        new_calls: of those, made now.
+    """
+
+    facts: dict[str, str]
+    advice: Advice
+    calls_made: int
+    new_calls: int
+
+    def document(self) -> dict[str, Any]:
+        """For --json, and `ADVICE_FILE`."""
+        return {**self.facts, **self.advice.document(), "calls_made": self.calls_made, "new_calls": self.new_calls}
+
+
+def advice_grid(
+    *,
+    image_size: int | None = None,
+    split: str | None = None,
+    split_seed: int = 0,
+    student_size: int | None = None,
+    losses: Sequence[str] = (),
+    method: str = "kd",
+    **asked: Any,
+) -> Grid:
+    """A grid of one pair that compares labels alone, calls alone, and calls with labels; as yet without sizes.
+
+    Args:
+        losses: a sum of them in the place of the method.
+        asked: as `single_grid` takes it.
+
+    Raises:
+        CKDError: a name is not known, or a setting is refused.
+    """
+    grid = single_grid(method=method, **asked)
+    [entry] = grid.methods
+    if losses:
+        entry = replace(entry, text="+".join(losses), spec=parse_losses(losses))
+    if not entry.spec.asks_teacher:
+        raise InvalidInput(f"{entry.text} asks no teacher, so no call brings it anything; give another --method")
+    return replace(
+        grid,
+        name="advice",
+        image_size=image_size,
+        split=split,
+        split_seed=split_seed,
+        student_size=student_size,
+        methods=(
+            replace(entry, label=CALLS_ALONE),
+            replace(entry, label=CALLS_AND_LABELS, rest=("ce",)),
+        ),
+        labels_only=labels_alone(entry.candidates),
+        store=replace(grid.store, rest=None),
+    )
+
+
+def advise(
+    grid: Grid,
+    config: ExecutionConfig,
+    question: Question,
+    on_labels: Callable[[Measured], None] = lambda measured: None,
+) -> Answer:
+    """Train on labels alone, before any call; then buy the pilot, train on it, and look ahead.
+
+    The answer is kept in the grid's folder. The same call again does what is left.
+
+    Args:
+        grid: of `advice_grid`.
+        on_labels: told what labels alone give.
+
+    Raises:
+        InvalidInput: the data set has too few images.
+        CKDError: a run failed, or anything that `execute` refuses.
+        Interrupted: the user asked to stop; the same call goes on.
+    """
+    grid, dataset = _fitted(grid, config, question)
+    if grid.labels_only is not None:
+        _finished(execute(grid, replace(config, asks=False), dataset))
+        measured = Measured.of(of_labels_alone(chosen(collect(config.out))))
+        assert measured is not None, "a run that did not fail has a result"
+        on_labels(measured)
+    new_calls = 0
+    if question.pilot:
+        new_calls = _finished(execute(grid, config, dataset)).new_calls
+    [pair], method = grid.pairs, grid.methods[0].text
+    answer = Answer(
+        facts={"teacher": pair.teacher, "student": pair.student, "dataset": grid.dataset, "method": method},
+        advice=advice_of(collect(config.out), n=question.n, pilot=question.pilot, worth=question.worth),
+        calls_made=_spent(grid, config.out),
+        new_calls=new_calls,
+    )
+    write_json(config.out / ADVICE_FILE, answer.document())
+    return answer
+
+
+def foresee(grid: Grid, config: ExecutionConfig, question: Question) -> Estimate:
+    """What `advise` would take; nothing is called, trained or written."""
+    grid, dataset = _fitted(grid, config, question)
+    return estimate(grid, replace(config, asks=question.pilot > 0), dataset)
+
+
+def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Grid, ImageDataset]:
+    """The grid with its sizes, and without what takes labels where there are too few."""
+    dataset = open_images(grid)
+    # Refused before any call if there are fewer images.
+    draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
+    pilot = question.pilot
+    # Nested in each other, so that all three are one purchase.
+    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
+    grid = replace(grid, sizes=sizes, store=replace(grid.store, budget=(pilot or None) and pilot * grid.store.views))
+    if not pilot:
+        return replace(grid, methods=grid.methods[:1]), dataset
+    if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
+        return replace(grid, methods=grid.methods[:1], labels_only=None), dataset
+    return grid, dataset
+
+
+def _finished(outcome: Outcome) -> Outcome:
+    """Raise `CKDError` for a run that failed."""
+    for run, reason in outcome.failed.items():
+        raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
+    return outcome
+
+
+def _spent(grid: Grid, out: Path) -> int:
+    [need] = plan_stores(grid)
+    with closing(own_ledger(out / need.folder)) as ledger:
+        return ledger.summary().spent
