@@ -23,20 +23,21 @@ TEACHER, CLASSES = "wrn_40_2", 100
 _AT_ONCE = 64
 
 
-def make_store(folder: Path, n: int, *, layers: Collection[str] | None = (), views: int = 1) -> None:
+def make_store(folder: Path, n: int, *, layers: Collection[str] | None = (), views: int = 1, rest: int = 0) -> None:
     """Written as a build writes it, calls in the ledger included; no teacher is called.
 
     Args:
         layers: what is kept beside the logits, by name; None for everything a teacher can give.
         views: V.
+        rest: images beyond the n that nothing was asked about, all with a label.
     """
     identity = _identity(layers, views)
-    samples = _samples(identity, n)
-    store = Store.create(folder, identity, array_format="zarr", samples=samples)
+    samples = _samples(identity, n, rest)
+    store = Store.create(folder, identity, array_format="zarr", samples=samples, rest=rest)
     rng = np.random.default_rng(0)
     with closing(Ledger(folder / LEDGER_FILE, create=True)) as ledger:
         session = ledger.start_session(_session(store))
-        inputs = input_digests(samples["train/images"], samples["train/views"], identity.geometry)
+        inputs = input_digests(samples["train/images"][:n], samples["train/views"][:n], identity.geometry)
         cells = [(row, view) for row in range(n) for view in range(views)]
         for first in range(0, len(cells), _AT_ONCE):
             part = cells[first : first + _AT_ONCE]
@@ -80,15 +81,16 @@ def _identity(layers: Collection[str] | None, views: int) -> Identity:
     )
 
 
-def _samples(identity: Identity, n: int) -> dict[str, np.ndarray]:
+def _samples(identity: Identity, n: int, rest: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     samples = {
         parameter_array(spec.name): rng.normal(size=(1, *spec.shape)).astype(np.float32) for spec in identity.parameters
     }
-    for split, count in (("train", n), ("val", n // 4), ("test", 100)):
+    for split, count in (("train", n + rest), ("val", n // 4), ("test", 100)):
         samples[f"{split}/images"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         samples[f"{split}/labels"] = rng.integers(0, CLASSES, count)
-        samples[f"{split}/source_index"] = np.arange(count)
+        # Of one pool: an image is of one split.
+        samples[f"{split}/source_index"] = np.arange(count) + (n + rest) * (split == "val")
     index = samples["train/source_index"]
     samples["train/views"] = sample_views(
         identity.geometry, identity.view_policy, seed=0, source_index=index, num_views=identity.views
