@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,12 +29,13 @@ from storage.rows import Rows
 from storage.schema import output_array
 from storage.store import LEDGER_FILE, Store
 from storage.verify import store_problems
-from teacher_cache.build import build, store_arrays
+from teacher_cache.build import build, lay_out, store_arrays
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.outputs import choose_outputs
 from teacher_cache.prepare import prepare_build
-from teacher_cache.teachers import TeacherSource, untrained_teacher
+from teacher_cache.rest import Rest
+from teacher_cache.teachers import TeacherSource, ZooTeacher, untrained_teacher
 from tests.teacher_cache.crash_build import STEPS, config
 from tests.teacher_cache.damage import config_of, crashed_build
 
@@ -103,6 +105,28 @@ def test_extras_are_kept_where_asked_and_the_parameters_of_the_teacher_with_them
         rtol=2e-2,
         atol=2e-2,
     )
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+def test_a_store_that_is_laid_out_has_all_but_answers_and_a_build_goes_on_from_it(
+    tmp_path, weights, array_format, monkeypatch
+):
+    asked, plain = (replace(config(tmp_path / name, weights, array_format, n=40), rest=Rest(20)) for name in "sp")
+    with monkeypatch.context() as patched:
+        patched.setattr(ZooTeacher, "call", None)
+        lay_out(*prepare_build(asked))
+        lay_out(*prepare_build(asked))
+    assert summary(tmp_path / "s").spent == 0
+    store = Store.open(tmp_path / "s")
+    assert (store.manifest.n, store.manifest.rest) == (40, 20)
+    assert not store.read("train/valid").any()
+    build(*prepare_build(plain))
+    assert build(*prepare_build(asked)).new_calls == 40
+    assert not problems(tmp_path / "s")
+    found, wanted = arrays_of(tmp_path / "s"), arrays_of(tmp_path / "p")
+    assert [*found] == [*wanted]
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weights, monkeypatch):
