@@ -2,8 +2,8 @@
 
     python -m benchmarks.rest [--rest 50000] [--n 1600] [--student resnet8] [--method kd] [--cpu-time]
 
-Steps take turns: without a rest; with batches of twice as many answered rows, as many images as with one of a rest; with
-each loss of the rest from memory, and with cross-entropy from a stream. Peak memory is that of a process of its own,
+Steps take turns: without a rest; with batches of twice as many answered rows, as many images as with a rest; with each
+loss of the rest from memory, and with cross-entropy from a stream. Peak memory is that of a process of its own,
 with loading, steps and an evaluation; what the training without a rest takes is subtracted.
 """
 
