@@ -15,6 +15,9 @@ CHOSEN_BY = (
     "few as three pairs of runs an interval is rough, and rather too narrow."
 )
 
+# Of two, half of all bootstrap draws are one of them alone: their interval is no more than the two.
+_ENOUGH_PAIRS = 3
+
 
 def brought(beyond: pd.DataFrame, pairs: Sequence[Pair]) -> list[str]:
     """For every pair, the best method at its most calls that leaves the rest's labels alone, and the best that uses
@@ -54,6 +57,8 @@ def _verdict(row: dict[str, Any]) -> str:
     if math.isnan(row["low"]):
         return f"a difference of {points}, of {runs}, which has no interval"
     interval = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}, {runs}"
+    if row["pairs"] < _ENOUGH_PAIRS:
+        return f"a difference of {points} ({interval}), too few runs to tell"
     if row["low"] > 0:
         return f"the calls brought {points} ({interval})"
     if row["high"] < 0:

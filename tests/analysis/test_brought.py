@@ -53,6 +53,7 @@ def test_methods_with_the_rests_labels_have_a_sentence_of_their_own():
     ("low", "high", "pairs", "said"),
     [
         (-0.01, 0.02, 3, "the calls brought +0.4 points (95 % interval -1.0 to +2.0, 3 pairs of runs), which may be"),
+        (0.003, 0.005, 2, "a difference of +0.4 points (95 % interval +0.3 to +0.5, 2 pairs of runs), too few runs to"),
         (float("nan"), float("nan"), 1, "a difference of +0.4 points, of one pair of runs, which has no interval"),
     ],
 )
