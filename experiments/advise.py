@@ -17,7 +17,7 @@ from experiments.grid import Grid, labels_alone, single_grid
 from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from ground.durable import write_json
-from ground.errors import CKDError, InvalidInput
+from ground.errors import CKDError, InvalidInput, StoreIncomplete
 from storage.store_ledger import own_ledger
 from student_train.methods import parse_losses
 from teacher_cache.datasets import ImageDataset
@@ -134,13 +134,13 @@ def advise(
     """
     grid, dataset = _fitted(grid, config, question)
     if grid.labels_only is not None:
-        _finished(execute(grid, replace(config, asks=False), dataset))
+        _executed(grid, replace(config, asks=False), dataset)
         measured = Measured.of(of_labels_alone(chosen(collect(config.out))))
         assert measured is not None, "a run that did not fail has a result"
         on_labels(measured)
     new_calls = 0
     if question.pilot:
-        new_calls = _finished(execute(grid, config, dataset)).new_calls
+        new_calls = _executed(grid, config, dataset).new_calls
     [pair], method = grid.pairs, grid.methods[0].text
     answer = Answer(
         facts={"teacher": pair.teacher, "student": pair.student, "dataset": grid.dataset, "method": method},
@@ -174,8 +174,15 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     return grid, dataset
 
 
-def _finished(outcome: Outcome) -> Outcome:
-    """Raise `CKDError` for a run that failed."""
+def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Outcome:
+    """As `execute`; raises `CKDError` for a run that failed, and for a store that cannot be given a method's layers."""
+    try:
+        outcome = execute(grid, config, dataset)
+    except StoreIncomplete as error:
+        raise InvalidInput(
+            f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
+            "them while it has rows without an answer; give another --out"
+        ) from error
     for run, reason in outcome.failed.items():
         raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
     return outcome

@@ -143,6 +143,15 @@ def test_senseless_questions_are_refused_before_any_call(weights, tmp_path, opti
     assert not (tmp_path / "out" / "stores").exists()
 
 
+def test_a_store_without_answers_is_given_no_layers_and_the_remedy_costs_no_call(labels_only, weights, tmp_path):
+    shutil.copytree(labels_only / "out", tmp_path / "out")
+    refused = advise(weights, tmp_path / "out", "--pilot", 32, "--method", "fitnets")
+    assert refused.returncode == 2
+    assert "fitnets needs layers that the store in" in refused.stderr
+    assert "give another --out" in refused.stderr
+    assert spent(tmp_path / "out" / STORE)[0] == 0
+
+
 def test_a_run_that_fails_ends_the_question_and_its_remedy_is_said(weights, tmp_path):
     failed = advise(weights, tmp_path, "--pilot", 0, "--lr", 1e30)
     assert failed.returncode == 2
