@@ -73,6 +73,25 @@ def test_normalisation_is_the_textbook_formula():
     np.testing.assert_allclose(normalisation.apply(images).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("layout", ["channels last", "channels first", "every other column"])
+def test_the_layout_of_pixels_changes_no_bit_and_is_kept(layout, count):
+    normalisation = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    images = torch.randint(0, 256, (count, 7, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = images.permute(0, 3, 1, 2)
+    pixels = {"channels last": pixels, "channels first": pixels.contiguous(), "every other column": pixels[..., ::2]}[
+        layout
+    ]
+    before = pixels.clone()
+    found = normalisation.apply(pixels)
+    # numpy divides as IEEE says, one number at a time.
+    mean, std = (np.float32(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
+    expected = (pixels.numpy().astype(np.float32) / np.float32(255) - mean) / std
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert found.stride() == pixels.float().stride()
+    assert torch.equal(pixels, before)
+
+
 def test_evaluation_sees_the_centre_unflipped():
     geometry = ViewGeometry(image_size=64, crop_size=56, padding=0)
     images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
