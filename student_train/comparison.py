@@ -73,28 +73,31 @@ class GroupComparison(Comparison):
         """See `Comparison.compare`; B = G * (positives + negatives)."""
         groups = len(tensor) // (self.positives + self.negatives)
         cut = groups * self.positives
-        positive: Tensor = tensor[:cut].unflatten(0, (groups, self.positives)).mean(dim=1)
-        negative: Tensor = tensor[cut:].unflatten(0, (groups, self.negatives)).mean(dim=1)
-        plus, minus = COMBINATIONS[self.combine](self, moment)
-        return plus * positive + minus * negative
+        positive, negative = _means(tensor[:cut], groups), _means(tensor[cut:], groups)
+        return COMBINATIONS[self.combine](self, moment, positive, negative)
 
 
-def _difference(_: GroupComparison, __: Moment) -> tuple[float, float]:
-    return 1.0, -1.0
+def _means(side: Tensor, groups: int) -> Tensor:
+    """Of each group's samples, (G, ...); of one sample itself, in its own layout."""
+    return side if len(side) == groups else side.unflatten(0, (groups, -1)).mean(dim=1)
 
 
-def _mean(groups: GroupComparison, _: Moment) -> tuple[float, float]:
+def _difference(_: GroupComparison, __: Moment, positive: Tensor, negative: Tensor) -> Tensor:
+    return positive - negative
+
+
+def _mean(groups: GroupComparison, _: Moment, positive: Tensor, negative: Tensor) -> Tensor:
     size = groups.positives + groups.negatives
-    return groups.positives / size, groups.negatives / size
+    return groups.positives / size * positive + groups.negatives / size * negative
 
 
-def _mixture(_: GroupComparison, moment: Moment) -> tuple[float, float]:
+def _mixture(_: GroupComparison, moment: Moment, positive: Tensor, negative: Tensor) -> Tensor:
     share = float(moment.numpy_generator("mixture").uniform())  # Beta(1, 1)
-    return share, 1.0 - share
+    return share * positive + (1.0 - share) * negative
 
 
-# What the mean of the positives and the mean of the negatives are multiplied by.
-COMBINATIONS: dict[str, Callable[[GroupComparison, Moment], tuple[float, float]]] = {
+# What becomes of the mean of the positives and the mean of the negatives.
+COMBINATIONS: dict[str, Callable[[GroupComparison, Moment, Tensor, Tensor], Tensor]] = {
     "difference": _difference,
     "mean": _mean,
     "mixture": _mixture,

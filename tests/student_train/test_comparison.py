@@ -18,7 +18,7 @@ from student_train.method_spec import LossSpec, MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.needs import Wanted
 from student_train.sampling import EpochSampling, GroupSampling
-from student_train.signals import Signals
+from student_train.signals import Moment, Signals
 
 CLASSES = 4
 
@@ -42,6 +42,14 @@ def signals(seed: int, samples: int) -> Signals:
 
     labels = torch.randint(0, CLASSES, (samples,), generator=generator)
     return Signals(representation(), representation(), labels, torch.arange(samples))
+
+
+def test_the_difference_of_two_maps_stays_in_their_layout():
+    maps = torch.randn(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    found = GroupComparison().compare(maps, Moment())
+    assert torch.equal(found, maps[:3] - maps[3:])
+    # A regressor after it, as that of fitnets, works on it as it is.
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @given(
