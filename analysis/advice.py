@@ -162,7 +162,7 @@ class Advice:
         what = "the pilot" if self.labels_alone is None else "labels alone"
         return (
             f"{n} calls{'' if self.labels_alone is None else ' and labels'} are expected to bring {_points(gain.mean)} "
-            f"beyond {what} (95 % interval {_signed(gain.low)} to {_signed(gain.high)})"
+            f"beyond {what} (95 % interval {signed(gain.low)} to {signed(gain.high)})"
         )
 
     def _caveats(self) -> list[str]:
@@ -258,9 +258,10 @@ def _expected(
     }
 
 
-def _signed(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
+def signed(difference: float) -> str:
+    """In percentage points; nothing is +0.0, from whichever side it was rounded."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _points(difference: float) -> str:
-    return f"{_signed(difference)} points"
+    return f"{signed(difference)} points"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from analysis.advice import Advice, Measured, Point, Prospect
+from analysis.advice import Advice, Measured, Point, Prospect, signed
 from analysis.expectation import Expected
 from experiments.advise import ADVICE_FILE, Answer, Question, advice_grid, advise, foresee
 from experiments.commands.options import worker_options
@@ -128,19 +128,23 @@ def _rows(advice: Advice) -> Iterator[Sequence[str | None]]:
 
 def _cells_of_point(point: Point) -> tuple[str | None, ...]:
     both = None if point.calls_and_labels is None else _measured(point.calls_and_labels)
-    return _measured(point.calls_alone), both, None if point.gain is None else f"{100 * point.gain:+.1f}"
+    return _measured(point.calls_alone), both, None if point.gain is None else signed(point.gain)
 
 
 def _cells_of_prospect(prospect: Prospect) -> tuple[str | None, ...]:
     both = None if prospect.calls_and_labels is None else _interval(prospect.calls_and_labels)
-    return _interval(prospect.calls_alone), both, _interval(prospect.gain, sign="+")
+    return _interval(prospect.calls_alone), both, _interval(prospect.gain, signed)
 
 
 def _measured(found: Measured) -> str:
-    deviation = "" if found.std is None else f" ± {100 * found.std:.1f}"
-    return f"{100 * found.mean:.1f}{deviation}"
+    deviation = "" if found.std is None else f" ± {_share(found.std)}"
+    return f"{_share(found.mean)}{deviation}"
 
 
-def _interval(expected: Expected, sign: str = "") -> str:
-    mean, low, high = (f"{100 * value:{sign}.1f}" for value in asdict(expected).values())
+def _share(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}"
+
+
+def _interval(expected: Expected, shown: Callable[[float], str] = _share) -> str:
+    mean, low, high = map(shown, asdict(expected).values())
     return f"{mean} ({low} to {high})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.advice import advice_of
+from analysis.advice import advice_of, signed
 from analysis.expectation import Line, Verdict
 from tests.analysis.grids import PlannedRun, results_of
 
@@ -104,3 +104,7 @@ def test_an_expected_accuracy_stays_within_what_there_is(tmp_path):
     found = advice.expected[1600]
     assert found.calls_and_labels.high == pytest.approx(1)
     assert found.gain.high == pytest.approx(1 - 0.52)
+
+
+def test_points_have_a_sign_and_nothing_is_not_less_than_nothing():
+    assert [signed(value) for value in (0.0123, -0.0123, -0.0002, 0.0)] == ["+1.2", "-1.2", "+0.0", "+0.0"]
