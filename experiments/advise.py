@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.advice import Advice, Measured, advice_of
+from analysis.expectation import FARTHEST
 from analysis.labels_only import of_labels_alone
 from analysis.results import chosen, collect
 from experiments.estimate import Estimate, estimate
@@ -27,7 +28,7 @@ CALLS_ALONE, CALLS_AND_LABELS = "calls alone", "calls and labels"
 ADVICE_FILE = "advice.json"
 # Students are trained on a quarter, a half and all of the pilot.
 FEWEST = 8
-# Images that a store has room for answers to where none is asked for yet, so that a pilot of so many goes on from it.
+# Where none is asked for yet, what is done is of use to a pilot of so many.
 _USUAL_PILOT = 200
 
 
@@ -162,15 +163,18 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     """The grid with its sizes, and without what takes labels where there are too few."""
     dataset = open_images(grid)
     # Refused before any call if there are fewer images.
-    draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
+    sample = draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
+    # By a quarter of a pilot, students that know all labels are chosen badly; validation images cost no call.
+    room = min(FARTHEST * (pilot or _USUAL_PILOT), len(sample.images))
     # Nested in each other, so that all three are one purchase.
     sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
-    grid = replace(grid, sizes=sizes, store=replace(grid.store, budget=(pilot or None) and pilot * grid.store.views))
+    budget = pilot * grid.store.views if pilot else None
+    grid = replace(grid, sizes=sizes, room=room, store=replace(grid.store, budget=budget))
     if not pilot:
         return replace(grid, methods=grid.methods[:1]), dataset
     if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
-        return replace(grid, methods=grid.methods[:1], labels_only=None), dataset
+        return replace(grid, methods=grid.methods[:1], labels_only=None, room=None), dataset
     return grid, dataset
 
 

@@ -111,6 +111,8 @@ class Grid:
         targets: accuracies in (0, 1) whose price in teacher calls is asked for.
         test_images: images of the test split that each teacher is called on, to compare its logits with students'.
         labels_only: the row of labels alone: every labelled image of a store, n = 0, no call; None for none.
+        room: rows that stores are laid out with before any call, for the validation images that go with them; None for
+            the largest n.
         path, source: the file it was read from, and what it said; None for one that was never written.
         lines: key -> line in the file, for what is found out later.
     """
@@ -131,6 +133,7 @@ class Grid:
     targets: tuple[float, ...] = ()
     test_images: int = 0
     labels_only: MethodEntry | None = None
+    room: int | None = None
     path: Path | None = None
     source: bytes = b""
     lines: Mapping[str, int] = field(default_factory=dict)

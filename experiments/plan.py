@@ -294,7 +294,7 @@ def _kept_rest(grid: Grid, folder: Path) -> dict[str, int | None]:
     the grid asks for, or what is there already where that is more, since nothing is taken from a store.
     """
     before = Manifest.load(folder) if (folder / FILE_NAME).exists() else None
-    n = max(grid.sizes[-1], 0 if before is None else before.n)
+    n = max(grid.sizes[-1], grid.room or 0, 0 if before is None else before.n)
     images = None if grid.store.rest is None else max(n + grid.store.rest, 0 if before is None else before.num_images)
     return {"images": images, "largest_n": n}
 

@@ -256,8 +256,12 @@ class Stores:
 
     def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
         """Make the store with all its images and without a call, as far as that is not done."""
-        if _num_kept(self.out / need.folder) < plan.build.plan.num_images:
-            lay_out(*plan.build)
+        room, folder, prepared = self.grid.room or self.grid.sizes[-1], self.out / need.folder, plan.build
+        if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room:
+            return
+        config = self._build_config(need, folder, [*prepared.plan.identity.features], room)
+        config = replace(config, budget=None)  # room for more answers than may be paid for
+        lay_out(*prepare_build(config, self.images_of(need.teacher), prepared.teacher))
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]
