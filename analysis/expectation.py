@@ -91,7 +91,8 @@ class Line:
             variance: in those of a single point.
         """
         quantile = float(stdtrit(self.points - 2, (1 + _CONFIDENCE) / 2))
-        reach = quantile * self.deviation * math.sqrt(variance)
+        # Points that all lie on the line say nothing of how far another may be from it.
+        reach = quantile * self.deviation * math.sqrt(variance) if self.deviation else math.inf
         return Expected(mean, mean - reach, mean + reach)
 
 
