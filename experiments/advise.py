@@ -18,6 +18,7 @@ from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput, StoreIncomplete
+from storage.manifest import FILE_NAME, Manifest
 from storage.store_ledger import own_ledger
 from student_train.methods import parse_losses
 from teacher_cache.datasets import ImageDataset
@@ -165,13 +166,21 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
     # Nested in each other, so that all three are one purchase.
-    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
+    room = _laid_out(grid, config.out) or min(_USUAL_PILOT, question.n)
+    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (room,)
     grid = replace(grid, sizes=sizes, store=replace(grid.store, budget=(pilot or None) and pilot * grid.store.views))
     if not pilot:
         return replace(grid, methods=grid.methods[:1]), dataset
     if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
         return replace(grid, methods=grid.methods[:1], labels_only=None), dataset
     return grid, dataset
+
+
+def _laid_out(grid: Grid, out: Path) -> int:
+    """Images that a store of an earlier advice has room for answers to; 0 where there is none."""
+    [need] = plan_stores(grid)
+    folder = out / need.folder
+    return Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0
 
 
 def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Outcome:
