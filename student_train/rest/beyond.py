@@ -37,8 +37,8 @@ class Beyond:
         if len(rows) < 2:
             added = store.command("extend", rest="all", **store.image_options)
             raise InvalidInput(
-                f"{store.place} keeps {len(rows)} images beyond the first {n}, which --rest learns from; lower --n, or add "
-                f"some with: {added}"
+                f"{store.place} keeps {len(rows)} images beyond the first {n}, which --rest learns from; lower --n, or "
+                f"add some with: {added}"
             )
         _require_apart(store, total)
         labels = store.read_sample("train/labels", rows)
