@@ -56,7 +56,8 @@ class ProxyRun:
     @classmethod
     def of(cls, folder: Path) -> ProxyRun:
         """The run in a folder; raises `InvalidInput` where none is finished."""
-        return cls(folder.resolve(), _digest_of(folder), RunRecord.load(folder, _ADVICE))
+        record = RunRecord.load(folder, _ADVICE)
+        return cls(folder.resolve(), _digest_of(folder), record)
 
     def require_of(self, store: Store, n: int, *, exactly: bool) -> None:
         """Refuse a proxy of anything but this store, or one that drew on answers beyond the first n.
