@@ -49,6 +49,7 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.stage_one
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.stage_two
+	$(BIN)/python -m benchmarks.whole_runs
 	$(BIN)/python -m benchmarks.streamed_training
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.recipe

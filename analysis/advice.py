@@ -7,6 +7,7 @@ with labels alone seed by seed; without labels, calls alone with what the pilot 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -190,7 +191,7 @@ def advice_of(results: pd.DataFrame, *, n: int, pilot: int, worth: float) -> Adv
     """
     runs = chosen(results)
     asked, labels = of_samples(runs), of_labels_alone(runs)
-    with_labels = asked["rest"].map(uses_labels).astype(bool)
+    with_labels = asked["recipe"].map(json.loads).map(uses_labels).astype(bool)
     alone, both = asked[~with_labels], _gained(asked[with_labels], labels)
     labelled = 0 if labels.empty else int(labels["labelled_rows"].max())
     found: dict[str, Any] = {"n": n, "pilot": pilot, "worth": worth}

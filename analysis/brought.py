@@ -57,6 +57,8 @@ def _verdict(row: dict[str, Any]) -> str:
     if math.isnan(row["low"]):
         return f"a difference of {points}, of {runs}, which has no interval"
     interval = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}, {runs}"
+    if row["teaches_more"]:
+        return f"a difference of {points} ({interval}), by calls and by what the rest taught without its labels"
     if row["pairs"] < _ENOUGH_PAIRS:
         return f"a difference of {points} ({interval}), too few runs to tell"
     if row["low"] > 0:

@@ -20,6 +20,8 @@ from scipy.special import stdtrit
 # Times the pilot's largest n; three doublings, one more than the pilot itself spans.
 FARTHEST = 8
 _CONFIDENCE = 0.95
+# Accuracies of a million images differ by more.
+_NO_DEVIATION = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class Line:
             variance: in those of a single point.
         """
         quantile = float(stdtrit(self.points - 2, (1 + _CONFIDENCE) / 2))
-        reach = quantile * self.deviation * math.sqrt(variance)
+        # Points that all lie on the line say nothing of how far another may be from it.
+        reach = quantile * self.deviation * math.sqrt(variance) if self.deviation > _NO_DEVIATION else math.inf
         return Expected(mean, mean - reach, mean + reach)
 
 

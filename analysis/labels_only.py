@@ -6,12 +6,16 @@ paired by sample and seed.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from analysis.advantage import bootstrap_interval
 from analysis.curves import CURVE, PAIR
-from analysis.results import REST_SEPARATOR, chosen
+from analysis.results import chosen
 
 # The loss on images that the teacher was not asked about which reads their labels.
 _OF_LABELS = "ce"
@@ -21,6 +25,7 @@ _COLUMNS = {
     "n": "int64",
     "calls": "int64",
     "uses_labels": "bool",
+    "teaches_more": "bool",
     **dict.fromkeys(["validation", "accuracy", "alone", "mean", "low", "high"], "float64"),
     "pairs": "int64",
 }
@@ -36,9 +41,16 @@ def of_labels_alone(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["n"] == 0]
 
 
-def uses_labels(rest: str) -> bool:
-    """Whether labels of images that the teacher was not asked about were learned from, by the column `rest`."""
-    return _OF_LABELS in {loss.partition(":")[0] for loss in rest.split(REST_SEPARATOR)}
+def uses_labels(recipe: Mapping[str, Any]) -> bool:
+    """Whether labels of images that the teacher was not asked about were learned from, by a run or by its proxies."""
+    losses = recipe.get("rest", [])
+    behind = (run.get("recipe", {}) for loss in losses for run in loss.get("runs", []))
+    return any(loss["loss"] == _OF_LABELS for loss in losses) or any(map(uses_labels, behind))
+
+
+def teaches_more(recipe: Mapping[str, Any]) -> bool:
+    """Whether a run learned from those images by anything but their labels, which labels alone do not have."""
+    return any(loss["loss"] != _OF_LABELS for loss in recipe.get("rest", []))
 
 
 def beyond_labels(results: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +58,8 @@ def beyond_labels(results: pd.DataFrame) -> pd.DataFrame:
     seed, with a 95 % bootstrap interval over them.
 
     Returns:
-        Columns teacher, student, dataset, label, n, calls (of one run), uses_labels (`uses_labels`), validation (mean
+        Columns teacher, student, dataset, label, n, calls (of one run), uses_labels and teaches_more (as the
+        functions), validation (mean
         of the best validation accuracies), accuracy and alone (test accuracies, means over the paired runs), mean, low
         and high (of the difference; the interval is NaN for one pair of runs) and pairs. Methods keep the order of the
         results, and n grows. No rows where nothing is paired.
@@ -64,13 +77,15 @@ def beyond_labels(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compared(pairs: pd.DataFrame) -> list[float]:
+    recipes = [json.loads(recipe) for recipe in pairs["recipe"]]
     differences = (pairs["test_accuracy"] - pairs["test_accuracy_alone"]).to_numpy(dtype=np.float64)
     rng = np.random.default_rng(0)
     low, high = bootstrap_interval(differences, np.arange(len(differences)), _CONFIDENCE, _RESAMPLES, rng)
     means = [pairs[name].mean() for name in ("best_val_accuracy", "test_accuracy", "test_accuracy_alone")]
     return [
         int(pairs["teacher_calls"].max()),
-        any(map(uses_labels, pairs["rest"])),
+        any(map(uses_labels, recipes)),
+        any(map(teaches_more, recipes)),
         *means,
         float(differences.mean()),
         low,

@@ -19,6 +19,7 @@ from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput, StoreIncomplete
+from storage.manifest import FILE_NAME, Manifest
 from storage.store_ledger import own_ledger
 from student_train.methods import parse_losses
 from teacher_cache.datasets import ImageDataset
@@ -166,7 +167,7 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     sample = draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
     # By a quarter of a pilot, students that know all labels are chosen badly; validation images cost no call.
-    room = min(FARTHEST * (pilot or _USUAL_PILOT), len(sample.images))
+    room = _laid_out(grid, config.out) or min(FARTHEST * (pilot or _USUAL_PILOT), len(sample.images))
     # Nested in each other, so that all three are one purchase.
     sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
     budget = pilot * grid.store.views if pilot else None
@@ -176,6 +177,13 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
         return replace(grid, methods=grid.methods[:1], labels_only=None, room=None), dataset
     return grid, dataset
+
+
+def _laid_out(grid: Grid, out: Path) -> int:
+    """Images that a store of an earlier advice has room for answers to; 0 where there is none."""
+    [need] = plan_stores(grid)
+    folder = out / need.folder
+    return Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0
 
 
 def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Outcome:

@@ -189,7 +189,7 @@ class Stores:
                         raise InvalidInput(
                             f"the proxy {proxy.folder} cannot be of {folder}, which is not there yet; train one from it"
                         )
-                    proxy.require_of(Manifest.load(folder), run.n, exactly=not run.spec.asks_teacher)
+                    proxy.require_of(Store.open(folder), run.n, exactly=not run.spec.asks_teacher)
                 except CKDError as error:
                     raise refused_of(self.grid, entries[run.label], error) from error
 

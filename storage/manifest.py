@@ -244,7 +244,7 @@ class Manifest:
         aligned_chunks: whether chunks of all arrays end together (`ArraySpec.aligned`), as in object storage, where who
             builds writes whole ones.
         rest: further training images, after the n, which the teacher is not asked about.
-        rest_labelled: how many of those have a label.
+        rest_labelled: how many of those have a label; None in stores from before it was counted.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -264,7 +264,7 @@ class Manifest:
     sources: Mapping[str, Line] = field(default_factory=dict)
     aligned_chunks: bool = False
     rest: _Rows = 0
-    rest_labelled: _Rows = 0
+    rest_labelled: _Rows | None = None
     older: OlderManifest | None = None
 
     @property
@@ -339,7 +339,9 @@ class Manifest:
         if not self.aligned_chunks:
             del document["aligned_chunks"]
         if not self.rest:
-            del document["rest"], document["rest_labelled"]
+            del document["rest"]
+        if not self.rest or self.rest_labelled is None:
+            del document["rest_labelled"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -389,7 +391,7 @@ class Manifest:
                 "sources": {},
                 "aligned_chunks": False,
                 "rest": 0,
-                "rest_labelled": 0,
+                "rest_labelled": None,
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -524,7 +526,7 @@ def _check_content(manifest: Manifest) -> None:
     known = {spec.name: spec for spec in _checked_arrays(manifest.identity)}
     _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
     _require(manifest.older is None or not manifest.rest, "rest", manifest.rest)
-    _require(manifest.rest_labelled <= manifest.rest, "rest_labelled", manifest.rest_labelled)
+    _require((manifest.rest_labelled or 0) <= manifest.rest, "rest_labelled", manifest.rest_labelled)
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
         blocks = -(-manifest.rows_of(spec) // manifest.block_rows(spec)) if manifest.older is None else 1

@@ -62,6 +62,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         student_preprocessing: "own" where the student was shown pixels as its own library does, and not as the teacher.
         init: digest of the weights that it began with, where those were given.
         streamed: how its batches were drawn, where not all rows were in memory.
+        rest_rows, val_rows: rows beyond the n, and validation images, where it learns from a rest, which may grow.
         average: decay of the average of its weights over steps, where that was measured and kept.
         teacher_fingerprint, dataset, store_id: as in the store's manifest.
     """
@@ -86,6 +87,8 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     student_preprocessing: Line | UnsetType = UNSET
     init: Hex64 | UnsetType = UNSET
     streamed: RunStream | UnsetType = UNSET
+    rest_rows: Count | UnsetType = UNSET
+    val_rows: Count | UnsetType = UNSET
     average: Share | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
         answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows: what was learned from each is
             an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
+        init_calls: calls behind the weights that it began with, as their file says; not there where it says none.
         rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
@@ -131,6 +135,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     labelled_rows: Count | UnsetType = UNSET
     unlabelled_rows: Count | UnsetType = UNSET
     rest: tuple[str, ...] | UnsetType = UNSET
+    init_calls: Count | UnsetType = UNSET
     test_accuracy: Share
     best_val_accuracy: Share
     last_test_accuracy: Share

@@ -613,14 +613,18 @@ class Store:
 
     def build_command(self, n: int) -> str:
         """The command that makes this store hold n whole rows; its own settings need not be said."""
-        places = {
-            name: self.manifest.sources.get(name)
-            for name in ("teacher", "prompts", "dataset", "data_root", "split", "split_seed", "weights")
-        }
-        if places["dataset"] is None and ":" in self.manifest.identity.dataset.name:
+        of_teacher = {name: self.manifest.sources.get(name) for name in ("teacher", "prompts")}
+        weights = self.manifest.sources.get("weights")
+        return self.command("build", n=n, **of_teacher, **self.image_options, weights=weights)
+
+    @property
+    def image_options(self) -> dict[str, str | None]:
+        """Options of a command that say where the store's images lie."""
+        found = {name: self.manifest.sources.get(name) for name in ("dataset", "data_root", "split", "split_seed")}
+        if found["dataset"] is None and ":" in self.manifest.identity.dataset.name:
             # Of a store from before it was noted the name is known, not where this machine keeps the images.
-            places["dataset"] = f"{self.manifest.identity.dataset.name.partition(':')[0]}:PATH"
-        return self.command("build", n=n, **places)
+            found["dataset"] = f"{self.manifest.identity.dataset.name.partition(':')[0]}:PATH"
+        return found
 
     def size_bytes(self) -> int:
         """Bytes on the disk, ledger included; in object storage, of the arrays."""
@@ -658,7 +662,9 @@ class Store:
 
 def _counted(manifest: Manifest, samples: Mapping[str, RowSource]) -> Manifest:
     """A manifest that says how many images of the rest have a label."""
-    labels = samples["train/labels"][manifest.n : manifest.num_images] if manifest.rest else np.empty(0, np.int64)
+    if not manifest.rest:
+        return replace(manifest, rest_labelled=None)
+    labels = samples["train/labels"][manifest.n : manifest.num_images]
     return replace(manifest, rest_labelled=int(np.count_nonzero(labels != UNLABELLED)))
 
 

@@ -224,6 +224,8 @@ def _row_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 def _count_problems(store: Store) -> Iterator[Problem]:
     """A manifest that counts the labels of the rest wrongly; damaged ones are another problem."""
     manifest = store.manifest
+    if manifest.rest_labelled is None:
+        return
     try:
         labels = store.read_sample("train/labels", Rows.between(manifest.n, manifest.num_images))
     except CKDError:

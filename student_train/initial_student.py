@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from student_train.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
+_MOST_DIGITS = 15
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InitialStudent:
@@ -26,10 +28,12 @@ class InitialStudent:
 
     Args:
         digest: of the weights from a file that it begins with; None where the seed alone makes them.
+        calls: of a teacher, that are behind those weights, as their file says.
     """
 
     network: Network
     digest: str | None
+    calls: int = 0
 
     @classmethod
     def make(cls, config: TrainConfig, classes: tuple[str, ...], rendering: Rendering) -> InitialStudent:
@@ -48,14 +52,25 @@ class InitialStudent:
             )
         if config.init is None:
             return cls(network, None)
-        said = TrainedOn.read(read_metadata(config.init), config.init)
+        metadata = read_metadata(config.init)
+        said = TrainedOn.read(metadata, config.init)
         # Another order of the same classes is another head.
         of_others = said.classes is not None and said.classes != classes
         head = _keys_of_classes(config, network, size)
         begun = begin_with(network, config.init, head, keep_head=of_others)
         for line in _remarks(config.init, begun, said, rendering):
             log.info("%s", plain(line))
-        return cls(network, begun.digest)
+        calls = _calls_behind(metadata)
+        if calls:
+            name = plain(str(config.init))
+            log.warning("%d teacher calls are behind %s; the run says so, beside its own", calls, name)
+        return cls(network, begun.digest, calls)
+
+
+def _calls_behind(metadata: Mapping[str, str]) -> int:
+    """Calls that a student's file says it drew on, and those behind the weights that it began with itself."""
+    counts = (metadata.get(name, "") for name in ("teacher_calls", "init_calls"))
+    return sum(int(count) for count in counts if count.isdecimal() and len(count) < _MOST_DIGITS)
 
 
 def own_preprocessing(config: TrainConfig) -> Preprocessing | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import UnsetType
 
 from ground.documents import Malformed, typed
 from ground.durable import write_bytes
@@ -156,7 +157,9 @@ class RunFolder:
             store: folder or URL that the run was trained from.
             manifest: of the store, as it was read.
         """
-        described = ("student", "method", "n", "seed", "test_accuracy", "ledger_head")
+        described = ["student", "method", "n", "seed", "teacher_calls", "test_accuracy", "ledger_head"]
+        if not isinstance(record.init_calls, UnsetType):
+            described.append("init_calls")
         trained = TrainedOn.of(
             record.student,
             dataset=manifest.identity.dataset.name,

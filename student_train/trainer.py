@@ -112,7 +112,7 @@ class Trainer:
             data.require_replay()
         if initial is None:
             initial = InitialStudent.make(config, data.manifest.identity.dataset.classes, data.rendering)
-        student, self.init_digest = initial.network, initial.digest
+        student, self.init_digest, self.init_calls = initial.network, initial.digest, initial.calls
         self.wanted = wanted_by(method, student.layers, data.manifest)
         labels = data.train.labels.cpu()
         require_head(student, method)
@@ -174,7 +174,7 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         asked = opened.manifest.n if n is None else n
-        require_rest(method.rest, opened.manifest, asked, asks_teacher=method.asks_teacher)
+        require_rest(method.rest, opened, asked, asks_teacher=method.asks_teacher, student_view=config.student_view)
         rendering = None if shown == identity.teacher_rendering else shown
         data = load(opened, n, wanted, compute, rendering, replace(_as_it_streamed(config, folder), ranks=ranks))
         return cls(config, data, method, folder, initial, ranks)
@@ -346,9 +346,10 @@ class Trainer:
             store=str(self.data.place),
             ledger_head=self.data.ledger_head,
             teacher_calls=self._teacher_calls(),
-            teacher_outputs=tuple(self.wanted.teacher),
+            teacher_outputs=self._teacher_outputs(),
             empty_answers=self.data.empty_answers or UNSET,
             **self._rows_used(),
+            init_calls=self.init_calls or UNSET,
             test_accuracy=test_accuracy,
             best_val_accuracy=self.state.protocol.best,
             last_test_accuracy=last_test_accuracy,
@@ -368,6 +369,11 @@ class Trainer:
         """Calls that were paid for what this student, or its proxies, learned from: none where no teacher is asked."""
         asked = self.method.asks_teacher or any(spec.drew_on_calls for spec in self.method.rest)
         return self.data.num_asked * self.data.manifest.identity.views if asked else 0
+
+    def _teacher_outputs(self) -> tuple[str, ...]:
+        """What of those was learned from, by this student or its proxies."""
+        behind = (run.record.teacher_outputs or () for spec in self.method.rest for run in spec.proxies)
+        return tuple(dict.fromkeys(chain(self.wanted.teacher, *behind)))
 
     def _rows_used(self) -> dict[str, Any]:
         """For the record: rows by what was known of each, and what the rest taught."""
@@ -392,6 +398,8 @@ class Trainer:
             student_preprocessing=UNSET if own_preprocessing(config) is None else "own",
             init=UNSET if self.init_digest is None else self.init_digest,
             streamed=_described(self.data.stream),
+            rest_rows=UNSET if self.data.rest is None else len(self.data.rest.labels),
+            val_rows=UNSET if self.data.rest is None else len(self.data.val.labels),
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,

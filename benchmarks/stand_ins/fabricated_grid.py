@@ -177,7 +177,9 @@ def _rows_used(n: int, with_labels: bool) -> dict[str, Any]:
     """What run.json says of a run in a release that knows a rest."""
     labelled = REST if with_labels or not n else 0
     rows = {"answered_rows": n, "labelled_rows": labelled, "unlabelled_rows": 0}
-    return rows | ({"rest": ["ce"]} if labelled else {})
+    losses = [{"loss": "match_logits", "weight": 1.0}]
+    learned = {"rest": ["ce"], "recipe": {"losses": losses, "sampling": None, "rest": [{"loss": "ce"}]}}
+    return rows | (learned if labelled else {})
 
 
 def _logits(base: float, seed: int) -> dict[str, Any]:

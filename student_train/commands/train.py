@@ -99,8 +99,9 @@ def _train(
     if as_json:
         print_json(result)
         return
+    labelled = "" if result["n"] else f"{result['labelled_rows']} labels and "
     say(
-        f"{folder.path}: {result['student']} by {written} on {result['n']} rows "
+        f"{folder.path}: {result['student']} by {written} on {labelled}{result['n']} rows "
         f"({result['teacher_calls']} teacher calls), test accuracy {result['test_accuracy']:.4f} "
         f"at best validation accuracy {result['best_val_accuracy']:.4f}"
     )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ground.user_code import UserCode
 from models import Network
 from models.compute import Compute
 from student_train.rest.rows import RestRows
@@ -90,8 +91,12 @@ class RestLoss(nn.Module, ABC):
             return self.weight
         return self.weight * math.exp(-5 * (1 - epoch / self.ramp) ** 2)
 
-    def begin(self, student: Network, rows: RestRows, compute: Compute) -> None:
-        """Make what it needs of the student and of the rows that it learns from; called once, before training."""
+    def begin(self, student: Network, rows: RestRows, compute: Compute, code: UserCode) -> None:
+        """Make what it needs of the student and of the rows that it learns from; called once, before training.
+
+        Args:
+            code: what is done with networks that are code from outside this program.
+        """
 
     @abstractmethod
     def forward(self, batch: RestBatch) -> Tensor:

@@ -35,9 +35,10 @@ class Beyond:
         total = store.manifest.num_images
         rows = Rows.between(n, total)
         if len(rows) < 2:
+            added = store.command("extend", rest="all", **store.image_options)
             raise InvalidInput(
-                f"{store.place} keeps {len(rows)} images beyond the first {n}, and --rest learns from those; add some "
-                f"with: ckd-cache extend --store {store.place} --rest all; or lower --n"
+                f"{store.place} keeps {len(rows)} images beyond the first {n}, which --rest learns from; lower --n, or "
+                f"add some with: {added}"
             )
         _require_apart(store, total)
         labels = store.read_sample("train/labels", rows)

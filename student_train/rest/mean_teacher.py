@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.user_code import UserCode
 from models import Network
 from models.compute import Compute
 from student_train.averaging import AveragedWeights
@@ -35,7 +36,7 @@ class MeanTeacher(RestLoss):
         self.decay = decay
         self.average: AveragedWeights | None = None
 
-    def begin(self, student: Network, rows: RestRows, compute: Compute) -> None:
+    def begin(self, student: Network, rows: RestRows, compute: Compute, code: UserCode) -> None:
         """See `RestLoss.begin`."""
         self.average = AveragedWeights(student, self.decay)
 

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from msgspec import UnsetType
 from torch import Tensor
 
 from ground.errors import IdentityMismatch, InvalidInput
+from ground.main_memory import free_main_memory
+from ground.user_code import UserCode
 from ground.views import evaluation_batches
 from models import Network
 from models.compute import Compute
-from storage.manifest import Manifest
+from storage.run_proof import RunProofs
 from storage.run_record import STUDENT_FILE, RunRecord
+from storage.store import Store
 from student_train.finished_student import FinishedStudent
 from student_train.losses.kd import kd
 from student_train.losses.tensors import require_positive
@@ -37,48 +41,50 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class ProxyRun:
-    """A finished run whose student answers.
+    """A finished run whose student answers; what it says of itself is read once.
 
     Args:
         folder: of the run; the same student elsewhere is the same proxy.
         digest: SHA-256 of its file of weights.
+        record: its `run.json`.
     """
 
     folder: Path = field(compare=False)
     digest: str
+    record: RunRecord = field(compare=False)
 
     @classmethod
     def of(cls, folder: Path) -> ProxyRun:
         """The run in a folder; raises `InvalidInput` where none is finished."""
-        RunRecord.load(folder, _ADVICE)
-        path = folder / STUDENT_FILE
-        if not path.is_file():
-            raise InvalidInput(f"{folder} has no {STUDENT_FILE}; {_ADVICE}")
-        return cls(folder.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())
+        record = RunRecord.load(folder, _ADVICE)
+        return cls(folder.resolve(), _digest_of(folder), record)
 
-    @property
-    def record(self) -> RunRecord:
-        """What the run says of itself."""
-        return RunRecord.load(self.folder, _ADVICE)
-
-    def require_of(self, manifest: Manifest, n: int, *, exactly: bool) -> None:
+    def require_of(self, store: Store, n: int, *, exactly: bool) -> None:
         """Refuse a proxy of anything but this store, or one that drew on answers beyond the first n.
 
         Args:
             exactly: whether it must have drawn on as many, if on any: where it alone brings answers in.
 
         Raises:
-            IdentityMismatch: as said.
+            IdentityMismatch: as said, or it is not what it was when it ended.
         """
-        record, identity = self.record, manifest.identity
-        if record.dataset != identity.dataset.name:
+        record, manifest = self.record, store.manifest
+        if record.dataset != manifest.identity.dataset.name:
             raise IdentityMismatch(
                 f"the proxy {self.folder} was trained on {record.dataset}, and this store holds "
-                f"{identity.dataset.name}; train one from this store"
+                f"{manifest.identity.dataset.name}; train one from this store"
             )
         if record.store_id not in manifest.ids:
             raise IdentityMismatch(
                 f"the proxy {self.folder} was trained from another store than this one; train one from this store"
+            )
+        proof = RunProofs().of(self.folder, None if store.is_published else store.folder)
+        if proof.problems:
+            raise IdentityMismatch(f"the proxy {self.folder} is not what was trained: {proof.problems[0]}")
+        if not isinstance(record.init_calls, UnsetType):
+            raise IdentityMismatch(
+                f"the proxy {self.folder} began with weights of a student that {record.init_calls} calls are behind, "
+                "and nobody can say of which images; train one that begins with none of them"
             )
         if record.teacher_calls and (record.n > n or (exactly and record.n != n)):
             raise IdentityMismatch(
@@ -86,11 +92,25 @@ class ProxyRun:
                 f"them; give --n {record.n}, or train a proxy with --n {n}"
             )
 
+    def student(self, code: UserCode) -> FinishedStudent:
+        """Its student; raises `InvalidInput` where that is not the one whose digest was taken."""
+        found = FinishedStudent.open(self.folder, code=code)
+        if _digest_of(self.folder) != self.digest:
+            raise InvalidInput(f"the student of {self.folder} was replaced while it was being used; begin again")
+        return found
+
     def describe(self) -> dict[str, Any]:
         """What is recorded of it."""
-        record = self.record
-        shown = {name: getattr(record, name) for name in ("student", "method", "n", "seed", "teacher_calls")}
-        return {"weights": self.digest, **shown, "recipe": record.recipe}
+        names = ("student", "method", "n", "seed", "teacher_calls", "recipe")
+        return {"weights": self.digest, **{name: getattr(self.record, name) for name in names}}
+
+
+def _digest_of(folder: Path) -> str:
+    path = folder / STUDENT_FILE
+    if not path.is_file():
+        raise InvalidInput(f"{folder} has no {STUDENT_FILE}; {_ADVICE}")
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class Proxy(RestLoss):
@@ -124,7 +144,10 @@ class Proxy(RestLoss):
         folders, _, values = text.partition(":")[2].partition(",")
         names = folders.split("+")
         if not all(names) or "=" in folders:
-            raise InvalidInput(f"{text!a} names no run; write proxy:RUN, or proxy:RUN+RUN for the mean of several")
+            raise InvalidInput(
+                f"{text!a} names no run; write proxy:RUN, or proxy:RUN+RUN for the mean of several, whose paths have "
+                "no +, comma or ="
+            )
         runs = tuple(ProxyRun.of(Path(name)) for name in names)
         if len(set(runs)) < len(runs):
             raise InvalidInput(f"{text!a} names a student twice; give each once")
@@ -139,11 +162,20 @@ class Proxy(RestLoss):
         """See `RestLoss.describe`."""
         return super().describe() | {"runs": [run.describe() for run in self.runs]}
 
-    def begin(self, student: Network, rows: RestRows, compute: Compute) -> None:
-        """Ask the proxies about all rows, once."""
-        log.info("%d proxies answer %d rows, which costs no call", len(self.runs), len(rows.labels))
-        said = [_answers(FinishedStudent.open(run.folder), rows, compute) for run in self.runs]
-        self.answers = torch.stack(said).mean(dim=0)
+    def begin(self, student: Network, rows: RestRows, compute: Compute, code: UserCode) -> None:
+        """Ask the proxies about all rows, once; raises `InvalidInput` where memory does not hold what they say."""
+        needed, free = 8 * len(rows.labels) * student.num_classes, free_main_memory()
+        if needed > free / 2:
+            raise InvalidInput(
+                f"what proxies say of {len(rows.labels)} rows takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
+                "memory are free; learn from a store with a smaller rest"
+            )
+        names = ", ".join(run.folder.name for run in self.runs)
+        log.info("%d rows are answered by %s in the teacher's place, which costs no call", len(rows.labels), names)
+        total = torch.zeros(())
+        for run in self.runs:
+            total = total + _answers(run.student(code), rows, compute)
+        self.answers = total / len(self.runs)
 
     def forward(self, batch: RestBatch) -> Tensor:
         """See `RestLoss.forward`."""

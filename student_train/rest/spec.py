@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ground.errors import InvalidInput, UnknownName
-from storage.manifest import Manifest
+from storage.store import Store
 from student_train.rest.base import RestLoss
 from student_train.rest.labels import Labels
 from student_train.rest.mean_teacher import MeanTeacher
@@ -37,7 +37,7 @@ class RestSpec:
         name = text.partition(":")[0]
         if name not in REST_LOSSES:
             raise UnknownName("loss of the rest", name, REST_LOSSES)
-        return cls(name, tuple(REST_LOSSES[name].arguments(text).items()), text)
+        return cls(name, tuple(REST_LOSSES[name].arguments(text).items()), text.removesuffix(":"))
 
     def make(self) -> RestLoss:
         """The loss itself, new."""
@@ -77,17 +77,25 @@ def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:
     return specs
 
 
-def require_rest(specs: Sequence[RestSpec], manifest: Manifest, n: int, *, asks_teacher: bool) -> None:
+def require_rest(
+    specs: Sequence[RestSpec], store: Store, n: int, *, asks_teacher: bool, student_view: str = "auto"
+) -> None:
     """Refuse what cannot be learned from the rest of a store.
 
     Args:
         n: rows of the store whose answers are learned from.
         asks_teacher: whether the method beside learns from any answer.
+        student_view: as it is asked for.
 
     Raises:
         InvalidInput: the method needs answers, and n is 0; or labels are given a weight where nothing is beside them.
-        IdentityMismatch: a proxy is of another store, or drew on other answers.
+        IdentityMismatch: a proxy is of another store, drew on other answers, or is not what was trained.
     """
+    if not n and student_view == "teacher":
+        raise InvalidInput(
+            "--n 0 learns from rows that the teacher was not asked about, whose views nobody saw; give another "
+            "--student-view than teacher"
+        )
     if not n and asks_teacher:
         raise InvalidInput(
             "--n 0 learns from no answer of the teacher, and this method needs some; give --method vanilla, or an n of "
@@ -100,4 +108,4 @@ def require_rest(specs: Sequence[RestSpec], manifest: Manifest, n: int, *, asks_
                 f"--rest {spec.name}"
             )
         for run in spec.proxies:
-            run.require_of(manifest, n, exactly=not asks_teacher)
+            run.require_of(store, n, exactly=not asks_teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -35,7 +35,7 @@ class RestTerm:
 
     Args:
         batch_size: rows of a step.
-        views: of the student, for `show`.
+        views: role in a `RestBatch` -> kind of view, for `show`.
         rendering: how it is shown images.
         boxes: whether the store's views are boxes.
         seed: of the training.
@@ -45,7 +45,7 @@ class RestTerm:
     rows: RestRows
     sampling: Sampling
     batch_size: int
-    views: str
+    views: Mapping[str, str]
     rendering: Rendering
     boxes: bool
     compute: Compute
@@ -69,8 +69,7 @@ class RestTerm:
 
         def look(role: str) -> Tensor:
             generator = generator_for(self.seed, f"rest {self.loss.name} {role}", moment.step)
-            kind = "trivial" if role == "strong" else self.views
-            return show(images, kind, self.rendering, generator, boxes=self.boxes)
+            return show(images, self.views[role], self.rendering, generator, boxes=self.boxes)
 
         def logits(network: Network, inputs: Tensor) -> Tensor:
             (found,) = raised(said(network, inputs, batch))
@@ -117,20 +116,26 @@ def begin_terms(
 def _begin(spec: RestSpec, data: StudentData, rest: RestRows, student: Network, config: TrainConfig) -> RestTerm:
     loss, rows = spec.make(), _rows_of(spec, rest)
     with torch.random.fork_rng(devices=[]):
-        loss.begin(student, rows, data.compute)
+        loss.begin(student, rows, data.compute, config.code)
     sampling: Sampling = EpochSampling()
     return RestTerm(
         loss=loss,
         rows=rows,
         sampling=sampling if rows.stream is None else sampling.streamed(rows.stream.order),
         batch_size=max(2, round(loss.ratio * config.batch_size)),
-        # What the teacher saw of these rows, nobody knows.
-        views="fresh" if config.student_view == "teacher" else config.student_view,
+        views=_views(config.student_view),
         rendering=data.rendering,
         boxes=shows_boxes(data.manifest.identity.view_policy),
         compute=data.compute,
         seed=config.seed,
     )
+
+
+def _views(student_view: str) -> dict[str, str]:
+    """The kind of view of each role; the one that teaches is not changed, or what it says would be worth less."""
+    # What the teacher saw of these rows, nobody knows.
+    own = "fresh" if student_view == "teacher" else student_view
+    return {"student": own, "teacher": "fresh" if own == "trivial" else own, "strong": "trivial"}
 
 
 def _rows_of(spec: RestSpec, rest: RestRows) -> RestRows:

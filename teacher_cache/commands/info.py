@@ -94,11 +94,7 @@ def describe(store: Store) -> dict[str, Any]:
         "rows_valid": whole,
         "labelled": manifest.n - unlabelled,
         "unlabelled": unlabelled,
-        "rest": {
-            "rows": manifest.rest,
-            "labelled": manifest.rest_labelled,
-            "unlabelled": manifest.rest - manifest.rest_labelled,
-        },
+        "rest": _counted_rest(store),
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,
@@ -161,6 +157,16 @@ def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
             cells += int(valid.sum())
             correct += int((answered == labels[:, None])[valid].sum())
     return whole, unlabelled, empty, correct / cells if cells else None
+
+
+def _counted_rest(store: Store) -> dict[str, int]:
+    """How many images are kept that nothing was asked about, and how many of these have a label."""
+    manifest = store.manifest
+    labelled = manifest.rest_labelled
+    if labelled is None:  # nobody counted them yet
+        labels = store.arrays.read("train/labels", manifest.n, manifest.num_images)
+        labelled = int((labels != UNLABELLED).sum())
+    return {"rows": manifest.rest, "labelled": labelled, "unlabelled": manifest.rest - labelled}
 
 
 def _rows_at_once(store: Store) -> int:

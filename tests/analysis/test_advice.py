@@ -13,6 +13,7 @@ ALONE = "vanilla, all labels"
 SIZES = (50, 100, 200)
 # Labels alone, by seed: far apart, as seeds are; gains are paired.
 LABELS = (0.50, 0.54, 0.52)
+LEARNED = {"rest": ["ce"], "recipe": {"losses": [], "rest": [{"loss": "ce"}]}}
 NOISE = np.random.default_rng(0).normal(0, 0.001, (3, 3))
 
 
@@ -23,11 +24,11 @@ def runs_of(*, gain: float, doubling: float, labels: bool = True) -> list[Planne
         for place, n in enumerate(SIZES):
             noise = NOISE[seed, place]
             asked = PlannedRun(label="calls alone", n=n, seed=seed, accuracy=0.1 + 0.03 * place + noise)
-            more = {"rest": ["ce"], "answered_rows": n, "labelled_rows": 900 - n, "unlabelled_rows": 0}
+            more = LEARNED | {"answered_rows": n, "labelled_rows": 900 - n, "unlabelled_rows": 0}
             reached = alone + gain + doubling * place + noise
             both = PlannedRun(label="calls and labels", n=n, seed=seed, accuracy=reached, more=more)
             runs += [asked, both] if labels else [asked]
-        more = {"rest": ["ce"], "answered_rows": 0, "labelled_rows": 900, "unlabelled_rows": 0}
+        more = LEARNED | {"answered_rows": 0, "labelled_rows": 900, "unlabelled_rows": 0}
         runs += [PlannedRun(label=ALONE, n=0, seed=seed, accuracy=alone, more=more)] if labels else []
     return runs
 

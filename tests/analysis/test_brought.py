@@ -22,7 +22,7 @@ def row(label: str, *, calls: int = 1600, uses_labels: bool = False, student: st
         "pairs": 3,
     }
     place = {"teacher": "t", "student": student, "dataset": "d", "label": label, "n": 1600, "calls": calls}
-    return {**place, "uses_labels": uses_labels, **means, **values}
+    return {**place, "uses_labels": uses_labels, "teaches_more": False, **means, **values}
 
 
 def test_the_best_by_validation_at_the_most_calls_speaks():

@@ -125,3 +125,12 @@ def test_a_verdict_follows_from_whole_intervals(gains, doubling, decision):
 def test_far_intervals_that_say_nothing_leave_what_is_sure_nearby():
     gains = {200: Expected(0.03, 0.02, 0.04), 400: Expected(0.05, 0.02, 0.08), 800: Expected(0.07, 0.0, 0.14)}
     assert decide(gains, 0.01, doubling=0.02) == Decision(Verdict.BUY, 400)
+
+
+def test_points_that_all_lie_on_a_line_say_nothing_of_how_far_others_may_be():
+    """Students that learned nothing are all at chance: no reason to be certain of what more calls bring."""
+    line = Line.through([50, 100, 200], [0.1, 0.1, 0.1])
+    found = line.expected(1600)
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.1), -math.inf, math.inf)
+    decision = decide({200: line.expected(200), 1600: found}, 0.01, doubling=0.0)
+    assert decision.verdict is Verdict.CANNOT_TELL

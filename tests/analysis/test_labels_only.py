@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from analysis.labels_only import beyond_labels, of_labels_alone, of_samples, uses_labels
+from analysis.labels_only import beyond_labels, of_labels_alone, of_samples, teaches_more, uses_labels
 from tests.analysis.grids import PlannedRun, results_of
 
 ALONE = "vanilla, all labels"
-WITH_LABELS = {"answered_rows": 800, "labelled_rows": 5, "unlabelled_rows": 0, "rest": ["ce:weight=2"]}
+WITH_LABELS = {
+    "answered_rows": 800,
+    "labelled_rows": 5,
+    "unlabelled_rows": 0,
+    "rest": ["ce:weight=2"],
+    "recipe": {"losses": [], "rest": [{"loss": "ce", "weight": 2.0}]},
+}
 
 
 def runs_of(values: dict[tuple[str, int, int | None, int], float]) -> list[PlannedRun]:
@@ -29,12 +37,28 @@ def test_runs_of_no_n_are_told_from_those_of_samples(tmp_path):
     assert of_labels_alone(results)["label"].tolist() == [ALONE]
 
 
+def recipe(*losses: str, behind: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """A run's, with losses of the rest; runs behind them are a proxy's."""
+    proxies = [{"loss": "proxy", "runs": [{"recipe": each} for each in behind]}] if behind else []
+    return {"losses": [], "rest": [*({"loss": name} for name in losses), *proxies]}
+
+
 @pytest.mark.parametrize(
-    ("rest", "used"),
-    [("", False), ("ce", True), ("ce:weight=2", True), ("pseudo; ce", True), ("pseudo:confidence=0.9", False)],
+    ("learned", "used", "more"),
+    [
+        ({"losses": [{"loss": "ce"}]}, False, False),
+        (recipe("ce"), True, False),
+        (recipe("pseudo", "ce"), True, True),
+        (recipe("pseudo"), False, True),
+        (recipe(behind=[recipe("pseudo")]), False, True),
+        # A proxy that was trained on the labels hands them on, also one behind another.
+        (recipe(behind=[recipe("pseudo"), recipe("ce")]), True, True),
+        (recipe(behind=[recipe(behind=[recipe("ce")])]), True, True),
+    ],
 )
-def test_the_rests_labels_are_used_where_a_loss_reads_them(rest, used):
-    assert uses_labels(rest) is used
+def test_it_is_told_whether_the_rests_labels_were_used_and_whether_more_was(learned, used, more):
+    assert uses_labels(learned) is used
+    assert teaches_more(learned) is more
 
 
 def test_a_method_is_compared_at_each_n_with_labels_alone_of_the_same_sample_and_seed(tmp_path):

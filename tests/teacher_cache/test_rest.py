@@ -182,6 +182,20 @@ def test_a_manifest_that_counts_labels_wrongly_is_a_problem(store):
         Manifest.load(store)
 
 
+def test_a_store_from_before_labels_were_counted_is_whole_and_counted_when_it_is_asked(weights, tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr("storage.store._counted", lambda manifest, samples: manifest)
+        built(tmp_path / "store", weights, 40, Rest(30))
+    assert "rest_labelled" not in json.loads((tmp_path / "store" / "manifest.json").read_text())
+    assert not problems(tmp_path / "store")
+    described = json.loads(run_command("ckd-cache", "info", "--store", tmp_path / "store", "--json").stdout)
+    assert described["rest"] == {"rows": 30, "labelled": 30, "unlabelled": 0}
+    # Who asks about some of them counts the others.
+    built(tmp_path / "store", weights, 50)
+    assert Manifest.load(tmp_path / "store").rest_labelled == 20
+    assert not problems(tmp_path / "store")
+
+
 # What images of a large rest take
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ground.errors import InvalidInput, UnknownName
+from ground.user_code import UserCode
 from student_train.rest.base import RestLoss
 from student_train.rest.labels import Labels
 
@@ -47,6 +48,6 @@ def test_a_loss_that_follows_nothing_is_complete_with_its_formula():
             return batch.labels.float().sum()
 
     loss = Nothing(1.0, 2.0, 0.0)
-    loss.begin(None, None, None)
+    loss.begin(None, None, None, UserCode.REFUSED)
     loss.after_step(None)
     assert not list(loss.parameters())

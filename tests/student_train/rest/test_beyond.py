@@ -20,7 +20,8 @@ def test_all_rows_beyond_are_meant_whoever_answered_them(rest_store, rest_labels
 
 def test_a_store_without_any_is_refused_with_the_command_that_adds_some(built_store):
     with pytest.raises(
-        InvalidInput, match=r"keeps 0 images beyond the first 96.*ckd-cache extend --store .* --rest all"
+        InvalidInput,
+        match=r"keeps 0 images beyond the first 96.*ckd-cache extend --store \S+ --rest all$",
     ):
         Beyond.of(Store.open(built_store), 96)
 

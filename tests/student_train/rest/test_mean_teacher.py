@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ground.user_code import UserCode
 from models import create_model
 from student_train.averaging import AveragedWeights
 from student_train.rest.base import RestBatch
@@ -16,7 +17,7 @@ from tests.student_train.rest.conftest import trainer_of
 def test_the_cost_is_the_squared_difference_of_probabilities():
     student = create_model("resnet8", 10, seed=0)
     loss = MeanTeacher()
-    loss.begin(student, None, None)
+    loss.begin(student, None, None, UserCode.REFUSED)
     generator = torch.Generator().manual_seed(2)
     looks = {role: torch.randn(4, 10, generator=generator, dtype=torch.float64) for role in ("student", "teacher")}
     asked = []

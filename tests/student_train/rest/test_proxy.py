@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ground.errors import IdentityMismatch, InvalidInput
+from ground.user_code import UserCode
 from ground.views import evaluation_batches
+from models import create_model
 from models.compute import Compute
-from storage.manifest import Manifest
 from storage.store import Store
 from student_train.finished_student import FinishedStudent
 from student_train.rest.base import RestBatch
@@ -44,7 +45,7 @@ def rows_of(store) -> HeldRest:
 def test_the_answers_are_the_mean_logits_of_the_students_on_plain_views(rest_store, runs):
     rest = rows_of(rest_store)
     loss = Proxy([ProxyRun.of(runs / name) for name in ("one", "two")])
-    loss.begin(None, rest, CPU)
+    loss.begin(create_model("resnet8", 10, seed=0), rest, CPU, UserCode.REFUSED)
     said = []
     for name in ("one", "two"):
         student = FinishedStudent.open(runs / name)
@@ -83,17 +84,17 @@ def test_a_run_says_which_proxies_it_learned_from_and_counts_no_call_for_them(re
 
 
 def test_calls_behind_a_proxy_count_where_the_method_itself_asks_nothing(rest_store, runs, tmp_path):
-    manifest = Manifest.load(rest_store)
+    store = Store.open(rest_store)
     behind, free = parse_rest([f"proxy:{runs / 'one'}"]), parse_rest([f"proxy:{runs / 'labels'}"])
     assert behind[0].drew_on_calls
     assert not free[0].drew_on_calls
-    require_rest(behind, manifest, NUM_ASKED, asks_teacher=False)
-    require_rest(free, manifest, 0, asks_teacher=False)
+    require_rest(behind, store, NUM_ASKED, asks_teacher=False)
+    require_rest(free, store, 0, asks_teacher=False)
     # A vanilla student of 20 rows would else have 40 calls behind it, and say 20; or say 40, and have 20.
     for name, n in (("one", 20), ("small", NUM_ASKED)):
         with pytest.raises(IdentityMismatch, match="drew on the answers to"):
-            require_rest(parse_rest([f"proxy:{runs / name}"]), manifest, n, asks_teacher=False)
-    require_rest(parse_rest([f"proxy:{runs / 'small'}"]), manifest, NUM_ASKED, asks_teacher=True)
+            require_rest(parse_rest([f"proxy:{runs / name}"]), store, n, asks_teacher=False)
+    require_rest(parse_rest([f"proxy:{runs / 'small'}"]), store, NUM_ASKED, asks_teacher=True)
 
 
 def test_proxies_of_other_stores_pools_and_answers_are_refused_before_anything_is_read(
@@ -111,6 +112,41 @@ def test_proxies_of_other_stores_pools_and_answers_are_refused_before_anything_i
     with pytest.raises(IdentityMismatch, match="was trained on cifar100, and this store holds digits"):
         trainer_of(rest_store, tmp_path / "run", rest=[f"proxy:{tmp_path / 'elsewhere'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_proxy_that_hides_its_calls_is_refused(rest_store, runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "forged")
+    said = result_of(tmp_path / "forged") | {"n": 0, "teacher_calls": 0}
+    (tmp_path / "forged" / "run.json").write_text(json.dumps(said))
+    with pytest.raises(IdentityMismatch, match="is not what was trained: "):
+        trainer_of(rest_store, tmp_path / "run", "vanilla", ["ce", f"proxy:{tmp_path / 'forged'}"], 0)
+    # Weights of a student that asked say so in their file, and so does who begins with them.
+    weights = runs / "one" / "student.safetensors"
+    trainer_of(rest_store, tmp_path / "begun", "vanilla", ["ce"], 0, max_evals=1, init=weights).run()
+    found = result_of(tmp_path / "begun")
+    assert (found["teacher_calls"], found["init_calls"]) == (0, NUM_ASKED)
+    with pytest.raises(IdentityMismatch, match=f"began with weights of a student that {NUM_ASKED} calls are behind"):
+        trainer_of(rest_store, tmp_path / "run", "vanilla", ["ce", f"proxy:{tmp_path / 'begun'}"], 0)
+
+
+def test_a_run_names_the_outputs_that_its_proxies_read(rest_store, runs, tmp_path):
+    trainer_of(rest_store, tmp_path / "none", "vanilla", ["ce", f"proxy:{runs / 'labels'}"], 0, max_evals=1).run()
+    assert result_of(tmp_path / "none")["teacher_outputs"] == []
+    (spec,) = parse_rest([f"proxy:{runs / 'one'}"])
+    assert spec.proxies[0].record.teacher_outputs == ("logits",)
+    alone = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [spec.text])
+    assert alone._teacher_outputs() == ("logits",)
+
+
+def test_a_proxy_is_read_once_and_its_weights_are_those_whose_digest_was_taken(rest_store, runs, tmp_path):
+    for name in ("moved", "replaced"):
+        shutil.copytree(runs / "one", tmp_path / name)
+    moved, replaced = (parse_rest([f"proxy:{tmp_path / name}"])[0].proxies[0] for name in ("moved", "replaced"))
+    (tmp_path / "moved").rename(tmp_path / "away")
+    assert moved.describe()["n"] == NUM_ASKED
+    shutil.copy(runs / "two" / "student.safetensors", tmp_path / "replaced")
+    with pytest.raises(InvalidInput, match="was replaced while it was being used"):
+        replaced.student(UserCode.REFUSED)
 
 
 @pytest.mark.parametrize(

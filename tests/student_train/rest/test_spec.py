@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ground.errors import InvalidInput, UnknownName
-from storage.manifest import Manifest
+from storage.store import Store
 from student_train.methods import parse_method
 from student_train.rest.spec import REST_LOSSES, RestSpec, parse_rest, require_rest
 
@@ -38,13 +38,15 @@ def test_every_loss_has_defaults_and_a_source(name):
 
 
 def test_labels_alone_are_learned_by_no_method_that_needs_answers_and_without_weights(rest_store):
-    manifest, labels = Manifest.load(rest_store), parse_rest(["ce"])
-    require_rest(labels, manifest, 0, asks_teacher=False)
-    require_rest(parse_rest(["ce", "pseudo:ratio=2"]), manifest, 0, asks_teacher=False)
+    store, labels = Store.open(rest_store), parse_rest(["ce"])
+    require_rest(labels, store, 0, asks_teacher=False)
+    require_rest(parse_rest(["ce", "pseudo:ratio=2"]), store, 0, asks_teacher=False)
     with pytest.raises(InvalidInput, match="--n 0 learns from no answer of the teacher, and this method needs some"):
-        require_rest(labels, manifest, 0, asks_teacher=True)
+        require_rest(labels, store, 0, asks_teacher=True)
+    with pytest.raises(InvalidInput, match="whose views nobody saw; give another --student-view"):
+        require_rest(labels, store, 0, asks_teacher=False, student_view="teacher")
     with pytest.raises(InvalidInput, match="--n 0 draws all labelled rows alike"):
-        require_rest(parse_rest(["ce:weight=3"]), manifest, 0, asks_teacher=False)
+        require_rest(parse_rest(["ce:weight=3"]), store, 0, asks_teacher=False)
 
 
 def test_a_recipe_names_its_rest_only_where_there_is_one():

@@ -18,6 +18,10 @@ from storage.schema import UNLABELLED
 from student_train import streamed_data
 from student_train.signals import Moment
 from student_train.student_views import show
+from teacher_cache.build import build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
+from teacher_cache.rest import Rest
 from tests.student_train.rest.conftest import NUM_ASKED, NUM_REST, result_of, trainer_of
 from tests.student_train.test_trainer import assert_same_run
 
@@ -98,6 +102,32 @@ def test_a_run_of_another_rest_is_not_gone_on_with(rest_store, tmp_path):
     trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce"], max_evals=1).run()
     with pytest.raises(InvalidInput, match="was started with recipe"):
         trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce:weight=2"], max_evals=1).run(resume=True)
+
+
+def test_a_run_is_not_gone_on_with_once_its_rest_has_grown(weights, tmp_path):
+    config = BuildConfig(
+        teacher="resnet8",
+        weights=weights,
+        store=tmp_path / "store",
+        device="cpu",
+        dataset="digits",
+        n=20,
+        rest=Rest(30),
+        trust_teacher=True,
+    )
+    build(*prepare_build(config))
+    trainer_of(config.store, tmp_path / "run", "vanilla", ["ce"], 0, max_evals=1).run()
+    assert (result_of(tmp_path / "run")["rest_rows"], result_of(tmp_path / "run")["val_rows"]) == (50, 5)
+    build(*prepare_build(replace(config, rest=Rest(40))))
+    with pytest.raises(InvalidInput, match="was started with rest_rows 50, not 60"):
+        trainer_of(config.store, tmp_path / "run", "vanilla", ["ce"], 0, max_evals=1).run(resume=True)
+
+
+def test_the_view_that_teaches_is_never_changed(rest_store, tmp_path):
+    trainer = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["pseudo"], student_view="trivial")
+    assert trainer.rest[0].views == {"student": "trivial", "teacher": "fresh", "strong": "trivial"}
+    trainer = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["pseudo"], student_view="teacher")
+    assert trainer.rest[0].views == {"student": "fresh", "teacher": "fresh", "strong": "trivial"}
 
 
 def test_labels_alone_are_vanilla_on_every_labelled_row(built_store, tmp_path):
