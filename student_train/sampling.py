@@ -241,7 +241,8 @@ def _epoch_places(step: int, n: int, batch_size: int) -> tuple[int, slice]:
     return epoch, slice(first, last)
 
 
-@lru_cache(maxsize=2)
+# One for each set of rows that a training draws from, and the next where an epoch ends.
+@lru_cache(maxsize=8)
 def _epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator_for(seed, "epoch", epoch))
 
