@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -187,7 +186,15 @@ def test_a_stream_trains_on_the_rest_and_resumes(rest_store, tmp_path, monkeypat
     monkeypatch.setattr(streamed_data, "block_rows", lambda store: 8)
     settings = {"rest": ["ce", "pseudo"], "stream_rows": 24, "method": "kd:ce=0"}
     trainer_of(rest_store, tmp_path / "whole", max_evals=3, **settings).run()
-    trainer_of(rest_store, tmp_path / "part", max_evals=3, **settings).run()
+    begun = trainer_of(rest_store, tmp_path / "part", max_evals=3, **settings)
+    begun.train_interval(StopRequest())
+    begun.evaluate()
+    begun.state.losses.append(begun.train_step())
+    begun.folder.path.mkdir()
+    begun.save_state()
+    for each in (begun.data, *begun.rest):
+        each.close()
+    trainer_of(rest_store, tmp_path / "part", max_evals=3, **settings).run(resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
     trainer = trainer_of(rest_store, tmp_path / "looked", **settings)
     term = trainer.rest[1]
@@ -195,7 +202,6 @@ def test_a_stream_trains_on_the_rest_and_resumes(rest_store, tmp_path, monkeypat
     assert sorted(rows.tolist()) == [*range(NUM_REST)]
     for each in trainer.rest:
         each.close()
-    shutil.rmtree(tmp_path / "whole")
 
 
 def test_a_method_that_compares_trains_with_labels_of_the_rest(rest_store, tmp_path):
