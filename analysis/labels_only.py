@@ -59,10 +59,9 @@ def beyond_labels(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns teacher, student, dataset, label, n, calls (of one run), uses_labels and teaches_more (as the
-        functions), validation (mean
-        of the best validation accuracies), accuracy and alone (test accuracies, means over the paired runs), mean, low
-        and high (of the difference; the interval is NaN for one pair of runs) and pairs. Methods keep the order of the
-        results, and n grows. No rows where nothing is paired.
+        functions), validation (mean of the best validation accuracies), accuracy and alone (test accuracies, means over
+        the paired runs), mean, low and high (of the difference; the interval is NaN for one pair of runs) and pairs.
+        Methods keep the order of the results, and n grows. No rows where nothing is paired.
     """
     runs = chosen(results)
     keys = [*PAIR, "sample_seed", "seed"]

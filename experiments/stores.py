@@ -22,6 +22,7 @@ from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME, Manifest
+from storage.run_proof import RunProofs
 from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import own_ledger
@@ -180,7 +181,7 @@ class Stores:
         """Raise `InvalidInput` with the line if a proxy is not of the store that its run learns from, or drew on other
         answers.
         """
-        entries = {entry.label: entry for entry in self.grid.methods}
+        entries, proofs = {entry.label: entry for entry in self.grid.methods}, RunProofs()
         for run in runs:
             for proxy in (proxy for spec in run.spec.rest for proxy in spec.proxies):
                 folder = self.out / run.store
@@ -189,7 +190,7 @@ class Stores:
                         raise InvalidInput(
                             f"the proxy {proxy.folder} cannot be of {folder}, which is not there yet; train one from it"
                         )
-                    proxy.require_of(Store.open(folder), run.n, exactly=not run.spec.asks_teacher)
+                    proxy.require_of(Store.open(folder), run.n, proofs, exactly=not run.spec.asks_teacher)
                 except CKDError as error:
                     raise refused_of(self.grid, entries[run.label], error) from error
 

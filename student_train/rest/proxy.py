@@ -59,10 +59,11 @@ class ProxyRun:
         record = RunRecord.load(folder, _ADVICE)
         return cls(folder.resolve(), _digest_of(folder), record)
 
-    def require_of(self, store: Store, n: int, *, exactly: bool) -> None:
+    def require_of(self, store: Store, n: int, proofs: RunProofs, *, exactly: bool) -> None:
         """Refuse a proxy of anything but this store, or one that drew on answers beyond the first n.
 
         Args:
+            proofs: for all proxies of a store, whose ledger is read once.
             exactly: whether it must have drawn on as many, if on any: where it alone brings answers in.
 
         Raises:
@@ -78,7 +79,7 @@ class ProxyRun:
             raise IdentityMismatch(
                 f"the proxy {self.folder} was trained from another store than this one; train one from this store"
             )
-        proof = RunProofs().of(self.folder, None if store.is_published else store.folder)
+        proof = proofs.of(self.folder, None if store.is_published else store.folder)
         if proof.problems:
             raise IdentityMismatch(f"the proxy {self.folder} is not what was trained: {proof.problems[0]}")
         if not isinstance(record.init_calls, UnsetType):

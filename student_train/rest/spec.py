@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ground.errors import InvalidInput, UnknownName
+from storage.run_proof import RunProofs
 from storage.store import Store
 from student_train.rest.base import RestLoss
 from student_train.rest.labels import Labels
@@ -101,6 +102,7 @@ def require_rest(
             "--n 0 learns from no answer of the teacher, and this method needs some; give --method vanilla, or an n of "
             "at least 2"
         )
+    proofs = RunProofs()
     for spec in specs:
         if not n and spec.kind.reads_labels and spec != RestSpec.read(spec.name):
             raise InvalidInput(
@@ -108,4 +110,4 @@ def require_rest(
                 f"--rest {spec.name}"
             )
         for run in spec.proxies:
-            run.require_of(store, n, exactly=not asks_teacher)
+            run.require_of(store, n, proofs, exactly=not asks_teacher)
