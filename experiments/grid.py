@@ -184,6 +184,7 @@ _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "plateaus": lambda entry: entry.integer(1),
     "max_evals": lambda entry: None if entry.is_none else entry.integer(1),
     "schedule": lambda entry: _one_of(entry, SCHEDULES),
+    "steps_per_eval": lambda entry: None if entry.is_none else entry.integer(1),
 }
 # It changes no result, so that validation cannot choose it.
 _MEASURED: dict[str, Callable[[Entry], Any]] = {"test_every": lambda entry: entry.integer(1)}

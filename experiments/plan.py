@@ -65,12 +65,12 @@ class PlannedRun:
     @property
     def work(self) -> int:
         """Images the student sees between two evaluations; a measure of its time."""
-        size = self.config.batch_size
+        size, given = self.config.batch_size, self.config.protocol.steps_per_eval
         if not self.n:
-            return max(size, self.beyond)
+            return given * size if given else max(size, self.beyond)
         batches = [max(2, round(spec.make().ratio * size)) for spec in self.spec.rest]
-        steps = max(ceil(self.n / size), *(ceil(self.beyond / batch) for batch in batches), 1)
-        return steps * (self.images_per_step + sum(batches))
+        epoch = max(ceil(self.n / size), *(ceil(self.beyond / batch) for batch in batches), 1)
+        return (given or epoch) * (self.images_per_step + sum(batches))
 
     @property
     def draws_on_calls(self) -> bool:
@@ -318,6 +318,8 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
         del settings["average"]
     if config.protocol.schedule == AtPlateaus.name:
         del settings["protocol"]["schedule"]
+    if config.protocol.steps_per_eval is None:
+        del settings["protocol"]["steps_per_eval"]
     if config.student in model_names():
         del settings["student_preprocessing"]
     return settings
