@@ -14,7 +14,7 @@ import numpy as np
 from ground.errors import DiskFull, InvalidInput
 from ground.places import ObjectUrl, Place, only_read
 from storage.ledger_records import RecordedCall
-from storage.manifest import Identity, is_store, require_same
+from storage.manifest import Identity, Round, is_store, require_same
 from storage.rows import Rows
 from storage.schema import CHUNK_ROWS, OutputSpec, RowsOf
 from storage.spool import room_bytes
@@ -50,6 +50,7 @@ class BuildPlan:
         gate: cells that are answered and judged before any other; see `teacher_cache.sanity`.
         num_images: training images that the store is to have at least, asked about or not.
         rest: of those, how many the teacher will not have been asked about.
+        rounds: how rows are chosen, as the store's manifest is to say it.
     """
 
     config: CallConfig
@@ -70,6 +71,7 @@ class BuildPlan:
     canaries: int = 0
     num_images: int = 0
     rest: int = 0
+    rounds: tuple[Round, ...] = ()
 
     @property
     def n(self) -> int:
