@@ -18,19 +18,25 @@ from teacher_cache.rounds import round_ends
 _MOST_ATTEMPTS = 8
 
 
-def buy(config: BuildConfig, size: int | None, run: Callable[[Prepared, BuildReport], None]) -> BuildReport:
+def buy(
+    config: BuildConfig,
+    size: int | None,
+    run: Callable[[Prepared, BuildReport], None],
+    prepare: Callable[[BuildConfig], Prepared] | None = None,
+) -> BuildReport:
     """Have a store of n rows, bought in rounds of at most `size` beyond what it has; None for all in one.
 
     Args:
         run: makes the rows of one round whole, and adds what it does to a report.
+        prepare: None for `prepare_build`, with images that are opened once.
 
     Raises:
         CKDError: as `prepare_build` and `run`.
     """
     bought = Manifest.load(config.store).n if is_store(config.store) else 0
-    ends, prepare = round_ends(config.n, bought, size), prepare_build
-    if len(ends) > 1:
-        prepare = partial(prepare_build, dataset=images_of_build(config))
+    ends = round_ends(config.n, bought, size)
+    if prepare is None:
+        prepare = partial(prepare_build, dataset=images_of_build(config)) if len(ends) > 1 else prepare_build
     report = BuildReport(config.store, config.n)
     for end in ends:
         # What follows the rows of the last round is kept when these are there.
