@@ -17,7 +17,7 @@ class Balanced(Selector):
 
     name: ClassVar[str] = "balanced"
     source: ClassVar[str] = "stratified sampling (Cochran 1977, Sampling Techniques, chapter 5)"
-    needs_labels: ClassVar[bool] = True
+    needs_labels = True
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
         """See `Selector.choose`."""

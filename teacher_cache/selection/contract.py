@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from ground.errors import InvalidInput
+from ground.spec import Settings
 from ground.user_code import UserCode
 from models.compute import Compute
 from storage.manifest import Identity
@@ -64,7 +65,24 @@ class Selector(ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
-    needs_labels: ClassVar[bool] = False
+    needs_labels: bool = False
+
+    @classmethod
+    def made_of(cls, name: str, values: Mapping[str, str], make: Callable[[str], Selector]) -> Selector:
+        """The rule of its settings.
+
+        Args:
+            name: what it was called, for messages.
+            values: settings as they were written, in that order.
+            make: another rule of its text, for one that is made of others.
+
+        Raises:
+            UnknownName, InvalidInput: a setting is none, is missing, or is out of its range.
+        """
+        settings = Settings("rule", name, values)
+        arguments = settings.arguments(cls)
+        settings.finish()
+        return settings.call(cls, arguments)
 
     def require(self, pool: Pool, count: int) -> None:
         """Refuse what cannot be chosen, before anything is computed.

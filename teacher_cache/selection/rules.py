@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from functools import cache
 
 from ground.errors import InvalidInput, UnknownName
-from ground.spec import Settings, split_spec
+from ground.spec import split_spec
 from ground.user_code import import_address
 from teacher_cache.selection.balanced import Balanced
+from teacher_cache.selection.committee import Committee
 from teacher_cache.selection.contract import Selector
+from teacher_cache.selection.kcenter import KCenter
+from teacher_cache.selection.margin import Margin
+from teacher_cache.selection.mix import Mix
 from teacher_cache.selection.random_order import Random
+from teacher_cache.selection.typical import Typical
+from teacher_cache.selection.uncertain import Uncertain
 
 ENTRY_POINTS = "ckd.selectors"
-SELECTORS: Mapping[str, type[Selector]] = {rule.name: rule for rule in (Random, Balanced)}
+SELECTORS: Mapping[str, type[Selector]] = {
+    rule.name: rule for rule in (Random, Balanced, KCenter, Typical, Uncertain, Margin, Committee, Mix)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +47,7 @@ class SelectorSpec:
     def make(self) -> Selector:
         """The rule itself, new."""
         name, values = split_spec(self.text)
-        kind = find_selector(name)
-        settings = Settings("rule", name, values)
-        arguments = settings.arguments(kind)
-        settings.finish()
-        return settings.call(kind, arguments)
+        return find_selector(name).made_of(name, values, lambda text: SelectorSpec(text).make())
 
     @property
     def is_random(self) -> bool:
