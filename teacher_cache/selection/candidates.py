@@ -4,6 +4,7 @@ shown those, and whether memory holds what they compute.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,10 +17,10 @@ from ground.views import EVALUATED_AT_ONCE
 from teacher_cache.selection.contract import Pool
 
 # Of base images that are decoded at once.
-_DECODED_BYTES = 64 << 20
+DECODED_BYTES = 64 << 20
 _GB = 1e9
-# Of what is free, as much is counted on for images of a smaller subset.
-_ADVISED_SHARE = 0.8
+# Share of what is free now that may still be free later, for the subset that is advised.
+_COUNTED_ON = 0.8
 
 
 def require_subset(subset: int | None) -> None:
@@ -55,9 +56,7 @@ def require_memory(rule: str, pool: Pool, count: int, subset: int | None, bytes_
     needed, free = bytes_for(number), free_main_memory()
     if needed <= free:
         return
-    fixed = bytes_for(0)
-    each = max(1.0, (needed - fixed) / number)
-    fitting = int((_ADVISED_SHARE * free - fixed) / each)
+    fitting = bisect_right(range(number), _COUNTED_ON * free, key=bytes_for) - 1
     advice = f"give subset={fitting}" if fitting >= count else "free some, or choose a rule that needs less, as random"
     raise InvalidInput(
         f"--select {rule} needs {needed / _GB:.1f} GB of memory for {number} candidates and the {len(pool.bought)} "
@@ -67,7 +66,7 @@ def require_memory(rule: str, pool: Pool, count: int, subset: int | None, bytes_
 
 def images_at_once(pool: Pool) -> int:
     """How many base images are decoded and shown at once."""
-    return max(1, min(EVALUATED_AT_ONCE, _DECODED_BYTES // (3 * pool.identity.geometry.image_size**2)))
+    return max(1, min(EVALUATED_AT_ONCE, DECODED_BYTES // (3 * pool.identity.geometry.image_size**2)))
 
 
 def block_bytes(pool: Pool, input_size: int) -> int:

@@ -81,6 +81,7 @@ def open_encoder(text: str, pool: Pool) -> Encoder:
         student = Student.of(Path(text))
         student.require_of(pool)
         network = student.open(pool)
+        _require_not_the_teacher(text, network, pool)
         return _of_network(text, network, student.digest, student.rendering, pool)
     name, at, file = text.partition("@")
     if not at and ":" not in name:

@@ -18,7 +18,8 @@ from teacher_cache.selection.candidates import (
 from teacher_cache.selection.contract import Pool, Selector
 from teacher_cache.selection.encoders import PIXELS, Encoder, open_encoder
 
-_FLOAT_BYTES = 4
+# Of a feature, and of an image's index, twice.
+_FLOAT_BYTES, _INDEX_BYTES = 4, 16
 
 
 class FeatureRule(Selector):
@@ -59,7 +60,7 @@ class FeatureRule(Selector):
         encoder, bought = self.encoder(pool), len(pool.bought)
 
         def bytes_for(left: int) -> int:
-            features = _FLOAT_BYTES * encoder.width * (left + bought)
+            features = (_FLOAT_BYTES * encoder.width + _INDEX_BYTES) * (left + bought)
             shown = block_bytes(pool, encoder.rendering.size)
             return features + max(shown, self.bytes_beside(left, bought, count, encoder.width))
 
@@ -69,7 +70,8 @@ class FeatureRule(Selector):
         """See `Selector.choose`."""
         left = candidates(pool, self.subset)
         features = self.encoder(pool).features(pool, np.concatenate([left, pool.bought]))
-        return left[self.pick(features, len(left), count, rng)]
+        chosen: np.ndarray = left[self.pick(features, len(left), count, rng)]
+        return chosen
 
     def looked_at(self) -> Mapping[str, str]:
         """See `Selector.looked_at`: the digest of the encoder's weights, once it was opened."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from teacher_cache.selection.feature_rule import FeatureRule
 
 # Distances that are computed at once, and rows of features.
-_AT_ONCE, _ROWS = 1 << 24, 1 << 14
+AT_ONCE, ROWS = 1 << 24, 1 << 12
 _CHOSEN = -1.0
 
 
@@ -31,7 +31,7 @@ class KCenter(FeatureRule):
 
     def bytes_beside(self, left: int, bought: int, count: int, width: int) -> int:
         """See `FeatureRule.bytes_beside`: squares and distances of all, then products with some of the others."""
-        return 4 * (4 * left + bought + 2 * min(_AT_ONCE, left * bought) + 2 * _ROWS * width)
+        return 4 * (7 * left + bought + min(AT_ONCE, left * bought) + 6 * ROWS * width)
 
 
 def farthest_first(features: Tensor, known: Tensor, count: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def _add(distances: Tensor, features: Tensor, squares: Tensor, place: int) -> No
 def _squares(features: Tensor) -> Tensor:
     """(M,) squared lengths."""
     found = torch.empty(len(features))
-    for part, rows in zip(found.split(_ROWS), features.split(_ROWS), strict=True):
+    for part, rows in zip(found.split(ROWS), features.split(ROWS), strict=True):
         part.copy_(rows.square().sum(dim=1))
     return found
 
@@ -75,7 +75,7 @@ def _squares(features: Tensor) -> Tensor:
 def _to_nearest(features: Tensor, squares: Tensor, known: Tensor) -> Tensor:
     """(M,) squared distances to the nearest of the known rows."""
     others, found = _squares(known), torch.empty(len(features))
-    rows = max(1, _AT_ONCE // len(known))
+    rows = max(1, AT_ONCE // len(known))
     for start in range(0, len(features), rows):
         part = slice(start, start + rows)
         products = features[part] @ known.T
@@ -84,5 +84,5 @@ def _to_nearest(features: Tensor, squares: Tensor, known: Tensor) -> Tensor:
 
 
 def _nearest_to_mean(features: Tensor) -> int:
-    mean = sum(rows.double().sum(dim=0) for rows in features.split(_ROWS)) / len(features)
-    return int(torch.cat([(rows - mean).square().sum(dim=1) for rows in features.split(_ROWS)]).argmin())
+    mean = sum(rows.double().sum(dim=0) for rows in features.split(ROWS)) / len(features)
+    return int(torch.cat([(rows - mean).square().sum(dim=1) for rows in features.split(ROWS)]).argmin())

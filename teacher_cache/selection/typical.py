@@ -13,9 +13,9 @@ from teacher_cache.selection.encoders import PIXELS
 from teacher_cache.selection.feature_rule import FeatureRule
 
 # As released: images of a mini-batch of k-means, neighbours, and up to how many images a cluster is one of outliers.
-_BATCH, _NEIGHBOURS, _FEW = 5000, 20, 5
+BATCH, _NEIGHBOURS, _FEW = 5000, 20, 5
 # Distances that are computed at once.
-_AT_ONCE = 1 << 24
+AT_ONCE = 1 << 24
 
 
 class Typical(FeatureRule):
@@ -44,7 +44,7 @@ class Typical(FeatureRule):
 
     def pick(self, features: Tensor, num_left: int, count: int, rng: np.random.Generator) -> np.ndarray:
         """See `FeatureRule.pick`."""
-        for rows in features.split(_BATCH):
+        for rows in features.split(BATCH):
             rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny))
         num_clusters = min(len(features) - num_left + count, self.clusters, len(features))
         labels = _clustered(features, num_clusters, int(rng.integers(1 << 31)))
@@ -53,8 +53,8 @@ class Typical(FeatureRule):
     def bytes_beside(self, left: int, bought: int, count: int, width: int) -> int:
         """See `FeatureRule.bytes_beside`: labels, their order and weights, and distances of one of the two steps."""
         number, centres = left + bought, min(bought + count, self.clusters)
-        clustering = 4 * centres * (6 * width + 2 * 3 * max(_BATCH, centres))
-        return 40 * number + max(clustering, 4 * 3 * _AT_ONCE)
+        clustering = 4 * centres * (6 * width + 2 * 3 * max(BATCH, centres))
+        return 40 * number + max(clustering, 4 * 3 * AT_ONCE)
 
 
 def most_typical(features: Tensor, labels: np.ndarray, num_left: int, count: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def _to_neighbours(features: Tensor) -> np.ndarray:
     found = torch.zeros(number, dtype=torch.float64)
     if not neighbours:
         return found.numpy()
-    rows = max(1, _AT_ONCE // number)
+    rows = max(1, AT_ONCE // number)
     for start in range(0, number, rows):
         part = features[start : start + rows]
         distances = torch.cdist(part, features)
@@ -118,7 +118,7 @@ def _clustered(features: Tensor, num_clusters: int, seed: int) -> np.ndarray:
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    means = MiniBatchKMeans(num_clusters, batch_size=_BATCH, n_init=1, random_state=seed)
+    means = MiniBatchKMeans(num_clusters, batch_size=BATCH, n_init=1, random_state=seed)
     # Several threads add numbers up in any order.
     with threadpool_limits(limits=1):
         labels: np.ndarray = means.fit(features.numpy()).labels_.astype(np.int64)
