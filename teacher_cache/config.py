@@ -82,6 +82,7 @@ class BuildConfig(CallConfig):
         keep: how these are kept; None for as the teacher gives them, or as the store that is there does.
         remote: what is said of a teacher that answers over a network.
         rest: further images to keep, which the teacher is not asked about; None for those of the store that is there.
+        rehash: read every image file, whatever is known of it; see `teacher_cache.datasets.known_files`.
     """
 
     teacher: str
@@ -110,6 +111,7 @@ class BuildConfig(CallConfig):
     trust_teacher: bool = False
     remote: RemoteOptions = field(default_factory=RemoteOptions)
     rest: Rest | None = None
+    rehash: bool = False
 
     def __post_init__(self) -> None:
         choices = {

@@ -177,6 +177,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
             download=config.download,
             split=config.split,
             split_seed=config.split_seed,
+            rehash=config.rehash,
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
@@ -190,6 +191,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         squares=shape,
         split=config.split,
         split_seed=config.split_seed,
+        rehash=config.rehash,
     )
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
