@@ -165,12 +165,13 @@ class EncodedSplit(Split):
 
     def content_digest(self) -> bytes:
         """See `Split.content_digest`; the order in which files were listed does not matter."""
-        digest = hashlib.sha256()
-        for row in sorted(range(len(self.files)), key=self.files.__getitem__):
-            # A path holds no NUL, so no two lists of files give the same bytes here.
-            digest.update(os.fsencode(self.files[row]) + b"\0")
-            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + self.file_digests[row])
-        return digest.digest()
+        # A path holds no NUL, so no two lists of files give the same bytes here.
+        rows = sorted(zip(self.files, self.labels.tolist(), self.file_digests, strict=True))
+        parts = [
+            b"%b\0%b%b" % (os.fsencode(name), label.to_bytes(8, "little", signed=True), digest)
+            for name, label, digest in rows
+        ]
+        return hashlib.sha256(b"".join(parts)).digest()
 
     @cached_property
     def file_digests(self) -> list[bytes]:
