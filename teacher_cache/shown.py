@@ -138,6 +138,21 @@ class _Followed:
         return others if start >= n else np.concatenate([self.first[start:n], others])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _After:
+    """The rows of a source from one on."""
+
+    source: RowSource
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.source) - self.start
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        return self.source[self.start + first : self.start + last]
+
+
 def _image_spec(rendering: Rendering) -> ArraySpec:
     return image_array("train", rendering.geometry.image_size)
 
@@ -176,7 +191,9 @@ def show(
     if n * spec.row_bytes <= MOST_HELD_BYTES:
         images = HeldRows(images, n, spec.row_shape, spec.dtype)
         arrays[IMAGES] = _Followed(images, _Decoded(pool, sample.rest))
-    views = HeldRows(arrays[VIEWS], n, (num_views, numbers_of_view(policy)), np.dtype(np.int16))
+    drawn = arrays[VIEWS]
+    views = HeldRows(drawn, n, (num_views, numbers_of_view(policy)), np.dtype(np.int16))
+    arrays[VIEWS] = _Followed(views, _After(drawn, n))
     return Shown(images, views, sample.train, rendering, arrays)
 
 
