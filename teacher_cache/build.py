@@ -248,9 +248,11 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
 
 def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     """Refuse a ledger without calls for cells that are whole: it is an older one, and would have them paid again."""
-    missing = set(store.missing_cells(plan.rows).tolist())
-    cells = plan.rows.below(store.manifest.n).cells(plan.identity.views).tolist()
-    inputs = {plan.input_of(cell) for cell in cells if cell not in missing}
+    views = plan.identity.views
+    whole = set(plan.rows.below(store.manifest.n).cells(views).tolist()) - set(store.missing_cells(plan.rows).tolist())
+    # Most are of calls that were made for the very cell; only for the others it takes their images to say of which.
+    calls = ledger.calls_of_store(store.manifest.store_id, "committed")
+    inputs = {plan.input_of(cell) for cell in sorted(whole - {call.row * views + call.view for call in calls})}
     teacher = plan.identity.teacher
     unknown = inputs - ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(inputs)).keys()
     if unknown:

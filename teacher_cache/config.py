@@ -84,6 +84,7 @@ class BuildConfig(CallConfig):
         remote: what is said of a teacher that answers over a network.
         rest: further images to keep, which the teacher is not asked about; None for those of the store that is there.
         select: the rule that chooses what is bought beyond what the store has; None for the order of the seed.
+        rehash: read every image file, whatever is known of it; see `teacher_cache.datasets.known_files`.
     """
 
     teacher: str
@@ -113,6 +114,7 @@ class BuildConfig(CallConfig):
     remote: RemoteOptions = field(default_factory=RemoteOptions)
     rest: Rest | None = None
     select: SelectorSpec | None = None
+    rehash: bool = False
 
     def __post_init__(self) -> None:
         choices = {

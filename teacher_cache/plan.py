@@ -37,7 +37,7 @@ class BuildPlan:
         array_format: "zarr" or "hdf5".
         rows: what is to be whole; the store may have more.
         source_index: (n,) int64, where in the training split each row comes from.
-        input_digests: n lists of V: the exact inputs of all calls.
+        input_digests: n lists of V: the exact inputs of all calls; those that are asked for are made then.
         missing_cells: cells, row * V + view, without whole outputs.
         needed_calls: distinct inputs among them that nobody has paid for yet.
         array_bytes: array name -> bytes it will take, uncompressed.
@@ -58,7 +58,7 @@ class BuildPlan:
     array_format: str
     rows: Rows
     source_index: np.ndarray = field(repr=False)
-    input_digests: list[list[bytes]] = field(repr=False)
+    input_digests: Sequence[list[bytes]] = field(repr=False)
     missing_cells: np.ndarray = field(repr=False)
     needed_calls: int = 0
     array_bytes: Mapping[str, int]

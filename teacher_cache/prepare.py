@@ -178,6 +178,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
             download=config.download,
             split=config.split,
             split_seed=config.split_seed,
+            rehash=config.rehash,
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
@@ -191,6 +192,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         squares=shape,
         split=config.split,
         split_seed=config.split_seed,
+        rehash=config.rehash,
     )
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
@@ -212,7 +214,13 @@ def _prepare(
     num_images = max(n, 0 if store is None else store.manifest.n) + rest
     sample = sample.keeping(num_images - n)
     shown = show(
-        dataset, sample, identity.teacher_rendering, policy=config.view_policy, seed=config.seed, num_views=config.views
+        dataset,
+        sample,
+        identity.teacher_rendering,
+        policy=config.view_policy,
+        seed=config.seed,
+        num_views=config.views,
+        store=store,
     )
     plan = draw_up(
         config,
@@ -226,7 +234,8 @@ def _prepare(
         sources=_sources(config, dataset, teacher),
     )
     plan = replace(plan, num_images=num_images, rest=rest, rounds=rounds)
-    if not config.trust_teacher:
+    # What is whole has passed it, and nothing has to be decoded to say so.
+    if not config.trust_teacher and len(plan.missing_cells):
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):
         plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
