@@ -16,6 +16,14 @@ def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors)
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """Maps (B, C, H, W) in the layout that networks run in; anything else as it is.
+
+    Arithmetic on two maps of different layouts takes several times as long as on two of one.
+    """
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def same_shape(student: Tensor, teacher: Tensor, what: str, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
     """Both raised, after checking that they fit.
 
@@ -82,6 +90,12 @@ def log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> t
     student, teacher = same_logits(student, teacher)
     require_positive(temperature=temperature)
     return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
+
+
+def mean_square(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape."""
+    # Torch's gives gradients in the order of the dimensions whatever the layout: maps are shown in the order they lie.
+    return F.mse_loss(*(tensor.movedim(1, -1) if tensor.dim() == 4 else tensor for tensor in (one, other)))
 
 
 def require_positive(**values: float) -> None:
