@@ -13,7 +13,8 @@ def test_maps_are_laid_out_in_place_and_stay_what_they_are(shape):
     values = torch.randn(shape).half()
     rows = values.clone()
     laid = laid_channels_last(rows)
-    assert torch.equal(laid, values) and laid.data_ptr() == rows.data_ptr()
+    assert torch.equal(laid, values)
+    assert laid.data_ptr() == rows.data_ptr()
     chosen = laid[torch.tensor([2, 0]), torch.tensor([0, 0])]
     assert chosen.is_contiguous(memory_format=torch.channels_last)
 
