@@ -37,12 +37,22 @@ def add(store: Path, count: int | None, where: ImageOptions | None = None, *, ac
     return add_rest(CallConfig(store=store), Rest(count), where or ImageOptions(), act=act)
 
 
+@pytest.fixture(scope="module")
+def bare(made_once, weights) -> dict[str, Path]:
+    """A store of 40 rows and no more, in each format; treat them as read-only."""
+
+    def fill(folder: Path) -> None:
+        for array_format in FORMATS:
+            build(*prepare_build(config(folder / array_format, weights, array_format, 40, 0)))
+
+    folder = made_once("stores-without-a-rest", fill)
+    return {name: folder / name for name in FORMATS}
+
+
 @pytest.fixture(params=FORMATS)
-def store(request, weights, tmp_path) -> Path:
-    """Of 40 rows and no more."""
-    folder = tmp_path / "store"
-    build(*prepare_build(config(folder, weights, request.param, 40, 0)))
-    return folder
+def store(request, bare, tmp_path) -> Path:
+    """One of them, to change."""
+    return Path(shutil.copytree(bare[request.param], tmp_path / "store"))
 
 
 def test_a_store_with_images_added_is_what_it_would_be_if_built_with_them(store, weights, tmp_path, forwards):
@@ -137,17 +147,28 @@ def test_images_of_the_users_own_are_found_where_he_says(photographs, weights, t
     assert_same_arrays(tmp_path / "store", tmp_path / "at-once")
 
 
+@pytest.fixture(scope="module")
+def at_once(made_once, weights) -> dict[str, Path]:
+    """A store that was built with 40 rows and 50 images besides, in each format; treat them as read-only."""
+
+    def fill(folder: Path) -> None:
+        for array_format in FORMATS:
+            build(*prepare_build(config(folder / array_format, weights, array_format, 40, 50)))
+
+    folder = made_once("stores-with-added-images", fill)
+    return {name: folder / name for name in FORMATS}
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("step", ["grow", "write", "sync", "save", "record"])
-def test_images_whose_adding_was_killed_are_added_by_the_same_command(weights, tmp_path, kind, step):
+def test_images_whose_adding_was_killed_are_added_by_the_same_command(weights, at_once, tmp_path, kind, step):
     folder = tmp_path / "store"
     build(*prepare_build(config(folder, weights, kind, 40, 30)))
     killed = run_program("tests.teacher_cache.crash_rest", folder, weights, f"{kind} extend", step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert Store.open(folder).manifest.rest == (50 if step == "record" else 30)
     assert add(folder, 50).rest == 50
-    build(*prepare_build(config(tmp_path / "at-once", weights, kind, 40, 50)))
-    assert_same_arrays(folder, tmp_path / "at-once")
+    assert_same_arrays(folder, at_once[kind])
     assert problems(folder) == []
     assert totals(folder) == (40, 0, 0)
 
