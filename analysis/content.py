@@ -17,6 +17,7 @@ from analysis.labels_only import beyond_labels, of_labels_alone
 from analysis.ledgers import StoreLedger, read_ledgers
 from analysis.logits import described
 from analysis.palette import Look, looks_of
+from analysis.purchases import purchases
 from analysis.results import CELL, chosen, collect, states
 from analysis.table import Table
 from analysis.tables import all_tables, published
@@ -45,6 +46,7 @@ class Content:
     pairs: list[Pair]
     looks: list[Look]
     ledgers: list[StoreLedger]
+    purchases: pd.DataFrame
     tables: list[Table]
     published: list[Table]
 
@@ -74,6 +76,7 @@ class Content:
             pairs=pairs,
             looks=looks_of(labels, set(labels) - asking),
             ledgers=read_ledgers(folder, plan, results),
+            purchases=purchases(folder, plan),
             tables=all_tables(results, answered.targets, descriptions, answered.method),
             published=published(),
         )

@@ -216,6 +216,7 @@ _SETTINGS = {
     "patience": Field("patience", numeric=True),
     "plateaus": Field("plateaus", numeric=True),
     "max_evals": Field("most evaluations", numeric=True),
+    "steps_per_eval": Field("steps an evaluation", numeric=True),
     "momentum": Field("momentum", short, numeric=True),
     "weight_decay": Field("weight decay", short, numeric=True),
     "precision": Field("precision"),

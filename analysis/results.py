@@ -59,7 +59,13 @@ _FACTS = {
     "recipe": "str",
     "versions": "str",
 }
-_PROTOCOL = {"patience": "int64", "plateaus": "int64", "max_evals": "Int64", "schedule": "str"}
+_PROTOCOL = {
+    "patience": "int64",
+    "plateaus": "int64",
+    "max_evals": "Int64",
+    "schedule": "str",
+    "steps_per_eval": "Int64",
+}
 # What runs of earlier releases do not say.
 _ROWS_USED = {"answered_rows": "Int64", "labelled_rows": "Int64", "unlabelled_rows": "Int64"}
 # Between the losses of a run on images that the teacher was not asked about.
@@ -166,7 +172,7 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         **{name: getattr(record, name) for name in _FACTS},
         "sample_seed": planned.sample_seed if isinstance(record.sample_seed, UnsetType) else record.sample_seed,
         "average": 0.0 if isinstance(record.average, UnsetType) else record.average,
-        **{name: getattr(record.protocol, name) for name in _PROTOCOL},
+        **{name: _known(getattr(record.protocol, name)) for name in _PROTOCOL},
         "schedule": "plateau" if isinstance(record.protocol.schedule, UnsetType) else record.protocol.schedule,
         "rest": "" if isinstance(record.rest, UnsetType) else REST_SEPARATOR.join(record.rest),
         **{name: _known(getattr(record, name)) for name in _ROWS_USED},
@@ -178,8 +184,8 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
     }
 
 
-def _known(count: int | UnsetType) -> int | None:
-    return None if isinstance(count, UnsetType) else count
+def _known(value: Any) -> Any:
+    return None if isinstance(value, UnsetType) else value
 
 
 def _proven(proofs: RunProofs, folder: Path, planned: GridRun) -> ProvenBy:

@@ -35,6 +35,7 @@ from analysis.views import (
     N,
     Row,
     View,
+    grouped,
     hundredths,
     shown,
     signed,
@@ -55,6 +56,7 @@ def sections_of(content: Content) -> list[Section]:
         _advantage(content),
         _beside_paper(content),
         *_flatness(content),
+        *_purchases(content),
         runs_section(content),
         ledger_section(content),
     ]
@@ -262,6 +264,27 @@ def _beside_paper(content: Content) -> Section:
         folded=[view_of_table(table, (), label=None) for table in content.published],
         fold_title="All figures the paper published",
     )
+
+
+def _purchases(content: Content) -> list[Section]:
+    """What rules bought, where any did."""
+    if content.purchases.empty:
+        return []
+    fields = {
+        "store": Field("store", kind="code"),
+        "rule": Field("rule"),
+        "first": Field("from row", grouped, numeric=True),
+        "end": Field("to before", grouped, numeric=True),
+        "classes": Field("classes", lambda count: f"{count:.0f}", numeric=True),
+        "most": Field("share of the commonest, %", hundredths, numeric=True),
+        "accuracy": Field("teacher's accuracy there, %", hundredths, numeric=True),
+    }
+    view = view_of_frame("purchases", "Rows by rule", content.purchases, fields, label=None)
+    how = (
+        "Each rule chose among the same images, in a round for each n. How evenly it took the classes, and how often "
+        "the teacher was right on what it took, say what kind of images it looks for; ckd-cache sheet shows them."
+    )
+    return [Section(name="bought", title="What each rule bought", paragraphs=[how], views=[view])]
 
 
 def _flatness(content: Content) -> list[Section]:

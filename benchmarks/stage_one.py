@@ -1,6 +1,7 @@
 """What caching costs over merely running the teacher.
 
     python -m benchmarks.stage_one [--teacher wrn_40_2] [--n 1024] [--rounds 3]
+    python -m benchmarks.stage_one --precision bf16 --n 3200 --threads 1 --processor-time
     python -m benchmarks.stage_one --teacher timm:tf_efficientnet_lite0 --n 768 --batch-size 16 --processor-time
 
 Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
@@ -40,8 +41,14 @@ from teacher_cache.teachers import ZooTeacher
 @click.option("--n", default=1024, show_default=True, help="Teacher calls in each round.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option("--threads", type=int, help="Of torch; whole builds write in another beside them.  [default: its own]")
 @click.option("--processor-time", is_flag=True, help="Of all threads, where others use the machine too.")
-def main(teacher: str, n: int, rounds: int, batch_size: int, processor_time: bool) -> None:
+def main(
+    teacher: str, n: int, rounds: int, batch_size: int, precision: str, threads: int | None, processor_time: bool
+) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = preprocessing_of(canonical_name(teacher))
@@ -57,6 +64,7 @@ def main(teacher: str, n: int, rounds: int, batch_size: int, processor_time: boo
             dataset=f"imagefolder:{folder / 'images'}",
             weights=folder / "teacher.safetensors",
             batch_size=batch_size,
+            precision=precision,
             trust_teacher=True,
         )
         prepared = prepare_build(base)
@@ -119,7 +127,7 @@ def own_forward(prepared: Prepared) -> Callable[[], object]:
     plan, teacher, shown = prepared
     assert isinstance(teacher, ZooTeacher)
     assert isinstance(teacher.network, ModuleNetwork)
-    module, compute = teacher.network.module, Compute.choose(precision="fp32")
+    module, compute = teacher.network.module, Compute.choose(precision=teacher.card.identity.precision)
     inputs = [
         compute.to_device(render(shown.pixels(cells), teacher.card.rendering))
         for first in range(0, plan.n, plan.config.batch_size)
@@ -127,7 +135,7 @@ def own_forward(prepared: Prepared) -> Callable[[], object]:
     ]
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), compute.autocast():
             for batch in inputs:
                 logits_of(module(batch)).cpu()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from experiments.engines.local import LocalEngine
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
+from experiments.rules import students_of
 from experiments.stores import StorePlan, Stores
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
 from ground.terminal import graceful_stop
 from models.compute import Compute
 from storage.locks import exclusive_lock
-from storage.manifest import FILE_NAME
+from storage.manifest import FILE_NAME, Manifest
 from storage.run_record import FAILURE_FILE, RESUME_FILE, RUN_FILE, Failure, RunRecord, has_failed, is_finished
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.prepare import Prepared
@@ -78,6 +79,8 @@ class Outcome:
 def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
     """Build what is to be built, train what is to be trained, and write results.csv.
 
+    Where rules look at students, the rows of an n are bought when the students of the n before are trained.
+
     Args:
         dataset: the grid's, where it is open already.
 
@@ -86,6 +89,27 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         Interrupted: the user asked to stop; the same call goes on.
         StoreBusy: another process works on the same folder.
     """
+    earlier = Outcome(runs=0)
+    for sized in _rounds(grid, config.out):
+        outcome = _execute(sized, config, dataset)
+        earlier.trained, earlier.new_calls = earlier.trained + outcome.trained, earlier.new_calls + outcome.new_calls
+    outcome.found -= earlier.trained - outcome.trained
+    return replace(outcome, trained=earlier.trained, new_calls=earlier.new_calls)
+
+
+def _rounds(grid: Grid, out: Path) -> Iterator[Grid]:
+    """The grid with its first n, its first two, and so on, as far as students have to be trained before more is bought;
+    at last as it is.
+    """
+    looking = [need for need in plan_stores(grid) if students_of(need.select)]
+    for place, following in enumerate(grid.sizes[1:], 1):
+        folders = [out / need.folder for need in looking]
+        if any(not (folder / FILE_NAME).exists() or Manifest.load(folder).n < following for folder in folders):
+            yield replace(grid, sizes=grid.sizes[:place])
+    yield grid
+
+
+def _execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None) -> Outcome:
     precision = Compute.choose(config.device, config.precision).precision
     stores = Stores(grid, config.out, config.device, dataset)
     grid = stores.grid
@@ -109,7 +133,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         due = config.due(runs)
         outcome = Outcome(runs=len(due))
         if config.asks:
-            outcome.new_calls = _make(stores, plans, tests)
+            outcome.new_calls = _make(stores, plans, tests, runs)
         else:
             for need, plan in plans.items():
                 stores.lay_out(need, plan)
@@ -119,9 +143,14 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     return outcome
 
 
-def _make(stores: Stores, plans: Mapping[StoreNeed, StorePlan], tests: Mapping[StoreNeed, Prepared]) -> int:
+def _make(
+    stores: Stores,
+    plans: Mapping[StoreNeed, StorePlan],
+    tests: Mapping[StoreNeed, Prepared],
+    runs: Sequence[PlannedRun],
+) -> int:
     """All stores; returns the calls that were made."""
-    made = sum(stores.make(need, plan) for need, plan in plans.items())
+    made = sum(stores.make(need, plan, runs) for need, plan in plans.items())
     return made + sum(stores.make_test(need, prepared) for need, prepared in tests.items())
 
 
@@ -248,7 +277,7 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Planned
 def cost(grid: Grid, runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Teacher calls of the whole grid, and of the same grid without a store to learn from."""
     views, teachers = grid.store.views, len({run.teacher for run in runs})
-    samples, tested = teachers * len(grid.samples), teachers * grid.test_images
+    samples, tested = teachers * len(grid.samples) * len(grid.rules), teachers * grid.test_images
     learning = [run for run in runs if run.draws_on_calls]
     return {
         "calls": samples * grid.sizes[-1] * views + tested,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.rests import read_rest
+from experiments.rules import RANDOM, labelled_by, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
@@ -30,6 +31,7 @@ from student_train.protocol import ProtocolConfig
 from student_train.schedule import SCHEDULES
 from student_train.train_config import STUDENT_VIEWS, TrainConfig
 from teacher_cache.rest import Rest
+from teacher_cache.selection import SelectorSpec
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
@@ -66,6 +68,8 @@ class MethodEntry:
         line: in the grid, for messages.
         rest: what it learns from images that the teacher was not asked about, as the grid writes it
             (`experiments.rests`).
+        select: the rule that chose the rows it learns from (`experiments.rules`).
+        base: its label, whatever the rule.
     """
 
     label: str
@@ -74,6 +78,8 @@ class MethodEntry:
     candidates: tuple[Mapping[str, Any], ...]
     line: int
     rest: tuple[str, ...] = ()
+    select: str = RANDOM
+    base: str = ""
 
     def configs(self, student: str, seed: int) -> list[TrainConfig]:
         """One for each candidate."""
@@ -164,6 +170,11 @@ class Grid:
         return (0,) if entry is self.labels_only else self.sizes
 
     @property
+    def rules(self) -> tuple[str, ...]:
+        """By which rows are bought, a store each; what labels alone learn from is bought by all of them."""
+        return tuple(dict.fromkeys(entry.select for entry in self.methods))
+
+    @property
     def num_runs(self) -> int:
         """Students to be trained."""
         candidates = sum(len(entry.candidates) * len(self.sizes_of(entry)) for entry in self.entries)
@@ -184,6 +195,7 @@ _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "plateaus": lambda entry: entry.integer(1),
     "max_evals": lambda entry: None if entry.is_none else entry.integer(1),
     "schedule": lambda entry: _one_of(entry, SCHEDULES),
+    "steps_per_eval": lambda entry: None if entry.is_none else entry.integer(1),
 }
 # It changes no result, so that validation cannot choose it.
 _MEASURED: dict[str, Callable[[Entry], Any]] = {"test_every": lambda entry: entry.integer(1)}
@@ -211,6 +223,7 @@ _KEYS = (
     "n",
     "seeds",
     "sample_seeds",
+    "select",
     "choose",
     "training",
     "store",
@@ -243,7 +256,7 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         split_seed=top["split_seed"].integer(0, _MAX_SEED) if "split_seed" in top else 0,
         student_size=_student_size(top),
         pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
-        methods=_methods(top["methods"], training, choose, code),
+        methods=_methods(top, training, choose, code),
         sizes=_sizes(top["n"]),
         seeds=_seeds(top["seeds"]),
         sample_seeds=_seeds(top["sample_seeds"]) if "sample_seeds" in top else (),
@@ -257,6 +270,7 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
     )
     _check_pairs(grid, top["pairs"])
     _check_rests(grid)
+    _check_rules(grid)
     if grid.num_runs > MAX_RUNS:
         raise grid.refused("n", f"this asks for {grid.num_runs} runs, and {MAX_RUNS} is the most; divide it")
     return grid
@@ -272,6 +286,7 @@ def single_grid(
     weights: Path | None,
     seeds: int,
     trust_teacher: bool = False,
+    select: str = RANDOM,
     **training: Any,
 ) -> Grid:
     """A grid of one pair and one method, without sizes: what `until` grows.
@@ -282,12 +297,19 @@ def single_grid(
     spec = parse_method(method)
     pair = TeacherStudent(teacher=_network_called(teacher), student=_network_called(student), weights=weights)
     train_config(pair.student, 0, training)
+    if not students_of(select):
+        SelectorSpec.read(select)
+    elif students_of(select) != [method]:
+        raise UnknownName("method", students_of(select)[0], [method])
+    entry = MethodEntry(
+        label=method, text=method, spec=spec, candidates=(training,), line=0, select=select, base=method
+    )
     return Grid(
         name="until",
         dataset=dataset,
         data_root=data_root,
         pairs=(pair,),
-        methods=(MethodEntry(label=method, text=method, spec=spec, candidates=(training,), line=0),),
+        methods=(entry,),
         sizes=(),
         seeds=tuple(range(seeds)),
         store=StoreSettings(trust_teacher=trust_teacher),
@@ -378,6 +400,24 @@ def _check_rests(grid: Grid) -> None:
             )
 
 
+def _check_rules(grid: Grid) -> None:
+    labels = {(entry.base, entry.select): entry for entry in grid.methods}
+    for entry in grid.methods:
+        where = replace(grid, lines={"select": grid.lines.get("select", entry.line)})
+        if entry.select != RANDOM and grid.store.rest != 0:
+            raise where.refused(
+                "select",
+                f"{entry.select} buys images in another order than that in which a rest is kept; leave out store: "
+                "{rest: ...}, or select",
+            )
+        for label in students_of(entry.select):
+            found = labels.get((label, entry.select))
+            if found is None:
+                raise where.refused("select", UnknownName("method", label, dict.fromkeys(base for base, _ in labels)))
+            if len(found.candidates) > 1:
+                raise where.refused("select", f"{label} chooses among trainings, and a rule looks at one; give it one")
+
+
 def _labels_only(
     top: Mapping[str, Entry], store: StoreSettings, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]
 ) -> MethodEntry | None:
@@ -408,9 +448,16 @@ def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0) -> Me
 
 
 def _methods(
-    entry: Entry, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
+    top: Mapping[str, Entry], training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
 ) -> tuple[MethodEntry, ...]:
-    found = [_method(item, training, choose, code) for item in entry.items()]
+    """Each of them on the rows of each rule."""
+    entry, rules = top["methods"], read_rules(top["select"]) if "select" in top else (RANDOM,)
+    methods = [_method(item, training, choose, code) for item in entry.items()]
+    found = [
+        replace(method, select=rule, label=labelled_by(method.label, rule, rules), base=method.label)
+        for rule in rules
+        for method in methods
+    ]
     labels = [method.label for method in found]
     for method in found:
         if labels.count(method.label) > 1:

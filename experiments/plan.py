@@ -20,6 +20,7 @@ import torch
 from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, slug
 from experiments.layers import student_layers, teacher_layers
 from experiments.rests import rest_of_run
+from experiments.rules import RANDOM, ends_behind, ends_of
 from ground.errors import CKDError, InvalidInput
 from models import model_names
 from storage.manifest import FILE_NAME, Manifest
@@ -65,12 +66,12 @@ class PlannedRun:
     @property
     def work(self) -> int:
         """Images the student sees between two evaluations; a measure of its time."""
-        size = self.config.batch_size
+        size, given = self.config.batch_size, self.config.protocol.steps_per_eval
         if not self.n:
-            return max(size, self.beyond)
+            return given * size if given else max(size, self.beyond)
         batches = [max(2, round(spec.make().ratio * size)) for spec in self.spec.rest]
-        steps = max(ceil(self.n / size), *(ceil(self.beyond / batch) for batch in batches), 1)
-        return steps * (self.images_per_step + sum(batches))
+        epoch = max(ceil(self.n / size), *(ceil(self.beyond / batch) for batch in batches), 1)
+        return (given or epoch) * (self.images_per_step + sum(batches))
 
     @property
     def draws_on_calls(self) -> bool:
@@ -99,6 +100,7 @@ class StoreNeed:
         sample_seed: of the images in it.
         weights, teacher_epochs: as in the pair.
         features: outputs beside the logits that its students need, in the network's order.
+        select: the rule by which its rows are bought.
     """
 
     folder: str
@@ -108,6 +110,7 @@ class StoreNeed:
     weights: Path | None
     teacher_epochs: int | None
     features: tuple[str, ...]
+    select: str = RANDOM
 
     @property
     def folder_of_tests(self) -> str:
@@ -127,16 +130,18 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
         wanted[pair.teacher].update(name for entry in grid.methods for name in _teacher_outputs(grid, pair, entry))
     return [
         StoreNeed(
-            folder=_store_folder(grid, pair, sample_seed),
+            folder=store_folder(grid, pair, sample_seed, rule),
             name=_store_name(grid, pair),
             sample_seed=sample_seed,
             teacher=teacher,
             weights=pair.weights,
             teacher_epochs=pair.teacher_epochs,
             features=tuple(name for name in teacher_layers(teacher) if name in wanted[teacher]),
+            select=rule,
         )
         for teacher, pair in pairs.items()
         for sample_seed in grid.samples
+        for rule in grid.rules
     ]
 
 
@@ -265,7 +270,11 @@ def _run(
     # Digests of grids from before there was one stay what they were.
     if grid.split is not None:
         identity |= {"split": grid.split, "split_seed": grid.split_seed}
-    store = _store_folder(grid, pair, sample_seed)
+    store = store_folder(grid, pair, sample_seed, entry.select)
+    # Which rows were bought by an n depends on those that were chosen together.
+    if entry.select != RANDOM:
+        ends = ends_behind(ends_of(out / store, grid.sizes), n)
+        identity["select"] = {"rule": entry.select, "rounds": ends}
     if entry.rest:
         identity["rest"] = _kept_rest(grid, out / store)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
@@ -318,6 +327,8 @@ def _as_given(config: TrainConfig) -> dict[str, Any]:
         del settings["average"]
     if config.protocol.schedule == AtPlateaus.name:
         del settings["protocol"]["schedule"]
+    if config.protocol.steps_per_eval is None:
+        del settings["protocol"]["steps_per_eval"]
     if config.student in model_names():
         del settings["student_preprocessing"]
     return settings
@@ -345,8 +356,10 @@ def refused_of(grid: Grid, entry: MethodEntry, reason: object) -> InvalidInput:
     return replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {reason}")
 
 
-def _store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int) -> str:
-    return f"stores/{_store_name(grid, pair)}{_of_sample(grid, sample_seed)}"
+def store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int, rule: str) -> str:
+    """Of the store of one teacher, sample and rule, below the grid's folder."""
+    by = "" if rule == RANDOM else f"-{slug(rule)}"
+    return f"stores/{_store_name(grid, pair)}{_of_sample(grid, sample_seed)}{by}"
 
 
 def _store_name(grid: Grid, pair: TeacherStudent) -> str:

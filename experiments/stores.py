@@ -16,6 +16,7 @@ import torch
 from experiments.grid import Grid, MethodEntry
 from experiments.plan import PlannedRun, StoreNeed, refused_of
 from experiments.rests import reads_labels
+from experiments.rules import RANDOM, students_of, with_students
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import note, progress
 from models.compute import Compute
@@ -29,6 +30,7 @@ from storage.store_ledger import own_ledger
 from student_train.unlabelled import require_labels
 from teacher_cache.build import build, lay_out
 from teacher_cache.build_report import BuildReport
+from teacher_cache.buying import buy
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.registry import takes_path
@@ -37,6 +39,7 @@ from teacher_cache.fallback import run_wide_enough
 from teacher_cache.prepare import Prepared, images_of_build, prepare_build, prepare_test_build
 from teacher_cache.rest import Rest
 from teacher_cache.sample import draw_sample
+from teacher_cache.selection import SelectorSpec
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
 
@@ -240,8 +243,11 @@ class Stores:
             check_budget(need.teacher, spent=account.spent, budget=budget, wanted=plan.new_calls)
         return plan
 
-    def make(self, need: StoreNeed, plan: StorePlan) -> int:
+    def make(self, need: StoreNeed, plan: StorePlan, runs: Sequence[PlannedRun] = ()) -> int:
         """Make the store hold what the grid needs; returns the calls that were made.
+
+        Args:
+            runs: of the grid, whose students a rule may look at.
 
         Raises:
             BudgetRefused: before the first call.
@@ -253,7 +259,7 @@ class Stores:
             label = f"{need.folder}: teacher calls for more outputs"
             made += run_wide_enough(config, plan.extension, prepare_extension, partial(_extend, label)).new_calls
             plan = self.plan(need)
-        return made + self._build(need, plan.build)
+        return made + (self._build if need.select == RANDOM else partial(self._buy, runs=runs))(need, plan.build)
 
     def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
         """Make the store with all its images and without a call, as far as that is not done."""
@@ -269,6 +275,37 @@ class Stores:
         config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
+
+    def _buy(self, need: StoreNeed, prepared: Prepared, runs: Sequence[PlannedRun]) -> int:
+        """Rows by a rule, in a round for each n of the grid; what was begun is finished first."""
+        folder, features = self.out / need.folder, [*prepared.plan.identity.features]
+        again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
+        there, made = Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0, 0
+        begun = [min(there, self.grid.sizes[-1])] if there else []
+        for end in [*begun, *(n for n in self.grid.sizes if n > there)]:
+            config = self._build_config(need, folder, features, end)
+            if end > there:
+                config = replace(config, select=self._rule_of(need, end, runs))
+            made += buy(config, None, partial(_build, need.folder), again).new_calls
+        return made
+
+    def _rule_of(self, need: StoreNeed, end: int, runs: Sequence[PlannedRun]) -> SelectorSpec:
+        """The rule of a round, with the folders of the students that it looks at."""
+        labels = students_of(need.select)
+        before = [n for n in self.grid.sizes if n < end]
+        if not labels:
+            return SelectorSpec(need.select)
+        if not before:
+            return SelectorSpec(RANDOM)
+        methods = {entry.label: entry.base for entry in self.grid.methods}
+        trained = [run for run in runs if run.store == need.folder and run.n == before[-1]]
+        return with_students(
+            need.select,
+            {
+                label: [(self.out / run.folder).absolute() for run in trained if methods[run.label] == label]
+                for label in labels
+            },
+        )
 
     def plan_test(self, need: StoreNeed, stand_in: Teacher | None = None) -> Prepared:
         """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""

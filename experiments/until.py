@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.expectation import Expected, Line
 from analysis.results import collect
 from experiments.execution import ExecutionConfig, execute
 from experiments.grid import Grid
@@ -24,6 +25,8 @@ class Step:
         new_calls: of those, made in this step; 0 where an earlier execution made them.
         val_accuracy, val_std: best validation accuracy of each seed, mean and sample deviation; None for one seed.
         test_accuracy: mean, at the best validation accuracy; it decides nothing.
+        expected: what one more student is expected to gain in validation by the next step, from a line on log2(n)
+            through all students so far (`analysis.expectation`); None before there are three of two n.
     """
 
     n: int
@@ -32,6 +35,7 @@ class Step:
     val_accuracy: float
     val_std: float | None
     test_accuracy: float
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,13 @@ class Purchase:
 
     Args:
         reached: whether the last step is at the target.
+        stopped: whether the next step was expected to gain too little.
     """
 
     target: float
     budget: int
     reached: bool
+    stopped: bool = False
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -64,6 +70,7 @@ def until(
     target: float,
     step: int,
     budget: int,
+    min_gain: float = 0.0,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Purchase:
     """Grow the sample by `step` images at a time until validation says that the target is reached.
@@ -75,6 +82,7 @@ def until(
         grid: one pair and one method; its sizes are not used.
         target: mean over the seeds of the best validation accuracy, in (0, 1).
         budget: most teacher calls to spend on the sample, a hard stop in the ledger too.
+        min_gain: in accuracy; once the next step is expected to gain less, on the mean, no more is bought. 0 for never.
 
     Raises:
         InvalidInput: a single step is beyond the budget.
@@ -101,16 +109,20 @@ def until(
         if outcome.failed:
             run, reason = next(iter(outcome.failed.items()))
             raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
-        steps.append(_step(config.out, n, n * views, outcome.new_calls))
+        steps.append(_step(config.out, n, step, n * views, outcome.new_calls))
         on_step(steps[-1])
         if steps[-1].val_accuracy >= target:
             return Purchase(target=target, budget=budget, reached=True, steps=steps)
+        expected = steps[-1].expected
+        if min_gain and expected is not None and expected.mean < min_gain:
+            return Purchase(target=target, budget=budget, reached=False, stopped=True, steps=steps)
     return Purchase(target=target, budget=budget, reached=False, steps=steps)
 
 
-def _step(out: Path, n: int, calls: int, new_calls: int) -> Step:
+def _step(out: Path, n: int, step: int, calls: int, new_calls: int) -> Step:
     results = collect(out)
-    runs = results[(results["n"] == n) & results["chosen"]]
+    so_far = results[(results["n"] <= n) & results["chosen"]]
+    runs = so_far[so_far["n"] == n]
     validation = runs["best_val_accuracy"]
     return Step(
         n=n,
@@ -119,4 +131,12 @@ def _step(out: Path, n: int, calls: int, new_calls: int) -> Step:
         val_accuracy=float(validation.mean()),
         val_std=float(validation.std(ddof=1)) if len(runs) > 1 else None,
         test_accuracy=float(runs["test_accuracy"].mean()),
+        expected=_expected(so_far["n"].tolist(), so_far["best_val_accuracy"].tolist(), n, step),
     )
+
+
+def _expected(sizes: Sequence[int], accuracies: Sequence[float], n: int, step: int) -> Expected | None:
+    """What the next step brings, where enough is known to say so."""
+    if len(sizes) < 3 or len(set(sizes)) < 2:
+        return None
+    return Line.through(sizes, accuracies).brought(n + step, n).within(-1, 1)

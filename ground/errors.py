@@ -139,6 +139,10 @@ class StoreBusy(CKDError):
     """Another process is building this store."""
 
 
+class BoughtOtherwise(StoreBusy):
+    """Another builder chose other rows to buy at the same time; who prepares the build again goes on from those."""
+
+
 class Diverged(CKDError):
     """A student's training went wrong in its numbers."""
 

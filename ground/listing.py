@@ -20,6 +20,8 @@ _OF_SYSTEMS = frozenset(
     | {"thumbs.db", "desktop.ini"}
 )
 _NUM_NAMED = 3
+# Of torchvision.datasets.folder, which takes a second to load; a test compares them.
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Training images without a label lie in one of these, beside the splits or the classes.
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
@@ -64,35 +66,46 @@ def class_folders(root: Path, split: str, left_out: LeftOut) -> tuple[str, ...]:
 
 def images_below(root: Path, folder: str, left_out: LeftOut) -> list[str]:
     """The images in `root`/`folder`, at any depth, as paths relative to `root` with forward slashes."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     images: dict[str, list[str]] = {}
-    for place, folders, files in os.walk(root / folder):
-        inside = Path(place).relative_to(root).as_posix()
-        for name in list(folders):
-            if reason := _reason(Path(place, name)):
-                left_out.add(reason, f"{inside}/{name}")
-                folders.remove(name)
-        images[place] = []
-        for name in sorted(files):
-            reason = _reason(Path(place, name)) or (None if name.lower().endswith(IMG_EXTENSIONS) else _SUFFIX)
-            if reason:
-                left_out.add(reason, f"{inside}/{name}")
+    waiting = [folder]
+    while waiting:
+        inside = waiting.pop()
+        images[inside] = []
+        for entry in _entries(root / inside):
+            name, is_folder = f"{inside}/{entry.name}" if inside else entry.name, entry.is_dir(follow_symlinks=False)
+            if reason := _reason(entry, is_folder):
+                left_out.add(reason, name)
+            elif is_folder:
+                waiting.append(name)
             else:
-                images[place].append(f"{inside}/{name}")
+                images[inside].append(name)
     return [name for place in sorted(images) for name in images[place]]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it cannot be read.
+
+    Entries know what they are, and a `Path` for each of a million files would take a minute.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _reason(entry: os.DirEntry[str], is_folder: bool) -> str | None:
+    """Why a file or folder is left out."""
+    if is_hidden(entry.name):
+        return _HIDDEN
+    if entry.is_symlink():
+        return _LINKS
+    return None if is_folder or entry.name.lower().endswith(IMG_EXTENSIONS) else _SUFFIX
 
 
 def unlabelled_images(root: Path, left_out: LeftOut) -> list[str]:
     """The images in the folders of `root` that are for images without a label."""
     return [file for folder in UNLABELLED_FOLDERS for file in images_below(root, folder, left_out)]
-
-
-def _reason(path: Path) -> str | None:
-    """Why a file or folder is left out whatever its suffix."""
-    if is_hidden(path.name):
-        return _HIDDEN
-    return _LINKS if path.is_symlink() else None
 
 
 def is_hidden(name: str) -> bool:

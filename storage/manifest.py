@@ -223,6 +223,24 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Rows that were chosen together, before any of their calls was made.
+
+    Args:
+        rule: that chose them, as it was written: "kcenter:encoder=pixels".
+        seed: of what the rule left to chance, with `first`.
+        first, end: the rows of the store.
+        looked_at: what the rule computed on beside images and labels -> what identifies it, a digest mostly.
+    """
+
+    rule: Line
+    seed: _Seed
+    first: _Rows
+    end: _Rows
+    looked_at: Mapping[str, Line] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A store's identity, its size, and where its calls are recorded.
 
@@ -245,6 +263,8 @@ class Manifest:
             builds writes whole ones.
         rest: further training images, after the n, which the teacher is not asked about.
         rest_labelled: how many of those have a label; None in stores from before it was counted.
+        rounds: how rows were chosen, in order and without a gap, from the first on that the sample's seed did not
+            choose; none where it chose all.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -265,6 +285,7 @@ class Manifest:
     aligned_chunks: bool = False
     rest: _Rows = 0
     rest_labelled: _Rows | None = None
+    rounds: tuple[Round, ...] = ()
     older: OlderManifest | None = None
 
     @property
@@ -300,10 +321,19 @@ class Manifest:
         since = takewhile(lambda step: step["made_by"] != "convert", reversed(self.history))
         return {self.store_id, *(step["store_id"] for step in since)}
 
-    def grown(self, n: int, num_images: int, num_val: int) -> Manifest:
-        """The same store with more rows, of which the first of its rest may be some that the teacher is asked about."""
+    def grown(self, n: int, num_images: int, num_val: int, rounds: tuple[Round, ...] | None = None) -> Manifest:
+        """The same store with more rows, of which the first of its rest may be some that the teacher is asked about.
+
+        Args:
+            rounds: how all rows were chosen; None for as it is.
+        """
         n, num_images = max(n, self.n), max(n, num_images, self.num_images)
-        return replace(self, n=n, rest=num_images - n, num_val=max(num_val, self.num_val))
+        rounds = self.rounds if rounds is None else rounds
+        return replace(self, n=n, rest=num_images - n, num_val=max(num_val, self.num_val), rounds=rounds)
+
+    def round_of(self, row: int) -> Round | None:
+        """The round that a row was chosen in; None where the sample's seed alone chose it."""
+        return next((chosen for chosen in self.rounds if chosen.first <= row < chosen.end), None)
 
     @property
     def digest(self) -> str:
@@ -342,6 +372,8 @@ class Manifest:
             del document["rest"]
         if not self.rest or self.rest_labelled is None:
             del document["rest_labelled"]
+        if not self.rounds:
+            del document["rounds"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -392,6 +424,7 @@ class Manifest:
                 "aligned_chunks": False,
                 "rest": 0,
                 "rest_labelled": None,
+                "rounds": (),
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -532,6 +565,11 @@ def _check_content(manifest: Manifest) -> None:
         blocks = -(-manifest.rows_of(spec) // manifest.block_rows(spec)) if manifest.older is None else 1
         digits = len(manifest.samples[name])
         _require(digits == blocks * DIGEST_DIGITS, f"the number of digits in samples.{name}", digits)
+    ends = [manifest.rounds[0].first if manifest.rounds else manifest.n]
+    for chosen in manifest.rounds:
+        _require(chosen.first == ends[-1] < chosen.end, "rounds", (chosen.first, chosen.end))
+        ends.append(chosen.end)
+    _require(ends[-1] == manifest.n, "the end of rounds", ends[-1])
     for step in manifest.history:
         _require(step.keys() == {"store_id", "made_by"}, "history", step)
 

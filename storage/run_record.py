@@ -30,12 +30,14 @@ class RunProtocol(Struct, frozen=True, kw_only=True):
 
     Args:
         schedule: how the learning rate fell, where that was not at plateaus.
+        steps_per_eval: steps between evaluations, where those were not as many as go once through the rows.
     """
 
     patience: Positive
     plateaus: Positive
     max_evals: Count | None
     schedule: Line | UnsetType = UNSET
+    steps_per_eval: Positive | UnsetType = UNSET
 
 
 class RunStream(Struct, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ from storage.float_types import converted
 from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
-from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest
+from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
@@ -140,6 +140,7 @@ class Store:
         ledger: str | None = None,
         history: Sequence[Mapping[str, str]] = (),
         sources: Mapping[str, str] | None = None,
+        rounds: tuple[Round, ...] = (),
     ) -> Store:
         """Make a store whose outputs are still to be paid for.
 
@@ -153,6 +154,7 @@ class Store:
             ledger: URL without password of a shared ledger, for the record.
             history: the stores it is made from.
             sources: what it is built from, for the record.
+            rounds: how rows were chosen, where the sample's seed did not choose all.
         """
         if array_format not in FORMATS:
             raise UnknownName("format", array_format, FORMATS)
@@ -160,7 +162,7 @@ class Store:
         manifest = new_manifest(
             identity, array_format=array_format, samples=samples, rest=rest, ledger=ledger, sources=sources
         )
-        store = cls.lay_out(folder, replace(manifest, history=tuple(history)), samples)
+        store = cls.lay_out(folder, replace(manifest, history=tuple(history), rounds=rounds), samples)
         store.save()
         fsync_path(folder.parent)
         return store
@@ -182,12 +184,15 @@ class Store:
         store.manifest = _counted(replace(manifest, samples=digests), samples)
         return store
 
-    def grow(self, samples: Mapping[str, RowSource], n: int | None = None) -> None:
+    def grow(
+        self, samples: Mapping[str, RowSource], n: int | None = None, rounds: tuple[Round, ...] | None = None
+    ) -> None:
         """Append images: `samples` holds whole arrays, of which the rows the store has are neither read nor written.
 
         Args:
             n: how many of them the teacher is asked about, those first that it was not asked about so far; None for
                 all.
+            rounds: how the rows were chosen; None for as it is.
 
         Raises:
             StoreUnreadable: the last rows of an array that grows, which share a block with new ones, were changed.
@@ -195,7 +200,7 @@ class Store:
         self.require_current()
         before = self.manifest
         num_images = len(samples["train/labels"])
-        manifest = before.grown(num_images if n is None else n, num_images, len(samples["val/labels"]))
+        manifest = before.grown(num_images if n is None else n, num_images, len(samples["val/labels"]), rounds)
         self.arrays.grow(manifest.rows_of)
         there = {name: before.rows_of(spec) for name, spec in self.arrays.specs.items()}
         digests = {name: self._fill(name, rows, there[name]) for name, rows in samples.items()}

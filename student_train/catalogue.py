@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.spec import Settings
 from ground.user_code import UserCode
 from storage.answers import Kind
 from student_train.losses.kinds import kinds_of
 from student_train.methods import method_names, parse_method
 from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_names
-from student_train.spec import Settings
 
 
 def describe_losses() -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ class GroupComparison(Comparison):
         """See `Comparison.compare`; B = G * (positives + negatives)."""
         groups = len(tensor) // (self.positives + self.negatives)
         cut = groups * self.positives
-        positive, negative = _means(tensor[:cut], groups), _means(tensor[cut:], groups)
+        # Split, not sliced twice: the gradients of slices are as large as the whole, and are added.
+        positive, negative = (_means(side, groups) for side in tensor.split([cut, len(tensor) - cut]))
         return COMBINATIONS[self.combine](self, moment, positive, negative)
 
 

@@ -29,10 +29,11 @@ from storage.schema import UNLABELLED
 from storage.store import Store
 from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
+from student_train.losses.tensors import channels_last
 from student_train.needs import Wanted
 from student_train.request import Request
 from student_train.rest.rows import HeldRest, RestRows
-from student_train.row_arrays import RowArray, as_tensor
+from student_train.row_arrays import RowArray, as_tensor, laid_channels_last
 from student_train.sampling import Batch, Sampling
 from student_train.shown_images import ShownImages, takes_no_more
 from student_train.student_views import show
@@ -134,7 +135,7 @@ class StudentData:
         outputs = {name: as_tensor(values) for name, values in kept.items()}
         del kept
         chosen = _with_content(store, outputs, len(rows))
-        outputs = {name: _of(tensor, chosen) for name, tensor in outputs.items()}
+        outputs = {name: laid_channels_last(_of(tensor, chosen)) for name, tensor in outputs.items()}
         size = sum(tensor.nbytes for tensor in outputs.values())
         # On a CPU they are where training happens already.
         if compute.device.type != "cpu" and size < free_memory(compute) / 2:
@@ -230,7 +231,7 @@ class StudentData:
         return self.compute.to_device(self.train.images[rows.to(self.train.images.device)])
 
     def teacher(self, rows: Tensor, which: Tensor, *, features: bool = True) -> Representation | None:
-        """What the teacher said of some rows, float32 on the device; None when nothing was loaded.
+        """What the teacher said of some rows, float32 on the device, maps channels last; None when nothing was loaded.
 
         In the place of logits are its answers over all classes (B, K), see `student_train.dense_answers`; (B, 0) of a
         store without any.
@@ -259,7 +260,9 @@ class StudentData:
 
     def _rows(self, output: RowArray, rows: Tensor, which: Tensor) -> Tensor:
         chosen = self.compute.to_device(output[rows.to(output.device), which.to(output.device)])
-        return chosen.float() if chosen.is_floating_point() else chosen.long()
+        if not chosen.is_floating_point():
+            return chosen.long()
+        return channels_last(chosen.float())
 
 
 def _with_content(store: Store, outputs: Mapping[str, Tensor], rows: int) -> Tensor | None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ground.errors import InvalidInput
+from ground.spec import Settings
 from ground.user_code import UserCode
 from student_train.comparison import Comparison
 from student_train.losses import DistillationLoss
@@ -21,7 +22,6 @@ from student_train.needs import Needs, Wanted
 from student_train.registry import UnseenLoss, find_loss, loss_name, own_code
 from student_train.rest.spec import RestSpec
 from student_train.sampling import AllViews, ClassSampling, EpochSampling, Sampling
-from student_train.spec import Settings
 
 # What every loss takes, beside its own settings.
 TERM_SETTINGS = ("weight", "compared", "standardised")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ground.errors import InvalidInput, UnknownName
+from ground.spec import Settings, argument_names, split_spec
 from ground.user_code import UserCode
 from student_train.method_spec import TERM_SETTINGS, LossSpec, MethodSpec
 from student_train.pairing import PAIRINGS
 from student_train.recipes import METHODS, published
 from student_train.registry import UnseenLoss, find_loss, loss_names
-from student_train.spec import Settings, argument_names, split_spec
 
 
 def method_names() -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ground.spec import Settings, argument_names
 from student_train.comparison import AllPairs, Comparison, GroupComparison
 from student_train.sampling import EpochSampling, GroupSampling, Sampling
-from student_train.spec import Settings, argument_names
 
 
 @dataclass(frozen=True, slots=True)

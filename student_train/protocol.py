@@ -27,18 +27,23 @@ class ProtocolConfig:
         plateaus: the plateau that ends the training.
         max_evals: evaluations after which it ends in any case; None for no limit.
         schedule: how the learning rate falls, by name; with "cosine" there are no plateaus.
+        steps_per_eval: steps from one evaluation to the next; None for as many as go once through the rows, so that
+            trainings on few rows are short ones, and are evaluated often.
     """
 
     patience: int = 50
     plateaus: int = 3
     max_evals: int | None = None
     schedule: str = AtPlateaus.name
+    steps_per_eval: int | None = None
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.plateaus < 1 or (self.max_evals is not None and self.max_evals < 1):
             raise InvalidInput(f"patience, plateaus and evaluations must be at least 1, got {self}")
         if self.schedule not in SCHEDULES:
             raise UnknownName("schedule", self.schedule, SCHEDULES)
+        if self.steps_per_eval is not None and self.steps_per_eval < 1:
+            raise InvalidInput(f"--steps-per-eval must be at least 1, got {self.steps_per_eval}")
         self.made()
 
     def made(self) -> Schedule:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ground.spec import Settings
 from student_train.losses import DistillationLoss
 from student_train.losses.correlation import CC
 from student_train.losses.crd import CRD
@@ -16,7 +17,6 @@ from student_train.method_spec import LossSpec, MethodSpec
 from student_train.mixing import CutMix, Mixing, Mixup
 from student_train.pairing import chosen_pairing
 from student_train.sampling import ClassSampling
-from student_train.spec import Settings
 
 Recipe = Callable[[Settings], MethodSpec]
 

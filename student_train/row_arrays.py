@@ -27,3 +27,23 @@ def as_tensor(values: np.ndarray) -> Tensor:
     if type_of(values) == "bfloat16":
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
+
+
+# Copied while their place in memory is written anew.
+_ROWS_AT_ONCE = 64
+
+
+def laid_channels_last(rows: Tensor) -> Tensor:
+    """Maps (n, V, C, H, W) with the channels of a position side by side in memory, as networks make them; others as
+    they are.
+
+    Args:
+        rows: contiguous, and used up: what comes out is in their place.
+    """
+    if rows.dim() != 5:
+        return rows
+    images, views, channels, height, width = rows.shape
+    laid = rows.view(images, views, height, width, channels)
+    for old, new in zip(rows.split(_ROWS_AT_ONCE), laid.split(_ROWS_AT_ONCE), strict=True):
+        new.copy_(old.movedim(2, 4).clone(memory_format=torch.contiguous_format))
+    return laid.movedim(4, 2)

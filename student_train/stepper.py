@@ -14,7 +14,7 @@ from torch import Tensor
 from models import Network, Representation
 from student_train.bound_method import BoundMethod, Losses
 from student_train.data import StudentData
-from student_train.losses.tensors import raised
+from student_train.losses.tensors import channels_last, raised
 from student_train.mixing import Part
 from student_train.rest.terms import RestTerm
 from student_train.sampling import Batch, Sampling
@@ -114,4 +114,10 @@ def _said(student: Network, inputs: Tensor, layers: Sequence[str]) -> Representa
 
 
 def _raised(tensor: Tensor) -> Tensor:
-    return raised(tensor)[0]
+    """At least float32; its gradient comes in the layout of the network's maps, whatever a loss made of it."""
+    (found,) = raised(tensor)
+    if found.dim() == 4 and found.requires_grad:
+        # A tensor of its own, so that the network's gradient of the same map does not pass through the hook.
+        found = found.view_as(found)
+        found.register_hook(channels_last)
+    return found

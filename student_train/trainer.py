@@ -1,4 +1,4 @@
-"""The training of one student: steps, and an evaluation every ceil(n / batch) of them, until the protocol ends it.
+"""The training of one student: steps, and an evaluation every so many of them, until the protocol ends it.
 
 The state between two evaluations is saved, so a resumed run equals an uninterrupted one.
 """
@@ -124,11 +124,12 @@ class Trainer:
         learned = nn.ModuleList([*bound.learned, *(term.loss for term in self.rest)]).to(data.compute.device)
         optimizer = make_optimizer(config, [*student.parameters(), *bound.learned.parameters()])
         # Every row has come once by then, but those of small sets more often.
-        self.eval_every = max(ceil(data.n / config.batch_size), *(term.steps_per_epoch for term in self.rest), 1)
+        epoch = max(ceil(data.n / config.batch_size), *(term.steps_per_epoch for term in self.rest), 1)
+        self.eval_every = config.protocol.steps_per_eval or epoch
         average = AveragedWeights(student, config.average) if config.average else None
         self.state = StudentState(student, learned, optimizer, Protocol(config.protocol), average)
         stepper = Stepper if ranks.alone else partial(RankedStepper, ranks=ranks)
-        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, self.eval_every, self.rest)
+        self.stepper = stepper(config, data, bound, sampling, self.wanted.student, labels, epoch, self.rest)
         self.threads: list[int] = []
         self.num_ranks: list[int] = []
 
@@ -414,6 +415,7 @@ class Trainer:
                 max_evals=config.protocol.max_evals,
                 # What runs of earlier releases do not say, those of the same settings do not either.
                 schedule=UNSET if config.protocol.schedule == AtPlateaus.name else config.protocol.schedule,
+                steps_per_eval=config.protocol.steps_per_eval or UNSET,
             ),
             recipe=self.method.describe(),
             n=self.data.num_asked,

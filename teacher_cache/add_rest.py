@@ -25,6 +25,7 @@ from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.datasets.registry import DATASETS, takes_path
 from teacher_cache.plan import free_bytes
 from teacher_cache.rest import Rest, rest_to_keep
+from teacher_cache.rounds import bought_by_rules
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.settle import require_only_place
 from teacher_cache.shown import training_rows
@@ -68,7 +69,9 @@ def add_rest(config: CallConfig, asked: Rest, where: ImageOptions, *, act: bool 
     with Store.alone(folder, clean=act), ExitStack() as stack:
         store = Store.open(folder)
         before = store.manifest
-        sample = draw_sample(len(dataset.train), before.n, before.identity.seed, dataset.is_labelled)
+        sample = draw_sample(
+            len(dataset.train), before.n, before.identity.seed, dataset.is_labelled, bought_by_rules(folder)
+        )
         rest = rest_to_keep(asked, sample, before)
         report = RestReport(folder, before.n, rest, rest - before.rest)
         _require_order(store, sample)

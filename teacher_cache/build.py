@@ -7,7 +7,8 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from ground.durable import remove_partials
 from ground.errors import StoreBusy, StoreUnreadable
@@ -25,6 +26,7 @@ from teacher_cache.chunk_builder import ChunkBuilder, clear_desk
 from teacher_cache.config import CallConfig
 from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store, require_buildable
+from teacher_cache.rounds import require_bought
 from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
 from teacher_cache.shown import Shown
 from teacher_cache.teachers import Card, Teacher
@@ -59,6 +61,7 @@ def build(
         TeacherDoubted: the first answers do not go with the labels; they are kept, and nothing more is called.
         TooNarrow: the store's types do not hold an answer; it is kept beside the store, and others are committed.
         StoreBusy: a build of fewer rows, or a repair, is at work on the store; or our lease was taken away.
+        BoughtOtherwise: another builder chose other rows meanwhile; prepare the build again, and it goes on from those.
         RolledBack: the ledger is older than its witness, or a fork.
         DiskFull, StoreUnreadable: nothing that was finished is lost.
     """
@@ -72,6 +75,7 @@ def build(
         found = _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
         store = _matching(plan)
         assert store is not None, "a store is made before its lock is shared"
+        require_bought(store, plan)
         ledger = stack.enter_context(closing(_open_ledger(plan, store)))
         # However it ends, what it recorded is seen.
         stack.callback(witness_of(store, ledger).advance)
@@ -166,11 +170,15 @@ def record_store(store: Store, ledger: Ledger, made_by: str) -> None:
     store.record_ledger_head(ledger.head(), ledger.genesis())
 
 
-def _said_of(store: Store, made_by: str) -> dict[str, str | int]:
-    """What a ledger records of a store; how many images it keeps that nothing was asked about, where it does."""
+def _said_of(store: Store, made_by: str) -> dict[str, Any]:
+    """What a ledger records of a store; how many images it keeps that nothing was asked about, where it does, and how
+    the newest were chosen, where a rule did.
+    """
     rest = store.manifest.rest
     unasked = {"unasked": rest} if rest else {}
-    return {"manifest": store.manifest.digest, "made_by": made_by, **unasked}
+    # What the newest rows were chosen by; the manifest, whose digest stands here too, says it of all rounds.
+    chosen = {"round": asdict(store.manifest.rounds[-1])} if store.manifest.rounds else {}
+    return {"manifest": store.manifest.digest, "made_by": made_by, **unasked, **chosen}
 
 
 def accept_rollback(config: CallConfig, store: Store, ledger: Ledger) -> None:
@@ -219,17 +227,19 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
         rest=plan.rest,
         ledger=recorded_as(plan.config.ledger),
         sources=plan.sources,
+        rounds=plan.rounds,
     )
     with closing(_open_ledger(plan, store, accept_rollback=plan.config.accept_rollback)) as ledger:
         accept_rollback(plan.config, store, ledger)
         require_only_place(store, ledger)
         found = settle_store(store, ledger, locks)
         require_storable(store, found.misfits, plan.rows)
+        require_bought(store, plan)
         _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))
         if not plan.fits(store):
-            store.grow(arrays(), plan.rows.end)
+            store.grow(arrays(), plan.rows.end, plan.rounds)
         store.record_sources(plan.sources)
         record_store(store, ledger, "build")
         witness_of(store, ledger).advance()
@@ -238,9 +248,11 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
 
 def _require_known(plan: BuildPlan, store: Store, ledger: Ledger) -> None:
     """Refuse a ledger without calls for cells that are whole: it is an older one, and would have them paid again."""
-    missing = set(store.missing_cells(plan.rows).tolist())
-    cells = plan.rows.below(store.manifest.n).cells(plan.identity.views).tolist()
-    inputs = {plan.input_of(cell) for cell in cells if cell not in missing}
+    views = plan.identity.views
+    whole = set(plan.rows.below(store.manifest.n).cells(views).tolist()) - set(store.missing_cells(plan.rows).tolist())
+    # Most are of calls that were made for the very cell; only for the others it takes their images to say of which.
+    calls = ledger.calls_of_store(store.manifest.store_id, "committed")
+    inputs = {plan.input_of(cell) for cell in sorted(whole - {call.row * views + call.view for call in calls})}
     teacher = plan.identity.teacher
     unknown = inputs - ledger.known_calls(teacher.fingerprint, teacher.precision, sorted(inputs)).keys()
     if unknown:

@@ -26,6 +26,10 @@ _COMMANDS = {
     "info": CommandAt(
         "teacher_cache.commands.info:info", "Say what a store holds and how good its teacher is on its own views."
     ),
+    "sheet": CommandAt(
+        "experiments.commands.sheet:sheet",
+        "Write a page with a store's images, round by round and class by class, and what the teacher said of them.",
+    ),
     "verify": CommandAt(
         "teacher_cache.commands.verify:verify",
         "Check every row, the manifest and the ledger against each other; nothing is changed.",

@@ -22,6 +22,7 @@ from teacher_cache.datasets.registry import takes_path
 from teacher_cache.remote.policy import AskingConfig
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.rest import Rest
+from teacher_cache.selection import SelectorSpec
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
 
@@ -82,6 +83,8 @@ class BuildConfig(CallConfig):
         keep: how these are kept; None for as the teacher gives them, or as the store that is there does.
         remote: what is said of a teacher that answers over a network.
         rest: further images to keep, which the teacher is not asked about; None for those of the store that is there.
+        select: the rule that chooses what is bought beyond what the store has; None for the order of the seed.
+        rehash: read every image file, whatever is known of it; see `teacher_cache.datasets.known_files`.
     """
 
     teacher: str
@@ -110,6 +113,8 @@ class BuildConfig(CallConfig):
     trust_teacher: bool = False
     remote: RemoteOptions = field(default_factory=RemoteOptions)
     rest: Rest | None = None
+    select: SelectorSpec | None = None
+    rehash: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -215,6 +220,11 @@ def _require_for_objects(url: ObjectUrl, config: BuildConfig) -> None:
     publish = f"build it in a folder, and publish that with: {store_command('convert', 'DIR', to='objects', out=url)}"
     if config.array_format != "zarr":
         raise InvalidInput(f"HDF5 is one file, which stays on a local disk, and {url} is in object storage; {publish}")
+    if config.select is not None and not config.select.is_random:
+        raise InvalidInput(
+            f"a store in object storage stays as it was made, and {config.select.text} chooses what a store grows by; "
+            f"{publish}"
+        )
     if is_remote(config.teacher):
         raise InvalidInput(
             f"{config.teacher} is asked image by image, and {url} takes whole chunks of rows at a time; {publish}"

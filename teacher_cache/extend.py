@@ -217,7 +217,7 @@ def extend(
         settle_store(store, ledger, locks)
         staged = _staged(folder, plan.identity) or _stage(plan, teacher.card, shown, store)
         if not plan.fits(staged):
-            staged.grow(store_arrays(plan, teacher.card, shown), plan.n)
+            staged.grow(store_arrays(plan, teacher.card, shown), plan.n, store.manifest.rounds)
         record_store(staged, ledger, "extend")
         found = settle_store(staged, ledger, locks)
         require_storable(staged, found.misfits, plan.rows)

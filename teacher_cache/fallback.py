@@ -39,17 +39,19 @@ def run_wide_enough(
     prepared: Prepared,
     prepare: Callable[[_Config], Prepared],
     run: Callable[[Prepared, BuildReport], None],
+    report: BuildReport | None = None,
 ) -> BuildReport:
     """What was done in all, where an answer may turn out not to fit.
 
     Args:
         prepared: what `prepare` made of the configuration.
         run: adds what it does to a report.
+        report: to be added to; None for a new one.
 
     Raises:
         CKDError: as `prepare`, `run` and `go_on_wider`.
     """
-    report = BuildReport(config.store, prepared.plan.n)
+    report = BuildReport(config.store, prepared.plan.n) if report is None else report
     try:
         run(prepared, report)
     except TooNarrow as error:

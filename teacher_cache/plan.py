@@ -14,7 +14,7 @@ import numpy as np
 from ground.errors import DiskFull, InvalidInput
 from ground.places import ObjectUrl, Place, only_read
 from storage.ledger_records import RecordedCall
-from storage.manifest import Identity, is_store, require_same
+from storage.manifest import Identity, Round, is_store, require_same
 from storage.rows import Rows
 from storage.schema import CHUNK_ROWS, OutputSpec, RowsOf
 from storage.spool import room_bytes
@@ -37,7 +37,7 @@ class BuildPlan:
         array_format: "zarr" or "hdf5".
         rows: what is to be whole; the store may have more.
         source_index: (n,) int64, where in the training split each row comes from.
-        input_digests: n lists of V: the exact inputs of all calls.
+        input_digests: n lists of V: the exact inputs of all calls; those that are asked for are made then.
         missing_cells: cells, row * V + view, without whole outputs.
         needed_calls: distinct inputs among them that nobody has paid for yet.
         array_bytes: array name -> bytes it will take, uncompressed.
@@ -50,6 +50,7 @@ class BuildPlan:
         gate: cells that are answered and judged before any other; see `teacher_cache.sanity`.
         num_images: training images that the store is to have at least, asked about or not.
         rest: of those, how many the teacher will not have been asked about.
+        rounds: how rows are chosen, as the store's manifest is to say it.
     """
 
     config: CallConfig
@@ -57,7 +58,7 @@ class BuildPlan:
     array_format: str
     rows: Rows
     source_index: np.ndarray = field(repr=False)
-    input_digests: list[list[bytes]] = field(repr=False)
+    input_digests: Sequence[list[bytes]] = field(repr=False)
     missing_cells: np.ndarray = field(repr=False)
     needed_calls: int = 0
     array_bytes: Mapping[str, int]
@@ -70,6 +71,7 @@ class BuildPlan:
     canaries: int = 0
     num_images: int = 0
     rest: int = 0
+    rounds: tuple[Round, ...] = ()
 
     @property
     def n(self) -> int:

@@ -32,6 +32,7 @@ from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.remote.canaries import NUM_CANARIES
 from teacher_cache.remote.limits import seconds_under_limits
 from teacher_cache.rest import rest_to_keep
+from teacher_cache.rounds import bought_by_rules, choose_rows
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import gate_cells
 from teacher_cache.shown import Shown, show
@@ -87,10 +88,10 @@ def prepare_build(
     if teacher is None:
         canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
-    sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled)
+    sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled, bought_by_rules(config.store))
     if teacher is None:
         teacher = _opened(_source(config), dataset, compute)
-    return _prepare(config, dataset, teacher, sample)
+    return _prepare(config, dataset, teacher, sample, compute)
 
 
 def prepare_test_build(
@@ -115,11 +116,11 @@ def prepare_test_build(
     if teacher is None:
         # Its weights are looked for by the name of the whole data set, and it is the teacher of the training images.
         teacher = _opened(_source(config), dataset, compute)
-    config = replace(config, views=1, view_policy="plain", rest=None)
+    config = replace(config, views=1, view_policy="plain", rest=None, select=None)
     index = np.arange(config.n, dtype=np.int64)
     tested = replace(dataset, name=f"{dataset.name}/test", train=dataset.test)
     # A store holds at least one image for validation; nobody uses it.
-    return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]))
+    return _prepare(config, tested, teacher, NestedSample(train=index, val=index[:1]), compute)
 
 
 def _opened(source: TeacherSource, dataset: ImageDataset, compute: Compute) -> Teacher | RemoteTeacher:
@@ -177,6 +178,7 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
             download=config.download,
             split=config.split,
             split_seed=config.split_seed,
+            rehash=config.rehash,
         )
     geometry = said.folder_geometry(own, config.image_size)
     size = config.image_size if geometry is None else geometry.image_size
@@ -190,22 +192,35 @@ def _open_dataset(config: BuildConfig, own: Preprocessing | None) -> ImageDatase
         squares=shape,
         split=config.split,
         split_seed=config.split_seed,
+        rehash=config.rehash,
     )
     return dataset if geometry is None else replace(dataset, geometry=geometry)
 
 
 def _prepare(
-    config: BuildConfig, dataset: ImageDataset, teacher: Teacher | RemoteTeacher, sample: NestedSample
+    config: BuildConfig,
+    dataset: ImageDataset,
+    teacher: Teacher | RemoteTeacher,
+    sample: NestedSample,
+    compute: Compute,
 ) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
-    rest = rest_to_keep(config.rest, sample, None if store is None else store.manifest)
+    before = None if store is None else store.manifest
+    sample, rounds = choose_rows(config, dataset.train, identity, compute, sample, before)
+    rest = rest_to_keep(config.rest, sample, before)
     n = len(sample.train)
     num_images = max(n, 0 if store is None else store.manifest.n) + rest
     sample = sample.keeping(num_images - n)
     shown = show(
-        dataset, sample, identity.teacher_rendering, policy=config.view_policy, seed=config.seed, num_views=config.views
+        dataset,
+        sample,
+        identity.teacher_rendering,
+        policy=config.view_policy,
+        seed=config.seed,
+        num_views=config.views,
+        store=store,
     )
     plan = draw_up(
         config,
@@ -218,8 +233,9 @@ def _prepare(
         purpose="build",
         sources=_sources(config, dataset, teacher),
     )
-    plan = replace(plan, num_images=num_images, rest=rest)
-    if not config.trust_teacher:
+    plan = replace(plan, num_images=num_images, rest=rest, rounds=rounds)
+    # What is whole has passed it, and nothing has to be decoded to say so.
+    if not config.trust_teacher and len(plan.missing_cells):
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):
         plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))

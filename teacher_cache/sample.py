@@ -3,7 +3,8 @@
 One seeded permutation orders the whole training pool and every fifth position is validation, so the sample for
 n = 1600 is the beginning of the one for n = 2400 and a store can grow. Validation images cost no call. Where some
 images have no label, every fifth of those that have one is validation. What is left of the pool is the rest: a store
-may keep images of it that the teacher is not asked about, and a larger n asks about the first of them.
+may keep images of it that the teacher is not asked about, and a larger n asks about the first of them. Images that a
+rule chose (`teacher_cache.rounds`) come in the order in which they were chosen, before all others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ground.errors import InvalidInput
+from ground.errors import IdentityMismatch, InvalidInput
 from storage.rows import num_validation
 
 _VALIDATION_EVERY = 5
@@ -47,14 +48,22 @@ def largest_sample(pool_size: int) -> int:
     return pool_size - pool_size // _VALIDATION_EVERY
 
 
-def draw_sample(pool_size: int, n: int, seed: int, is_labelled: np.ndarray | None = None) -> NestedSample:
+def draw_sample(
+    pool_size: int,
+    n: int,
+    seed: int,
+    is_labelled: np.ndarray | None = None,
+    bought: np.ndarray | None = None,
+) -> NestedSample:
     """The first n training images, all the rest, and n/4 validation images, of the permutation that `seed` gives.
 
     Args:
         is_labelled: (pool_size,) bool, which images can be validation images; None for all.
+        bought: (b,) int64, images that come first, in this order, since a rule chose them; the others follow in theirs.
 
     Raises:
         InvalidInput: n is below 2 or the pool is too small for it.
+        IdentityMismatch: what was bought is not of this pool, or is kept for validation.
     """
     order = np.random.default_rng(seed).permutation(pool_size)
     can_be = np.ones(pool_size, dtype=np.bool_) if is_labelled is None else is_labelled[order]
@@ -72,5 +81,17 @@ def draw_sample(pool_size: int, n: int, seed: int, is_labelled: np.ndarray | Non
             f"{'training images' if is_labelled is None else 'labelled images'} is kept for validation; "
             f"give --n {len(train)} or less"
         )
+    if bought is not None:
+        train = _begun_with(bought, train)
     train, val = train.astype(np.int64), val[: num_validation(n)].astype(np.int64)
     return NestedSample(train[:n], val, train[n:])
+
+
+def _begun_with(bought: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """A line of images with some of them brought to its front."""
+    if len(np.unique(bought)) < len(bought) or not np.isin(bought, line).all():
+        raise IdentityMismatch(
+            "the store's rows are not images of this sample: some are kept for validation, are not there, or come "
+            "twice; build another store"
+        )
+    return np.concatenate([bought, line[~np.isin(line, bought)]])

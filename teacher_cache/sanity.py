@@ -27,8 +27,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
 
 from ground.errors import TeacherDoubted
 from storage.answers import NO_CLASS, top1
@@ -94,7 +92,7 @@ def judge(top1: np.ndarray, labels: np.ndarray, num_classes: int) -> Doubt | Non
         return None
     confusion, present = _confusion(answers, truth)
     columns = _best_assignment(confusion)
-    at_chance = total >= _FEWEST_LABELS and not is_good and bool(binom.sf(right - 1, total, guess) > _CHANCE_LEVEL)
+    at_chance = total >= _FEWEST_LABELS and not is_good and _is_likely(right, total, guess)
     is_moved = np.zeros(len(present), dtype=bool)
     for cycle in _cycles(columns):
         if _is_swapped(confusion, columns, cycle, num_classes):
@@ -179,6 +177,13 @@ def _agreement_of_strangers(answers: np.ndarray, truth: np.ndarray, num_classes:
     return float(shares[0] @ shares[1])
 
 
+def _is_likely(right: int, total: int, guess: float) -> bool:
+    """Whether who guesses is right so often, or more often, with a probability above the level of chance."""
+    from scipy.stats import binom  # a second to load, for who judges
+
+    return bool(binom.sf(right - 1, total, guess) > _CHANCE_LEVEL)
+
+
 def _confusion(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts (P, P), label by answer, of the P classes that occur; and these classes, (P,)."""
     present, places = np.unique(np.concatenate([truth, answers]), return_inverse=True)
@@ -190,6 +195,8 @@ def _confusion(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 def _best_assignment(confusion: np.ndarray) -> np.ndarray:
     """(P,) the answer that stands for each label in the assignment that is right most often, itself where equal."""
     size = len(confusion)
+    from scipy.optimize import linear_sum_assignment  # as above
+
     best: np.ndarray = linear_sum_assignment(confusion * (size + 1) + np.eye(size, dtype=np.int64), maximize=True)[1]
     return best
 
@@ -209,6 +216,8 @@ def _cycles(columns: np.ndarray) -> list[list[int]]:
 
 
 def _is_swapped(confusion: np.ndarray, columns: np.ndarray, cycle: list[int], num_classes: int) -> bool:
+    from scipy.stats import binom  # as above
+
     moved, kept = int(confusion[cycle, columns[cycle]].sum()), int(confusion[cycle, cycle].sum())
     log_cycles = len(cycle) * np.log(num_classes) - np.log(len(cycle))
     log_p = binom.logsf(moved - 1, moved + kept, _HONEST_CONFUSION)

@@ -1,7 +1,8 @@
 """What the teacher is shown: the sampled images, the views of them, and all that a store keeps of both.
 
-Images of a large sample are not held: they are decoded a few at a time, once to tell what every call is about, and once
-into the store's arrays, from which the teacher is then shown them. A sample that takes little room is decoded once.
+Images are decoded when they are asked for, a few at a time; what a store has already is read from there. Of a large
+sample they are not held: they are decoded once to tell what every call is about, and once into the store's arrays, from
+which the teacher is then shown them. A sample that takes little room is decoded once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ground.geometry import Rendering, ViewGeometry
+from ground.geometry import Rendering, ViewGeometry, numbers_of_view
 from ground.views import sample_views, view_pixels
 from storage.blocks import RowSource
 from storage.digest import input_digests
@@ -23,12 +24,14 @@ from storage.schema import IMAGES, VIEWS, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.base import Split
+from teacher_cache.on_demand import HeldRows, InputDigests
 from teacher_cache.sample import NestedSample
 
+SOURCE_INDEX = "train/source_index"
 # A sample of so many bytes of images is held: 87,000 of CIFAR, 1,700 of 224 pixels.
 MOST_HELD_BYTES = 256 << 20
 # Of larger ones, this much is decoded and digested at once.
-DECODED_BYTES = 64 << 20
+DECODED_BYTES = 16 << 20
 # Blocks of images that were read last; a batch goes on where the one before it ended.
 _NUM_RECENT = 4
 
@@ -38,7 +41,7 @@ class Shown:
     """The images and views of the n rows that the teacher is asked about, in the order of the store.
 
     Args:
-        images: (n, H, W, 3) uint8 base images; in memory, or read a few at a time, and then others may follow.
+        images: (n, H, W, 3) uint8 base images; held, or read a few at a time, and then others may follow.
         views: (n, V, 3), or (n, V, 5) of boxes.
         source_index: (n,) int64, where in the training split each row comes from.
         rendering: how the teacher is shown them.
@@ -46,29 +49,29 @@ class Shown:
     """
 
     images: RowSource
-    views: np.ndarray
+    views: HeldRows
     source_index: np.ndarray
     rendering: Rendering
     arrays: Mapping[str, RowSource]
 
     def pixels(self, cells: Sequence[int]) -> Tensor:
         """What the teacher is shown for some cells, row * V + view: (C, 3, h, w) uint8; see `Teacher.call`."""
-        rows, views = np.divmod(np.array(cells), self.views.shape[1])
-        chosen = self.images[rows] if isinstance(self.images, np.ndarray) else self._recent.rows(rows)
-        return view_pixels(torch.from_numpy(chosen), torch.from_numpy(self.views[rows, views]), self.rendering)
+        rows, views = np.divmod(np.array(cells), self.views.row_shape[0])
+        images = self.images.take(rows) if isinstance(self.images, HeldRows) else self._recent.rows(rows)
+        chosen = self.views.take(rows)[np.arange(len(rows)), views]
+        return view_pixels(torch.from_numpy(images), torch.from_numpy(chosen), self.rendering)
 
-    def input_digests(self) -> list[list[bytes]]:
+    def input_digests(self) -> InputDigests:
         """n lists of V: digests of the exact inputs of all calls."""
-        digests, geometry = list[list[bytes]](), self.rendering.geometry
+        geometry = self.rendering.geometry
         step = max(1, DECODED_BYTES // _image_spec(self.rendering).row_bytes)
-        for first in range(0, len(self.views), step):
-            rows = slice(first, min(first + step, len(self.views)))
-            digests += input_digests(self.images[rows], self.views[rows], geometry)
-        return digests
+        return InputDigests(
+            len(self.views), lambda rows: input_digests(self.images[rows], self.views[rows], geometry), step
+        )
 
     def kept_in(self, store: Store) -> Shown:
         """The same, with images that are not held read from a store that has them all, and checked."""
-        return self if isinstance(self.images, np.ndarray) else replace(self, images=store.samples()[IMAGES])
+        return self if isinstance(self.images, HeldRows) else replace(self, images=store.samples()[IMAGES])
 
     @cached_property
     def _recent(self) -> _RecentRows:
@@ -118,21 +121,36 @@ class _Drawn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Followed:
-    """Rows in memory, and others after them that are made when they are asked for."""
+    """Rows of one source, and after them those of another."""
 
-    held: np.ndarray
+    first: RowSource
     others: RowSource
 
     def __len__(self) -> int:
-        return len(self.held) + len(self.others)
+        return len(self.first) + len(self.others)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        n = len(self.first)
+        if stop <= n:
+            return self.first[start:stop]
+        others = self.others[max(0, start - n) : stop - n]
+        return others if start >= n else np.concatenate([self.first[start:n], others])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _After:
+    """The rows of a source from one on."""
+
+    source: RowSource
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.source) - self.start
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))
-        n = len(self.held)
-        if last <= n:
-            return self.held[first:last]
-        others = self.others[max(0, first - n) : last - n]
-        return others if first >= n else np.concatenate([self.held[first:], others])
+        return self.source[self.start + first : self.start + last]
 
 
 def _image_spec(rendering: Rendering) -> ArraySpec:
@@ -140,9 +158,20 @@ def _image_spec(rendering: Rendering) -> ArraySpec:
 
 
 def show(
-    dataset: ImageDataset, sample: NestedSample, rendering: Rendering, *, policy: str, seed: int, num_views: int
+    dataset: ImageDataset,
+    sample: NestedSample,
+    rendering: Rendering,
+    *,
+    policy: str,
+    seed: int,
+    num_views: int,
+    store: Store | None = None,
 ) -> Shown:
-    """The views that a policy gives of a sample of a data set; reads the images of the sample if they are held."""
+    """The views that a policy gives of a sample of a data set; nothing is decoded yet.
+
+    Args:
+        store: of that data set, with the first images of the sample, which are then read from it.
+    """
     pool, test = dataset.train, dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
     arrays: dict[str, RowSource] = {
@@ -154,12 +183,24 @@ def show(
         "test/labels": test.labels,
         "test/source_index": test_index,
     }
-    n = len(sample.train)
-    images, views = arrays[IMAGES], arrays[VIEWS][:n]
-    if n * _image_spec(rendering).row_bytes <= MOST_HELD_BYTES:
-        images = pool.read(sample.train)
+    n, spec = len(sample.train), _image_spec(rendering)
+    images = arrays[IMAGES]
+    if store is not None and _begins_with(store, sample):
+        stored = store.samples()[IMAGES]
+        images = arrays[IMAGES] = _Followed(stored, _Decoded(pool, sample.images[len(stored) :]))
+    if n * spec.row_bytes <= MOST_HELD_BYTES:
+        images = HeldRows(images, n, spec.row_shape, spec.dtype)
         arrays[IMAGES] = _Followed(images, _Decoded(pool, sample.rest))
+    drawn = arrays[VIEWS]
+    views = HeldRows(drawn, n, (num_views, numbers_of_view(policy)), np.dtype(np.int16))
+    arrays[VIEWS] = _Followed(views, _After(drawn, n))
     return Shown(images, views, sample.train, rendering, arrays)
+
+
+def _begins_with(store: Store, sample: NestedSample) -> bool:
+    """Whether a store's training images are the first of a sample."""
+    there = store.read_sample(SOURCE_INDEX)
+    return np.array_equal(there, sample.images[: len(there)])
 
 
 def training_rows(
@@ -174,7 +215,7 @@ def training_rows(
     return {
         IMAGES: _Decoded(pool, index),
         "train/labels": pool.labels[index],
-        "train/source_index": index,
+        SOURCE_INDEX: index,
         VIEWS: _Drawn(draw, index),
     }
 
@@ -182,10 +223,11 @@ def training_rows(
 def shown_in(store: Store) -> Shown:
     """What a store keeps of it; all is checked when it is read, the images when they are shown."""
     samples, asked = store.samples(), Rows.first(store.manifest.n)
+    views = store.read_sample(VIEWS, asked)
     return Shown(
         images=samples[IMAGES],
-        views=store.read_sample("train/views", asked),
-        source_index=store.read_sample("train/source_index", asked),
+        views=HeldRows(views, len(views), views.shape[1:], views.dtype),
+        source_index=store.read_sample(SOURCE_INDEX, asked),
         rendering=store.manifest.identity.teacher_rendering,
         arrays=samples,
     )

@@ -45,6 +45,13 @@ def witness_outside_home(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_outside_home(tmp_path_factory) -> Iterator[None]:
+    """What is kept of images, likewise."""
+    with mock.patch.dict(os.environ, CKD_CACHE=str(tmp_path_factory.mktemp("cache"))):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def witness_of_this_test(witness_outside_home, tmp_path_factory) -> Iterator[Path]:
     """Tests copy what others have built, and grow the copies: each has a witness of its own, or all were forks."""

@@ -348,6 +348,7 @@ BAD_TRAININGS = {
     "a view that is not drawn": (("--method", "mlkd", "--student-view", "trivial"), "no trivial one would be drawn"),
     "unknown schedule": (("--schedule", "cosin"), "no schedule is called 'cosin'; did you mean cosine"),
     "a schedule without end": (("--schedule", "cosine"), "say after how many evaluations it ends, with --max-evals"),
+    "no step at all": (("--steps-per-eval", "0"), "--steps-per-eval must be at least 1"),
     "an average of nothing": (("--average", "1"), "--average must be at least 0, which is none, and below 1"),
     "a lost device": (("--device", "cuda:99"), "pass --device cpu"),
 }

@@ -30,6 +30,19 @@ from student_train.train_config import TrainConfig
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the teacher.")
 @click.option("--trust-teacher", is_flag=True, help="As for ckd-cache build.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Students at each step.")
+@click.option(
+    "--select",
+    default="random",
+    show_default=True,
+    help="Rule that chooses what is bought, as for ckd-cache build; {METHOD} in it stands for the students so far.",
+)
+@click.option(
+    "--min-gain",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Stop where the next step is expected to gain less validation accuracy.",
+)
 @setting_option(TrainConfig, "lr")
 @setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
 @click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
@@ -40,6 +53,7 @@ def until_command(
     target: float,
     step: int,
     budget: int,
+    min_gain: float,
     out: Path,
     jobs: int | None,
     retry: bool,
@@ -56,14 +70,22 @@ def until_command(
     \b
     ckd-pipeline until --target 0.50 --step 400 --budget 6400 --method ckd
 
-    Exit status: 0 reached, 1 not reached within the budget, 2 bad usage or bad input, 3 refused by budget,
-    130 interrupted.
+    Exit status: 0 reached, 1 not reached within the budget, or with --min-gain, 2 bad usage or bad input, 3 refused by
+    budget, 130 interrupted.
     """
     grid = single_grid(**asked)
     config = ExecutionConfig(
         out=out, jobs=jobs or default_jobs(device), retry=retry, device=device, precision=precision
     )
-    answer = until(grid, config, target=target, step=step, budget=budget, on_step=lambda step: note(shown(step)))
+    answer = until(
+        grid,
+        config,
+        target=target,
+        step=step,
+        budget=budget,
+        min_gain=min_gain,
+        on_step=lambda step: note(shown(step)),
+    )
     if as_json:
         print_json(answer.document())
     else:
@@ -77,8 +99,15 @@ def shown(step: Step) -> str:
     deviation = "" if step.val_std is None else f" ± {step.val_std:.4f}"
     return (
         f"n={step.n}: {step.calls} calls ({step.new_calls} new), validation {step.val_accuracy:.4f}{deviation}, "
-        f"test {step.test_accuracy:.4f}"
+        f"test {step.test_accuracy:.4f}{_shown_gain(step)}"
     )
+
+
+def _shown_gain(step: Step) -> str:
+    gain = step.expected
+    if gain is None:
+        return ""
+    return f"; the next step is expected to bring {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
 
 
 def _print_answer(answer: Purchase, out: Path) -> None:
@@ -87,6 +116,11 @@ def _print_answer(answer: Purchase, out: Path) -> None:
     last = answer.steps[-1]
     if answer.reached:
         say(f"{answer.target:g} is reached with {answer.calls} teacher calls: validation {last.val_accuracy:.4f}")
+    elif answer.stopped:
+        say(
+            f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}), "
+            "and another step is expected to bring less than --min-gain"
+        )
     else:
         say(
             f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}); "

@@ -44,6 +44,7 @@ _OPTIONS = (
     setting_option(TrainConfig, "batch_size"),
     setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
     click.option("--max-evals", type=int, help="Stop after this many evaluations."),
+    click.option("--steps-per-eval", type=int, help="Steps between evaluations.  [default: once through the rows]"),
     click.option("--test-every", type=int, help="Measure test images at every so many evaluations too, for curves."),
     setting_option(
         ProtocolConfig, "schedule", help="Of the learning rate: plateau, or cosine, which falls to 0 at --max-evals."

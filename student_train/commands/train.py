@@ -54,6 +54,7 @@ def _train(
     batch_size: int,
     patience: int,
     max_evals: int | None,
+    steps_per_eval: int | None,
     test_every: int | None,
     schedule: str,
     student_view: str,
@@ -84,7 +85,9 @@ def _train(
         stream=stream,
         stream_rows=stream_rows,
         test_every=test_every,
-        protocol=ProtocolConfig(patience=patience, max_evals=max_evals, schedule=schedule),
+        protocol=ProtocolConfig(
+            patience=patience, max_evals=max_evals, schedule=schedule, steps_per_eval=steps_per_eval
+        ),
     )
     rows = Store.open(store).manifest.n if n is None else n
     path = out if out is not None else _default_out(store, config, written, rows)

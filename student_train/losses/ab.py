@@ -17,7 +17,7 @@ from student_train.losses.connectors import resizing_layers
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import pooled_like, require_positive, same_shape
+from student_train.losses.tensors import pooled_like, require_positive, same_shape, sum_of_squares, with_gradient
 from student_train.signals import Signals
 
 # The released code's, so that the loss is of the size of a cross-entropy.
@@ -40,10 +40,16 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     """
     student, teacher = same_shape(student, teacher, "pre-activations")
     require_positive(margin=margin)
-    # What is no number has no sign, and must not look like one.
-    sign = torch.where(teacher.isnan(), teacher, torch.where(teacher > 0, 1.0, -1.0))
-    short = margin - sign * student
-    return short.relu().square().sum() / len(student)
+    with torch.no_grad():
+        # 1 above 0, else -1. By arithmetic: choosing by a mask takes ten times as long.
+        sign = teacher.sign().sub_(0.5).sign_()
+        short = (sign * student).neg_().add_(margin).relu_()
+        # What is no number has no sign, and must not look like one.
+        largest = teacher.amax()
+        scale = torch.where(largest.isnan(), largest, 1.0) / len(student)
+        value = sum_of_squares(short) * scale
+        gradient = short.mul_(sign).mul_(-2 * scale)
+    return with_gradient(value, student, gradient)
 
 
 def stage_weights(layers: int) -> list[float]:

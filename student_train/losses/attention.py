@@ -14,7 +14,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import flat, maps_of_one_size, root, unit
+from student_train.losses.tensors import flat, maps_of_one_size, root, sum_of_squares, unit
 from student_train.signals import Signals
 
 
@@ -47,7 +47,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def attention(maps: Tensor) -> Tensor:
     """(B, C, H, W) to (B, H * W): channel means of squares, each sample divided by its L2 norm."""
     # The mean in place of the paper's sum changes nothing once normalised.
-    return unit(flat(maps.square().mean(dim=1)))
+    return unit(flat(sum_of_squares(maps, dim=1) / maps.shape[1]))
 
 
 class AttentionTransfer(LayerwiseLoss):

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ground.errors import InvalidInput
+from ground.spec import argument_names
 from models import Network, Representation
 from student_train.binding import Binding
 from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.requirements import Requirement
 from student_train.needs import LayerPair, Needs
 from student_train.signals import Moment, Signals
-from student_train.spec import argument_names
 
 TeacherRows = Callable[[Tensor], Representation]
 

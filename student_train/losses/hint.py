@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_train.binding import Binding
@@ -17,7 +16,7 @@ from student_train.losses.connectors import resizing_layers
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import pooled_like, same_shape
+from student_train.losses.tensors import mean_square, pooled_like, same_shape
 from student_train.signals import Signals
 
 
@@ -34,7 +33,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    return F.mse_loss(*same_shape(student, teacher, "maps"))
+    return mean_square(*same_shape(student, teacher, "maps"))
 
 
 class Hint(LayerwiseLoss):

@@ -18,7 +18,7 @@ from student_train.losses.connectors import to_channels
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import MAPS, at_one_size, same_shape
+from student_train.losses.tensors import MAPS, at_one_size, same_shape, sum_of_squares
 from student_train.signals import Signals
 
 MASKS = ("channels", "positions")
@@ -37,7 +37,7 @@ def mgd(generated: Tensor, teacher: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     generated, teacher = same_shape(generated, teacher, MAPS, 4)
-    return (generated - teacher).square().sum() / len(teacher)
+    return sum_of_squares(generated - teacher) / len(teacher)
 
 
 def kept(maps: Tensor, what: str, lambda_mgd: float, generator: torch.Generator) -> Tensor:

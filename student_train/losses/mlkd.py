@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.spec import to_float
 from student_train.binding import Binding
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kinds import AS_CERTAIN, OF_ROWS, Kinds
 from student_train.losses.tensors import log_probabilities, require_positive, same_logits
 from student_train.needs import Needs
 from student_train.signals import Signals
-from student_train.spec import to_float
 
 TEMPERATURES = (4.0, 2.0, 3.0, 5.0, 6.0)
 

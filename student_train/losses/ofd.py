@@ -18,7 +18,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import maps_of_one_size, same_shape
+from student_train.losses.tensors import maps_of_one_size, same_shape, sum_of_squares, with_gradient
 from student_train.needs import LayerPair, Needs
 from student_train.signals import Signals
 
@@ -43,10 +43,15 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     student, teacher = same_shape(student, teacher, "pre-activations", 4)
     if margin.shape != teacher.shape[1:2]:
         raise ValueError(f"margin is {tuple(margin.shape)}; maps of {teacher.shape[1]} channels need one for each")
-    target = torch.maximum(teacher, margin.to(teacher.dtype).view(-1, 1, 1))
-    # Not "matters where the student is above it": what is not a number has to show.
-    enough = (student <= target) & (target <= 0)
-    return torch.where(enough, 0.0, (student - target).square()).sum() / len(student)
+    with torch.no_grad():
+        target = torch.maximum(teacher, margin.to(teacher.dtype).view(-1, 1, 1))
+        difference = student - target
+        # Positive targets are matched from below too. By arithmetic: choosing by a mask takes ten times as long.
+        least = target.sign_().relu_().mul_(-torch.finfo(target.dtype).max)
+        kept = torch.maximum(difference, least)
+        value = sum_of_squares(kept) / len(student)
+        gradient = kept.mul_(2 / len(student))
+    return with_gradient(value, student, gradient)
 
 
 def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from student_train.losses.kinds import CENTRED, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_vectors_or_maps
 from student_train.losses.targets import require_epochs
-from student_train.losses.tensors import MAPS, require_positive, same_shape
+from student_train.losses.tensors import MAPS, pooled_to, require_positive, same_shape, sum_of_squares
 from student_train.signals import Signals
 
 _LEVELS = (4, 2, 1)
@@ -43,13 +43,16 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = same_shape(student, teacher, MAPS, 4)
     # Pooling is linear: the pooled difference is the difference of the pooled.
-    difference = student - teacher
-    loss, weight, total = difference.square().mean(), 1.0, 1.0
+    difference = pooled = student - teacher
+    loss, weight, total = sum_of_squares(difference) / difference.numel(), 1.0, 1.0
+    # Where windows tile the map, the means of a coarser level are those of the finer one's.
+    nested = all(side % _LEVELS[0] == 0 for side in difference.shape[2:])
     for level in _LEVELS:
         if level < min(difference.shape[2:]):
             weight /= 2
             total += weight
-            loss = loss + weight * F.adaptive_avg_pool2d(difference, level).square().mean()
+            pooled = pooled_to(pooled if nested else difference, (level, level))
+            loss = loss + weight * sum_of_squares(pooled) / pooled.numel()
     return loss / total
 
 

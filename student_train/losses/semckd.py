@@ -17,7 +17,7 @@ from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.batch_norm import LenientBatchNorm2d
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import MAPS, flat, pooled_to, raised, same_shape, smaller_size, unit
+from student_train.losses.tensors import MAPS, flat, pooled_to, raised, same_shape, smaller_size, sum_of_squares, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -176,4 +176,6 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
 def _errors(projected: Maps, targets: Maps) -> Tensor:
     """(B, T), mean squared error of each sample to each teacher layer."""
     pairs = [same_shape(ours, theirs, MAPS, 4) for ours, theirs in zip(projected, targets, strict=True)]
-    return torch.stack([flat(ours - theirs).square().mean(dim=1) for ours, theirs in pairs], dim=1)
+    return torch.stack(
+        [sum_of_squares(ours - theirs, dim=(1, 2, 3)) / theirs[0].numel() for ours, theirs in pairs], dim=1
+    )

@@ -18,7 +18,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import maps_of_one_size, raised, require_positive, same_shape
+from student_train.losses.tensors import maps_of_one_size, raised, require_positive, same_shape, sum_of_squares
 from student_train.signals import Signals
 
 _EPS = 1e-5
@@ -45,8 +45,10 @@ def vid(predicted_mean: Tensor, log_scale: Tensor, target: Tensor, eps: float = 
         raise ValueError(f"log_scale is {tuple(log_scale.shape)}; maps of {target.shape[1]} channels need one for each")
     (log_scale,) = raised(log_scale)
     # softplus where the released code has log(1 + exp(x)), which overflows.
-    variance = (F.softplus(log_scale) + eps).view(-1, 1, 1)
-    return 0.5 * ((predicted_mean - target).square() / variance + variance.log()).mean()
+    variance = F.softplus(log_scale) + eps
+    # One variance divides all of a channel's errors, so their sum comes first.
+    errors = sum_of_squares(predicted_mean - target, dim=(0, 2, 3)) / (target.numel() / len(variance))
+    return 0.5 * (errors / variance + variance.log()).mean()
 
 
 class VID(LayerwiseLoss):

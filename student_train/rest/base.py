@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ground.spec import Settings, argument_names, split_spec
 from ground.user_code import UserCode
 from models import Network
 from models.compute import Compute
 from student_train.rest.rows import RestRows
-from student_train.spec import Settings, argument_names, split_spec
 
 
 @dataclass(frozen=True, slots=True)

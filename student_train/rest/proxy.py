@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ground.errors import IdentityMismatch, InvalidInput
 from ground.main_memory import free_main_memory
+from ground.spec import Settings, split_spec
 from ground.user_code import UserCode
 from ground.views import evaluation_batches
 from models import Network
@@ -31,7 +32,6 @@ from student_train.losses.kd import kd
 from student_train.losses.tensors import require_positive
 from student_train.rest.base import RestBatch, RestLoss
 from student_train.rest.rows import RestRows
-from student_train.spec import Settings, split_spec
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,12 @@ from models.compute import num_gpus
 from models.names import CALL_PRECISIONS, identity_name, is_placed
 from models.remote_names import is_remote
 from storage.answers import AnswerForm
-from storage.manifest import Manifest, is_store
+from storage.manifest import Manifest, Round, is_store
 from storage.price import shown_micros
 from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.build_report import BuildReport
+from teacher_cache.buying import buy
 from teacher_cache.commands.options import (
     CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,
@@ -50,9 +51,10 @@ from teacher_cache.config import BuildConfig, settings_of
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.engines.progress import StoreProgress
 from teacher_cache.engines.ray_build import RayEngine, build_with_ray
-from teacher_cache.fallback import prepared_wide_enough, run_wide_enough
+from teacher_cache.plan import BuildPlan
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
+from teacher_cache.selection import SelectorSpec
 from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
@@ -61,6 +63,18 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option("--teacher", help="Network, as wrn40_2 or ORIGIN:NAME; needed for a new store.")
 @click.option("--n", type=int, required=True, help="Training images to call the teacher on.")
 @rest_option
+@click.option(
+    "--select",
+    callback=lambda _, __, text: None if text is None else SelectorSpec.read(text),
+    help="Rule that chooses what is bought beyond the rows of the store: random, balanced, ..., with settings.  "
+    "[default: random]",
+)
+@click.option(
+    "--round",
+    "round_size",
+    type=click.IntRange(min=1),
+    help="Rows that are chosen together; the next ones when those are answered.  [default: all]",
+)
 @click.option(
     "--store",
     type=StorePlace(),
@@ -109,7 +123,13 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; call and write nothing.")
 @json_option
 def build(
-    store: Place | None, url: str | None, allow_code: bool, dry_run: bool, as_json: bool, **settings: Any
+    store: Place | None,
+    url: str | None,
+    allow_code: bool,
+    round_size: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Run the teacher once over a sample of images and keep what it says.
 
@@ -138,8 +158,7 @@ def build(
         estimate = _estimate(prepared)
         print_json(estimate) if as_json else say(_estimate_text(prepared, estimate))
         return
-    run = partial(_run, engine=engine)
-    report = run_wide_enough(config, prepared_wide_enough(config, prepare_build), prepare_build, run)
+    report = buy(config, round_size, partial(_run, engine=engine))
     if as_json:
         print_json({**asdict(report), "store": str(report.store)})
     else:
@@ -271,6 +290,7 @@ def _estimate(prepared: Prepared) -> dict[str, Any]:
         "seconds": None if seconds is None else round(seconds, 3),
         "canary_calls": plan.canaries,
         "rest": plan.rest,
+        "rounds": [asdict(chosen) for chosen in plan.rounds],
         "upper_cost": None if cost is None else shown_micros(cost),
     }
 
@@ -285,12 +305,17 @@ def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
             f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made{_beside(prepared)}",
             *_money_lines(estimate),
             *([f"  {plan.rest} more images are kept without a call"] if plan.rest else []),
+            *([f"  rows {last.first} to {last.end - 1} by {last.rule}"] if (last := _last_round(plan)) else []),
             *([] if size is None else [f"  answers as {size}"]),
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
             f"{_duration(prepared, estimate)}; nothing was called or written",
         ]
     )
+
+
+def _last_round(plan: BuildPlan) -> Round | None:
+    return plan.rounds[-1] if plan.rounds else None
 
 
 def _beside(prepared: Prepared) -> str:

@@ -13,7 +13,7 @@ from ground.options import json_option
 from ground.places import Place
 from ground.terminal import print_json, say
 from storage.answers import NO_CLASS, AnswerForm, top1
-from storage.manifest import Identity
+from storage.manifest import Identity, Round
 from storage.rows import Rows
 from storage.schema import UNLABELLED
 from storage.store import Store
@@ -48,6 +48,7 @@ def info(store: Place, as_json: bool) -> None:
         if description["unlabelled"]
         else None,
         "rest": _rest_text(description["rest"]),
+        "bought": _rounds_text(found.manifest.rounds),
         "teacher": f"{teacher['name']} {teacher['fingerprint'][:12]}, {teacher['precision']}",
         "shown": description["shown"],
         "answers": None if form is None else _answers_text(form, description),
@@ -76,6 +77,14 @@ def _rest_text(rest: Mapping[str, int]) -> str | None:
     )
 
 
+def _rounds_text(rounds: tuple[Round, ...]) -> str | None:
+    """Nothing where the sample's seed chose all rows."""
+    if not rounds:
+        return None
+    first = [f"0 to {rounds[0].first - 1} by random"] if rounds[0].first else []
+    return "rows " + ", ".join([*first, *(f"{r.first} to {r.end - 1} by {r.rule}" for r in rounds)])
+
+
 def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
     """Nothing where the teacher's are those of the data."""
     if teacher["class_map"] is not None:
@@ -95,6 +104,7 @@ def describe(store: Store) -> dict[str, Any]:
         "labelled": manifest.n - unlabelled,
         "unlabelled": unlabelled,
         "rest": _counted_rest(store),
+        "rounds": [asdict(chosen) for chosen in store.manifest.rounds],
         "format": manifest.array_format,
         "format_version": manifest.format_version,
         "dataset": identity.dataset.name,

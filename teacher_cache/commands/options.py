@@ -52,6 +52,7 @@ _SPLIT = click.option("--split", help="Shares of training and test images withou
 _SPLIT_SEED = click.option(
     "--split-seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Which images those are."
 )
+_REHASH = click.option("--rehash", is_flag=True, help="Read every image file, and trust nothing known of it.")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch CIFAR if it is not there.")
 _PROMPTS = click.option(
     "--prompts",
@@ -172,8 +173,8 @@ def ledger_to_build(store: Place, given: str | None) -> str | None:
 
 
 def dataset_options(command: _Command) -> _Command:
-    """--dataset, --data-root, --image-size, --split, --split-seed, --download."""
-    for option in (_DOWNLOAD, _SPLIT_SEED, _SPLIT, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
+    """--dataset, --data-root, --image-size, --split, --split-seed, --download, --rehash."""
+    for option in (_REHASH, _DOWNLOAD, _SPLIT_SEED, _SPLIT, _IMAGE_SIZE, _DATA_ROOT, _DATASET):
         command = option(command)
     return command
 

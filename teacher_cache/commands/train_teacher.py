@@ -43,6 +43,7 @@ def train_teacher(
     split: str | None,
     split_seed: int,
     download: bool,
+    rehash: bool,
     out: Path | None,
     epochs: int,
     lr: float,
@@ -79,6 +80,7 @@ def train_teacher(
         download=download,
         split=split,
         split_seed=split_seed,
+        rehash=rehash,
     )
     path = default_weights(teacher, images) if out is None else out
     require_new_file(path)

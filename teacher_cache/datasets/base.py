@@ -28,6 +28,7 @@ from ground.errors import InvalidInput
 from ground.geometry import Normalisation, Rendering, ViewGeometry
 from ground.terminal import plain
 from storage.schema import UNLABELLED
+from teacher_cache.datasets.known_files import KnownFiles
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -114,6 +115,7 @@ class EncodedSplit(Split):
         image_size: S, the side of a base image in pixels.
         fit: turns a decoded RGB image into one of S x S pixels.
         remedy: what a user can do to an image that does not decode, for instance "replace or delete".
+        known: their digests, as far as they are known; None where nothing is kept of them.
     """
 
     files: Sequence[str]
@@ -121,6 +123,7 @@ class EncodedSplit(Split):
     image_size: int
     fit: Callable[[Image.Image, int], Image.Image]
     remedy: str
+    known: KnownFiles | None = field(default=None, repr=False)
     # Images are read some at a time, and what the first took is true of the others.
     _decoding: _Pace = field(default_factory=lambda: _Pace(), init=False, repr=False)
 
@@ -135,6 +138,10 @@ class EncodedSplit(Split):
     @abstractmethod
     def decoded(self, name: str) -> Image.Image:
         """The pixels of an image; raises `Undecodable` where there are none."""
+
+    @abstractmethod
+    def file_of(self, name: str) -> str:
+        """The file that an image is or lies in, as `known` looks for it."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """See `Split.read`."""
@@ -158,17 +165,25 @@ class EncodedSplit(Split):
 
     def content_digest(self) -> bytes:
         """See `Split.content_digest`; the order in which files were listed does not matter."""
-        digest = hashlib.sha256()
-        for row in sorted(range(len(self.files)), key=self.files.__getitem__):
-            # A path holds no NUL, so no two lists of files give the same bytes here.
-            digest.update(os.fsencode(self.files[row]) + b"\0")
-            digest.update(int(self.labels[row]).to_bytes(8, "little", signed=True) + self.file_digests[row])
-        return digest.digest()
+        # A path holds no NUL, so no two lists of files give the same bytes here.
+        rows = sorted(zip(self.files, self.labels.tolist(), self.file_digests, strict=True))
+        parts = [
+            b"%b\0%b%b" % (os.fsencode(name), label.to_bytes(8, "little", signed=True), digest)
+            for name, label, digest in rows
+        ]
+        return hashlib.sha256(b"".join(parts)).digest()
 
     @cached_property
     def file_digests(self) -> list[bytes]:
-        """SHA-256 of each file, in the order of `files`; reads every file once."""
-        return _map_files(self._file_digest, range(len(self.files)), _Pace())
+        """SHA-256 of each file, in the order of `files`; reads those once that are not known."""
+        pace = _Pace()
+
+        def hashed(rows: Sequence[int]) -> list[bytes]:
+            return _map_files(self._file_digest, rows, pace)
+
+        if self.known is None:
+            return hashed(range(len(self.files)))
+        return self.known.digests(self.files, [self.file_of(name) for name in self.files], hashed)
 
     def files_also_in(self, other: EncodedSplit) -> list[str]:
         """Files of `other` with the very bytes of one of this split."""
@@ -201,6 +216,10 @@ class FileSplit(EncodedSplit):
         """See `EncodedSplit.decoded`."""
         return decode(self.root / name)
 
+    def file_of(self, name: str) -> str:
+        """See `EncodedSplit.file_of`."""
+        return name
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ArchivedSplit(EncodedSplit):
@@ -223,6 +242,10 @@ class ArchivedSplit(EncodedSplit):
         except OSError as error:
             raise Undecodable(reason(error)) from error
         return decode_bytes(data)
+
+    def file_of(self, name: str) -> str:
+        """See `EncodedSplit.file_of`: their names begin with it."""
+        return name.partition("/")[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -275,7 +298,7 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of the content of both splits; reads every file once, at the first use.
+        """SHA-256, in hex, of the content of both splits; reads every file that is not known, at the first use.
 
         Images that are in both are said in the log.
         """

@@ -8,12 +8,12 @@ below a class folder, but for what `listing` leaves out. Classes are the folder 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ground.errors import InvalidInput
 from ground.fitting import fitted
@@ -22,6 +22,7 @@ from ground.listing import NOT_LISTED, LeftOut, class_folders, images_below, lis
 from storage.schema import UNLABELLED
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, FileSplit, ImageDataset
 from teacher_cache.datasets.flat_folder import is_flat, open_flat_folder
+from teacher_cache.datasets.known_files import KnownFiles
 from teacher_cache.datasets.layouts import LAYOUT, Layout, annotated_images, find_layout
 from teacher_cache.datasets.photographs import place_of, require_size, said
 from teacher_cache.datasets.request import Request
@@ -50,9 +51,15 @@ def open_image_folder(request: Request) -> ImageDataset:
     if empty:
         raise InvalidInput(f"no images in {listed(empty)} of {root}; add some or remove it{_because(left_out)}")
     samples += [(file, UNLABELLED) for file in unlabelled_images(root, left_out)]
-    fit = partial(fitted, fit=request.fit)
-    train = _split(root, samples, size, fit)
-    test = _split(root, _test_samples(layout, classes, left_out), size, fit)
+    made = partial(
+        FileSplit,
+        root=root,
+        image_size=size,
+        fit=partial(fitted, fit=request.fit),
+        remedy="replace or delete",
+        known=KnownFiles(root, rehash=request.rehash),
+    )
+    train, test = (made(**_listed(each)) for each in (samples, _test_samples(layout, classes, left_out)))
     if not len(test):
         raise InvalidInput(f"no images in {root / layout.test}; {LAYOUT}{_because(left_out)}")
     asked = {} if request.image_size is None else {"image_size": str(request.image_size)}
@@ -128,17 +135,12 @@ def _require_known(layout: Layout, present: Iterable[str], classes: tuple[str, .
         )
 
 
-def _split(
-    root: Path, samples: list[tuple[str, int]], image_size: int, fit: Callable[[Image.Image, int], Image.Image]
-) -> FileSplit:
-    return FileSplit(
-        root=root,
-        files=[file for file, _ in samples],
-        labels=np.array([label for _, label in samples], dtype=np.int64),
-        image_size=image_size,
-        fit=fit,
-        remedy="replace or delete",
-    )
+def _listed(samples: list[tuple[str, int]]) -> dict[str, Any]:
+    """Files and labels of a split."""
+    return {
+        "files": [file for file, _ in samples],
+        "labels": np.array([label for _, label in samples], dtype=np.int64),
+    }
 
 
 def _because(left_out: LeftOut) -> str:

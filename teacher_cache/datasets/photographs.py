@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from teacher_cache.datasets.base import (
     ImageDataset,
 )
 from teacher_cache.datasets.doubts import doubts
+from teacher_cache.datasets.known_files import KnownFiles
 from teacher_cache.datasets.request import Request
 
 DEFAULT_IMAGE_SIZE = 32
@@ -115,19 +116,17 @@ def as_dataset(listing: Listing, request: Request) -> ImageDataset:
     _require_known(listing, classes, [*train, *test])
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(classes)} | {None: UNLABELLED}
     size = require_size(request.image_size)
-    fit = partial(fitted, fit=request.fit)
+    known = KnownFiles(listing.root or listing.place, "files" if listing.root else "members", request.rehash)
+    shared: dict[str, Any] = {"image_size": size, "fit": partial(fitted, fit=request.fit)}
+    shared |= {"remedy": listing.remedy, "known": known}
 
     def split_of(entries: Sequence[Entry]) -> EncodedSplit:
         files = [entry.name for entry in entries]
         labels = np.array([label_of[entry.label] for entry in entries], dtype=np.int64)
         if listing.root is not None:
-            return FileSplit(
-                root=listing.root, files=files, labels=labels, image_size=size, fit=fit, remedy=listing.remedy
-            )
+            return FileSplit(root=listing.root, files=files, labels=labels, **shared)
         assert listing.fetch is not None
-        return ArchivedSplit(
-            fetch=listing.fetch, files=files, labels=labels, image_size=size, fit=fit, remedy=listing.remedy
-        )
+        return ArchivedSplit(fetch=listing.fetch, files=files, labels=labels, **shared)
 
     options = {"dataset": f"{listing.name.partition(':')[0]}:{listing.place}"}
     options |= {} if request.image_size is None else {"image_size": str(request.image_size)}

@@ -49,7 +49,9 @@ def _in_root(name: str, open_it: Callable[[Request], ImageDataset]) -> Opener:
 DATASETS: dict[str, Opener] = {
     "cifar10": _in_root("cifar10", lambda request: open_cifar10(request.data_root, download=request.download)),
     "cifar100": _in_root("cifar100", lambda request: open_cifar100(request.data_root, download=request.download)),
-    "stanford_cars": _in_root("stanford_cars", lambda request: open_stanford_cars(request.data_root)),
+    "stanford_cars": _in_root(
+        "stanford_cars", lambda request: open_stanford_cars(request.data_root, rehash=request.rehash)
+    ),
     "digits": Opener(lambda request: open_digits()),
     "imagefolder": Opener(open_image_folder, "PATH"),
     "csv": Opener(open_table, "FILE"),
@@ -74,6 +76,7 @@ def open_dataset(
     squares: str = "centre",
     split: str | None = None,
     split_seed: int = 0,
+    rehash: bool = False,
 ) -> ImageDataset:
     """Open a data set by name; no image is decoded yet.
 
@@ -88,6 +91,7 @@ def open_dataset(
         squares: how squares are made of them, of `ground.geometry.FIT_SHAPES`.
         split: shares of training and test images, as "0.8/0.2", for the user's own data without splits.
         split_seed: which images those are, 0 to 2**40.
+        rehash: read every file for its digest, whatever is known of it.
 
     Raises:
         UnknownName: no data set is called that.
@@ -120,6 +124,7 @@ def open_dataset(
             interpolation=interpolation,
             squares=squares,
             division=None if split is None else Division(split, split_seed),
+            rehash=rehash,
         )
     )
 

@@ -21,6 +21,7 @@ class Request:
         interpolation: of `ground.geometry.INTERPOLATIONS`, where images are resized to that side.
         squares: of `ground.geometry.FIT_SHAPES`, how squares are made of them.
         division: how images without splits are divided.
+        rehash: read every file, whatever is known of it.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Request:
     interpolation: str = "bilinear"
     squares: str = "centre"
     division: Division | None = None
+    rehash: bool = False
 
     @property
     def fit(self) -> Fit:

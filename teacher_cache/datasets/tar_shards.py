@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ground.errors import DatasetMissing, InvalidInput
-from ground.listing import LeftOut
+from ground.listing import IMG_EXTENSIONS, LeftOut
 from ground.terminal import plain
 from teacher_cache.datasets.base import ImageDataset
 from teacher_cache.datasets.photographs import Entry, Listing, as_dataset, place_of
@@ -87,8 +87,6 @@ class _Shards:
         return samples
 
     def _take(self, sample: _Sample, name: str, suffix: str, place: _Place) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
         part = "image" if f".{suffix}" in IMG_EXTENSIONS else suffix
         if part not in ("image", "cls", "json"):
             return

@@ -19,6 +19,7 @@ from ground.errors import DatasetMissing, DiskFull, InvalidInput
 from ground.fitting import squash_to_square
 from ground.geometry import Normalisation, ViewGeometry
 from teacher_cache.datasets.base import IMAGENET_NORMALISATION, ArraySplit, FileSplit, ImageDataset
+from teacher_cache.datasets.known_files import KnownFiles
 
 CIFAR_GEOMETRY = ViewGeometry(image_size=32, crop_size=32, padding=4)
 CIFAR10_NORMALISATION = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
@@ -111,7 +112,7 @@ def _require_cifar(name: str, source: Any, root: Path) -> None:
             )
 
 
-def open_stanford_cars(root: Path) -> ImageDataset:
+def open_stanford_cars(root: Path, *, rehash: bool = False) -> ImageDataset:
     """Stanford Cars from `root`/stanford_cars, laid out as torchvision describes it."""
     from torchvision.datasets import StanfordCars
 
@@ -127,17 +128,18 @@ def open_stanford_cars(root: Path) -> ImageDataset:
         train, test = StanfordCars(root, split="train"), StanfordCars(root, split="test")
     except Exception as error:  # scipy raises many kinds on a damaged .mat file
         raise InvalidInput(f"cannot read the .mat files in {folder}: {error}; replace them") from error
+    known = KnownFiles(folder, rehash=rehash)
     return ImageDataset(
         name="stanford_cars",
         classes=tuple(train.classes),
-        train=_cars_split(folder, "cars_train", train),
-        test=_cars_split(folder, "cars_test", test),
+        train=_cars_split(folder, "cars_train", train, known),
+        test=_cars_split(folder, "cars_test", test, known),
         geometry=CARS_GEOMETRY,
         normalisation=IMAGENET_NORMALISATION,
     )
 
 
-def _cars_split(folder: Path, images: str, source: Any) -> FileSplit:
+def _cars_split(folder: Path, images: str, source: Any, known: KnownFiles) -> FileSplit:
     names = [os.path.basename(path) for path, _ in source._samples]
     absent = sorted(set(names) - set(os.listdir(folder / images)))
     if absent:
@@ -152,4 +154,5 @@ def _cars_split(folder: Path, images: str, source: Any) -> FileSplit:
         image_size=CARS_GEOMETRY.image_size,
         fit=squash_to_square,
         remedy="replace",
+        known=known,
     )

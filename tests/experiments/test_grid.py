@@ -153,6 +153,7 @@ def test_a_choice_of_one_method_replaces_that_of_the_grid(read):
         ("lr: [0.1, 5e-2]", "lr: [-0.1]", 6, "finite number above 0"),
         ("max_evals: 4", "max_eval: 4", 12, "did you mean max_evals"),
         ("max_evals: 4", "max_evals: 0", 12, "at least 1"),
+        ("max_evals: 4", "max_evals: 4, steps_per_eval: 0", 12, "at least 1"),
         ("max_evals: 4", "max_evals: 4, test_every: 0", 12, "at least 1"),
         ("lr: [0.1, 5e-2]", "test_every: [1, 2]", 11, "test_every"),
         ("views: 2", "views: 0", 13, "from 1 to"),

@@ -47,6 +47,7 @@ def test_more_methods_seeds_and_sizes_leave_the_other_runs_where_they_are(tmp_pa
         {"training": {"max_evals": 2, "average": 0.99}},
         {"training": {"max_evals": 2, "schedule": "cosine"}},
         {"training": {"max_evals": 2, "student_view": "trivial"}},
+        {"training": {"max_evals": 2, "steps_per_eval": 5}},
         {"training": {"max_evals": 2, "stream": True}},
         {"training": {"max_evals": 2, "stream_rows": 128}},
         {"store": {"seed": 1}},
@@ -69,12 +70,12 @@ def test_what_is_measured_for_curves_changes_no_folder_and_no_description(tmp_pa
 
 
 def test_settings_that_say_what_is_the_case_without_them_leave_runs_where_they_are(tmp_path, weights, grid):
-    training = {"max_evals": 2, "average": 0, "schedule": "plateau"}
+    training = {"max_evals": 2, "average": 0, "schedule": "plateau", "steps_per_eval": None}
     assert folders(read_grid(write(tmp_path / "said.yaml", small(weights, seeds=2, training=training)))) == folders(
         grid
     )
     settings = [run.describe()["settings"] for run in plan_runs(grid, "fp32")]
-    assert not any({"average", "schedule"} & said.keys() for said in settings)
+    assert not any({"average", "schedule", "steps_per_eval"} & said.keys() for said in settings)
 
 
 def test_views_that_a_method_would_not_draw_are_refused_with_its_line(tmp_path, weights):

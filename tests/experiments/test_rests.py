@@ -115,6 +115,8 @@ def test_a_rest_adds_to_the_work_of_a_step(tmp_path, weights):
     work = {run.label: run.work for run in planned(tmp_path, with_rest(weights))}
     # 24 rows are one step of 24 images; 40 of the rest are one of 64.
     assert work == {"vanilla": 24, "kd + labels": 24 + 64, ALL_LABELS: 64}
+    told = with_rest(weights, training={"max_evals": 2, "steps_per_eval": 5})
+    assert {run.label: run.work for run in planned(tmp_path, told)} == {name: 5 * of for name, of in work.items()}
 
 
 @pytest.mark.parametrize(

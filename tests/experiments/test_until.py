@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import linregress
 
 from tests.conftest import run_command
 
@@ -46,6 +49,26 @@ def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights)
 
 
 @pytest.mark.slow
+def test_it_buys_by_a_rule_and_stops_where_little_is_expected(tmp_path, weights):
+    out = tmp_path / "out"
+    options = ("--target", 0.999, "--step", 24, "--budget", 960, "--select", "balanced", "--min-gain", 0.9)
+    result = until(weights, out, *options)
+    assert result.returncode == 1, result.stderr
+    said = json.loads(result.stdout)
+    assert (said["reached"], said["stopped"]) == (False, True)
+    # Two students of one n say nothing of another.
+    first, second = said["steps"]
+    assert first["expected"] is None
+    results = pd.read_csv(out / "results.csv")
+    line = linregress(np.log2(results["n"]), results["best_val_accuracy"])
+    assert second["expected"]["mean"] == pytest.approx(line.slope * np.log2(72 / 48))
+    assert second["expected"]["low"] <= second["expected"]["mean"] <= second["expected"]["high"]
+    [store] = (out / "stores").iterdir()
+    made = json.loads((store / "manifest.json").read_text())["rounds"]
+    assert [(of["rule"], of["first"], of["end"]) for of in made] == [("balanced", 0, 24), ("balanced", 24, 48)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -54,6 +77,8 @@ def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights)
         (("--target", 0.5, "--step", 10, "--budget", 50, "--method", "vanilla"), "asks no teacher"),
         (("--target", 50, "--step", 10, "--budget", 50), "is not in the range 0<x<1"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--method", "kdd"), "did you mean kd"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--select", "balancd"), "did you mean balanced"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--select", "balanced:run={kd}"), "no method is called 'kd'"),
     ],
 )
 def test_senseless_questions_are_refused_before_any_call(tmp_path, weights, options, said):

@@ -59,3 +59,15 @@ def test_a_step_from_the_same_state_is_the_same_step(built_store, tmp_path):
         assert torch.equal(again.total, after.total)
         assert torch.equal(again.terms, after.terms)
         assert not after.total.requires_grad
+
+
+def test_maps_get_their_gradients_in_the_layout_that_the_network_runs_in(built_store, tmp_path):
+    trainer = make_trainer(built_store, tmp_path / "run", "fitnets")
+    stepper, state = trainer.stepper, trainer.state
+    batch = stepper.sampling.batch(0, labels=stepper.labels, batch_size=8, seed=0)
+    inputs, _ = stepper.data.inputs(batch, 0, seed=0, student_view="fresh")
+    (maps,) = stepper.represent(state.student, inputs, batch, ["layer2"]).features.values()
+    found = []
+    maps.grad_fn.next_functions[0][0].register_prehook(lambda gradients: found.extend(gradients))
+    maps.backward(torch.randn(maps.shape))
+    assert [gradient.is_contiguous(memory_format=torch.channels_last) for gradient in found] == [True]

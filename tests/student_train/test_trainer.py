@@ -50,7 +50,7 @@ CPU = Compute(torch.device("cpu"), "fp32")
 
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     evals = settings.pop("max_evals", 4)
-    chosen = {name: settings.pop(name) for name in ("patience", "schedule") if name in settings}
+    chosen = {name: settings.pop(name) for name in ("patience", "schedule", "steps_per_eval") if name in settings}
     protocol = ProtocolConfig(max_evals=evals, **chosen)
     config = TrainConfig(student="resnet8", protocol=protocol, **settings)
     return Trainer.open(config, store, n, parse_method(method), CPU, RunFolder(out))
@@ -114,7 +114,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkey
 RECIPES = {
     "average": {"average": 0.99, "patience": 1, "lr": 0.3},
     "cosine": {"schedule": "cosine", "patience": 1, "student_view": "resized"},
-    "both": {"average": 0.9, "schedule": "cosine", "student_view": "trivial"},
+    "both": {"average": 0.9, "schedule": "cosine", "student_view": "trivial", "steps_per_eval": 2},
 }
 
 
@@ -141,11 +141,25 @@ def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store
 def test_a_recipe_is_in_the_record_and_the_usual_one_leaves_it_as_it_was(built_store, tmp_path):
     usual = make_trainer(built_store, tmp_path / "usual", max_evals=1).run()
     assert "average" not in usual
-    assert "schedule" not in usual["protocol"]
+    assert not {"schedule", "steps_per_eval"} & usual["protocol"].keys()
     other = make_trainer(
         built_store, tmp_path / "other", max_evals=1, average=0.99, schedule="cosine", student_view="trivial"
     ).run()
     assert (other["average"], other["protocol"]["schedule"], other["student_view"]) == (0.99, "cosine", "trivial")
+
+
+@pytest.mark.parametrize("n", [32, 96])
+def test_evaluations_come_every_so_many_steps_whatever_n(built_store, tmp_path, n):
+    """As many as go once through the rows make the run that has them without being told."""
+    trainer = make_trainer(built_store, tmp_path / "run", n=n, max_evals=3, batch_size=32, steps_per_eval=2)
+    run = trainer.run()
+    assert [row["step"] for row in trainer.state.rows] == [2, 4, 6]
+    assert (run["steps"], run["protocol"]["steps_per_eval"]) == (6, 2)
+    epoch = n // 32
+    for name, told in (("told", {"steps_per_eval": epoch}), ("usual", {})):
+        make_trainer(built_store, tmp_path / name, n=n, max_evals=2, batch_size=32, **told).run()
+    told, usual = (load_file(tmp_path / name / "student.safetensors") for name in ("told", "usual"))
+    assert all(torch.equal(told[name], usual[name]) for name in usual)
 
 
 def test_the_rate_of_every_step_follows_the_cosine(built_store, tmp_path):

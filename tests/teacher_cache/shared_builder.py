@@ -32,9 +32,11 @@ from storage.objects import Objects
 from storage.stage import Stage
 from storage.store import Store
 from teacher_cache.build import build
+from teacher_cache.buying import buy
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.prepare import prepare_build
+from teacher_cache.selection import SelectorSpec
 from teacher_cache.teachers import ZooTeacher
 
 
@@ -50,6 +52,7 @@ class Job:
         idle_seconds: how long the ledger's server waits for a transaction that stands still; 0 for as long as ever.
         kill_at: the step at which it kills itself with SIGKILL, likewise; `stop_in` counts for both.
         environment: what it finds there besides.
+        select, round_size: the rule that chooses rows, and how many together; "" for the order of the seed.
         start_at: seconds since the epoch before which it does not begin, so that builders begin together.
     """
 
@@ -62,6 +65,8 @@ class Job:
     n: int = 96
     seed: int = 0
     budget: int | None = None
+    select: str = ""
+    round_size: int | None = None
     batch_size: int = 8
     lease_seconds: float = 2.0
     slow_ms: float = 0.0
@@ -89,6 +94,7 @@ class Job:
             device="cpu",
             lease_seconds=self.lease_seconds,
             trust_teacher=self.trust_teacher,
+            select=SelectorSpec.read(self.select) if self.select else None,
         )
 
 
@@ -170,7 +176,10 @@ def run(job: Job) -> dict[str, object]:
     os.environ.update(job.environment)
     time.sleep(max(0.0, job.start_at - time.time()))
     try:
-        report = build(*prepare_build(job.config()))
+        if job.select:
+            report = buy(job.config(), job.round_size, lambda prepared, report: build(*prepared, report=report))
+        else:
+            report = build(*prepare_build(job.config()))
     except CKDError as error:
         return {"exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
     return {"exit_code": 0, **asdict(report), "store": job.store}

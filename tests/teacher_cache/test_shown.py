@@ -67,17 +67,31 @@ def test_a_large_sample_is_built_and_grown_into_the_store_of_a_small_one(array_f
 def test_images_that_are_held_are_decoded_once_and_others_twice(weights, tmp_path, request):
     once = counted(open_dataset("digits"))
     build(*prepare_build(config_of(tmp_path / "held", weights), once))
-    assert sorted(map(len, once.train.read_indices)) == [17, 70]
+    read = sorted(index for indices in once.train.read_indices for index in indices)
+    assert len(read) == len({*read}) == 70 + 17
     request.getfixturevalue("nothing_held")
     twice = counted(open_dataset("digits"))
     build(*prepare_build(config_of(tmp_path / "not", weights), twice))
-    train = once.train.read_indices[0]
+    train = Store.open(tmp_path / "held").read("train/source_index").tolist()
     assert twice.train.read_indices[:3] == [train[:30], train[30:60], train[60:]]
     assert sum(map(len, twice.train.read_indices)) == 70 + 70 + 17
-    # A build that goes on reads what was stored.
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_build_decodes_what_its_store_does_not_have_and_nothing_else(is_held, weights, tmp_path, request):
+    if not is_held:
+        request.getfixturevalue("nothing_held")
+    build(*prepare_build(config_of(tmp_path / "store", weights, n=150)))
     again = counted(open_dataset("digits"))
-    build(*prepare_build(config_of(tmp_path / "not", weights), again))
-    assert sum(map(len, again.train.read_indices)) == 70
+    assert build(*prepare_build(config_of(tmp_path / "store", weights, n=150), again)).new_calls == 0
+    assert again.train.read_indices == again.test.read_indices == []
+    grown = counted(open_dataset("digits"))
+    assert build(*prepare_build(config_of(tmp_path / "store", weights, n=180), grown)).new_calls == 30
+    store = Store.open(tmp_path / "store")
+    read = {index for indices in grown.train.read_indices for index in indices}
+    new = store.read("train/source_index").tolist()[150:] + store.read("val/source_index").tolist()[150 // 4 :]
+    assert read == {*new}
+    assert grown.test.read_indices == []
 
 
 def test_pixels_do_not_depend_on_where_they_are_read(weights, tmp_path, request):

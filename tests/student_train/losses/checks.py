@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ground.spec import argument_names
 from models import Representation
 from student_train.binding import Binding
 from student_train.comparison import GroupComparison
 from student_train.losses.base import DistillationLoss
 from student_train.signals import Moment, Signals
-from student_train.spec import argument_names
 
 Formula = Callable[..., Tensor]
 

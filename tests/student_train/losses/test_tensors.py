@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from student_train.losses.tensors import raised, require_positive, root, same_shape, unit
+from student_train.losses.tensors import channels_last, mean_square, raised, require_positive, root, same_shape, unit
 from tests.student_train.losses.checks import assert_finite, assert_gradient_is_right, drawn
 
 
@@ -30,6 +30,16 @@ def test_what_is_not_a_number_stays_so(function):
     values = torch.ones(2, 3)
     values[0, 1] = torch.nan
     assert function(values)[0].isnan().any()
+
+
+def test_mean_square_has_its_gradient_in_the_layout_of_the_maps():
+    ours = channels_last(drawn(0, 2, 3, 4, 5)).requires_grad_()
+    theirs = channels_last(drawn(1, 2, 3, 4, 5))
+    loss = mean_square(ours, theirs)
+    torch.testing.assert_close(loss, (ours - theirs).square().mean())
+    (gradient,) = torch.autograd.grad(loss, ours)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradient, (2 * (ours - theirs) / ours.numel()).detach())
 
 
 def test_half_precision_is_raised_and_float64_is_kept():

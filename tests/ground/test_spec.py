@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import InvalidInput, UnknownName
-from student_train.spec import Settings, argument_names, split_spec
+from ground.spec import Settings, argument_names, split_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_+]{0,8}", fullmatch=True)
 values = st.from_regex(r"[A-Za-z0-9_.+-]{1,8}", fullmatch=True)

@@ -1,0 +1,139 @@
+"""Rounds: which rows a build buys next, where a rule chooses them and not the sample's seed alone.
+
+A store's order is the order of purchase. The rows of a round are chosen together, before any of their calls: they are
+in the store when the first call is made, so a build that is stopped goes on with the same rows, and what is bought
+stays bought. Validation images are those of the seed, whatever the rule.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+
+from ground.errors import BoughtOtherwise, InvalidInput
+from ground.places import Place
+from models.compute import Compute
+from storage.manifest import Identity, Manifest, Round, is_store
+from storage.rows import Rows
+from storage.store import Store
+from teacher_cache.config import BuildConfig
+from teacher_cache.datasets.base import Split
+from teacher_cache.plan import BuildPlan
+from teacher_cache.sample import NestedSample
+from teacher_cache.selection import Pool, Selector, SelectorSpec
+from teacher_cache.selection.contract import require_labelled
+from teacher_cache.selection.random_order import Random
+
+_INDEX = "train/source_index"
+
+
+def round_ends(n: int, bought: int, size: int | None) -> list[int]:
+    """Where the rounds end that take a store from `bought` rows to n, each of `size` rows or, the last, of fewer.
+
+    Args:
+        size: None for all in one round.
+    """
+    return [n] if size is None or n <= bought else list(chain(range(bought + size, n, size), [n]))
+
+
+def bought_by_rules(place: Place) -> np.ndarray | None:
+    """Of a store that has rows which a rule chose, where in the training split all its rows come from, (n,) int64."""
+    if not is_store(place) or not Manifest.load(place).rounds:
+        return None
+    store = Store.open(place)
+    return store.read_sample(_INDEX, Rows.first(store.manifest.n))
+
+
+def choose_rows(
+    config: BuildConfig,
+    images: Split,
+    identity: Identity,
+    compute: Compute,
+    sample: NestedSample,
+    before: Manifest | None,
+) -> tuple[NestedSample, tuple[Round, ...]]:
+    """The rows that a build is to have, and how all of them were chosen.
+
+    Args:
+        images: the training split.
+        sample: the rows that the store has, and then those of the seed's order.
+        before: the store's, where it is there.
+
+    Raises:
+        InvalidInput: the store has so many rows already, of another rule; it keeps a rest; or the rule cannot choose.
+    """
+    have = 0 if before is None else min(before.n, config.n)
+    rounds = () if before is None else before.rounds
+    spec = config.select or SelectorSpec(Random.name)
+    if before is not None and before.n >= config.n:
+        if config.select is not None:
+            _require_rule(spec, before, config.n)
+        return sample, rounds
+    made = Round(rule=spec.text, seed=config.seed, first=have, end=config.n)
+    if spec.is_random:
+        return sample, (*rounds, made) if rounds else ()
+    if before is not None and before.rest:
+        raise InvalidInput(
+            f"{config.store} keeps {before.rest} images beside its rows, in the order of its seed, and {spec.text} "
+            "would buy them in another; build a store without --rest, and add that after the last round with: "
+            "ckd-cache extend --rest"
+        )
+    rule, left = spec.make(), np.concatenate([sample.train[have:], sample.rest])
+    pool = Pool(
+        images=images,
+        left=left,
+        bought=sample.train[:have],
+        identity=identity,
+        store_ids=frozenset() if before is None else frozenset(before.ids),
+        compute=compute,
+        code=config.code,
+    )
+    chosen = _chosen(rule, pool, config.n - have)
+    sample = NestedSample(
+        train=np.concatenate([pool.bought, chosen]), val=sample.val, rest=left[~np.isin(left, chosen)]
+    )
+    looked_at = dict(rule.looked_at())
+    made = Round(rule=spec.text, seed=config.seed, first=have, end=config.n, looked_at=looked_at)
+    return sample, (*rounds, made)
+
+
+def require_bought(store: Store, plan: BuildPlan) -> None:
+    """Raise `BoughtOtherwise` where the rows of a store are not those of a plan: another builder was faster, and chose
+    by another rule, or on what rounds differently.
+    """
+    if not store.manifest.rounds and not plan.rounds:
+        return  # both are the seed's
+    there = store.read_sample(_INDEX, plan.rows.below(store.manifest.n))
+    others = np.flatnonzero(there != plan.source_index[: len(there)])
+    if len(others):
+        first = int(others[0])
+        raise BoughtOtherwise(
+            f"another builder chose other images for {store.place}, from row {first} on; run the same command again, "
+            "which goes on from those"
+        )
+
+
+def _require_rule(spec: SelectorSpec, before: Manifest, n: int) -> None:
+    found = before.round_of(n - 1)
+    rule = Random.name if found is None else found.rule
+    if rule != spec.text:
+        raise InvalidInput(
+            f"the store has {before.n} rows already, and its row {n - 1} was chosen by {rule}, not by {spec.text}; "
+            "give a larger --n to buy more by that, or another --store"
+        )
+
+
+def _chosen(rule: Selector, pool: Pool, count: int) -> np.ndarray:
+    """What a rule chooses, checked: it may be anybody's."""
+    require_labelled(rule, pool)
+    rule.require(pool, count)
+    rng = np.random.default_rng([pool.identity.seed, len(pool.bought)])
+    chosen = np.asarray(rule.choose(pool, count, rng))
+    is_right = chosen.shape == (count,) and chosen.dtype == np.int64 and len(np.unique(chosen)) == count
+    if not is_right or not np.isin(chosen, pool.left).all():
+        raise InvalidInput(
+            f"the rule {rule.name} was asked for {count} images and chose others than so many distinct ones of those "
+            "that are left; choose another rule, or mend it"
+        )
+    return chosen

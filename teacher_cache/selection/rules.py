@@ -1,0 +1,81 @@
+"""Rules by name: ours, and those that installed packages register under the entry-point group `ckd.selectors`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from ground.errors import InvalidInput, UnknownName
+from ground.spec import split_spec
+from ground.user_code import import_address
+from teacher_cache.selection.balanced import Balanced
+from teacher_cache.selection.committee import Committee
+from teacher_cache.selection.contract import Selector
+from teacher_cache.selection.kcenter import KCenter
+from teacher_cache.selection.margin import Margin
+from teacher_cache.selection.mix import Mix
+from teacher_cache.selection.random_order import Random
+from teacher_cache.selection.typical import Typical
+from teacher_cache.selection.uncertain import Uncertain
+
+ENTRY_POINTS = "ckd.selectors"
+SELECTORS: Mapping[str, type[Selector]] = {
+    rule.name: rule for rule in (Random, Balanced, KCenter, Typical, Uncertain, Margin, Committee, Mix)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorSpec:
+    """A rule as a user writes it; it can be compared, hashed and sent to another process.
+
+    Args:
+        text: "kcenter:encoder=pixels".
+    """
+
+    text: str
+
+    @classmethod
+    def read(cls, text: str) -> SelectorSpec:
+        """The rule of a text; raises `UnknownName`, `InvalidInput` for none that there is."""
+        spec = cls(text.removesuffix(":"))
+        spec.make()
+        return spec
+
+    def make(self) -> Selector:
+        """The rule itself, new."""
+        name, values = split_spec(self.text)
+        return find_selector(name).made_of(name, values, lambda text: SelectorSpec(text).make())
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it buys what the sample's seed gives anyway."""
+        return self.text == Random.name
+
+
+def selector_names() -> list[str]:
+    """Every name that `--select` takes."""
+    return [*SELECTORS, *_registered()]
+
+
+def find_selector(name: str) -> type[Selector]:
+    """The class of a rule; raises `UnknownName`, or `InvalidInput` for what is registered as one and is none."""
+    if name in SELECTORS:
+        return SELECTORS[name]
+    if name not in _registered():
+        raise UnknownName("rule", name, selector_names())
+    found = import_address(f"the rule {name}", _registered()[name].value)
+    if not (isinstance(found, type) and issubclass(found, Selector)) or inspect.isabstract(found):
+        raise InvalidInput(
+            f"{name} is no rule; make it a subclass of teacher_cache.selection.Selector that defines choose"
+        )
+    return found
+
+
+@cache
+def _registered() -> Mapping[str, importlib.metadata.EntryPoint]:
+    # Ours come first: a package cannot change what a known name means.
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if point.name not in SELECTORS}

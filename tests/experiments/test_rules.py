@@ -1,0 +1,158 @@
+"""A grid whose stores are bought by rules: a row of the tables for each rule, a round for each n."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import read_grid
+from experiments.plan import plan_runs, plan_stores
+from experiments.rules import ends_behind, ends_of
+from ground.errors import InvalidInput
+from storage.run_record import RUN_FILE
+from storage.store import Store
+from teacher_cache.selection import SELECTORS
+from teacher_cache.selection.contract import Selector
+from tests.conftest import run_command
+from tests.experiments.grids import results, run, small, write
+from tests.teacher_cache.damage import problems, totals
+
+
+class Seen(Selector):
+    """The last of what is left; it wants finished runs, and notes what it was given."""
+
+    name = "seen"
+    source = "these tests"
+
+    def __init__(self, run: str) -> None:
+        self.runs = [Path(name) for name in run.split("+")]
+        if not all((folder / RUN_FILE).is_file() for folder in self.runs):
+            raise ValueError("a run is not finished")
+
+    def choose(self, pool, count, rng):
+        return pool.left[::-1][:count].copy()
+
+    def looked_at(self):
+        return {"runs": "+".join(folder.name for folder in self.runs)}
+
+
+@pytest.fixture(autouse=True)
+def _seen(monkeypatch):
+    monkeypatch.setitem(SELECTORS, Seen.name, Seen)
+
+
+def by_rules(weights: Path, *rules: str, **changes):
+    return small(weights, **({"select": list(rules), "methods": ["kd"]} | changes))
+
+
+def rounds(folder: Path) -> list[tuple[str, int, int]]:
+    return [(made.rule.partition(":")[0], made.first, made.end) for made in Store.open(folder).manifest.rounds]
+
+
+def test_each_rule_has_a_store_of_its_own_and_a_row_of_the_tables(tmp_path, weights):
+    done = run(write(tmp_path / "grid.yaml", by_rules(weights, "random", "balanced")), tmp_path / "out")
+    assert "4 runs, 0 found finished, 4 trained, 0 failed; 96 new teacher calls" in done.stdout, done.stderr
+    table = results(tmp_path / "out")
+    assert sorted(zip(table["label"], table["n"], strict=True)) == [
+        ("kd", 24),
+        ("kd", 48),
+        ("kd by balanced", 24),
+        ("kd by balanced", 48),
+    ]
+    store = tmp_path / "out" / "stores" / "resnet8-digits-balanced"
+    assert rounds(store) == [("balanced", 0, 24), ("balanced", 24, 48)]
+    assert rounds(tmp_path / "out" / "stores" / "resnet8-digits") == []
+    assert totals(store) == (48, 0, 0)
+    assert problems(store) == []
+    again = run(tmp_path / "grid.yaml", tmp_path / "out")
+    assert "4 runs, 4 found finished, 0 trained, 0 failed; 0 new teacher calls" in again.stdout, again.stderr
+    assert run_command("ckd-pipeline", "report", tmp_path / "out").returncode == 0
+    assert "kd by balanced" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_rule_looks_at_the_students_of_the_n_before(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", methods=["kd", "vanilla"], n=[16, 24, 40], seeds=2)
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    assert "12 runs, 0 found finished, 12 trained, 0 failed; 40 new teacher calls" in done.stdout, done.stderr
+    [store] = (tmp_path / "out" / "stores").iterdir()
+    assert rounds(store) == [("seen", 16, 24), ("seen", 24, 40)]
+    for made, n in zip(Store.open(store).manifest.rounds, (16, 24), strict=True):
+        looked_at = made.looked_at["runs"].split("+")
+        assert [name.rpartition("-")[0] for name in looked_at] == [f"kd-by-seen-n{n}-seed{seed}" for seed in (0, 1)]
+    again = run(tmp_path / "grid.yaml", tmp_path / "out")
+    assert "12 runs, 12 found finished, 0 trained, 0 failed; 0 new teacher calls" in again.stdout, again.stderr
+    more = run(
+        write(tmp_path / "grid.yaml", document | {"n": [16, 24, 40, 56]}),
+        tmp_path / "out",
+    )
+    assert "16 runs, 12 found finished, 4 trained, 0 failed; 16 new teacher calls" in more.stdout, more.stderr
+    assert problems(store) == []
+
+
+def test_rounds_are_part_of_what_a_run_is(tmp_path, weights):
+    def folders(**changes) -> dict[tuple[str, int], str]:
+        grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, "random", "balanced", **changes)))
+        return {(run.label, run.n): run.folder for run in plan_runs(grid, "fp32")}
+
+    both, one, more = folders(), folders(n=[48]), folders(n=[24, 48, 96])
+    assert both["kd", 48] == one["kd", 48]
+    assert both["kd by balanced", 48] != one["kd by balanced", 48]
+    assert both["kd by balanced", 48] == more["kd by balanced", 48]
+    alone = plan_runs(read_grid(write(tmp_path / "grid.yaml", small(weights, methods=["kd"]))), "fp32")
+    assert {run.folder for run in alone} == {both["kd", 24], both["kd", 48]}
+
+
+def test_rounds_are_those_that_a_store_has_and_then_those_of_the_grid(tmp_path, weights):
+    assert ends_of(tmp_path, (24, 48)) == [24, 48]
+    run(write(tmp_path / "grid.yaml", by_rules(weights, "balanced", n=[24, 40])), tmp_path / "out")
+    store = tmp_path / "out" / "stores" / "resnet8-digits-balanced"
+    assert ends_of(store, (30, 48, 60)) == [24, 40, 48, 60]
+    assert ends_behind([24, 40, 48], 24) == [24]
+    assert ends_behind([24, 40, 48], 30) == [24, 40]
+    assert ends_behind([24, 40, 48], 99) == [24, 40, 48, 99]
+
+
+def test_a_dry_run_counts_the_calls_of_every_rule(tmp_path, weights):
+    path = write(tmp_path / "grid.yaml", by_rules(weights, "random", "balanced", "seen:run={kd}"))
+    said = json.loads(run(path, tmp_path / "out", "--dry-run", "--json").stdout)
+    assert (said["calls"], said["new_calls"], said["runs"]) == (144, 144, 6)
+
+
+def test_methods_by_rules_of_one_name_are_told_apart_by_their_settings(tmp_path, weights):
+    rules = ("seen:run={kd}", "seen:run={vanilla}")
+    grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules, methods=["kd", "vanilla"])))
+    assert [entry.label for entry in grid.methods] == [
+        f"{label} by {rule}" for rule in rules for label in ("kd", "vanilla")
+    ]
+    assert len({need.folder for need in plan_stores(grid)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"select": ["balancd"]}, "line 15: no rule is called 'balancd'; did you mean balanced"),
+        ({"select": ["balanced", "balanced"]}, "line 15: a rule is named twice"),
+        ({"select": ["seen:run={dist}"]}, "no method is called 'dist'"),
+        (
+            {"select": ["balanced"], "store": {"rest": "all"}},
+            "balanced buys images in another order than that in which",
+        ),
+        ({"select": ["seen:run={kd}"], "choose": {"lr": [0.1, 0.2]}}, "kd chooses among trainings, and a rule looks"),
+    ],
+)
+def test_rules_that_a_grid_cannot_have_are_refused(tmp_path, weights, changes, said):
+    document = {**small(weights, methods=["kd"], n=[24]), **changes}
+    with pytest.raises(InvalidInput, match=said):
+        read_grid(write(tmp_path / "grid.yaml", document))
+
+
+def test_a_rule_whose_students_failed_says_so(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", n=[16, 24], training={"max_evals": 2, "lr": 1e30})
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    assert done.returncode == 2
+    assert "looks at students of kd, and" in done.stderr
+    assert "is not finished; mend that, and run the grid again with --retry" in done.stderr
+    [store] = (tmp_path / "out" / "stores").iterdir()
+    assert totals(store) == (16, 0, 0)

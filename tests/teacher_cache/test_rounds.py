@@ -1,0 +1,355 @@
+"""Rounds: a store's order is the order of purchase, whatever rule chose it and whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ground.errors import BoughtOtherwise, IdentityMismatch, InvalidInput, StoreUnreadable
+from storage.ledger import Ledger
+from storage.ledger_tables import entries
+from storage.manifest import Manifest, Round
+from storage.store import LEDGER_FILE, Store
+from teacher_cache.add_rest import ImageOptions, add_rest
+from teacher_cache.build import build
+from teacher_cache.buying import buy
+from teacher_cache.config import CallConfig
+from teacher_cache.datasets import open_dataset
+from teacher_cache.prepare import prepare_build
+from teacher_cache.rest import Rest
+from teacher_cache.rounds import round_ends
+from teacher_cache.sample import draw_sample, largest_sample
+from teacher_cache.selection import SELECTORS, SelectorSpec
+from teacher_cache.selection.balanced import Balanced
+from teacher_cache.selection.contract import Selector
+from tests.conftest import run_command
+from tests.teacher_cache.builders import forwards
+from tests.teacher_cache.crash_rest import config as small_config
+from tests.teacher_cache.damage import arrays_of, problems, totals
+from tests.teacher_cache.shared_builder import Job
+
+BALANCED = SelectorSpec("balanced")
+
+
+def bought(store: Path, weights: Path, n: int, rule: str | None = "balanced", size: int | None = None, **changes):
+    """A report of the rounds that a store of n rows takes."""
+    select = None if rule is None else SelectorSpec.read(rule)
+    config = replace(small_config(store, weights, "zarr", n, 0), select=select, **{"rest": None, **changes})
+    return buy(config, size, lambda prepared, report: build(*prepared, report=report))
+
+
+def order_of(store: Path) -> np.ndarray:
+    return Store.open(store).read_sample("train/source_index")
+
+
+def rules_of(store: Path) -> list[tuple[str, int, int]]:
+    return [(made.rule, made.first, made.end) for made in Store.open(store).manifest.rounds]
+
+
+class Last(Selector):
+    """The last of what is left, which depends on all that was bought before."""
+
+    name = "last"
+    source = "these tests"
+
+    def choose(self, pool, count, rng):
+        return pool.left[::-1][:count].copy()
+
+    def looked_at(self):
+        return {"end": "of the line"}
+
+
+class Wrong(Selector):
+    """Whatever a test has it choose."""
+
+    name = "wrong"
+    source = "these tests"
+    chosen = np.empty(0, np.int64)
+
+    def choose(self, pool, count, rng):
+        return type(self).chosen
+
+
+@pytest.fixture(autouse=True)
+def _rules(monkeypatch):
+    for rule in (Last, Wrong):
+        monkeypatch.setitem(SELECTORS, rule.name, rule)
+
+
+# The order
+
+
+@settings(max_examples=8)
+@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from(["random", "balanced", "last"])), min_size=1, max_size=4))
+def test_rows_stay_in_the_order_in_which_they_were_bought(weights, tmp_path_factory, steps):
+    """Against the definition: each rule is asked about what is left, in the order of the seed."""
+    store = tmp_path_factory.mktemp("bought") / "store"
+    digits = open_dataset("digits")
+    line = draw_sample(len(digits.train), largest_sample(len(digits.train)), 0).train.tolist()
+    order, n = [], 0
+    for count, rule in [(2, "random"), *steps]:
+        n += count
+        left = [index for index in line if index not in order]
+        if rule == "balanced":
+            labels = digits.train.labels
+            for _ in range(count):
+                have = np.bincount(labels[np.array(order, dtype=int)], minlength=10)
+                order.append(min((i for i in left if i not in order), key=lambda i: (have[labels[i]], labels[i])))
+        else:
+            order += left[:count] if rule == "random" else left[::-1][:count]
+        bought(store, weights, n, rule)
+        assert order_of(store).tolist() == order
+    manifest, sample = Store.open(store).manifest, draw_sample(len(digits.train), n, 0)
+    np.testing.assert_array_equal(Store.open(store).read_sample("val/source_index"), sample.val)
+    np.testing.assert_array_equal(Store.open(store).read("train/images"), digits.train.read(np.array(order)))
+    assert totals(store) == (n, 0, 0)
+    assert problems(store) == []
+    made = [manifest.round_of(row) for row in range(n)]
+    expected = [rule for count, rule in [(2, "random"), *steps] for _ in range(count)]
+    assert ["random" if chosen is None else chosen.rule for chosen in made] == expected
+
+
+def test_random_leaves_a_store_as_it_was_without_rules(weights, tmp_path):
+    bought(tmp_path / "rule", weights, 40, "random", 10)
+    bought(tmp_path / "none", weights, 40, None)
+    ours, theirs = arrays_of(tmp_path / "rule"), arrays_of(tmp_path / "none")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("rule", "none"):
+        assert "rounds" not in json.loads((tmp_path / name / "manifest.json").read_text())
+
+
+def test_rounds_of_one_command_are_what_they_are_one_command_each(weights, tmp_path):
+    report = bought(tmp_path / "one", weights, 50, "last", 20)
+    assert (report.new_calls, report.n, report.rows_valid) == (50, 50, 50)
+    assert rules_of(tmp_path / "one") == [("last", 0, 20), ("last", 20, 40), ("last", 40, 50)]
+    for n in (20, 40, 50):
+        bought(tmp_path / "each", weights, n, "last")
+    np.testing.assert_array_equal(order_of(tmp_path / "one"), order_of(tmp_path / "each"))
+    again = bought(tmp_path / "one", weights, 50, "last", 20)
+    assert (again.new_calls, again.rows_valid) == (0, 50)
+
+
+@given(st.integers(2, 300), st.integers(0, 300), st.none() | st.integers(1, 100))
+def test_rounds_end_at_n_and_none_is_larger_than_asked(n, before, size):
+    ends = round_ends(n, before, size)
+    assert ends[-1] == n
+    if before < n and size is not None:
+        assert all(0 < end - start <= size for start, end in pairwise([before, *ends]))
+        assert len(ends) == -(-(n - before) // size)
+
+
+# The record
+
+
+def test_every_round_is_an_entry_of_the_ledger_and_in_the_manifest(weights, tmp_path):
+    store = tmp_path / "store"
+    bought(store, weights, 10, "random")
+    bought(store, weights, 30, "last", 10)
+    rounds = Store.open(store).manifest.rounds
+    assert rounds == (
+        Round(rule="last", seed=0, first=10, end=20, looked_at={"end": "of the line"}),
+        Round(rule="last", seed=0, first=20, end=30, looked_at={"end": "of the line"}),
+    )
+    with closing(Ledger(f"sqlite:///{store / LEDGER_FILE}")) as ledger, ledger.reading() as connection:
+        said = [json.loads(text) for text in connection.execute(sa.select(entries.c.payload)).scalars()]
+    entered = [content["round"] for content in said if "round" in content]
+    assert [(content["first"], content["end"]) for content in entered] == [(10, 20), (20, 30)]
+    assert entered[0]["looked_at"] == {"end": "of the line"}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ([("balanced", 12, 20)], "rounds"),
+        ([("balanced", 10, 19)], "end of rounds"),
+        ([("balanced", 10, 21)], "end of rounds"),
+        ([("balanced", 10, 15), ("last", 14, 20)], "rounds"),
+        ([("balanced", 10, 10), ("last", 10, 20)], "rounds"),
+    ],
+)
+def test_rounds_that_no_build_makes_are_no_manifest(weights, tmp_path, rounds, said):
+    store = tmp_path / "store"
+    bought(store, weights, 20, "balanced")
+    made = tuple(Round(rule=rule, seed=0, first=first, end=end) for rule, first, end in rounds)
+    manifest = Manifest.load(store)
+    if (rounds[0][1], rounds[-1][2]) == (12, 20):
+        made = (Round(rule="balanced", seed=0, first=0, end=11), *made)
+    replace(manifest, rounds=made).save(store)
+    with pytest.raises(StoreUnreadable, match=said):
+        Manifest.load(store)
+
+
+def test_a_rule_that_is_exchanged_in_the_manifest_is_found(weights, tmp_path):
+    store = tmp_path / "store"
+    bought(store, weights, 20, "balanced")
+    manifest = Manifest.load(store)
+    replace(manifest, rounds=(replace(manifest.rounds[0], rule="random"),)).save(store)
+    assert any("manifest" in problem for problem in problems(store))
+
+
+# What is refused
+
+
+def test_a_store_that_another_rule_filled_is_refused_with_what_filled_it(weights, tmp_path):
+    bought(tmp_path / "store", weights, 20, "random")
+    with pytest.raises(InvalidInput, match="its row 19 was chosen by random, not by balanced; give a larger --n"):
+        bought(tmp_path / "store", weights, 20, "balanced")
+    bought(tmp_path / "store", weights, 30, "balanced")
+    assert bought(tmp_path / "store", weights, 30, "balanced").new_calls == 0
+    assert bought(tmp_path / "store", weights, 20, "random").new_calls == 0
+    assert bought(tmp_path / "store", weights, 30, None).new_calls == 0
+
+
+def test_a_rest_is_kept_with_the_last_round_and_ends_what_rules_choose(weights, tmp_path):
+    store = tmp_path / "store"
+    report = bought(store, weights, 40, "balanced", 20, rest=Rest(25))
+    assert (report.rest, report.new_calls) == (25, 40)
+    order = order_of(store)
+    assert len(set(order.tolist())) == 65
+    line = draw_sample(1437, largest_sample(1437), 0).train
+    np.testing.assert_array_equal(order[40:], line[~np.isin(line, order[:40])][:25])
+    with pytest.raises(InvalidInput, match="keeps 25 images beside its rows, in the order of its seed"):
+        bought(store, weights, 50, "balanced")
+    bought(store, weights, 50, "random")
+    np.testing.assert_array_equal(order_of(store), order)
+    assert rules_of(store)[-1] == ("random", 40, 50)
+    assert problems(store) == []
+
+
+def test_a_rest_is_added_to_what_a_rule_chose(weights, tmp_path):
+    store = tmp_path / "store"
+    bought(store, weights, 20, "balanced")
+    order = order_of(store)
+    assert add_rest(CallConfig(store=store), Rest(30), ImageOptions()).added == 30
+    np.testing.assert_array_equal(order_of(store)[:20], order)
+    assert len(set(order_of(store).tolist())) == 50
+    assert problems(store) == []
+
+
+@pytest.mark.parametrize("chosen", [[], [0, 0], [0, 1437], [0.0, 1.0], "validation"])
+def test_a_rule_that_chooses_what_it_may_not_is_refused_before_any_call(weights, tmp_path, monkeypatch, chosen):
+    sample = draw_sample(1437, 2, 0)
+    chosen = [int(sample.val[0]), int(sample.train[0])] if chosen == "validation" else chosen
+    monkeypatch.setattr(Wrong, "chosen", np.array(chosen))
+    with pytest.raises(InvalidInput, match="the rule wrong was asked for 2 images and chose others"):
+        bought(tmp_path / "store", weights, 2, "wrong")
+    assert not (tmp_path / "store" / LEDGER_FILE).exists()
+
+
+def test_a_rule_by_labels_is_refused_where_there_are_none(weights, tmp_path):
+    dataset = open_dataset("digits")
+    labels = dataset.train.labels.copy()
+    labels[::3] = -1
+    unlabelled = replace(dataset, train=replace(dataset.train, labels=labels))
+    config = replace(small_config(tmp_path / "store", weights, "zarr", 20, 0), select=BALANCED)
+    with pytest.raises(InvalidInput, match="looks at labels, and .* images that may be bought have none"):
+        prepare_build(config, unlabelled)
+
+
+def test_a_store_whose_rows_are_not_of_its_pool_is_not_gone_on_from():
+    line = draw_sample(100, 80, 0)
+    for wrong in ([line.val[0]], [line.train[0], line.train[0]], [100]):
+        with pytest.raises(IdentityMismatch, match="the store's rows are not images of this sample"):
+            draw_sample(100, 10, 0, None, np.array(wrong))
+
+
+# Several builders, and kills
+
+
+def test_who_chose_other_rows_goes_on_from_those_that_are_there(weights, tmp_path):
+    """Two builders choose at the same time; one of them is in the store first."""
+    store = tmp_path / "store"
+    bought(store, weights, 10, "random")
+    config = replace(small_config(store, weights, "zarr", 30, 0), rest=None, batch_size=4)
+    first, second = (prepare_build(replace(config, select=SelectorSpec(rule))) for rule in ("balanced", "last"))
+    build(*first)
+    order = order_of(store)
+    with pytest.raises(BoughtOtherwise, match="another builder chose other images for .*, from row 10 on"):
+        build(*second)
+    np.testing.assert_array_equal(order_of(store), order)
+    assert totals(store) == (30, 0, 0)
+
+
+def test_buying_again_takes_the_rows_that_another_builder_chose(weights, tmp_path, monkeypatch):
+    store, chosen = tmp_path / "store", Balanced.choose
+
+    def overtaken(self, pool, count, rng):
+        monkeypatch.setattr(Balanced, "choose", chosen)
+        bought(store, weights, 30, "balanced")
+        return pool.left[:count]
+
+    monkeypatch.setattr(Balanced, "choose", overtaken)
+    report = bought(store, weights, 30, "balanced")
+    assert (report.new_calls, report.rows_valid) == (0, 30)
+    assert rules_of(store) == [("balanced", 0, 30)]
+
+
+@pytest.fixture
+def job(tmp_path, weights):
+    def make(name: str, **changes) -> Job:
+        shared = {"folder": str(tmp_path), "store": str(tmp_path / "store"), "weights": str(weights)}
+        return Job(name=name, **shared, **{"n": 48, "select": "balanced", "round_size": 24, "batch_size": 4} | changes)
+
+    return make
+
+
+@pytest.mark.parametrize("step", ["begin", "charged", "call", "answer", "write", "commit"])
+def test_a_round_that_is_killed_goes_on_with_the_same_rows_and_repeats_nothing(builders, job, tmp_path, weights, step):
+    assert builders.start(job("killed", kill_at=step, stop_in=1 if step == "begin" else 3)).wait() == {}
+    before = order_of(tmp_path / "store").tolist()
+    outcome = builders.start(job("again")).wait()
+    assert (outcome["exit_code"], outcome["rows_valid"]) == (0, 48)
+    assert order_of(tmp_path / "store").tolist()[: len(before)] == before
+    bought(tmp_path / "reference", weights, 48, "balanced", 24, features="layer1")
+    np.testing.assert_array_equal(order_of(tmp_path / "store"), order_of(tmp_path / "reference"))
+    committed, reserved, lost = totals(tmp_path / "store")
+    assert (committed, reserved) == (48, 0)
+    # The batch at the teacher, and the one that was being written.
+    assert lost <= 8
+    assert forwards(tmp_path) <= 48 + lost
+    assert problems(tmp_path / "store") == []
+
+
+def test_two_builders_of_one_round_buy_it_once(builders, job, tmp_path):
+    started = [builders.start(job(name, slow_ms=5)) for name in ("one", "other")]
+    outcomes = [builder.wait() for builder in started]
+    assert [outcome["exit_code"] for outcome in outcomes] == [0, 0]
+    assert totals(tmp_path / "store") == (48, 0, 0)
+    assert forwards(tmp_path) == 48
+    assert sum(outcome["new_calls"] for outcome in outcomes) == 48
+    assert rules_of(tmp_path / "store") == [("balanced", 0, 24), ("balanced", 24, 48)]
+    assert problems(tmp_path / "store") == []
+
+
+# The commands
+
+
+def test_commands_say_what_was_bought_by_which_rule(weights, tmp_path):
+    store = tmp_path / "store"
+    build_it = ["ckd-cache", "build", "--teacher", "resnet8", "--weights", weights, "--dataset", "digits"]
+    build_it += ["--store", store, "--trust-teacher", "--device", "cpu"]
+    run_command(*build_it, "--n", 20)
+    planned = run_command(*build_it, "--n", 50, "--select", "balanced", "--dry-run").stdout
+    assert "20 paid already, 30 to be made" in planned
+    assert "rows 20 to 49 by balanced" in planned
+    run_command(*build_it, "--n", 50, "--select", "balanced", "--round", 15)
+    assert (
+        "bought    rows 0 to 19 by random, 20 to 34 by balanced, 35 to 49 by balanced"
+        in run_command("ckd-cache", "info", "--store", store).stdout
+    )
+    assert [
+        made["rule"]
+        for made in json.loads(run_command("ckd-cache", "info", "--store", store, "--json").stdout)["rounds"]
+    ] == ["balanced", "balanced"]
+    refused = run_command(*build_it, "--n", 50, "--select", "balancd")
+    assert refused.returncode == 2
+    assert "no rule is called 'balancd'; did you mean balanced" in refused.stderr
