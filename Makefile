@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A worker a core. Each begins with a run of neighbouring tests, so that modules' fixtures are made once, and takes from
-# the others' when it has none left.
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# A worker a core, unless WORKERS says how many. Each begins with a run of neighbouring tests, so that modules' fixtures
+# are made once, and takes from the others' when it has none left.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help install demo test test-slow test-all lint check docs bench bench-gpu torture clean
 .DEFAULT_GOAL := help
