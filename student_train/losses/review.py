@@ -142,10 +142,21 @@ class _Fusion(nn.Module):
         if self.attention is not None:
             assert deeper is not None
             deeper = _resized(deeper, tuple(mixed.shape[2:]))
-            shares = torch.sigmoid(self.attention(torch.cat([mixed, deeper], dim=1)))
-            mixed = mixed * shares[:, :1] + deeper * shares[:, 1:]
+            mixed = _shared(self.attention, mixed, deeper)
         mixed = _resized(mixed, self.size)
         return self.widen(mixed), mixed
+
+
+def _shared(attention: nn.Conv2d, mixed: Tensor, deeper: Tensor) -> Tensor:
+    """Both maps (B, C, H, W), by the shares of every position that a 1x1 convolution of the two gives them.
+
+    As products by position, one for each map: torch's convolution to two channels takes four times as long, and the
+    maps need not be put side by side.
+    """
+    one, other = (maps.movedim(1, 3) for maps in (mixed, deeper))
+    weights = attention.weight.flatten(1).split(mixed.shape[1], dim=1)
+    shares = torch.sigmoid(F.linear(one, weights[0], attention.bias) + F.linear(other, weights[1]))
+    return torch.addcmul(one * shares[..., :1], other, shares[..., 1:]).movedim(3, 1)
 
 
 def _as_map(tensor: Tensor) -> Tensor:
