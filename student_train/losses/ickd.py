@@ -15,7 +15,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import MAPS, same_batch, sum_of_squares, unit
+from student_train.losses.tensors import MAPS, gram, same_batch, sum_of_squares, unit
 from student_train.signals import Signals
 
 
@@ -42,7 +42,7 @@ def _correlations(maps: Tensor) -> Tensor:
     # could overflow.
     size = torch.linalg.vector_norm(maps.detach(), dim=(1, 2, 3), keepdim=True)
     positions = (maps / torch.where(size > 0, size, 1.0)).movedim(1, 3).flatten(1, 2)
-    return unit(positions.mT @ positions, dim=2)
+    return unit(gram(positions.mT), dim=2)
 
 
 class ICKD(LayerwiseLoss):

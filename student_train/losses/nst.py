@@ -14,7 +14,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import maps_of_one_size, sum_of_squares
+from student_train.losses.tensors import gram, maps_of_one_size, sum_of_squares
 from student_train.signals import Signals
 
 # Channels of no more than this L2 norm count as zero.
@@ -39,10 +39,11 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     scales = _inverse_lengths(ours), _inverse_lengths(theirs)
     if ours.shape[1] < max(ours.shape[2], theirs.shape[2]):
         return _by_positions(ours * scales[0], theirs * scales[1])
+    # The student on the right, so that its gradient is a product in the layout of its maps.
     return (
-        _mean_kernel(theirs, theirs, scales[1], scales[1])
-        + _mean_kernel(ours, ours, scales[0], scales[0])
-        - 2 * _mean_kernel(ours, theirs, *scales)
+        _mean_kernel(gram(theirs.mT), scales[1], scales[1])
+        + _mean_kernel(gram(ours.mT), scales[0], scales[0])
+        - 2 * _mean_kernel(theirs.mT @ ours, scales[1], scales[0])
     )
 
 
@@ -53,18 +54,15 @@ def _inverse_lengths(maps: Tensor) -> Tensor:
     return torch.where(short, 0.0, torch.where(short, 1.0, squares).rsqrt())
 
 
-def _mean_kernel(one: Tensor, other: Tensor, scale: Tensor, other_scale: Tensor) -> Tensor:
-    """Mean of (x.y)^2 over the batch and all pairs of channels x of (B, P, C) and y of (B, P, C'), of unit length.
-
-    Products are scaled, (B, C, C'), not maps.
-    """
-    products = (one.mT @ other) * scale.mT * other_scale
-    return sum_of_squares(products) / products.numel()
+def _mean_kernel(products: Tensor, scale: Tensor, other_scale: Tensor) -> Tensor:
+    """Mean of (x.y)^2 over the batch and all pairs of channels: products (B, C, C') are scaled, not maps."""
+    cosines = products * scale.mT * other_scale
+    return sum_of_squares(cosines) / cosines.numel()
 
 
 def _by_positions(ours: Tensor, theirs: Tensor) -> Tensor:
     """The same discrepancy from P x P matrices in place of C x C: (x.y)^2 is the product of x x^T and y y^T."""
-    moments = [channels @ channels.mT / channels.shape[2] for channels in (ours, theirs)]
+    moments = [gram(channels) / channels.shape[2] for channels in (ours, theirs)]
     return sum_of_squares(moments[0] - moments[1]) / len(ours)
 
 

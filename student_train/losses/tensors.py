@@ -119,6 +119,27 @@ class _SumOfSquares(torch.autograd.Function):
         return tensor * (2 * gradient), None
 
 
+def gram(vectors: Tensor) -> Tensor:
+    """Inner products (B, N, N) of vectors (B, N, D); the gradient is one product, in the vectors' own layout."""
+    found: Tensor = _Gram.apply(vectors)
+    return found
+
+
+class _Gram(torch.autograd.Function):
+    """See `gram`."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors)
+        return vectors @ vectors.mT
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Tensor:
+        (vectors,) = ctx.saved_tensors
+        both = outer + outer.mT
+        return (vectors.mT @ both).mT if vectors.mT.is_contiguous() else both @ vectors
+
+
 def with_gradient(value: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
     """A scalar that was computed without autograd, with its gradient to the tensor that it was computed from.
 
