@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A worker a core. Each begins with a run of neighbouring tests, so that modules' fixtures are made once, and takes from
-# the others' when it has none left.
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# A worker a core, unless WORKERS says how many. Each begins with a run of neighbouring tests, so that modules' fixtures
+# are made once, and takes from the others' when it has none left.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo test test-slow test-all lint check docs bench torture clean
+.PHONY: help install demo test test-slow test-all lint check docs bench bench-gpu torture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -50,6 +51,8 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.stage_two
 	$(BIN)/python -m benchmarks.whole_runs
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.allocators
 	$(BIN)/python -m benchmarks.streamed_training
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.recipe
@@ -57,6 +60,9 @@ bench: $(INSTALLED)  ## what the work costs against the bare minimum
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.grid
 	$(BIN)/python -m benchmarks.report
+
+bench-gpu: $(INSTALLED)  ## what the card that is here makes of it, in 25 minutes: docs/results/gpu-NAME.json
+	$(BIN)/python -m benchmarks.gpu
 
 torture: $(INSTALLED)  ## kill builds, damage and forge stores at random, and see what is left
 	$(BIN)/python -m benchmarks.torture

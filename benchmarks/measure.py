@@ -35,14 +35,48 @@ def take_turns(
     Args:
         clock: `time.process_time` on a machine that others use: all threads' time, and none of theirs.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    for round_ in range(rounds + 1):
+    return _in_turns(subjects, clock, lambda counted: counted < rounds)
+
+
+def take_turns_for(
+    seconds: float,
+    subjects: Mapping[str, Callable[[], object]],
+    clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[dict[str, Timing]], object] = lambda timings: None,
+) -> dict[str, Timing]:
+    """As `take_turns`, as many rounds as fit into so many seconds of the wall's clock, and one that counts at least.
+
+    Args:
+        on_round: is given all that was measured so far, after each round that counts.
+    """
+    began = time.monotonic()
+
+    def is_room(counted: int) -> bool:
+        spent = time.monotonic() - began
+        # As long as a round took on average, with the one that did not count.
+        return not counted or spent + spent / (counted + 1) <= seconds
+
+    return _in_turns(subjects, clock, is_room, on_round)
+
+
+def _in_turns(
+    subjects: Mapping[str, Callable[[], object]],
+    clock: Callable[[], float],
+    goes_on: Callable[[int], bool],
+    on_round: Callable[[dict[str, Timing]], object] = lambda timings: None,
+) -> dict[str, Timing]:
+    """A round that does not count, and then others for as long as their number so far allows it."""
+    for run in subjects.values():
+        run()
+    counted, timings = 0, {name: Timing(()) for name in subjects}
+    while goes_on(counted):
         for name, run in subjects.items():
             started = clock()
             run()
-            if round_:
-                seconds[name].append(clock() - started)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+            timings[name] = Timing((*timings[name].seconds, clock() - started))
+        counted += 1
+        on_round(timings)
+    return timings
 
 
 def peak_bytes() -> int:

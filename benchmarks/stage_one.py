@@ -1,7 +1,7 @@
 """What caching costs over merely running the teacher.
 
     python -m benchmarks.stage_one [--teacher wrn_40_2] [--n 1024] [--rounds 3]
-    python -m benchmarks.stage_one --precision bf16 --n 3200 --threads 1 --processor-time
+    python -m benchmarks.stage_one --precision bf16 --n 3200 --threads 1 --processor-time --few
     python -m benchmarks.stage_one --teacher timm:tf_efficientnet_lite0 --n 768 --batch-size 16 --processor-time
 
 Compares, on the same images, weights, batch size and precision: a bare batched forward loop of the same teacher; a
@@ -43,9 +43,17 @@ from teacher_cache.teachers import ZooTeacher
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or bf16.")
 @click.option("--threads", type=int, help="Of torch; whole builds write in another beside them.  [default: its own]")
+@click.option("--few", is_flag=True, help="Of all that is compared, the bare loop and builds in Zarr alone.")
 @click.option("--processor-time", is_flag=True, help="Of all threads, where others use the machine too.")
 def main(
-    teacher: str, n: int, rounds: int, batch_size: int, precision: str, threads: int | None, processor_time: bool
+    teacher: str,
+    n: int,
+    rounds: int,
+    batch_size: int,
+    precision: str,
+    threads: int | None,
+    few: bool,
+    processor_time: bool,
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -68,14 +76,13 @@ def main(
             trust_teacher=True,
         )
         prepared = prepare_build(base)
-        subjects: dict[str, Callable[[], object]] = {
-            "bare batched loop": lambda: bare_loop(prepared),
-            "one image at a time": lambda: one_at_a_time(prepared),
-        }
-        if own is not None:
+        subjects: dict[str, Callable[[], object]] = {"bare batched loop": lambda: bare_loop(prepared)}
+        if not few:
+            subjects["one image at a time"] = lambda: one_at_a_time(prepared)
+        if own is not None and not few:
             subjects["the library's own forward"] = own_forward(prepared)
         for features in ("none", "all"):
-            for array_format in ("zarr", "hdf5"):
+            for array_format in ("zarr",) if few else ("zarr", "hdf5"):
                 subjects[f"build, {array_format}, features {features}"] = builder(base, features, array_format)
         timings = take_turns(rounds, subjects, time.process_time if processor_time else time.perf_counter)
         bare = timings["bare batched loop"]

@@ -6,6 +6,7 @@ Totals are moved in the transaction that moves the calls, so neither a summary n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -81,9 +82,17 @@ def summary_of(connection: sa.Connection, tables: Tables, teacher: str | None) -
 
 def move_totals(connection: sa.Connection, account: int, changes: Mapping[str, int]) -> None:
     """Change running totals of an account, by their names."""
-    values = {name: accounts.c[name] + change for name, change in changes.items() if change}
-    if values:
-        connection.execute(sa.update(accounts).where(accounts.c.id == account).values(values))
+    by = {f"by_{name}": change for name, change in changes.items() if change}
+    if by:
+        names = tuple(name for name, change in changes.items() if change)
+        connection.execute(_moving(names), {"account": account, **by})
+
+
+@cache
+def _moving(names: tuple[str, ...]) -> sa.Update:
+    """A statement is put together once; see `storage.ledger_journal`."""
+    values = {name: accounts.c[name] + sa.bindparam(f"by_{name}") for name in names}
+    return sa.update(accounts).where(accounts.c.id == sa.bindparam("account")).values(values)
 
 
 def set_budget(

@@ -20,15 +20,18 @@ from storage.ledger_tables import entries
 # Chains an entry of a kind, with its content; returns its number.
 Append = Callable[[sa.Connection, str, Mapping[str, Any]], int]
 
+# Of every batch: to put a query together takes SQLAlchemy longer than SQLite takes to answer it.
+_NEWEST: sa.Select[Any] = sa.select(entries.c.seq, entries.c.hash).order_by(entries.c.seq.desc()).limit(1)
+_CHAIN = sa.insert(entries)
+
 
 def append_entry(connection: sa.Connection, seal: Seal, kind: str, content: Mapping[str, Any]) -> int:
     """Chain an entry to the newest; returns its number."""
     seq, previous = newest(connection)
     seq, at, payload = seq + 1, now(), _text(content)
     hash_ = seal.hash(seq, kind, at, payload, previous)
-    connection.execute(
-        sa.insert(entries).values(seq=seq, kind=kind, at=at, payload=payload, previous=previous, hash=hash_)
-    )
+    row = {"seq": seq, "kind": kind, "at": at, "payload": payload, "previous": previous, "hash": hash_}
+    connection.execute(_CHAIN, row)
     return seq
 
 
@@ -39,8 +42,7 @@ def now() -> str:
 
 def newest(connection: sa.Connection) -> tuple[int, str]:
     """Number and hash of the newest entry; before the first, what that follows."""
-    query = sa.select(entries.c.seq, entries.c.hash).order_by(entries.c.seq.desc()).limit(1)
-    row = connection.execute(query).first()
+    row = connection.execute(_NEWEST).first()
     return (0, GENESIS) if row is None else (row.seq, row.hash)
 
 

@@ -15,6 +15,10 @@ from storage.ledger_records import CallRequest, Reservation
 from storage.ledger_sessions import leaseholder
 from storage.ledger_tables import calls
 
+# Of every batch, so put together once; see `storage.ledger_journal`.
+_LAST_CALL: sa.Select[Any] = sa.select(sa.func.max(calls.c.id))
+_CHARGE = sa.insert(calls)
+
 
 def reserve_new(
     connection: sa.Connection, append: Append, session: int, requests: Sequence[CallRequest], upper_micros: int
@@ -73,7 +77,7 @@ def _charge(
     check_account(who, len(requests), upper_micros)
     # What costs nothing takes no room for saying so.
     upper = {"upper_micros": upper_micros} if upper_micros else {}
-    first = (connection.execute(sa.select(sa.func.max(calls.c.id))).scalar() or 0) + 1
+    first = (connection.execute(_LAST_CALL).scalar() or 0) + 1
     rows: list[dict[str, Any]] = [
         {
             "id": first + place,
@@ -99,6 +103,6 @@ def _charge(
         **upper,
     }
     seq = append(connection, "reserve", payload)
-    connection.execute(sa.insert(calls), [row | {"reserved_in": seq} for row in rows])
+    connection.execute(_CHARGE, [row | {"reserved_in": seq} for row in rows])
     move_totals(connection, who.account, {"reserved": len(rows), "reserved_micros": len(rows) * upper_micros})
     return {request.input_digest: first + place for place, request in enumerate(requests)}

@@ -17,6 +17,15 @@ from storage.ledger_records import Lease, Session
 from storage.ledger_tables import accounts, leases, sessions
 
 _COLUMNS = ("store", "location", "purpose", "device", "precision", "outputs")
+# Of every batch, so put together once; see `storage.ledger_journal`.
+_IS_HOLDER = leases.c.session == sa.bindparam("holder")
+_LEASE: sa.Select[Any] = sa.select(leases.c.session).where(_IS_HOLDER)
+_LEASEHOLDER: sa.Select[Any] = (
+    sa.select(sessions.c.account, sessions.c.precision, accounts.c.name, *(accounts.c[name] for name in ACCOUNT))
+    .join(sessions, leases.c.session == sessions.c.id)
+    .join(accounts, sessions.c.account == accounts.c.id)
+    .where(_IS_HOLDER)
+)
 
 
 def start_session(connection: sa.Connection, append: Append, session: Session) -> int:
@@ -50,7 +59,7 @@ def give_lease_back(connection: sa.Connection, session: int) -> None:
 
 def holds_lease(connection: sa.Connection, session: int) -> bool:
     """Whether a session's lease is still its own."""
-    return connection.execute(sa.select(leases.c.session).where(leases.c.session == session)).first() is not None
+    return connection.execute(_LEASE, {"holder": session}).first() is not None
 
 
 def all_leases(connection: sa.Connection) -> dict[int, Lease]:
@@ -62,14 +71,7 @@ def all_leases(connection: sa.Connection) -> dict[int, Lease]:
 
 def leaseholder(connection: sa.Connection, session: int) -> Any:
     """Account and precision of a session that has its lease; raises `StoreBusy` for one that has not."""
-    columns = (sessions.c.account, sessions.c.precision, accounts.c.name)
-    query = (
-        sa.select(*columns, *(accounts.c[name] for name in ACCOUNT))
-        .join(sessions, leases.c.session == sessions.c.id)
-        .join(accounts, sessions.c.account == accounts.c.id)
-        .where(leases.c.session == session)
-    )
-    who = connection.execute(query).first()
+    who = connection.execute(_LEASEHOLDER, {"holder": session}).first()
     if who is None:
         raise lease_lost()
     return who

@@ -19,6 +19,21 @@ from storage.ledger_chain import id_ranges, settled_rows_digest
 from storage.ledger_journal import Append
 from storage.ledger_tables import UNANSWERED, accounts, bills, calls
 
+# Of every batch, so put together once; see `storage.ledger_journal`.
+_WHO: sa.Select[Any] = (
+    sa.select(calls.c.session, calls.c.account, accounts.c.reserved_micros)
+    .join(accounts, calls.c.account == accounts.c.id)
+    .where(calls.c.id == sa.bindparam("call"))
+)
+_SETTLE = (
+    sa.update(calls)
+    .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
+    .values(status=sa.bindparam("became"), settled_in=sa.bindparam("seq"), output_digest=sa.bindparam("digest"))
+)
+_NUM_SETTLED: sa.Select[Any] = sa.select(sa.func.count()).where(
+    calls.c.id.between(sa.bindparam("first"), sa.bindparam("last")), calls.c.settled_in == sa.bindparam("seq")
+)
+
 
 class SettledBeforeError(Exception):
     """Some of these calls are not reserved any more."""
@@ -68,9 +83,7 @@ def settle(connection: sa.Connection, append: Append, outcome: Outcome, bills: M
     """
     settled = sorted(outcome.answers.items())
     ids = [id_ for id_, _ in settled]
-    who = sa.select(calls.c.session, calls.c.account, accounts.c.reserved_micros)
-    who = who.join(accounts, calls.c.account == accounts.c.id).where(calls.c.id == ids[0])
-    session, account, reserved_micros = connection.execute(who).one()
+    session, account, reserved_micros = connection.execute(_WHO, {"call": ids[0]}).one()
     uppers = upper_bounds(connection, ids) if reserved_micros else {}
     written = settled_bills(ids, bills, uppers, outcome.failure)
     payload = {
@@ -81,14 +94,10 @@ def settle(connection: sa.Connection, append: Append, outcome: Outcome, bills: M
         **({"bills": digest_of(written)} if written else {}),
     }
     seq = append(connection, outcome.kind, payload)
-    connection.execute(
-        sa.update(calls)
-        .where(calls.c.id == sa.bindparam("call"), calls.c.status == "reserved")
-        .values(status=outcome.status, settled_in=seq, output_digest=sa.bindparam("digest")),
-        [{"call": id_, "digest": digest} for id_, digest in settled],
-    )
-    changed = sa.select(sa.func.count()).where(calls.c.id.between(ids[0], ids[-1]), calls.c.settled_in == seq)
-    if connection.execute(changed).scalar_one() != len(ids):
+    became = {"became": outcome.status, "seq": seq}
+    connection.execute(_SETTLE, [{"call": id_, "digest": digest, **became} for id_, digest in settled])
+    changed = connection.execute(_NUM_SETTLED, {"first": ids[0], "last": ids[-1], "seq": seq})
+    if changed.scalar_one() != len(ids):
         raise SettledBeforeError
     insert_bills(connection, written, seq)
     cost = sum(bill.cost_micros for bill in written.values())

@@ -35,8 +35,9 @@ def moto_program() -> Path:
 
 def _install(folder: Path) -> None:
     try:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
-        install = [folder / "bin" / "pip", "install", "-q", PACKAGE]
+        # By our own pip: one of its own would be installed first. Nothing is compiled that is not imported.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, capture_output=True)
+        install = [sys.executable, "-m", "pip", "--python", folder, "install", "-q", "--no-compile", PACKAGE]
         subprocess.run(install, check=True, capture_output=True, timeout=600)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

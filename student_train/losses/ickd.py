@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from student_train.binding import Binding
@@ -14,7 +15,7 @@ from student_train.losses.base import Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.layerwise import LayerwiseLoss
 from student_train.losses.requirements import are_maps
-from student_train.losses.tensors import MAPS, same_batch, unit
+from student_train.losses.tensors import MAPS, gram, same_batch, sum_of_squares, unit
 from student_train.signals import Signals
 
 
@@ -32,13 +33,16 @@ def ickd(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: the numbers of samples or channels differ, or they are not maps.
     """
     student, teacher = same_batch(student, teacher, MAPS, 4, channels=True)
-    return (_correlations(student) - _correlations(teacher)).square().sum(dim=2).mean()
+    difference = _correlations(student) - _correlations(teacher)
+    return sum_of_squares(difference) / difference[..., 0].numel()
 
 
 def _correlations(maps: Tensor) -> Tensor:
-    # One factor for a whole sample cancels in the rows; without it, products of large maps could overflow.
-    channels = unit(maps.flatten(1)).view(*maps.shape[:2], -1)
-    return unit(channels @ channels.mT, dim=2)
+    # One factor for a whole sample cancels in the rows, and so does its gradient; without it, products of large maps
+    # could overflow.
+    size = torch.linalg.vector_norm(maps.detach(), dim=(1, 2, 3), keepdim=True)
+    positions = (maps / torch.where(size > 0, size, 1.0)).movedim(1, 3).flatten(1, 2)
+    return unit(gram(positions.mT), dim=2)
 
 
 class ICKD(LayerwiseLoss):

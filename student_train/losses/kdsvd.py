@@ -20,7 +20,7 @@ from torch import Tensor
 from student_train.losses.base import DistillationLoss, Recipe
 from student_train.losses.kinds import NONE, Kinds
 from student_train.losses.requirements import are_consecutive, have_equal_channels
-from student_train.losses.tensors import MAPS, flat, require_positive, same_batch, unit
+from student_train.losses.tensors import MAPS, gram, require_positive, same_batch, unit
 from student_train.needs import Needs
 from student_train.signals import Signals
 
@@ -74,14 +74,14 @@ def leading_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         (B, count) and (B, C, count): values, and vectors of arbitrary sign; zero where there are no more.
     """
-    norms = torch.linalg.vector_norm(flat(maps).detach(), dim=1)
+    norms = torch.linalg.vector_norm(maps.detach(), dim=(1, 2, 3))
     # Singular vectors do not depend on a constant factor, so neither does their gradient on that of the norm.
-    channels = maps.flatten(2) / norms.clamp(min=_SMALL)[:, None, None]
-    wide = channels.shape[1] > channels.shape[2]
+    positions = maps.movedim(1, 3).flatten(1, 2) / norms.clamp(min=_SMALL)[:, None, None]
+    wide = positions.shape[2] > positions.shape[1]
     # The smaller of the two Gram matrices has all that is not zero.
-    squares, vectors = _eigenvectors(channels.mT @ channels if wide else channels @ channels.mT, count)
+    squares, vectors = _eigenvectors(gram(positions if wide else positions.mT), count)
     if wide:
-        vectors = F.normalize(channels @ vectors, dim=1)
+        vectors = F.normalize(positions.mT @ vectors, dim=1)
     vectors = vectors * (squares > _NOTHING)[:, None]
     missing = (0, count - squares.shape[1])
     return F.pad(squares.clamp(min=0).sqrt(), missing), F.pad(vectors, missing)

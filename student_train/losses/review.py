@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -142,10 +142,45 @@ class _Fusion(nn.Module):
         if self.attention is not None:
             assert deeper is not None
             deeper = _resized(deeper, tuple(mixed.shape[2:]))
-            shares = torch.sigmoid(self.attention(torch.cat([mixed, deeper], dim=1)))
-            mixed = mixed * shares[:, :1] + deeper * shares[:, 1:]
+            mixed = _shared(self.attention, mixed, deeper)
         mixed = _resized(mixed, self.size)
         return self.widen(mixed), mixed
+
+
+def _shared(attention: nn.Conv2d, mixed: Tensor, deeper: Tensor) -> Tensor:
+    """Both maps (B, C, H, W), by the shares of every position that a 1x1 convolution of the two gives them."""
+    one, other = (maps.movedim(1, 3).flatten(1, 2) for maps in (mixed, deeper))
+    assert attention.bias is not None
+    found: Tensor = _Shared.apply(one, other, attention.weight.flatten(1), attention.bias)[0]
+    return found.unflatten(1, tuple(mixed.shape[2:])).movedim(3, 1)
+
+
+class _Shared(torch.autograd.Function):
+    """`_shared` of positions (B, P, C), with weights (2, 2C).
+
+    The maps are not put side by side, and products with two outputs are taken a sample at a time: of all positions at
+    once, as in a convolution, they and their gradients take four times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, other: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = weight.split(one.shape[2], dim=1)
+        shares = torch.sigmoid(one @ first.T + other @ second.T + bias)
+        ctx.save_for_backward(one, other, weight, shares)
+        # The shares are put out too, so that a gradient's gradient goes back through them.
+        return torch.addcmul(one * shares[..., :1], other, shares[..., 1:]), shares
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor, of_shares: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        one, other, weight, shares = ctx.saved_tensors
+        of_shares = of_shares + torch.stack([(outer * maps).sum(dim=2) for maps in (one, other)], dim=2)
+        scores = of_shares * shares * (1 - shares)
+        of_maps = [
+            torch.baddbmm(outer * share, scores, part.expand(len(one), -1, -1))
+            for share, part in zip(shares.split(1, dim=2), weight.split(one.shape[2], dim=1), strict=True)
+        ]
+        of_weight = torch.cat([(scores.mT @ maps).sum(dim=0) for maps in (one, other)], dim=1)
+        return of_maps[0], of_maps[1], of_weight, scores.sum(dim=(0, 1))
 
 
 def _as_map(tensor: Tensor) -> Tensor:

@@ -119,6 +119,27 @@ class _SumOfSquares(torch.autograd.Function):
         return tensor * (2 * gradient), None
 
 
+def gram(vectors: Tensor) -> Tensor:
+    """Inner products (B, N, N) of vectors (B, N, D); the gradient is one product, in the vectors' own layout."""
+    found: Tensor = _Gram.apply(vectors)
+    return found
+
+
+class _Gram(torch.autograd.Function):
+    """See `gram`."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors)
+        return vectors @ vectors.mT
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Tensor:
+        (vectors,) = ctx.saved_tensors
+        both = outer + outer.mT
+        return (vectors.mT @ both).mT if vectors.mT.is_contiguous() else both @ vectors
+
+
 def with_gradient(value: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
     """A scalar that was computed without autograd, with its gradient to the tensor that it was computed from.
 
@@ -158,10 +179,29 @@ def require_positive(**values: float) -> None:
 
 def unit(tensor: Tensor, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """Divided by its L2 norm along `dim`; what is not longer than eps becomes zero, with gradient zero."""
-    norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
-    # Not "unless it is longer": what is not a number has to stay so, or a diverged student would go unnoticed.
-    short = norm <= eps
-    return torch.where(short, 0.0, tensor / torch.where(short, 1.0, norm))
+    found: Tensor = _Unit.apply(tensor, dim, eps)
+    return found
+
+
+class _Unit(torch.autograd.Function):
+    """See `unit`; its gradient is what of the outer one is across the unit vector, divided by the norm."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dim: int, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+        # Not "unless it is longer": what is not a number has to stay so, or a diverged student would go unnoticed.
+        inverse = torch.where(norm <= eps, 0.0, 1 / norm)
+        found = tensor * inverse
+        ctx.save_for_backward(found, inverse)
+        ctx.dim = dim
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        found, inverse = ctx.saved_tensors
+        along = (outer * found).sum(dim=ctx.dim, keepdim=True)
+        return torch.addcmul(outer, found, along, value=-1) * inverse, None, None
 
 
 def root(tensor: Tensor, eps: float = 1e-24) -> Tensor:
@@ -177,14 +217,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) average-pooled to (B, C, *size)."""
-    height, width = maps.shape[2:]
-    if (height, width) == size:
-        return maps
-    if height % size[0] or width % size[1]:
-        return F.adaptive_avg_pool2d(maps, size)
-    # Means over windows that tile the map, in the layout that it has: torch's gradient takes ten times as long there.
-    tiled = maps.movedim(1, 3).unflatten(2, (size[1], -1)).unflatten(1, (size[0], -1))
-    return tiled.mean(dim=(2, 4)).movedim(3, 1)
+    return maps if tuple(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size)
 
 
 def pooled_like(maps: Tensor, other: Tensor) -> Tensor:

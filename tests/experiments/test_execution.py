@@ -509,7 +509,7 @@ def test_a_kill_while_the_teacher_is_trained_leaves_a_folder_to_go_on_with(tmp_p
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_run_and_no_other(tmp_path, weights):
-    grid = write(tmp_path / "grid.yaml", small(weights, **LONG, seeds=2))
+    grid = write(tmp_path / "grid.yaml", small(weights, **LONG))
     out = tmp_path / "out"
     process = begin(grid, out, "--jobs", 1)
     wait_for(lambda: begun(out) == 1, process)
@@ -517,11 +517,11 @@ def test_a_worker_that_is_killed_fails_its_run_and_no_other(tmp_path, weights):
     os.kill(int(log.read_text().rpartition("process ")[2].split()[0]), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 1, stderr
-    assert "4 runs, 0 found finished, 3 trained, 1 failed" in stdout
+    assert "2 runs, 0 found finished, 1 trained, 1 failed" in stdout
     assert "was killed by signal 9 (SIGKILL); was memory short? give fewer --jobs" in stdout
     retried = run(grid, out, "--retry")
     assert retried.returncode == 0, retried.stderr
-    assert "3 found finished, 1 trained, 0 failed" in retried.stdout
+    assert "1 found finished, 1 trained, 0 failed" in retried.stdout
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +204,21 @@ def test_an_answer_without_content_fits_where_it_is_a_refusal_and_nowhere_else(k
     # One that says something is a refusal by name alone: it fits as any other does, or not.
     values["pooled"][1] = 0
     assert rows_that_fit(values, outputs, second).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_whether_a_feature_map_fits_does_not_depend_on_how_it_lies_in_memory(dtype, layout):
+    outputs = (OutputSpec("layer1", (2, 3, 4), "float16"),)
+    maps = torch.zeros(5, 2, 3, 4)
+    for row, value in ((1, 1e5), (2, -1e5), (3, math.nan), (4, 65504.0)):
+        maps[row, 1, row % 3, 2] = value
+    said = maps.to(dtype).contiguous(memory_format=layout)
+    before = said.clone()
+    assert rows_that_fit({"layer1": said}, outputs).tolist() == [True, False, False, False, dtype == torch.float32]
+    assert torch.equal(said.nan_to_num(7), before.nan_to_num(7))
+    row = torch.ones(5, dtype=torch.bool).numpy()
+    assert to_arrays({"layer1": said}, outputs, row)["layer1"].shape == (5, 2, 3, 4)
 
 
 def test_a_broken_answer_is_no_refusal_by_its_ids():

@@ -352,15 +352,15 @@ def test_a_disk_that_is_full_at_any_one_write_drops_no_answer(
         del forwards[:]
         with monkeypatch.context() as patch:
             writes = fail_one_write(patch, place)
-            prepared = prepare_build(config_of(folder, weights, array_format, n=8, batch_size=4))
+            prepared = prepare_build(config_of(folder, weights, array_format, n=12, batch_size=4))
             # That of the very last entry of the witness, and what only gives room back, need not end a build.
             with suppress(CKDError, OSError):
                 build(*prepared)
         failed = len(writes) >= place
         made = sum(forwards)
-        report = build(*prepare_build(config_of(folder, weights, array_format, n=8, batch_size=4)))
-        assert (report.new_calls, report.lost_calls, report.rows_valid) == (8 - made, 0, 8), writes[-1]
-        assert totals(folder) == (8, 0, 0), writes[-1]
+        report = build(*prepare_build(config_of(folder, weights, array_format, n=12, batch_size=4)))
+        assert (report.new_calls, report.lost_calls, report.rows_valid) == (12 - made, 0, 12), writes[-1]
+        assert totals(folder) == (12, 0, 0), writes[-1]
         assert problems(folder) == [], writes[-1]
         assert list(spool_files(folder)) == [], writes[-1]
         if not failed:

@@ -11,7 +11,7 @@ import torch
 
 from ground.errors import InvalidInput
 from models import Representation
-from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context
+from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context, _shared
 from student_train.signals import Moment, Signals
 from tests.student_train.losses.checks import (
     assert_finite,
@@ -212,3 +212,19 @@ def test_settings_and_shapes_that_do_not_fit_are_refused():
         ReviewKD(mid_channels=0)
     with pytest.raises(InvalidInput, match=r"reviewkd: .*\n.*student layer .*\n.*layer1 +2 x 3 +layer1 +6 x 8 x 8"):
         ReviewKD(layers="layer1").bind(binding_for({"layer1": (2, 3)}, {"layer1": (6, 8, 8)}))
+
+
+def test_shares_of_two_maps_have_the_gradient_of_the_convolution_that_gives_them():
+    attention = torch.nn.Conv2d(6, 2, 1).double()
+    one, other = drawn(0, 2, 3, 4, 5), drawn(1, 2, 3, 4, 5)
+    shares = torch.sigmoid(attention(torch.cat([one, other], dim=1)))
+    torch.testing.assert_close(_shared(attention, one, other), one * shares[:, :1] + other * shares[:, 1:])
+    assert_gradient_is_right(lambda *maps: _shared(attention, *maps), one, other)
+
+    def of_parameters(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        convolution = torch.nn.Conv2d(6, 2, 1)
+        del convolution.weight, convolution.bias
+        convolution.weight, convolution.bias = weight, bias
+        return _shared(convolution, one, other)
+
+    assert_gradient_is_right(of_parameters, attention.weight.detach(), attention.bias.detach())

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from student_train.losses.tensors import channels_last, mean_square, raised, require_positive, root, same_shape, unit
+from student_train.losses.tensors import (
+    channels_last,
+    gram,
+    mean_square,
+    raised,
+    require_positive,
+    root,
+    same_shape,
+    sum_of_squares,
+    unit,
+    with_gradient,
+)
 from tests.student_train.losses.checks import assert_finite, assert_gradient_is_right, drawn
 
 
@@ -40,6 +51,30 @@ def test_mean_square_has_its_gradient_in_the_layout_of_the_maps():
     (gradient,) = torch.autograd.grad(loss, ours)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(gradient, (2 * (ours - theirs) / ours.numel()).detach())
+
+
+@pytest.mark.parametrize("dim", [None, 1, (0, 2)])
+def test_sums_of_squares_drop_their_dimensions(dim):
+    values = drawn(0, 2, 3, 4)
+    wanted = values.square().sum() if dim is None else values.square().sum(dim=dim)
+    torch.testing.assert_close(sum_of_squares(values, dim), wanted)
+    assert_gradient_is_right(lambda tensor: sum_of_squares(tensor, dim).cumsum(0).sum(), values)
+
+
+def test_inner_products_have_their_gradient_in_the_layout_of_the_vectors():
+    weights = drawn(1, 2, 3, 3)
+    for vectors in (drawn(0, 2, 3, 4), drawn(0, 2, 4, 3).mT):
+        torch.testing.assert_close(gram(vectors), vectors @ vectors.mT)
+        assert_gradient_is_right(lambda tensor: (gram(tensor) * weights).sum(), vectors)
+        leaf = vectors.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((gram(leaf) * weights).sum(), leaf)
+        assert gradient.stride() == vectors.stride()
+
+
+def test_a_gradient_that_is_known_is_handed_on():
+    tensor = torch.ones(3, requires_grad=True)
+    (2 * with_gradient(torch.tensor(5.0), tensor, torch.arange(3.0))).backward()
+    assert tensor.grad.tolist() == [0, 2, 4]
 
 
 def test_half_precision_is_raised_and_float64_is_kept():

@@ -57,9 +57,9 @@ def programs() -> Path:
     programs = folder / "bin"
     if not (programs / "mlserver").exists():
         try:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
-            # Nothing is compiled that is not imported.
-            install = [programs / "pip", "install", "-q", "--no-compile", *PACKAGES]
+            # By our own pip: one of its own would be installed first. Nothing is compiled that is not imported.
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, capture_output=True)
+            install = [sys.executable, "-m", "pip", "--python", folder, "install", "-q", "--no-compile", *PACKAGES]
             subprocess.run(install, check=True, capture_output=True, timeout=600)
         except (subprocess.SubprocessError, OSError) as error:
             if os.environ.get("CKD_REQUIRE_MLSERVER") == "1":
