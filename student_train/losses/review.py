@@ -152,7 +152,8 @@ def _shared(attention: nn.Conv2d, mixed: Tensor, deeper: Tensor) -> Tensor:
     one, other = (maps.movedim(1, 3).flatten(1, 2) for maps in (mixed, deeper))
     assert attention.bias is not None
     found: Tensor = _Shared.apply(one, other, attention.weight.flatten(1), attention.bias)[0]
-    return found.unflatten(1, tuple(mixed.shape[2:])).movedim(3, 1)
+    placed: Tensor = found.unflatten(1, tuple(mixed.shape[2:]))
+    return placed.movedim(3, 1)
 
 
 class _Shared(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 
 from ground.errors import InvalidInput
 from models import Representation
-from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context, _shared
+from student_train.losses.review import LenientBatchNorm2d, ReviewKD, _shared, hierarchical_context
 from student_train.signals import Moment, Signals
 from tests.student_train.losses.checks import (
     assert_finite,
