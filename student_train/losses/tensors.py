@@ -169,7 +169,9 @@ class _WithGradient(torch.autograd.Function):
 def mean_square(one: Tensor, other: Tensor) -> Tensor:
     """Mean squared difference of two tensors of one shape."""
     # Torch's gives gradients in the order of the dimensions whatever the layout: maps are shown in the order they lie.
-    return F.mse_loss(*(tensor.movedim(1, -1) if tensor.dim() == 4 else tensor for tensor in (one, other)))
+    if one.dim() == 4:
+        one, other = one.movedim(1, -1), other.movedim(1, -1)
+    return F.mse_loss(one, other)
 
 
 def require_positive(**values: float) -> None:
