@@ -101,7 +101,6 @@ TESTED_ELSEWHERE = {
     "student_train/pairing.py": "test_method_spec.py and test_comparison.py",
     "student_train/reading.py": "losses/test_kinds.py: every loss from every kind, against full logits",
     "student_train/request.py": "test_data.py, test_trainer.py and test_streamed_data.py: what is refused",
-    "student_train/row_arrays.py": "test_block_stream.py and teacher_cache/test_bfloat16.py: values as they are stored",
     "student_train/recipes.py": "test_every_method.py and test_method_spec.py: each recipe trains and is what it was",
 }
 

@@ -69,7 +69,7 @@ class Hint(LayerwiseLoss):
     def build(self, binding: Binding) -> None:
         """A regressor for each pair of maps."""
         for student, teacher in binding.shapes(self.pairs):
-            last = [nn.ReLU()] if self.relu else []
+            last = [nn.ReLU(inplace=True)] if self.relu else []
             self.regressors.append(nn.Sequential(*resizing_layers(student, teacher), *last))
 
     def summands(self, signals: Signals) -> Iterator[Tensor]:

@@ -142,21 +142,22 @@ class _Fusion(nn.Module):
         if self.attention is not None:
             assert deeper is not None
             deeper = _resized(deeper, tuple(mixed.shape[2:]))
-            mixed = _shared(self.attention, mixed, deeper)
+            mixed = mixed_by_shares(self.attention, mixed, deeper)
         mixed = _resized(mixed, self.size)
         return self.widen(mixed), mixed
 
 
-def _shared(attention: nn.Conv2d, mixed: Tensor, deeper: Tensor) -> Tensor:
+def mixed_by_shares(attention: nn.Conv2d, mixed: Tensor, deeper: Tensor) -> Tensor:
     """Both maps (B, C, H, W), by the shares of every position that a 1x1 convolution of the two gives them."""
     one, other = (maps.movedim(1, 3).flatten(1, 2) for maps in (mixed, deeper))
     assert attention.bias is not None
-    found: Tensor = _Shared.apply(one, other, attention.weight.flatten(1), attention.bias)[0]
-    return found.unflatten(1, tuple(mixed.shape[2:])).movedim(3, 1)
+    found: Tensor = _MixedByShares.apply(one, other, attention.weight.flatten(1), attention.bias)[0]
+    placed: Tensor = found.unflatten(1, tuple(mixed.shape[2:]))
+    return placed.movedim(3, 1)
 
 
-class _Shared(torch.autograd.Function):
-    """`_shared` of positions (B, P, C), with weights (2, 2C).
+class _MixedByShares(torch.autograd.Function):
+    """`mixed_by_shares` of positions (B, P, C), with weights (2, 2C).
 
     The maps are not put side by side, and products with two outputs are taken a sample at a time: of all positions at
     once, as in a convolution, they and their gradients take four times as long.

@@ -137,7 +137,8 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> Tensor:
         (vectors,) = ctx.saved_tensors
         both = outer + outer.mT
-        return (vectors.mT @ both).mT if vectors.mT.is_contiguous() else both @ vectors
+        found: Tensor = (vectors.mT @ both).mT if vectors.mT.is_contiguous() else both @ vectors
+        return found
 
 
 def with_gradient(value: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
@@ -167,7 +168,10 @@ class _WithGradient(torch.autograd.Function):
 
 def mean_square(one: Tensor, other: Tensor) -> Tensor:
     """Mean squared difference of two tensors of one shape."""
-    return sum_of_squares(one - other) / one.numel()
+    # Torch's gives gradients in the order of the dimensions whatever the layout: maps are shown in the order they lie.
+    if one.dim() == 4:
+        one, other = one.movedim(1, -1), other.movedim(1, -1)
+    return F.mse_loss(one, other)
 
 
 def require_positive(**values: float) -> None:

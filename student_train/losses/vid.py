@@ -98,8 +98,8 @@ def mean_regressor(channels: int, outputs: int) -> nn.Sequential:
     """Three 1x1 convolutions without bias, as wide as the teacher, ReLU between: the CRD benchmark's."""
     return nn.Sequential(
         nn.Conv2d(channels, outputs, 1, bias=False),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(outputs, outputs, 1, bias=False),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(outputs, outputs, 1, bias=False),
     )

@@ -11,7 +11,7 @@ import torch
 
 from ground.errors import InvalidInput
 from models import Representation
-from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context, _shared
+from student_train.losses.review import LenientBatchNorm2d, ReviewKD, hierarchical_context, mixed_by_shares
 from student_train.signals import Moment, Signals
 from tests.student_train.losses.checks import (
     assert_finite,
@@ -218,13 +218,13 @@ def test_shares_of_two_maps_have_the_gradient_of_the_convolution_that_gives_them
     attention = torch.nn.Conv2d(6, 2, 1).double()
     one, other = drawn(0, 2, 3, 4, 5), drawn(1, 2, 3, 4, 5)
     shares = torch.sigmoid(attention(torch.cat([one, other], dim=1)))
-    torch.testing.assert_close(_shared(attention, one, other), one * shares[:, :1] + other * shares[:, 1:])
-    assert_gradient_is_right(lambda *maps: _shared(attention, *maps), one, other)
+    torch.testing.assert_close(mixed_by_shares(attention, one, other), one * shares[:, :1] + other * shares[:, 1:])
+    assert_gradient_is_right(lambda *maps: mixed_by_shares(attention, *maps), one, other)
 
     def of_parameters(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         convolution = torch.nn.Conv2d(6, 2, 1)
         del convolution.weight, convolution.bias
         convolution.weight, convolution.bias = weight, bias
-        return _shared(convolution, one, other)
+        return mixed_by_shares(convolution, one, other)
 
     assert_gradient_is_right(of_parameters, attention.weight.detach(), attention.bias.detach())
