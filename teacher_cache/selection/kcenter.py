@@ -31,7 +31,7 @@ class KCenter(FeatureRule):
 
     def bytes_beside(self, left: int, bought: int, count: int, width: int) -> int:
         """See `FeatureRule.bytes_beside`: squares and distances of all, then products with some of the others."""
-        return 4 * (7 * left + bought + min(AT_ONCE, left * bought) + 6 * ROWS * width)
+        return 4 * (7 * left + bought + 2 * min(AT_ONCE, left * bought) + 6 * ROWS * width)
 
 
 def farthest_first(features: Tensor, known: Tensor, count: int) -> np.ndarray:
