@@ -68,6 +68,8 @@ def main(
         return
     started = time.monotonic() - _seconds_since_start()
     compute = Compute.choose(device, precision)
+    if device == "auto" and compute.device.type != "cuda":
+        raise click.UsageError("no CUDA card is here; to try it on a CPU, give --device cpu --budget 60 --out FOLDER")
 
     def command(name: str, until: float, report: Path) -> list[str]:
         own = [sys.executable, "-m", "benchmarks.gpu", "--device", str(compute.device), "--student", student]

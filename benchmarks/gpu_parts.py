@@ -187,7 +187,8 @@ def stage_one(bench: Bench) -> None:
         for place, batch_size in enumerate(batches):
             config = replace(base, batch_size=batch_size)
             prepared = prepare_build(config)
-            label, subjects = f"batches of {batch_size}", {}
+            label = f"batches of {batch_size}"
+            subjects: dict[str, Callable[[], object]] = {}
             subjects[f"{label}, bare"] = lambda prepared=prepared: bare_loop(prepared)
             for features in ("none", "all"):
                 subjects[f"{label}, features {features}"] = builder(config, features, "zarr")

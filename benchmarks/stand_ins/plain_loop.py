@@ -84,7 +84,7 @@ class PlainLoop:
         self.method, self.student, self.teacher, self.autocast = method, student, teacher, autocast
         # In this process, as processor time is counted here; it would be spent in workers otherwise.
         self.loader = DataLoader(images, batch_size, shuffle=True, num_workers=0)
-        self.regressor = nn.Sequential()
+        self.regressor: nn.Module = nn.Sequential()
         if method.beta:
             self.regressor = _regressor(*(_map_of(network, images.images.shape[1]) for network in (student, teacher)))
         student.train()

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.gpu import run_parts
@@ -97,6 +99,14 @@ def test_a_part_reports_what_it_measured(tmp_path, name, labels):
     assert [row["label"] for row in rows] == labels
     assert all(row["rounds"] == 1 for row in rows)
     assert all(row.get("repeats_itself", True) for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_machine_without_a_card_is_not_taken_for_one(tmp_path):
+    result = CliRunner().invoke(gpu.main, ["--out", str(tmp_path / "results")])
+    assert result.exit_code == 2
+    assert "no CUDA card is here" in result.output
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.slow
