@@ -13,6 +13,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from ground.errors import DatasetMissing, InvalidInput
 from ground.fitting import fit_to_square, fitted, for_margin
 from ground.geometry import Fit, ViewGeometry
+from ground.listing import IMG_EXTENSIONS
 from teacher_cache.datasets import base, open_dataset
 
 
@@ -544,3 +545,9 @@ def test_strip_that_would_grow_without_bound_is_refused(folder):
     save(folder / "train" / "cat" / "0.png", Image.new("L", (3_000_000, 1)))
     with pytest.raises(InvalidInput, match=r"train/cat/0\.png: 32 x 96000000 pixels, above the most of"):
         all_images(opened(folder).train)
+
+
+def test_files_are_images_by_the_suffixes_that_torchvision_takes():
+    from torchvision.datasets import folder
+
+    assert IMG_EXTENSIONS == folder.IMG_EXTENSIONS
