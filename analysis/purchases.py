@@ -42,7 +42,11 @@ def purchases(folder: Path, plan: GridPlan) -> pd.DataFrame:
 
 def _of_store(store: Store, sizes: set[int]) -> list[dict[str, Any]]:
     n = store.manifest.n
-    ends = sorted({0, n} | {made.end for made in store.manifest.rounds} | {size for size in sizes if size < n})
+    ends = sorted(
+        {0, n}
+        | {row for made in store.manifest.rounds for row in (made.first, made.end)}
+        | {size for size in sizes if size < n}
+    )
     labels, said = store.read_sample("train/labels", Rows.first(n)), first_answers(store)
     return [
         {"store": store.folder.name, "rule": rule_of(store, first), "first": first, "end": end}

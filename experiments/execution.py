@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.engines.local import LocalEngine
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
-from experiments.rules import students_of
+from experiments.rules import StudentsMissing, require_plain, students_of
 from experiments.stores import StorePlan, Stores
 from ground.durable import write_bytes, write_json
 from ground.errors import IdentityMismatch, Interrupted, InvalidInput
@@ -26,7 +27,6 @@ from storage.locks import exclusive_lock
 from storage.manifest import FILE_NAME, Manifest
 from storage.run_record import FAILURE_FILE, RESUME_FILE, RUN_FILE, Failure, RunRecord, has_failed, is_finished
 from teacher_cache.datasets import ImageDataset
-from teacher_cache.prepare import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Outcome:
         trained: runs that this execution finished.
         failed: folder -> sentence, for every run that failed now or before.
         new_calls: teacher calls that were made.
+        seen: folders of the runs whose turn has come.
     """
 
     runs: int
@@ -74,6 +75,7 @@ class Outcome:
     trained: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     new_calls: int = 0
+    seen: dict[str, None] = field(default_factory=dict)
 
 
 def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
@@ -89,27 +91,6 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         Interrupted: the user asked to stop; the same call goes on.
         StoreBusy: another process works on the same folder.
     """
-    earlier = Outcome(runs=0)
-    for sized in _rounds(grid, config.out):
-        outcome = _execute(sized, config, dataset)
-        earlier.trained, earlier.new_calls = earlier.trained + outcome.trained, earlier.new_calls + outcome.new_calls
-    outcome.found -= earlier.trained - outcome.trained
-    return replace(outcome, trained=earlier.trained, new_calls=earlier.new_calls)
-
-
-def _rounds(grid: Grid, out: Path) -> Iterator[Grid]:
-    """The grid with its first n, its first two, and so on, as far as students have to be trained before more is bought;
-    at last as it is.
-    """
-    looking = [need for need in plan_stores(grid) if students_of(need.select)]
-    for place, following in enumerate(grid.sizes[1:], 1):
-        folders = [out / need.folder for need in looking]
-        if any(not (folder / FILE_NAME).exists() or Manifest.load(folder).n < following for folder in folders):
-            yield replace(grid, sizes=grid.sizes[:place])
-    yield grid
-
-
-def _execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None) -> Outcome:
     precision = Compute.choose(config.device, config.precision).precision
     stores = Stores(grid, config.out, config.device, dataset)
     grid = stores.grid
@@ -132,26 +113,72 @@ def _execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None) 
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
         due = config.due(runs)
         outcome = Outcome(runs=len(due))
-        if config.asks:
-            outcome.new_calls = _make(stores, plans, tests, runs)
-        else:
+        if not config.asks:
             for need, plan in plans.items():
                 stores.lay_out(need, plan)
-        _train(due, config, workplace, precision, outcome)
+            _train(due, config, workplace, precision, outcome)
+        else:
+            outcome.new_calls = sum(stores.make_test(need, prepared) for need, prepared in tests.items())
+            for turn in _turns(grid, needs, config.out):
+                _take(turn, stores, plans, due, config, workplace, precision, outcome)
         if grid.test_images and config.asks:
             describe_students(config.out, needs, due, grid.test_images)
     return outcome
 
 
-def _make(
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What is bought, and then trained, before rules look at more students.
+
+    Args:
+        needs: the stores that are built.
+        waiting: folders of stores of which no more than `most` rows are bought.
+        most: None for all.
+    """
+
+    needs: list[StoreNeed]
+    waiting: frozenset[str] = frozenset()
+    most: int | None = None
+
+    def has(self, run: PlannedRun) -> bool:
+        """Whether what a run learns from is there after it."""
+        return self.most is None or run.store not in self.waiting or run.n <= self.most
+
+
+def _turns(grid: Grid, needs: Sequence[StoreNeed], out: Path) -> list[_Turn]:
+    """One, and one more for each n that a rule cannot buy before students of the n before are trained."""
+    looking = [need for need in needs if students_of(need.select)]
+    if looking:
+        require_plain(out)
+    waiting = frozenset(need.folder for need in looking)
+    there = [Manifest.load(out / name).n if (out / name / FILE_NAME).exists() else 0 for name in sorted(waiting)]
+    stops = [n for n, after in pairwise(grid.sizes) if any(have < after for have in there)]
+    turns = [_Turn(looking if place else list(needs), waiting, most) for place, most in enumerate(stops)]
+    return [*turns, _Turn(looking if turns else list(needs))]
+
+
+def _take(
+    turn: _Turn,
     stores: Stores,
-    plans: Mapping[StoreNeed, StorePlan],
-    tests: Mapping[StoreNeed, Prepared],
-    runs: Sequence[PlannedRun],
-) -> int:
-    """All stores; returns the calls that were made."""
-    made = sum(stores.make(need, plan, runs) for need, plan in plans.items())
-    return made + sum(stores.make_test(need, prepared) for need, prepared in tests.items())
+    plans: dict[StoreNeed, StorePlan],
+    due: Sequence[PlannedRun],
+    config: ExecutionConfig,
+    workplace: Workplace,
+    precision: str,
+    outcome: Outcome,
+) -> None:
+    for need in turn.needs:
+        try:
+            outcome.new_calls += stores.make(need, plans[need], due, turn.most if need.folder in turn.waiting else None)
+        except StudentsMissing as error:
+            have = Manifest.load(config.out / need.folder).n
+            beyond = [run for run in due if run.store == need.folder and run.n > have]
+            outcome.failed |= {run.folder: str(error) for run in beyond}
+        # It is extended now.
+        plans[need] = replace(plans[need], extension=None)
+    ready = [run for run in due if turn.has(run) and run.folder not in outcome.failed | outcome.seen]
+    outcome.seen |= dict.fromkeys(run.folder for run in ready)
+    _train(ready, config, workplace, precision, outcome)
 
 
 def _train(
@@ -170,6 +197,7 @@ def _train(
     if not waiting:
         save_results(config.out)
         return
+    trained_before = outcome.trained
     settings = WorkerSettings(out=config.out, device=config.device, precision=precision)
     with graceful_stop() as stop, Board(waiting) as board, workplace.executor(settings, len(waiting)) as executor:
         for event in train(executor, waiting, lambda: stop.requested):
@@ -181,9 +209,10 @@ def _train(
             if not isinstance(event, Evaluated) and board.is_time_to_save():
                 save_results(config.out)
     save_results(config.out)
-    left = len(waiting) - outcome.trained - sum(run.folder in outcome.failed for run in waiting)
-    if left:
-        raise Interrupted(f"{left} of {len(runs)} runs are left in {config.out}; go on with the same command")
+    ended = outcome.trained - trained_before + sum(run.folder in outcome.failed for run in waiting)
+    if ended < len(waiting):
+        left = outcome.runs - outcome.found - outcome.trained - len(outcome.failed)
+        raise Interrupted(f"{left} of {outcome.runs} runs are left in {config.out}; go on with the same command")
 
 
 def _failure(folder: Path) -> str:

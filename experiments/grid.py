@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.rests import read_rest
-from experiments.rules import RANDOM, labelled_by, read_rules, students_of
+from experiments.rules import RANDOM, checked, labelled_by, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
@@ -31,7 +31,6 @@ from student_train.protocol import ProtocolConfig
 from student_train.schedule import SCHEDULES
 from student_train.train_config import STUDENT_VIEWS, TrainConfig
 from teacher_cache.rest import Rest
-from teacher_cache.selection import SelectorSpec
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
@@ -297,10 +296,10 @@ def single_grid(
     spec = parse_method(method)
     pair = TeacherStudent(teacher=_network_called(teacher), student=_network_called(student), weights=weights)
     train_config(pair.student, 0, training)
-    if not students_of(select):
-        SelectorSpec.read(select)
-    elif students_of(select) != [method]:
-        raise UnknownName("method", students_of(select)[0], [method])
+    for label in students_of(select):
+        if label != method:
+            raise UnknownName("method", label, [method])
+    checked(select, seeds)
     entry = MethodEntry(
         label=method, text=method, spec=spec, candidates=(training,), line=0, select=select, base=method
     )
@@ -414,6 +413,10 @@ def _check_rules(grid: Grid) -> None:
             found = labels.get((label, entry.select))
             if found is None:
                 raise where.refused("select", UnknownName("method", label, dict.fromkeys(base for base, _ in labels)))
+            try:
+                checked(entry.select, len(grid.seeds))
+            except CKDError as error:
+                raise where.refused("select", error) from error
             if len(found.candidates) > 1:
                 raise where.refused("select", f"{label} chooses among trainings, and a rule looks at one; give it one")
 

@@ -358,7 +358,10 @@ def refused_of(grid: Grid, entry: MethodEntry, reason: object) -> InvalidInput:
 
 def store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int, rule: str) -> str:
     """Of the store of one teacher, sample and rule, below the grid's folder."""
-    by = "" if rule == RANDOM else f"-{slug(rule)}"
+    name, colon, _ = rule.partition(":")
+    # Names of rules of other settings look alike once they are names of folders.
+    digest = f"-{hashlib.sha256(rule.encode()).hexdigest()[:_DIGEST_DIGITS]}" if colon else ""
+    by = "" if rule == RANDOM else f"-{slug(name)}{digest}"
     return f"stores/{_store_name(grid, pair)}{_of_sample(grid, sample_seed)}{by}"
 
 

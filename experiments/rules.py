@@ -7,8 +7,10 @@ first n, which nothing was bought before, is at random.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.settings_file import Entry
@@ -17,7 +19,6 @@ from storage.manifest import FILE_NAME, Manifest
 from storage.run_record import is_finished
 from teacher_cache.selection import SelectorSpec
 from teacher_cache.selection.random_order import Random
-from teacher_cache.selection.rules import find_selector
 
 RANDOM = Random.name
 _STUDENTS = re.compile(r"\{([^{}]+)\}")
@@ -33,14 +34,24 @@ def read_rules(entry: Entry) -> tuple[str, ...]:
 
 
 def _read(entry: Entry) -> str:
-    text = entry.text()
     try:
-        if students_of(text):
-            find_selector(text.partition(":")[0])
-            return text
-        return SelectorSpec.read(text).text
+        return checked(entry.text(), 2)
     except CKDError as error:
         entry.refuse(error)
+
+
+def checked(text: str, students: int) -> str:
+    """A rule as it is written, refused now for whatever it would be refused for once it is given its students.
+
+    Args:
+        students: how many stand for each label.
+
+    Raises:
+        UnknownName, InvalidInput: there is no such rule or setting, or a value is refused.
+    """
+    number = itertools.count()
+    filled = _STUDENTS.sub(lambda _: "+".join(f"run{next(number)}" for _ in range(students)), text)
+    return text if filled != text and SelectorSpec.read(filled) else SelectorSpec.read(text).text
 
 
 def students_of(text: str) -> list[str]:
@@ -61,23 +72,37 @@ def labelled_by(label: str, text: str, others: Iterable[str]) -> str:
     return f"{label} by {name if is_only else text}"
 
 
+class StudentsMissing(InvalidInput):
+    """A rule looks at students of which none was trained to its end."""
+
+
 def with_students(text: str, folders: Mapping[str, Sequence[Path]]) -> SelectorSpec:
-    """A rule with the folders of its students in their places.
+    """A rule with the folders of its students in their places: those of them that are finished.
 
     Args:
         folders: label -> runs at the n before.
 
     Raises:
-        InvalidInput: there are none, or one is not finished.
+        StudentsMissing: none is.
     """
-    for label in students_of(text):
-        missing = [folder for folder in folders.get(label, ()) if not is_finished(folder)]
-        if missing or not folders.get(label):
-            what = f"{missing[0]} is not finished" if missing else "the grid trains none"
-            raise InvalidInput(
-                f"{text} looks at students of {label}, and {what}; mend that, and run the grid again with --retry"
+    finished = {label: [folder for folder in folders[label] if is_finished(folder)] for label in students_of(text)}
+    for label, found in finished.items():
+        if not found:
+            raise StudentsMissing(
+                f"{text} looks at students of {label}, and none of {len(folders[label])} is finished; mend what they "
+                "failed for, and run the grid again with --retry"
             )
-    return SelectorSpec.read(_STUDENTS.sub(lambda found: "+".join(map(str, folders[found[1]])), text))
+    filled = _STUDENTS.sub(lambda label: "+".join(map(str, finished[label[1]])), text)
+    try:
+        return replace(SelectorSpec.read(filled), written=text)
+    except InvalidInput as error:
+        raise StudentsMissing(f"{text} cannot be given its students ({error})") from error
+
+
+def require_plain(out: Path) -> None:
+    """Raise `InvalidInput` for a folder whose path cannot stand in a rule."""
+    if any(mark in str(out.absolute()) for mark in "+,=:{}") or not str(out.absolute()).isprintable():
+        raise InvalidInput(f"rules name students below {out.absolute()}, whose path may have none of + , = : in it")
 
 
 def ends_of(folder: Path, sizes: Sequence[int]) -> list[int]:

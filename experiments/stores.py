@@ -243,14 +243,16 @@ class Stores:
             check_budget(need.teacher, spent=account.spent, budget=budget, wanted=plan.new_calls)
         return plan
 
-    def make(self, need: StoreNeed, plan: StorePlan, runs: Sequence[PlannedRun] = ()) -> int:
+    def make(self, need: StoreNeed, plan: StorePlan, runs: Sequence[PlannedRun] = (), most: int | None = None) -> int:
         """Make the store hold what the grid needs; returns the calls that were made.
 
         Args:
             runs: of the grid, whose students a rule may look at.
+            most: the largest n to buy by a rule; None for all of the grid.
 
         Raises:
             BudgetRefused: before the first call.
+            StudentsMissing: a rule looks at students, of which there are none.
             Interrupted: the user asked to stop; everything called so far is kept.
         """
         made = 0
@@ -259,7 +261,9 @@ class Stores:
             label = f"{need.folder}: teacher calls for more outputs"
             made += run_wide_enough(config, plan.extension, prepare_extension, partial(_extend, label)).new_calls
             plan = self.plan(need)
-        return made + (self._build if need.select == RANDOM else partial(self._buy, runs=runs))(need, plan.build)
+        if need.select == RANDOM:
+            return made + self._build(need, plan.build)
+        return made + self._buy(need, plan.build, runs, self.grid.sizes[-1] if most is None else most)
 
     def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
         """Make the store with all its images and without a call, as far as that is not done."""
@@ -276,29 +280,34 @@ class Stores:
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
 
-    def _buy(self, need: StoreNeed, prepared: Prepared, runs: Sequence[PlannedRun]) -> int:
+    def _buy(self, need: StoreNeed, prepared: Prepared, runs: Sequence[PlannedRun], most: int) -> int:
         """Rows by a rule, in a round for each n of the grid; what was begun is finished first."""
         folder, features = self.out / need.folder, [*prepared.plan.identity.features]
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         there, made = Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0, 0
-        begun = [min(there, self.grid.sizes[-1])] if there else []
-        for end in [*begun, *(n for n in self.grid.sizes if n > there)]:
+        begun = [min(there, most)] if there else []
+        for end in [*begun, *(n for n in self.grid.sizes if there < n <= most)]:
             config = self._build_config(need, folder, features, end)
             if end > there:
-                config = replace(config, select=self._rule_of(need, end, runs))
+                config = replace(config, select=self._rule_of(need, runs))
             made += buy(config, None, partial(_build, need.folder), again).new_calls
         return made
 
-    def _rule_of(self, need: StoreNeed, end: int, runs: Sequence[PlannedRun]) -> SelectorSpec:
-        """The rule of a round, with the folders of the students that it looks at."""
-        labels = students_of(need.select)
-        before = [n for n in self.grid.sizes if n < end]
+    def _rule_of(self, need: StoreNeed, runs: Sequence[PlannedRun]) -> SelectorSpec:
+        """The rule of the next round, with the folders of the students that it looks at; random for the first."""
+        labels, folder = students_of(need.select), self.out / need.folder
         if not labels:
             return SelectorSpec(need.select)
-        if not before:
+        if not (folder / FILE_NAME).exists():
             return SelectorSpec(RANDOM)
+        there = Manifest.load(folder).n
+        if there not in self.grid.sizes:
+            raise InvalidInput(
+                f"{need.select} looks at students of what it has bought, which is {there} images in {folder}, and the "
+                f"grid has no such n; name {there} too"
+            )
         methods = {entry.label: entry.base for entry in self.grid.methods}
-        trained = [run for run in runs if run.store == need.folder and run.n == before[-1]]
+        trained = [run for run in runs if run.store == need.folder and run.n == there]
         return with_students(
             need.select,
             {

@@ -139,6 +139,10 @@ class StoreBusy(CKDError):
     """Another process is building this store."""
 
 
+class FewerBusy(StoreBusy):
+    """A build of fewer rows is at work on a store that is to grow."""
+
+
 class BoughtOtherwise(StoreBusy):
     """Another builder chose other rows to buy at the same time; who prepares the build again goes on from those."""
 

@@ -327,8 +327,8 @@ class Manifest:
         Args:
             rounds: how all rows were chosen; None for as it is.
         """
+        rounds = self.rounds if rounds is None or n <= self.n else rounds
         n, num_images = max(n, self.n), max(n, num_images, self.num_images)
-        rounds = self.rounds if rounds is None else rounds
         return replace(self, n=n, rest=num_images - n, num_val=max(num_val, self.num_val), rounds=rounds)
 
     def round_of(self, row: int) -> Round | None:

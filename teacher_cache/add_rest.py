@@ -69,9 +69,7 @@ def add_rest(config: CallConfig, asked: Rest, where: ImageOptions, *, act: bool 
     with Store.alone(folder, clean=act), ExitStack() as stack:
         store = Store.open(folder)
         before = store.manifest
-        sample = draw_sample(
-            len(dataset.train), before.n, before.identity.seed, dataset.is_labelled, bought_by_rules(folder)
-        )
+        sample = draw_sample(len(dataset.train), before.n, before.identity.seed, dataset.is_labelled, _bought(store))
         rest = rest_to_keep(asked, sample, before)
         report = RestReport(folder, before.n, rest, rest - before.rest)
         _require_order(store, sample)
@@ -130,6 +128,11 @@ def _require_order(store: Store, sample: NestedSample) -> None:
         raise IdentityMismatch(
             f"the images of {store.place} are in another order than its seed gives; build another store, with --rest"
         )
+
+
+def _bought(store: Store) -> np.ndarray | None:
+    identity = store.manifest.identity
+    return bought_by_rules(store.place, identity.dataset.digest, identity.seed)
 
 
 def _require_disk(store: Store, rest: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ground.durable import remove_partials
-from ground.errors import StoreBusy, StoreUnreadable
+from ground.errors import FewerBusy, StoreBusy, StoreUnreadable
 from ground.places import ObjectUrl
 from storage.blocks import RowSource
 from storage.ledger import Ledger
@@ -28,7 +28,7 @@ from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store, require_buildable
 from teacher_cache.rounds import require_bought
 from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
-from teacher_cache.shown import Shown
+from teacher_cache.shown import SOURCE_INDEX, Shown
 from teacher_cache.teachers import Card, Teacher
 from teacher_cache.teachers.attempts import RemoteTeacher
 
@@ -75,7 +75,7 @@ def build(
         found = _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
         store = _matching(plan)
         assert store is not None, "a store is made before its lock is shared"
-        require_bought(store, plan)
+        require_bought(store, plan, shown.arrays[SOURCE_INDEX])
         ledger = stack.enter_context(closing(_open_ledger(plan, store)))
         # However it ends, what it recorded is seen.
         stack.callback(witness_of(store, ledger).advance)
@@ -200,7 +200,7 @@ def _enter(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], lock: Fi
             lock.release()
             if store is not None:
                 n, rest = store.manifest.n, "" if plan.n > store.manifest.n else ", and leave out --rest"
-                raise StoreBusy(
+                raise FewerBusy(
                     f"a build of {n} rows is writing to {plan.config.store}: {lock.held_by()}, or ask for --n {n} or "
                     f"fewer{rest}"
                 )
@@ -234,7 +234,7 @@ def _prepare(plan: BuildPlan, arrays: Callable[[], dict[str, RowSource]], locks:
         require_only_place(store, ledger)
         found = settle_store(store, ledger, locks)
         require_storable(store, found.misfits, plan.rows)
-        require_bought(store, plan)
+        require_bought(store, plan, arrays()[SOURCE_INDEX])
         _require_known(plan, store, ledger)
         if found.adopted or found.lost:
             log.info("an earlier build stopped: %d calls adopted, %d lost", len(found.adopted), len(found.lost))

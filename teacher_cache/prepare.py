@@ -73,13 +73,17 @@ class Prepared(NamedTuple):
 
 
 def prepare_build(
-    config: BuildConfig, dataset: ImageDataset | None = None, teacher: Teacher | RemoteTeacher | None = None
+    config: BuildConfig,
+    dataset: ImageDataset | None = None,
+    teacher: Teacher | RemoteTeacher | None = None,
+    rounds: int = 1,
 ) -> Prepared:
     """Check everything that can be checked without a call, and count what is to be done.
 
     Args:
         dataset: the one that `config` names, where it is open already; its files are read once.
         teacher: the one that `config` names, or a stand-in, where it is open already.
+        rounds: builds that it is done in, each of which asks a teacher elsewhere whether it is the same.
 
     Raises:
         CKDError: anything that would make the build fail later.
@@ -88,10 +92,16 @@ def prepare_build(
     if teacher is None:
         canonical_name(config.teacher)
     compute, dataset = _open_names(config, dataset)
-    sample = draw_sample(len(dataset.train), config.n, config.seed, dataset.is_labelled, bought_by_rules(config.store))
+    sample = draw_sample(
+        len(dataset.train),
+        config.n,
+        config.seed,
+        dataset.is_labelled,
+        bought_by_rules(config.store, dataset.digest, config.seed),
+    )
     if teacher is None:
         teacher = _opened(_source(config), dataset, compute)
-    return _prepare(config, dataset, teacher, sample, compute)
+    return _prepare(config, dataset, teacher, sample, compute, rounds)
 
 
 def prepare_test_build(
@@ -203,6 +213,7 @@ def _prepare(
     teacher: Teacher | RemoteTeacher,
     sample: NestedSample,
     compute: Compute,
+    num_builds: int = 1,
 ) -> Prepared:
     identity = _identity(config, dataset, teacher.card)
     require_storable(identity)
@@ -238,7 +249,7 @@ def _prepare(
     if not config.trust_teacher and len(plan.missing_cells):
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):
-        plan = replace(plan, canaries=min(NUM_CANARIES, len(sample.val)))
+        plan = replace(plan, canaries=num_builds * min(NUM_CANARIES, len(sample.val)))
     if store is not None and store.is_published:
         require_buildable(plan, store)
     plan = costed(plan, unpaid_inputs(plan, store))

@@ -7,13 +7,17 @@ stays bought. Validation images are those of the seed, whatever the rule.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
+from ground.documents import is_line
 from ground.errors import BoughtOtherwise, InvalidInput
 from ground.places import Place
 from models.compute import Compute
+from storage.blocks import RowSource
 from storage.manifest import Identity, Manifest, Round, is_store
 from storage.rows import Rows
 from storage.store import Store
@@ -24,8 +28,7 @@ from teacher_cache.sample import NestedSample
 from teacher_cache.selection import Pool, Selector, SelectorSpec
 from teacher_cache.selection.contract import require_labelled
 from teacher_cache.selection.random_order import Random
-
-_INDEX = "train/source_index"
+from teacher_cache.shown import SOURCE_INDEX
 
 
 def round_ends(n: int, bought: int, size: int | None) -> list[int]:
@@ -37,12 +40,20 @@ def round_ends(n: int, bought: int, size: int | None) -> list[int]:
     return [n] if size is None or n <= bought else list(chain(range(bought + size, n, size), [n]))
 
 
-def bought_by_rules(place: Place) -> np.ndarray | None:
-    """Of a store that has rows which a rule chose, where in the training split all its rows come from, (n,) int64."""
-    if not is_store(place) or not Manifest.load(place).rounds:
+def bought_by_rules(place: Place, dataset: str, seed: int) -> np.ndarray | None:
+    """Of a store that has rows which a rule chose, where in the training split all its rows come from, (n,) int64; None
+    for one of other images or another seed, which has yet to be refused.
+
+    Args:
+        dataset: digest of the images.
+    """
+    if not is_store(place):
+        return None
+    identity = Manifest.load(place).identity
+    if not Manifest.load(place).rounds or (identity.dataset.digest, identity.seed) != (dataset, seed):
         return None
     store = Store.open(place)
-    return store.read_sample(_INDEX, Rows.first(store.manifest.n))
+    return store.read_sample(SOURCE_INDEX, Rows.first(store.manifest.n))
 
 
 def choose_rows(
@@ -70,12 +81,12 @@ def choose_rows(
         if config.select is not None:
             _require_rule(spec, before, config.n)
         return sample, rounds
-    made = Round(rule=spec.text, seed=config.seed, first=have, end=config.n)
+    made = _round(config, spec, have)
     if spec.is_random:
         return sample, (*rounds, made) if rounds else ()
     if before is not None and before.rest:
         raise InvalidInput(
-            f"{config.store} keeps {before.rest} images beside its rows, in the order of its seed, and {spec.text} "
+            f"{config.store} keeps {before.rest} images beside its rows, in the order of its seed, and {spec.recorded} "
             "would buy them in another; build a store without --rest, and add that after the last round with: "
             "ckd-cache extend --rest"
         )
@@ -93,19 +104,38 @@ def choose_rows(
     sample = NestedSample(
         train=np.concatenate([pool.bought, chosen]), val=sample.val, rest=left[~np.isin(left, chosen)]
     )
-    looked_at = dict(rule.looked_at())
-    made = Round(rule=spec.text, seed=config.seed, first=have, end=config.n, looked_at=looked_at)
-    return sample, (*rounds, made)
+    return sample, (*rounds, replace(made, looked_at=_recordable(dict(rule.looked_at()))))
 
 
-def require_bought(store: Store, plan: BuildPlan) -> None:
-    """Raise `BoughtOtherwise` where the rows of a store are not those of a plan: another builder was faster, and chose
-    by another rule, or on what rounds differently.
+def _round(config: BuildConfig, spec: SelectorSpec, first: int) -> Round:
+    """The round that is to be bought; raises `InvalidInput` where no manifest could say by which rule."""
+    if not is_line(spec.recorded):
+        raise InvalidInput(
+            f"the rule {spec.recorded[:60]!a} cannot be recorded, for it is no printable line of at most 4096 letters; "
+            "give shorter or plainer paths in it"
+        )
+    return Round(rule=spec.recorded, seed=config.seed, first=first, end=config.n)
+
+
+def _recordable(looked_at: dict[str, str]) -> dict[str, str]:
+    """The same, with a digest in the place of what is too long to be recorded, as the digests of many students."""
+    return {
+        name: value if is_line(value) else f"sha256 {hashlib.sha256(value.encode()).hexdigest()}"
+        for name, value in looked_at.items()
+    }
+
+
+def require_bought(store: Store, plan: BuildPlan, index: RowSource) -> None:
+    """Raise `BoughtOtherwise` where a store's images are not those of a plan: another builder was faster, and chose by
+    another rule, or on what rounds differently, or added a rest.
+
+    Args:
+        index: where all images of the plan come from, its rest included.
     """
     if not store.manifest.rounds and not plan.rounds:
         return  # both are the seed's
-    there = store.read_sample(_INDEX, plan.rows.below(store.manifest.n))
-    others = np.flatnonzero(there != plan.source_index[: len(there)])
+    there = store.read_sample(SOURCE_INDEX, Rows.first(min(store.manifest.num_images, len(index))))
+    others = np.flatnonzero(there != index[: len(there)])
     if len(others):
         first = int(others[0])
         raise BoughtOtherwise(
@@ -117,9 +147,9 @@ def require_bought(store: Store, plan: BuildPlan) -> None:
 def _require_rule(spec: SelectorSpec, before: Manifest, n: int) -> None:
     found = before.round_of(n - 1)
     rule = Random.name if found is None else found.rule
-    if rule != spec.text:
+    if rule != spec.recorded:
         raise InvalidInput(
-            f"the store has {before.n} rows already, and its row {n - 1} was chosen by {rule}, not by {spec.text}; "
+            f"the store has {before.n} rows already, and its row {n - 1} was chosen by {rule}, not by {spec.recorded}; "
             "give a larger --n to buy more by that, or another --store"
         )
 

@@ -27,7 +27,7 @@ from storage.price import shown_micros
 from storage.store import Store
 from teacher_cache.build import build as run_build
 from teacher_cache.build_report import BuildReport
-from teacher_cache.buying import buy
+from teacher_cache.buying import buy, rounds_to_buy
 from teacher_cache.commands.options import (
     CLASS_MAP_HELP,
     FEATURE_DTYPE_HELP,
@@ -154,8 +154,9 @@ def build(
     settings |= asking_of(settings) | {"rendering": said, "remote": remote, "code": UserCode.of(allowed=allow_code)}
     config = BuildConfig(store=folder, ledger=ledger, **settings)
     if dry_run:
-        prepared = prepare_build(config)
-        estimate = _estimate(prepared)
+        ends = rounds_to_buy(config, round_size)
+        prepared = prepare_build(config, rounds=len(ends))
+        estimate = {**_estimate(prepared), "rounds_left": len(ends)}
         print_json(estimate) if as_json else say(_estimate_text(prepared, estimate))
         return
     report = buy(config, round_size, partial(_run, engine=engine))
@@ -305,7 +306,11 @@ def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
             f"  {plan.paid_calls} paid already, {plan.needed_calls} to be made{_beside(prepared)}",
             *_money_lines(estimate),
             *([f"  {plan.rest} more images are kept without a call"] if plan.rest else []),
-            *([f"  rows {last.first} to {last.end - 1} by {last.rule}"] if (last := _last_round(plan)) else []),
+            *(
+                [f"  rows {last.first} to {last.end - 1} by {last.rule}{_in_rounds(estimate)}"]
+                if (last := _last_round(plan))
+                else []
+            ),
             *([] if size is None else [f"  answers as {size}"]),
             *arrays,
             f"  {'total':<24} {estimate['total_bytes'] / 1e6:10.2f} MB, {plan.free_bytes / 1e6:.0f} MB free",
@@ -316,6 +321,11 @@ def _estimate_text(prepared: Prepared, estimate: dict[str, Any]) -> str:
 
 def _last_round(plan: BuildPlan) -> Round | None:
     return plan.rounds[-1] if plan.rounds else None
+
+
+def _in_rounds(estimate: Mapping[str, Any]) -> str:
+    """The rows of later rounds are chosen when those before are answered, and may be others than of one round."""
+    return f", in {estimate['rounds_left']} rounds" if estimate["rounds_left"] > 1 else ""
 
 
 def _beside(prepared: Prepared) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from ground.errors import InvalidInput, UnknownName
@@ -33,9 +33,11 @@ class SelectorSpec:
 
     Args:
         text: "kcenter:encoder=pixels".
+        written: how it was asked for, where whoever asked had it completed; that is what is recorded.
     """
 
     text: str
+    written: str | None = field(default=None, compare=False)
 
     @classmethod
     def read(cls, text: str) -> SelectorSpec:
@@ -48,6 +50,11 @@ class SelectorSpec:
         """The rule itself, new."""
         name, values = split_spec(self.text)
         return find_selector(name).made_of(name, values, lambda text: SelectorSpec(text).make())
+
+    @property
+    def recorded(self) -> str:
+        """What manifest and ledger say of it."""
+        return self.written or self.text
 
     @property
     def is_random(self) -> bool:

@@ -11,7 +11,7 @@ from experiments.grid import read_grid
 from experiments.plan import plan_runs, plan_stores
 from experiments.rules import ends_behind, ends_of
 from ground.errors import InvalidInput
-from storage.run_record import RUN_FILE
+from storage.run_record import FAILURE_FILE, RUN_FILE
 from storage.store import Store
 from teacher_cache.selection import SELECTORS
 from teacher_cache.selection.contract import Selector
@@ -28,8 +28,9 @@ class Seen(Selector):
 
     def __init__(self, run: str) -> None:
         self.runs = [Path(name) for name in run.split("+")]
-        if not all((folder / RUN_FILE).is_file() for folder in self.runs):
-            raise ValueError("a run is not finished")
+
+    def require(self, pool, count):
+        assert all((folder / RUN_FILE).is_file() for folder in self.runs)
 
     def choose(self, pool, count, rng):
         return pool.left[::-1][:count].copy()
@@ -135,6 +136,9 @@ def test_methods_by_rules_of_one_name_are_told_apart_by_their_settings(tmp_path,
         ({"select": ["balancd"]}, "line 15: no rule is called 'balancd'; did you mean balanced"),
         ({"select": ["balanced", "balanced"]}, "line 15: a rule is named twice"),
         ({"select": ["seen:run={dist}"]}, "no method is called 'dist'"),
+        ({"select": ["sen:run={kd}"]}, "line 15: no rule is called 'sen'; did you mean seen"),
+        ({"select": ["seen:run={kd},subset=4"]}, "no setting of rule seen is called 'subset'"),
+        ({"select": ["committee:run={kd}"]}, "a committee has two runs at least"),
         (
             {"select": ["balanced"], "store": {"rest": "all"}},
             "balanced buys images in another order than that in which",
@@ -148,11 +152,66 @@ def test_rules_that_a_grid_cannot_have_are_refused(tmp_path, weights, changes, s
         read_grid(write(tmp_path / "grid.yaml", document))
 
 
-def test_a_rule_whose_students_failed_says_so(tmp_path, weights):
-    document = by_rules(weights, "seen:run={kd}", n=[16, 24], training={"max_evals": 2, "lr": 1e30})
+def test_a_rule_without_students_ends_for_itself_alone(tmp_path, weights):
+    methods = ["vanilla", {"label": "kd", "method": "kd", "training": {"lr": 1e30}}]
+    document = by_rules(weights, "seen:run={kd}", "balanced", n=[16, 24], methods=methods)
     done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
-    assert done.returncode == 2
-    assert "looks at students of kd, and" in done.stderr
-    assert "is not finished; mend that, and run the grid again with --retry" in done.stderr
-    [store] = (tmp_path / "out" / "stores").iterdir()
+    assert done.returncode == 1
+    said = json.loads((tmp_path / "out" / "grid.json").read_text())
+    assert len(said["runs"]) == 8
+    # Those of labels that the other rule bought are all there; of this one's, those of the first n.
+    table = results(tmp_path / "out")
+    assert sorted(zip(table["label"], table["n"], strict=True)) == [
+        ("vanilla by balanced", 16),
+        ("vanilla by balanced", 24),
+        ("vanilla by seen", 16),
+    ]
+    assert "looks at students of kd, and none of 1 is finished" in done.stdout + done.stderr
+    [store] = (tmp_path / "out" / "stores").glob("*-seen-*")
     assert totals(store) == (16, 0, 0)
+
+
+def test_a_rule_looks_at_those_students_that_are_finished(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", n=[16, 24], seeds=2)
+    path, out = write(tmp_path / "grid.yaml", document), tmp_path / "out"
+    first = run(write(tmp_path / "first.yaml", document | {"n": [16]}), out)
+    assert first.returncode == 0, first.stderr
+    [lost] = (out / "runs").glob("*/*seed1*")
+    (lost / RUN_FILE).unlink()
+    (lost / FAILURE_FILE).write_text(json.dumps({"error": "it failed", "kind": "Diverged"}))
+    done = run(path, out)
+    assert done.returncode == 1, done.stderr
+    [store] = (out / "stores").iterdir()
+    [made] = Store.open(store).manifest.rounds
+    assert "seed0" in made.looked_at["runs"]
+    assert "seed1" not in made.looked_at["runs"]
+
+
+def test_rules_that_differ_in_a_mark_have_stores_of_their_own(tmp_path, weights):
+    rules = ("seen:run={kd}", "seen:run={kd}+{kd}")
+    grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules)))
+    first, second = (need.folder for need in plan_stores(grid))
+    assert first != second
+
+
+def test_a_grid_whose_folder_cannot_stand_in_a_rule_is_refused_before_any_call(tmp_path, weights):
+    path = write(tmp_path / "grid.yaml", by_rules(weights, "seen:run={kd}"))
+    done = run(path, tmp_path / "a+b")
+    assert done.returncode == 2
+    assert "whose path may have none of + , = : in it" in done.stderr
+    assert not (tmp_path / "a+b" / "stores").exists()
+
+
+def test_what_is_too_much_for_the_largest_n_is_refused_before_the_smallest_is_bought(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", n=[16, 24], store={"budget": 20})
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    assert done.returncode == 3, done.stderr
+    assert not (tmp_path / "out" / "stores").exists()
+
+
+def test_a_grid_that_no_longer_names_the_n_that_was_bought_is_refused(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", n=[16])
+    assert run(write(tmp_path / "grid.yaml", document), tmp_path / "out").returncode == 0
+    done = run(write(tmp_path / "grid.yaml", document | {"n": [24, 40]}), tmp_path / "out")
+    assert done.returncode == 2
+    assert "the grid has no such n; name 16 too" in done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -14,15 +16,16 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ground.errors import BoughtOtherwise, IdentityMismatch, InvalidInput, StoreUnreadable
+from ground.errors import BoughtOtherwise, BudgetRefused, IdentityMismatch, InvalidInput, StoreUnreadable
+from ground.places import parse_place
 from storage.ledger import Ledger
 from storage.ledger_tables import entries
 from storage.manifest import Manifest, Round
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.add_rest import ImageOptions, add_rest
 from teacher_cache.build import build
-from teacher_cache.buying import buy
-from teacher_cache.config import CallConfig
+from teacher_cache.buying import buy, rounds_to_buy
+from teacher_cache.config import BuildConfig, CallConfig
 from teacher_cache.datasets import open_dataset
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
@@ -32,7 +35,7 @@ from teacher_cache.selection import SELECTORS, SelectorSpec
 from teacher_cache.selection.balanced import Balanced
 from teacher_cache.selection.contract import Selector
 from tests.conftest import run_command
-from tests.teacher_cache.builders import forwards
+from tests.teacher_cache.builders import forwards, wait_until
 from tests.teacher_cache.crash_rest import config as small_config
 from tests.teacher_cache.damage import arrays_of, problems, totals
 from tests.teacher_cache.shared_builder import Job
@@ -279,6 +282,30 @@ def test_who_chose_other_rows_goes_on_from_those_that_are_there(weights, tmp_pat
     assert totals(store) == (30, 0, 0)
 
 
+def test_a_rest_that_another_builder_added_meanwhile_is_not_taken_for_what_was_chosen(weights, tmp_path):
+    store = tmp_path / "store"
+    bought(store, weights, 10, "random")
+    config = replace(small_config(store, weights, "zarr", 30, 0), rest=None, select=BALANCED)
+    prepared = prepare_build(config)
+    add_rest(CallConfig(store=store), Rest(100), ImageOptions())
+    with pytest.raises(BoughtOtherwise):
+        build(*prepared)
+    manifest = Store.open(store).manifest
+    assert (manifest.n, manifest.rest, manifest.rounds) == (10, 100, ())
+    assert totals(store) == (10, 0, 0)
+
+
+def test_a_rest_that_was_planned_before_others_bought_leaves_their_rounds_alone(weights, tmp_path):
+    store = tmp_path / "store"
+    bought(store, weights, 10, "balanced")
+    prepared = prepare_build(replace(small_config(store, weights, "zarr", 10, 0), rest=Rest(100)))
+    bought(store, weights, 30, "last")
+    with pytest.raises(BoughtOtherwise):
+        build(*prepared)
+    assert rules_of(store) == [("balanced", 0, 10), ("last", 10, 30)]
+    assert problems(store) == []
+
+
 def test_buying_again_takes_the_rows_that_another_builder_chose(weights, tmp_path, monkeypatch):
     store, chosen = tmp_path / "store", Balanced.choose
 
@@ -291,6 +318,47 @@ def test_buying_again_takes_the_rows_that_another_builder_chose(weights, tmp_pat
     report = bought(store, weights, 30, "balanced")
     assert (report.new_calls, report.rows_valid) == (0, 30)
     assert rules_of(store) == [("balanced", 0, 30)]
+
+
+@pytest.mark.parametrize(
+    ("n", "changes", "error"),
+    [(1300, {}, InvalidInput), (60, {"budget": 50}, BudgetRefused), (60, {"rest": Rest(5000)}, InvalidInput)],
+)
+def test_what_the_last_round_would_be_refused_for_is_refused_before_the_first(weights, tmp_path, n, changes, error):
+    with pytest.raises(error):
+        bought(tmp_path / "store", weights, n, "balanced", 20, **changes)
+    assert not (tmp_path / "store" / LEDGER_FILE).exists()
+
+
+def test_a_store_in_object_storage_is_not_begun_in_rounds(weights, tmp_path):
+    store = parse_place(f"file://{tmp_path}/store")
+    config = BuildConfig(teacher="resnet8", n=60, store=store, dataset="digits", ledger="postgresql://host/ledger")
+    with pytest.raises(InvalidInput, match="--round would have it grow; leave out --round"):
+        rounds_to_buy(config, 20)
+
+
+def test_a_first_round_of_one_row_is_refused_by_its_own_name(weights, tmp_path):
+    with pytest.raises(InvalidInput, match="--round 1 is too small to begin a store with"):
+        bought(tmp_path / "store", weights, 4, "balanced", 1)
+
+
+def test_another_seed_is_named_as_what_differs(weights, tmp_path):
+    bought(tmp_path / "store", weights, 20, "balanced")
+    with pytest.raises(IdentityMismatch, match="seed"):
+        bought(tmp_path / "store", weights, 30, "balanced", seed=1)
+
+
+def test_a_rule_that_cannot_be_recorded_is_refused_before_anything_is_written(weights, tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be recorded"):
+        bought(tmp_path / "store", weights, 20, "kcenter:encoder=resnet8@/a\u00a0b/e.safetensors")
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_rule_looked_at_is_recorded_by_a_digest_where_it_is_long(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(Last, "looked_at", lambda self: {"run": "+".join(["0" * 64] * 100)})
+    bought(tmp_path / "store", weights, 10, "last")
+    [made] = Store.open(tmp_path / "store").manifest.rounds
+    assert made.looked_at == {"run": f"sha256 {hashlib.sha256('+'.join(['0' * 64] * 100).encode()).hexdigest()}"}
 
 
 @pytest.fixture
@@ -328,6 +396,18 @@ def test_two_builders_of_one_round_buy_it_once(builders, job, tmp_path):
     assert sum(outcome["new_calls"] for outcome in outcomes) == 48
     assert rules_of(tmp_path / "store") == [("balanced", 0, 24), ("balanced", 24, 48)]
     assert problems(tmp_path / "store") == []
+
+
+def test_a_builder_that_comes_into_a_round_under_way_helps_to_finish_it(builders, job, tmp_path):
+    one = builders.start(job("one", stop_at="answer", stop_in=2, lease_seconds=60.0))
+    one.wait_until_stopped()
+    other = builders.start(job("other", lease_seconds=60.0))
+    wait_until(lambda: forwards(tmp_path) >= 20, 30, "the other one does not help")
+    one.signal(signal.SIGCONT)
+    assert [builder.wait()["exit_code"] for builder in (one, other)] == [0, 0]
+    assert totals(tmp_path / "store") == (48, 0, 0)
+    assert forwards(tmp_path) == 48
+    assert rules_of(tmp_path / "store") == [("balanced", 0, 24), ("balanced", 24, 48)]
 
 
 # The commands
