@@ -34,7 +34,7 @@ from teacher_cache.remote.limits import seconds_under_limits
 from teacher_cache.rest import rest_to_keep
 from teacher_cache.rounds import bought_by_rules, choose_rows
 from teacher_cache.sample import NestedSample, draw_sample
-from teacher_cache.sanity import gate_cells
+from teacher_cache.sanity import GATE_CALLS, gate_cells
 from teacher_cache.shown import Shown, show
 from teacher_cache.teachers import Card, ClassChoice, Teacher, TeacherSource, ZooTeacher, open_teacher
 from teacher_cache.teachers.attempts import RemoteTeacher
@@ -245,8 +245,9 @@ def _prepare(
         sources=_sources(config, dataset, teacher),
     )
     plan = replace(plan, num_images=num_images, rest=rest, rounds=rounds)
-    # What is whole has passed it, and nothing has to be decoded to say so.
-    if not config.trust_teacher and len(plan.missing_cells):
+    # A store that is whole beyond its first answers has passed it, and nothing has to be decoded to say so; one of few
+    # rows may be all that was bought of a teacher that did not pass.
+    if not config.trust_teacher and (len(plan.missing_cells) or n < 2 * GATE_CALLS):
         plan = replace(plan, gate=gate_cells(plan.input_digests, identity))
     if isinstance(teacher, RemoteTeacher):
         plan = replace(plan, canaries=num_builds * min(NUM_CANARIES, len(sample.val)))
