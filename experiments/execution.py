@@ -67,7 +67,6 @@ class Outcome:
         trained: runs that this execution finished.
         failed: folder -> sentence, for every run that failed now or before.
         new_calls: teacher calls that were made.
-        seen: folders of the runs whose turn has come.
     """
 
     runs: int
@@ -75,7 +74,6 @@ class Outcome:
     trained: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     new_calls: int = 0
-    seen: dict[str, None] = field(default_factory=dict)
 
 
 def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
@@ -109,21 +107,19 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         plans = {need: stores.plan(need) for need in needs}
         tests = {need: stores.plan_test(need) for need in one_a_teacher(needs) if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
+        turns = _turns(grid, needs, config.out)
         _save_plan(grid, needs, runs, config.out, labelled=stores.has_labels)
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
-        due = config.due(runs)
-        outcome = Outcome(runs=len(due))
-        if not config.asks:
-            for need, plan in plans.items():
-                stores.lay_out(need, plan)
-            _train(due, config, workplace, precision, outcome)
+        work = _Work(stores, plans, config.due(runs), config, workplace, precision)
+        if config.asks:
+            work.outcome.new_calls = sum(stores.make_test(need, prepared) for need, prepared in tests.items())
+            for turn in turns:
+                work.take(turn)
         else:
-            outcome.new_calls = sum(stores.make_test(need, prepared) for need, prepared in tests.items())
-            for turn in _turns(grid, needs, config.out):
-                _take(turn, stores, plans, due, config, workplace, precision, outcome)
+            work.lay_out()
         if grid.test_images and config.asks:
-            describe_students(config.out, needs, due, grid.test_images)
-    return outcome
+            describe_students(config.out, needs, work.due, grid.test_images)
+    return work.outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,62 +153,92 @@ def _turns(grid: Grid, needs: Sequence[StoreNeed], out: Path) -> list[_Turn]:
     return [*turns, _Turn(looking if turns else list(needs))]
 
 
-def _take(
-    turn: _Turn,
-    stores: Stores,
-    plans: dict[StoreNeed, StorePlan],
-    due: Sequence[PlannedRun],
-    config: ExecutionConfig,
-    workplace: Workplace,
-    precision: str,
-    outcome: Outcome,
-) -> None:
-    for need in turn.needs:
-        try:
-            outcome.new_calls += stores.make(need, plans[need], due, turn.most if need.folder in turn.waiting else None)
-        except StudentsMissing as error:
-            have = Manifest.load(config.out / need.folder).n
-            beyond = [run for run in due if run.store == need.folder and run.n > have]
-            outcome.failed |= {run.folder: str(error) for run in beyond}
-        # It is extended now.
-        plans[need] = replace(plans[need], extension=None)
-    ready = [run for run in due if turn.has(run) and run.folder not in outcome.failed | outcome.seen]
-    outcome.seen |= dict.fromkeys(run.folder for run in ready)
-    _train(ready, config, workplace, precision, outcome)
+@dataclass(slots=True)
+class _Work:
+    """A grid's stores and students, made turn by turn.
 
+    Args:
+        plans: what each store takes.
+        due: runs that are to be trained.
+    """
 
-def _train(
-    runs: Sequence[PlannedRun], config: ExecutionConfig, workplace: Workplace, precision: str, outcome: Outcome
-) -> None:
-    waiting = []
-    for run in runs:
-        folder = config.out / run.folder
+    stores: Stores
+    plans: dict[StoreNeed, StorePlan]
+    due: Sequence[PlannedRun]
+    config: ExecutionConfig
+    workplace: Workplace
+    precision: str
+    outcome: Outcome = field(init=False)
+    _begun: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.outcome = Outcome(runs=len(self.due))
+
+    def lay_out(self) -> None:
+        """Make stores without a call, and train what needs none."""
+        for need, plan in self.plans.items():
+            self.stores.lay_out(need, plan)
+        self._train(self.due)
+
+    def take(self, turn: _Turn) -> None:
+        """Buy what a turn buys, and train the students that can be trained then and were not before."""
+        for need in turn.needs:
+            most = turn.most if need.folder in turn.waiting else None
+            try:
+                self.outcome.new_calls += self.stores.make(need, self.plans[need], self.due, most)
+            except StudentsMissing as error:
+                self._give_up(need, str(error))
+            # It is extended now.
+            self.plans[need] = replace(self.plans[need], extension=None)
+        ready = [
+            run for run in self.due if turn.has(run) and run.folder not in self.outcome.failed.keys() | self._begun
+        ]
+        self._begun.update(run.folder for run in ready)
+        self._train(ready)
+
+    def _give_up(self, need: StoreNeed, reason: str) -> None:
+        """Count the runs beyond what a store has as failed."""
+        have = Manifest.load(self.config.out / need.folder).n
+        beyond = [run for run in self.due if run.store == need.folder and run.n > have]
+        self.outcome.failed |= {run.folder: reason for run in beyond}
+
+    def _train(self, runs: Sequence[PlannedRun]) -> None:
+        waiting = [run for run in runs if self._is_waiting(run)]
+        if waiting:
+            self._train_all(waiting)
+        save_results(self.config.out)
+        ended = sum(is_finished(self.config.out / run.folder) or run.folder in self.outcome.failed for run in waiting)
+        if ended < len(waiting):
+            left = self.outcome.runs - self.outcome.found - self.outcome.trained - len(self.outcome.failed)
+            raise Interrupted(
+                f"{left} of {self.outcome.runs} runs are left in {self.config.out}; go on with the same command"
+            )
+
+    def _is_waiting(self, run: PlannedRun) -> bool:
+        """Whether it is to be trained; those that are not are counted."""
+        folder = self.config.out / run.folder
         if is_finished(folder):
-            outcome.found += 1
-        elif has_failed(folder) and not config.retry:
-            outcome.failed[run.folder] = _failure(folder)
-        else:
-            _clear_failure(folder)
-            waiting.append(run)
-    if not waiting:
-        save_results(config.out)
-        return
-    trained_before = outcome.trained
-    settings = WorkerSettings(out=config.out, device=config.device, precision=precision)
-    with graceful_stop() as stop, Board(waiting) as board, workplace.executor(settings, len(waiting)) as executor:
-        for event in train(executor, waiting, lambda: stop.requested):
-            board.show(event)
-            if isinstance(event, Finished):
-                outcome.trained += 1
-            elif isinstance(event, Failed):
-                outcome.failed[event.run.folder] = event.reason
-            if not isinstance(event, Evaluated) and board.is_time_to_save():
-                save_results(config.out)
-    save_results(config.out)
-    ended = outcome.trained - trained_before + sum(run.folder in outcome.failed for run in waiting)
-    if ended < len(waiting):
-        left = outcome.runs - outcome.found - outcome.trained - len(outcome.failed)
-        raise Interrupted(f"{left} of {outcome.runs} runs are left in {config.out}; go on with the same command")
+            self.outcome.found += 1
+            return False
+        if has_failed(folder) and not self.config.retry:
+            self.outcome.failed[run.folder] = _failure(folder)
+            return False
+        _clear_failure(folder)
+        return True
+
+    def _train_all(self, waiting: Sequence[PlannedRun]) -> None:
+        out = self.config.out
+        settings = WorkerSettings(out=out, device=self.config.device, precision=self.precision)
+        executor_of = self.workplace.executor
+        with graceful_stop() as stop, Board(waiting) as board, executor_of(settings, len(waiting)) as executor:
+            for event in train(executor, waiting, lambda: stop.requested):
+                board.show(event)
+                if isinstance(event, Finished):
+                    self.outcome.trained += 1
+                elif isinstance(event, Failed):
+                    self.outcome.failed[event.run.folder] = event.reason
+                if not isinstance(event, Evaluated) and board.is_time_to_save():
+                    save_results(out)
 
 
 def _failure(folder: Path) -> str:
