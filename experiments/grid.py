@@ -286,6 +286,7 @@ def single_grid(
     seeds: int,
     trust_teacher: bool = False,
     select: str = RANDOM,
+    student_size: int | None = None,
     **training: Any,
 ) -> Grid:
     """A grid of one pair and one method, without sizes: what `until` grows.
@@ -307,6 +308,7 @@ def single_grid(
         name="until",
         dataset=dataset,
         data_root=data_root,
+        student_size=student_size,
         pairs=(pair,),
         methods=(entry,),
         sizes=(),

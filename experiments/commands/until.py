@@ -12,6 +12,7 @@ from experiments.engines.local import default_jobs
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
+from ground.geometry import MAX_INPUT_SIZE
 from ground.options import RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, say
 from student_train.protocol import ProtocolConfig
@@ -43,9 +44,12 @@ from student_train.train_config import TrainConfig
     show_default=True,
     help="Stop where the next step is expected to gain less validation accuracy.",
 )
+@click.option("--student-size", type=click.IntRange(1, MAX_INPUT_SIZE), help="As for ckd-train.")
 @setting_option(TrainConfig, "lr")
 @setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
 @click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
+@click.option("--steps-per-eval", type=int, help="Steps between evaluations.  [default: once through the rows]")
+@setting_option(ProtocolConfig, "schedule", help="Of the learning rate, as for ckd-train.")
 @click.option("--out", type=RunFolderPath(), default=Path("results/until"), show_default=True)
 @worker_options
 @json_option

@@ -52,9 +52,13 @@ def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights)
 def test_it_buys_by_a_rule_and_stops_where_little_is_expected(tmp_path, weights):
     out = tmp_path / "out"
     options = ("--target", 0.999, "--step", 24, "--budget", 960, "--select", "balanced", "--min-gain", 0.9)
-    result = until(weights, out, *options)
+    trained = ("--student-size", 16, "--steps-per-eval", 3, "--schedule", "cosine")
+    result = until(weights, out, *options, *trained)
     assert result.returncode == 1, result.stderr
     said = json.loads(result.stdout)
+    for record in out.glob("runs/*/*/run.json"):
+        run = json.loads(record.read_text())
+        assert (run["student_size"], run["steps"], run["protocol"]["schedule"]) == (16, 6, "cosine")
     assert (said["reached"], said["stopped"]) == (False, True)
     # Two students of one n say nothing of another.
     first, second = said["steps"]
