@@ -49,8 +49,8 @@ def bought_by_rules(place: Place, dataset: str, seed: int) -> np.ndarray | None:
     """
     if not is_store(place):
         return None
-    identity = Manifest.load(place).identity
-    if not Manifest.load(place).rounds or (identity.dataset.digest, identity.seed) != (dataset, seed):
+    manifest = Manifest.load(place)
+    if not manifest.rounds or (manifest.identity.dataset.digest, manifest.identity.seed) != (dataset, seed):
         return None
     store = Store.open(place)
     return store.read_sample(SOURCE_INDEX, Rows.first(store.manifest.n))
