@@ -20,17 +20,36 @@ from pathlib import Path
 
 PACKAGE = "moto[server,s3]==5.2.5"
 BUCKET = "bucket"
+# Its own command answers requests at once, and looks whether an object is there before it writes it: of two conditional
+# writes both may succeed. A service lets one, so here they take turns.
+_SERVE = """
+import sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+
+answer, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def in_turn(environ, start_response):
+    with turn:
+        return answer(environ, start_response)
+
+run_simple("127.0.0.1", int(sys.argv[1]), in_turn, threaded=True, request_handler=MotoRequestHandler)
+"""
 
 
 def moto_program() -> Path:
-    """Its program, installed if it is not there; raises `subprocess.SubprocessError` or `OSError` if it cannot be."""
+    """The Python that has it, where it is installed if it is not there.
+
+    Raises:
+        subprocess.SubprocessError, OSError: it cannot be installed.
+    """
     folder = Path(os.environ.get("CKD_MOTO") or Path(tempfile.gettempdir()) / "ckd-moto")
-    program, lock = folder / "bin" / "moto_server", folder.with_name(f"{folder.name}.lock")
+    lock = folder.with_name(f"{folder.name}.lock")
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        if not program.exists():
+        if not (folder / "bin" / "moto_server").exists():
             _install(folder)
-    return program
+    return folder / "bin" / "python"
 
 
 def _install(folder: Path) -> None:
@@ -50,7 +69,7 @@ def moto_server(program: Path) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [program, "-H", "127.0.0.1", "-p", str(port)]
+    command = [program, "-c", _SERVE, str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _make_bucket(port, process)
