@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -403,6 +404,8 @@ def _check_rests(grid: Grid) -> None:
 
 def _check_rules(grid: Grid) -> None:
     labels = {(entry.base, entry.select): entry for entry in grid.methods}
+    # Of each label there are so many for a store, which students of all pairs of its teacher learn from.
+    students = len(grid.seeds) * min(Counter(pair.teacher for pair in grid.pairs).values())
     for entry in grid.methods:
         where = replace(grid, lines={"select": grid.lines.get("select", entry.line)})
         if entry.select != RANDOM and grid.store.rest != 0:
@@ -416,7 +419,7 @@ def _check_rules(grid: Grid) -> None:
             if found is None:
                 raise where.refused("select", UnknownName("method", label, dict.fromkeys(base for base, _ in labels)))
             try:
-                checked(entry.select, len(grid.seeds))
+                checked(entry.select, students)
             except CKDError as error:
                 raise where.refused("select", error) from error
             if len(found.candidates) > 1:

@@ -50,8 +50,8 @@ def checked(text: str, students: int) -> str:
         UnknownName, InvalidInput: there is no such rule or setting, or a value is refused.
     """
     number = itertools.count()
-    filled = _STUDENTS.sub(lambda _: "+".join(f"run{next(number)}" for _ in range(students)), text)
-    return text if filled != text and SelectorSpec.read(filled) else SelectorSpec.read(text).text
+    made = SelectorSpec.read(_STUDENTS.sub(lambda _: "+".join(f"run{next(number)}" for _ in range(students)), text))
+    return text if students_of(text) else made.text
 
 
 def students_of(text: str) -> list[str]:
@@ -102,7 +102,10 @@ def with_students(text: str, folders: Mapping[str, Sequence[Path]]) -> SelectorS
 def require_plain(out: Path) -> None:
     """Raise `InvalidInput` for a folder whose path cannot stand in a rule."""
     if any(mark in str(out.absolute()) for mark in "+,=:{}") or not str(out.absolute()).isprintable():
-        raise InvalidInput(f"rules name students below {out.absolute()}, whose path may have none of + , = : in it")
+        raise InvalidInput(
+            f"rules name students below {str(out.absolute())!a}, whose path has to be printable, without any of "
+            "+ , = : { } in it; give another --out"
+        )
 
 
 def ends_of(folder: Path, sizes: Sequence[int]) -> list[int]:

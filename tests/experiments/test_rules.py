@@ -121,6 +121,12 @@ def test_a_dry_run_counts_the_calls_of_every_rule(tmp_path, weights):
     assert (said["calls"], said["new_calls"], said["runs"]) == (144, 144, 6)
 
 
+def test_a_committee_may_be_of_several_networks_of_one_seed(tmp_path, weights):
+    pairs = [{"teacher": "resnet8", "student": student, "weights": str(weights)} for student in ("resnet8", "resnet14")]
+    document = by_rules(weights, "committee:run={kd}", pairs=pairs)
+    assert read_grid(write(tmp_path / "grid.yaml", document)).rules == ("committee:run={kd}",)
+
+
 def test_methods_by_rules_of_one_name_are_told_apart_by_their_settings(tmp_path, weights):
     rules = ("seen:run={kd}", "seen:run={vanilla}")
     grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules, methods=["kd", "vanilla"])))
@@ -198,7 +204,7 @@ def test_a_grid_whose_folder_cannot_stand_in_a_rule_is_refused_before_any_call(t
     path = write(tmp_path / "grid.yaml", by_rules(weights, "seen:run={kd}"))
     done = run(path, tmp_path / "a+b")
     assert done.returncode == 2
-    assert "whose path may have none of + , = : in it" in done.stderr
+    assert "whose path has to be printable, without any of + , = : { } in it; give another --out" in done.stderr
     assert not (tmp_path / "a+b" / "stores").exists()
 
 

@@ -268,7 +268,7 @@ def test_processes_share_a_budget_in_money_to_the_last_call(ledger_url):
         ledger.start_session(SESSION)
         ledger.set_budget(TEACHER, "gpt", None, cost_micros=50 * UPPER)
         command = [sys.executable, "-c", _BUILDER, ledger_url]
-        builders = [subprocess.Popen([*command, str(worker)], stdout=subprocess.PIPE, text=True) for worker in range(4)]
+        builders = [subprocess.Popen([*command, str(worker)], stdout=subprocess.PIPE, text=True) for worker in range(8)]
         made = [int(builder.communicate()[0]) for builder in builders]
         assert sum(made) == 50
         assert amounts(ledger) == (50 * UPPER, 0)
