@@ -13,14 +13,12 @@ import click
 from analysis.advice import Advice, Measured, Point, Prospect, signed
 from analysis.expectation import Expected
 from experiments.advise import ADVICE_FILE, Answer, Question, advice_grid, advise, foresee
-from experiments.commands.options import worker_options
+from experiments.commands.options import training_options, worker_options
 from experiments.engines.local import default_jobs
 from experiments.estimate import Estimate
 from experiments.execution import ExecutionConfig
-from ground.options import RunFolderPath, json_option, setting_option
+from ground.options import RunFolderPath, json_option
 from ground.terminal import note, print_json, print_table, say
-from student_train.protocol import ProtocolConfig
-from student_train.train_config import TrainConfig
 
 
 @click.command("advise")
@@ -47,9 +45,7 @@ from student_train.train_config import TrainConfig
 @click.option("--split", help="As for build.")
 @click.option("--split-seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="As for build.")
 @click.option("--trust-teacher", is_flag=True, help="As for build.")
-@setting_option(TrainConfig, "lr")
-@setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
-@click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
+@training_options
 @worker_options
 @click.option("--dry-run", is_flag=True, help="Say what it would call and train; call, train and write nothing.")
 @json_option

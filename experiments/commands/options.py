@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from ground.options import device_option, precision_option
+from ground.options import device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
+from student_train.protocol import ProtocolConfig
+from student_train.train_config import TrainConfig
 
 
 def engine_options(command: Any) -> Any:
@@ -47,6 +49,20 @@ def worker_options(command: Any) -> Any:
         click.option("--retry", is_flag=True, help="Train again what failed before."),
         device_option,
         precision_option(PRECISIONS, refused=CALL_PRECISIONS),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training_options(command: Any) -> Any:
+    """--lr, --patience, --max-evals, --steps-per-eval, --schedule: of each student that the command trains."""
+    options = (
+        setting_option(TrainConfig, "lr"),
+        setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
+        click.option("--max-evals", type=int, help="Stop each student after this many evaluations."),
+        click.option("--steps-per-eval", type=int, help="Steps between evaluations.  [default: once through the rows]"),
+        setting_option(ProtocolConfig, "schedule", help="Of the learning rate, as for ckd-train."),
     )
     for option in reversed(options):
         command = option(command)

@@ -7,16 +7,14 @@ from typing import Any
 
 import click
 
-from experiments.commands.options import worker_options
+from experiments.commands.options import training_options, worker_options
 from experiments.engines.local import default_jobs
 from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
 from ground.geometry import MAX_INPUT_SIZE
-from ground.options import RunFolderPath, json_option, setting_option
+from ground.options import RunFolderPath, json_option
 from ground.terminal import note, print_json, say
-from student_train.protocol import ProtocolConfig
-from student_train.train_config import TrainConfig
 
 
 @click.command("until")
@@ -45,11 +43,7 @@ from student_train.train_config import TrainConfig
     help="Stop where the next step is expected to gain less validation accuracy.",
 )
 @click.option("--student-size", type=click.IntRange(1, MAX_INPUT_SIZE), help="As for ckd-train.")
-@setting_option(TrainConfig, "lr")
-@setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau.")
-@click.option("--max-evals", type=int, help="Stop each student after this many evaluations.")
-@click.option("--steps-per-eval", type=int, help="Steps between evaluations.  [default: once through the rows]")
-@setting_option(ProtocolConfig, "schedule", help="Of the learning rate, as for ckd-train.")
+@training_options
 @click.option("--out", type=RunFolderPath(), default=Path("results/until"), show_default=True)
 @worker_options
 @json_option

@@ -115,6 +115,14 @@ def test_labels_are_trained_before_the_first_call(weights, tmp_path):
     assert spent(tmp_path / STORE)[0] == 64
 
 
+def test_students_are_trained_as_long_as_asked(weights, tmp_path):
+    done = advise(weights, tmp_path, "--pilot", 0, "--schedule", "cosine", "--steps-per-eval", 2)
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(found.read_text()) for found in tmp_path.glob("runs/**/run.json")]
+    assert [run["steps"] for run in runs] == [2, 2]
+    assert {run["protocol"]["schedule"] for run in runs} == {"cosine"}
+
+
 def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
     planned = json.loads(advise(weights, tmp_path / "out", "--pilot", 32, "--dry-run", "--json").stdout)
     assert (planned["calls"], planned["new_calls"], planned["runs"]) == (32, 32, 14)
