@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ground.errors import BoughtOtherwise, BudgetRefused, IdentityMismatch, InvalidInput, StoreUnreadable
 from ground.places import parse_place
+from ground.views import sample_views, view_pixels
 from storage.ledger import Ledger
 from storage.ledger_tables import entries
+from storage.made_images import Recipes, is_made
 from storage.manifest import Manifest, Round
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.add_rest import ImageOptions, add_rest
@@ -27,6 +30,8 @@ from teacher_cache.build import build
 from teacher_cache.buying import buy, rounds_to_buy
 from teacher_cache.config import BuildConfig, CallConfig
 from teacher_cache.datasets import open_dataset
+from teacher_cache.datasets.base import ArraySplit
+from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
 from teacher_cache.rounds import round_ends
@@ -433,3 +438,77 @@ def test_commands_say_what_was_bought_by_which_rule(weights, tmp_path):
     refused = run_command(*build_it, "--n", 50, "--select", "balancd")
     assert refused.returncode == 2
     assert "no rule is called 'balancd'; did you mean balanced" in refused.stderr
+
+
+# Images that are made
+
+
+@pytest.mark.parametrize("rule", ["views", "mixup", "cutmix"])
+def test_made_rows_are_shown_to_the_teacher_as_they_are_kept_and_asked_once(weights, tmp_path, rule):
+    store = tmp_path / "store"
+    calls = bought(store, weights, 40, f"mix:random=0.5,{rule}=0.5").new_calls
+    index, found = order_of(store), Store.open(store)
+    np.testing.assert_array_equal(is_made(index), np.arange(40) >= 20)
+    np.testing.assert_array_equal(index[:20], draw_sample(1437, 40, 0).train[:20])
+    digits = open_dataset("digits")
+    pool = MadeSplit(digits.train)
+    np.testing.assert_array_equal(found.read("train/images"), pool.read(index))
+    np.testing.assert_array_equal(found.read("train/labels"), pool.labels_of(index))
+    # Another view of an image is drawn by its own number.
+    views = sample_views(found.manifest.identity.geometry, "augmented", seed=0, source_index=index, num_views=1)
+    np.testing.assert_array_equal(found.read("train/views"), views)
+    assert len({str(view) for view in views[20:].tolist()}) > 5
+    # Views that happen to show the same pixels are one call.
+    shown = view_pixels(torch.from_numpy(pool.read(index)), torch.from_numpy(views[:, 0]), digits.rendering)
+    assert calls == len({image.numpy().tobytes() for image in shown})
+    assert bought(store, weights, 40, f"mix:random=0.5,{rule}=0.5").new_calls == 0
+    assert bought(store, weights, 60, None).new_calls == 20
+    np.testing.assert_array_equal(order_of(store)[:40], index)
+    assert set(order_of(store)[40:].tolist()) == set(draw_sample(1437, 40, 0).train[20:40].tolist())
+    assert (totals(store), problems(store)) == ((calls + 20, 0, 0), [])
+
+
+def test_where_images_are_scarce_more_calls_are_spent_than_there_are_images(weights, tmp_path):
+    digits = open_dataset("digits")
+    few = replace(digits, train=ArraySplit(digits.train.images[:50], digits.train.labels[:50]))
+    store, rule = tmp_path / "store", SelectorSpec.read("mix:random=0.25,mixup=0.75")
+    config = replace(small_config(store, weights, "zarr", 120, 0), rest=None, select=rule)
+
+    def run(config: BuildConfig) -> int:
+        return build(*prepare_build(config, few)).new_calls
+
+    assert run(config) == 120
+    # A fifth of 50 images are for validation, and 30 of the other 40 are bought.
+    assert len(Store.open(store).read("val/source_index")) == 10
+    assert is_made(order_of(store)).sum() == 90
+    assert run(replace(config, n=160, select=SelectorSpec.read("cutmix"))) == 40
+    with pytest.raises(InvalidInput, match="25 images are to be bought, and 10 are left"):
+        run(replace(config, n=210, select=SelectorSpec.read("mix:random=0.5,mixup=0.5")))
+    assert (totals(store), problems(store)) == ((160, 0, 0), [])
+
+
+def test_rounds_of_images_and_mixes_are_nested(weights, tmp_path):
+    rule = "mix:random=0.5,mixup=0.5"
+    bought(tmp_path / "store", weights, 60, rule, 20)
+    assert rules_of(tmp_path / "store") == [(rule, 0, 20), (rule, 20, 40), (rule, 40, 60)]
+    made = is_made(order_of(tmp_path / "store"))
+    assert [int(made[first : first + 20].sum()) for first in (0, 20, 40)] == [10, 10, 10]
+    for row in np.flatnonzero(made):
+        sources = Recipes.of(order_of(tmp_path / "store")[row : row + 1]).sources
+        assert set(sources.tolist()) <= set(order_of(tmp_path / "store")[:row].tolist())
+
+
+def test_the_command_spends_calls_on_shares(weights, tmp_path):
+    done = run_command(
+        "ckd-cache", "build", "--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--n", 20,
+        "--store", tmp_path / "store", "--device", "cpu", "--trust-teacher", "--spend", "images=0.5,cutmix=0.5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert rules_of(tmp_path / "store") == [("mix:random=0.5,cutmix=0.5", 0, 20)]
+    refused = run_command(
+        "ckd-cache", "build", "--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--n", 20,
+        "--store", tmp_path / "other", "--device", "cpu", "--trust-teacher", "--spend", "mixup",
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "buy some first" in refused.stderr
+    assert not (tmp_path / "other").exists()
