@@ -198,8 +198,8 @@ def _require_kinds(stores: Sequence[Store]) -> None:
         form = _form_of(store)
         if form != first:
             raise IdentityMismatch(
-                f"{store.place} keeps answers as {form.text}, and {stores[0].place} as {first.text}; give stores of one "
-                "kind of answers"
+                f"{store.place} keeps answers as {form.text}, and {stores[0].place} as {first.text}; give stores of "
+                "one kind of answers"
             )
 
 
