@@ -9,7 +9,7 @@ student has one teacher: losses, batches and training know of no other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -236,7 +236,7 @@ def _facts(store: Store) -> dict[str, object]:
         "dataset.digest": identity.dataset.digest,
         "dataset.classes": identity.dataset.classes,
         "dataset.squares": identity.dataset.squares,
-        "geometry": identity.geometry,
+        **{f"geometry.{name}": value for name, value in asdict(identity.geometry).items()},
         "view_policy": identity.view_policy,
         "views": identity.views,
         "seed": identity.seed,
