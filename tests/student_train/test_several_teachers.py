@@ -27,6 +27,9 @@ from student_train.several_teachers import SeveralTeachers
 from student_train.streamed_data import load_data
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
+from teacher_cache.build import build
+from teacher_cache.config import BuildConfig
+from teacher_cache.prepare import prepare_build
 
 CPU = Compute(torch.device("cpu"), "fp32")
 N, SECOND = 48, 40
@@ -71,6 +74,21 @@ def test_a_student_learns_from_both_where_both_answered_and_else_from_one(built_
     np.testing.assert_array_equal(found[SECOND:], first[SECOND:])
     said = data.teacher(torch.tensor([5, 44]), torch.tensor([0, 0]))
     np.testing.assert_array_equal(said.logits.numpy(), found[[5, 44], 0])
+
+
+def test_each_view_has_an_answer_of_its_own(weights, second_store, tmp_path):
+    own = {"first": weights, "second": second_store.parent / "weights.safetensors"}
+    for name, file in own.items():
+        asked = {"teacher": "resnet8", "dataset": "digits", "n": 12, "views": 2, "device": "cpu"}
+        build(*prepare_build(BuildConfig(**asked, weights=file, store=tmp_path / name, trust_teacher=True)))
+    teachers = SeveralTeachers.open([tmp_path / name for name in own], "best", None)
+    assert teachers.num_calls == 48
+    both = np.stack([logits_of(tmp_path / name, 12) for name in own])
+    labels, (rows, views) = Store.open(tmp_path / "first").read_sample("train/labels"), np.indices((12, 2))
+    best = softmax(both.astype(np.float64), axis=-1)[:, rows, views, labels[rows]].argmax(axis=0)
+    assert (best[:, 0] != best[:, 1]).any()
+    found = teachers.read_outputs(["logits"], Rows.first(12))["logits"]
+    np.testing.assert_array_equal(found, both[best, rows, views])
 
 
 def test_answers_that_are_read_in_pieces_are_the_same(built_store, second_store, monkeypatch):
