@@ -30,6 +30,7 @@ from storage.store import Store
 from student_train.block_stream import BlockStream
 from student_train.dense_answers import dense_answers, empty_rows, output_of_ids, require_classes
 from student_train.losses.tensors import channels_last
+from student_train.mixed_rows import read_mixed
 from student_train.needs import Wanted
 from student_train.request import Request
 from student_train.rest.rows import HeldRest, RestRows
@@ -37,6 +38,7 @@ from student_train.row_arrays import RowArray, as_tensor, laid_channels_last
 from student_train.sampling import Batch, Sampling
 from student_train.several_teachers import SeveralTeachers
 from student_train.shown_images import ShownImages, takes_no_more
+from student_train.signals import MixedLabels
 from student_train.student_views import show
 
 Inputs = tuple[Tensor, Tensor]
@@ -67,10 +69,11 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainImages:
-    """As `LabelledImages`, where images may come from a stream."""
+    """As `LabelledImages`, where images may come from a stream; labels of mixes are those of their larger parts."""
 
     images: RowArray
     labels: Tensor
+    mixed: MixedLabels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,9 @@ class StudentData:
             compute=compute,
             rendering=request.rendering,
             train=TrainImages(
-                _images(store, "train", rows, compute, chosen), read_labels(store, "train", rows, compute, chosen)
+                _images(store, "train", rows, compute, chosen),
+                read_labels(store, "train", rows, compute, chosen),
+                read_mixed(store, rows, compute, chosen),
             ),
             val=_validation(request, compute),
             test=_labelled(store, "test", None, compute),

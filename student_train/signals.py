@@ -36,6 +36,23 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedLabels:
+    """What labels of mixes are made of, beside the one of the larger part.
+
+    Args:
+        second: (n,) int64, the class of the smaller part; for what is no mix, its own.
+        share: (n,) float32, of the larger part; 1 for what is no mix.
+    """
+
+    second: Tensor
+    share: Tensor
+
+    def of(self, rows: Tensor) -> MixedLabels:
+        """Those of some rows."""
+        return MixedLabels(self.second[rows], self.share[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Signals:
     """One batch as a loss sees it, of B samples or of G comparisons.
 
@@ -47,6 +64,8 @@ class Signals:
         index: (B,) int64 rows of the sample; None once compared, where an entry is no single row.
         views: how many views of each image follow one another: first all images in view 0, then all in view 1, ...
         ids: (B, k) int64 classes that answers of top-k name; None for other kinds, and once compared.
+        mixed: the other label of samples that are mixes, whose teacher's answer is of the mix; `labels` are those of
+            their larger parts. None where there are none, and once compared.
     """
 
     student: Representation
@@ -56,16 +75,24 @@ class Signals:
     moment: Moment = field(default_factory=Moment)
     views: int = 1
     ids: Tensor | None = None
+    mixed: MixedLabels | None = None
 
     @property
     def label_targets(self) -> Tensor:
-        """Labels as vectors, (B, K) one-hot or (G, K) compared; zeros for a row without a label."""
+        """Labels as vectors, (B, K) one-hot or (G, K) compared; zeros for a row without a label, shares for a mix."""
         if self.labels.is_floating_point():
             return self.labels
+        labels = self._one_hot(self.labels)
+        if self.mixed is None:
+            return labels
+        share = self.mixed.share.to(labels.dtype).unsqueeze(1)
+        return share * labels + (1 - share) * self._one_hot(self.mixed.second)
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
         # Not F.one_hot: every comparison makes these, also of rows without a label, which no loss then reads.
         logits = self.student.logits
-        classes = torch.arange(logits.shape[1], device=self.labels.device)
-        return (self.labels.unsqueeze(1) == classes).to(logits.dtype)
+        classes = torch.arange(logits.shape[1], device=labels.device)
+        return (labels.unsqueeze(1) == classes).to(logits.dtype)
 
     def reordered(self, order: Tensor) -> Signals:
         """The student as it is, and the teacher, the labels, the index and the ids of other samples of the batch.
@@ -79,6 +106,7 @@ class Signals:
             labels=self.labels[order],
             index=None if self.index is None else self.index[order],
             ids=None if self.ids is None else self.ids[order],
+            mixed=None if self.mixed is None else self.mixed.of(order),
         )
 
     def only(self, pairs: Sequence[tuple[str, str]]) -> Signals:

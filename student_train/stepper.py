@@ -75,6 +75,7 @@ class Stepper:
             moment=moment,
             views=batch.views,
             ids=data.named_classes(batch.rows, which),
+            mixed=None if data.train.mixed is None else data.train.mixed.of(rows),
         )
         return self._with_rest(self.method.losses(signals, parts), state.student, moment)
 

@@ -38,6 +38,7 @@ from student_train.data import (
     read_parameters,
     without_content,
 )
+from student_train.mixed_rows import read_mixed
 from student_train.needs import Wanted
 from student_train.read_ahead import read_ahead
 from student_train.request import Request
@@ -129,7 +130,11 @@ def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None
         manifest=store.manifest,
         compute=compute,
         rendering=request.rendering,
-        train=TrainImages(StreamedArray(stream, IMAGES), read_labels(store, "train", request.rows, compute, chosen)),
+        train=TrainImages(
+            StreamedArray(stream, IMAGES),
+            read_labels(store, "train", request.rows, compute, chosen),
+            read_mixed(store, request.rows, compute, chosen),
+        ),
         val=StoredImages.of(store, "val", len(request.val_rows), compute),
         test=StoredImages.of(store, "test", store.manifest.num_test, compute),
         views=views if chosen is None else views[chosen],

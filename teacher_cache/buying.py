@@ -82,7 +82,10 @@ def buy(
         prepare = partial(prepare_build, dataset=images_of_build(config)) if len(ends) > 1 else prepare_build
     if len(ends) > 1:
         # Whatever the last round would be refused for, but for what its rule looks at.
-        prepared_wide_enough(replace(config, select=None), partial(prepare, rounds=len(ends)))
+        # Of one that makes images it is not known before how many rows there can be.
+        makes = config.select is not None and config.select.make().makes
+        last = config if not makes else replace(config, n=ends[0])
+        prepared_wide_enough(replace(last, select=None), partial(prepare, rounds=len(ends)))
     report = BuildReport(config.store, config.n)
     for end in ends:
         _run_round(_of_round(config, end), prepare, run, report, waits=_goes_in_rounds(config, size))

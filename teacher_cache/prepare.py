@@ -98,6 +98,7 @@ def prepare_build(
         config.seed,
         dataset.is_labelled,
         bought_by_rules(config.store, dataset.digest, config.seed),
+        makes=config.select is not None and config.select.make().makes,
     )
     if teacher is None:
         teacher = _opened(_source(config), dataset, compute)

@@ -18,15 +18,17 @@ from ground.errors import BoughtOtherwise, InvalidInput
 from ground.places import Place
 from models.compute import Compute
 from storage.blocks import RowSource
+from storage.made_images import Recipes, is_made
 from storage.manifest import Identity, Manifest, Round, is_store
 from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets.base import Split
+from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.plan import BuildPlan
 from teacher_cache.sample import NestedSample
 from teacher_cache.selection import Pool, Selector, SelectorSpec
-from teacher_cache.selection.contract import require_labelled
+from teacher_cache.selection.contract import require_labelled, require_left
 from teacher_cache.selection.random_order import Random
 from teacher_cache.shown import SOURCE_INDEX
 
@@ -92,7 +94,7 @@ def choose_rows(
         )
     rule, left = spec.make(), np.concatenate([sample.train[have:], sample.rest])
     pool = Pool(
-        images=images,
+        images=MadeSplit(images),
         left=left,
         bought=sample.train[:have],
         identity=identity,
@@ -157,13 +159,34 @@ def _require_rule(spec: SelectorSpec, before: Manifest, n: int) -> None:
 def _chosen(rule: Selector, pool: Pool, count: int) -> np.ndarray:
     """What a rule chooses, checked: it may be anybody's."""
     require_labelled(rule, pool)
+    if not rule.makes:
+        require_left(pool, count)
     rule.require(pool, count)
     rng = np.random.default_rng([pool.identity.seed, len(pool.bought)])
     chosen = np.asarray(rule.choose(pool, count, rng))
     is_right = chosen.shape == (count,) and chosen.dtype == np.int64 and len(np.unique(chosen)) == count
-    if not is_right or not np.isin(chosen, pool.left).all():
+    if not is_right or not _can_be_bought(chosen, pool, makes=rule.makes):
         raise InvalidInput(
             f"the rule {rule.name} was asked for {count} images and chose others than so many distinct ones of those "
             "that are left; choose another rule, or mend it"
         )
     return chosen
+
+
+def _can_be_bought(chosen: np.ndarray, pool: Pool, *, makes: bool) -> bool:
+    """Whether images are left, and what others are made of was bought, or is chosen before them."""
+    made = is_made(chosen)
+    if not np.isin(chosen[~made], pool.left).all() or (made.any() and not makes):
+        return False
+    row_of = {int(image): row for row, image in enumerate(np.concatenate([pool.bought, chosen]))}
+    recipes = Recipes.of(chosen[made])
+    rows = len(pool.bought) + np.flatnonzero(made)
+    sources = np.where(recipes.is_mix, recipes.second, recipes.first)
+    return (
+        all(
+            row_of.get(int(image), row) < row
+            for images in (recipes.first, sources)
+            for image, row in zip(images, rows, strict=True)
+        )
+        and not np.isin(chosen[made], pool.bought).any()
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ground.errors import IdentityMismatch, InvalidInput
+from storage.made_images import Recipes, is_made
 from storage.rows import num_validation
 
 _VALIDATION_EVERY = 5
@@ -54,12 +55,16 @@ def draw_sample(
     seed: int,
     is_labelled: np.ndarray | None = None,
     bought: np.ndarray | None = None,
+    *,
+    makes: bool = False,
 ) -> NestedSample:
     """The first n training images, all the rest, and n/4 validation images, of the permutation that `seed` gives.
 
     Args:
         is_labelled: (pool_size,) bool, which images can be validation images; None for all.
         bought: (b,) int64, images that come first, in this order, since a rule chose them; the others follow in theirs.
+            Some may be made of those before them (`storage.made_images`).
+        makes: whether a rule makes what the pool lacks; then there may be fewer than n.
 
     Raises:
         InvalidInput: n is below 2 or the pool is too small for it.
@@ -75,23 +80,26 @@ def draw_sample(
         raise InvalidInput(
             f"{can_be.sum()} training images have a label, and every fifth of those is for validation; label more"
         )
-    if n > len(train) or not len(val):
+    if bought is not None:
+        train = _begun_with(bought, train)
+    if (n > len(train) and not makes) or not len(val):
         raise InvalidInput(
             f"--n {n} is more than the {len(train)} images that can be sampled: every fifth of the {can_be.sum()} "
             f"{'training images' if is_labelled is None else 'labelled images'} is kept for validation; "
             f"give --n {len(train)} or less"
         )
-    if bought is not None:
-        train = _begun_with(bought, train)
     train, val = train.astype(np.int64), val[: num_validation(n)].astype(np.int64)
     return NestedSample(train[:n], val, train[n:])
 
 
 def _begun_with(bought: np.ndarray, line: np.ndarray) -> np.ndarray:
     """A line of images with some of them brought to its front."""
-    if len(np.unique(bought)) < len(bought) or not np.isin(bought, line).all():
+    made = is_made(bought)
+    images = bought[~made]
+    sources = Recipes.of(bought[made]).sources
+    if len(np.unique(bought)) < len(bought) or not np.isin(images, line).all() or not np.isin(sources, images).all():
         raise IdentityMismatch(
             "the store's rows are not images of this sample: some are kept for validation, are not there, or come "
             "twice; build another store"
         )
-    return np.concatenate([bought, line[~np.isin(line, bought)]])
+    return np.concatenate([bought, line[~np.isin(line, images)]])

@@ -24,6 +24,7 @@ from storage.schema import IMAGES, VIEWS, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.base import Split
+from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.on_demand import HeldRows, InputDigests
 from teacher_cache.sample import NestedSample
 
@@ -172,7 +173,7 @@ def show(
     Args:
         store: of that data set, with the first images of the sample, which are then read from it.
     """
-    pool, test = dataset.train, dataset.test
+    pool, test = MadeSplit(dataset.train), dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
     arrays: dict[str, RowSource] = {
         **training_rows(dataset, sample, rendering.geometry, policy=policy, seed=seed, num_views=num_views),
@@ -207,14 +208,14 @@ def training_rows(
     dataset: ImageDataset, sample: NestedSample, geometry: ViewGeometry, *, policy: str, seed: int, num_views: int
 ) -> dict[str, RowSource]:
     """The arrays of all training images of a sample, its rest among them: made when they are asked for."""
-    pool, index = dataset.train, sample.images
+    pool, index = MadeSplit(dataset.train), sample.images
 
     def draw(chosen: np.ndarray) -> np.ndarray:
         return sample_views(geometry, policy, seed=seed, source_index=chosen, num_views=num_views)
 
     return {
         IMAGES: _Decoded(pool, index),
-        "train/labels": pool.labels[index],
+        "train/labels": pool.labels_of(index),
         SOURCE_INDEX: index,
         VIEWS: _Drawn(draw, index),
     }

@@ -24,5 +24,6 @@ class CrossEntropy(DistillationLoss):
     constrains_logits = True
 
     def forward(self, signals: Signals) -> Tensor:
-        """Labels (B,) are classes."""
-        return F.cross_entropy(signals.student.logits, signals.labels)
+        """Labels (B,) are classes; those of mixes are shares of two."""
+        labels = signals.labels if signals.mixed is None else signals.label_targets
+        return F.cross_entropy(signals.student.logits, labels)

@@ -55,6 +55,8 @@ from teacher_cache.plan import BuildPlan
 from teacher_cache.prepare import Prepared, prepare_build
 from teacher_cache.rendering import RenderingOverrides
 from teacher_cache.selection import SelectorSpec
+from teacher_cache.selection.random_order import Random
+from teacher_cache.selection.spend import IMAGES, spending_rule
 from teacher_cache.teachers.attempts import RemoteTeacher
 from teacher_cache.teachers.elsewhere import RemoteOptions
 
@@ -68,6 +70,13 @@ from teacher_cache.teachers.elsewhere import RemoteOptions
     callback=lambda _, __, text: None if text is None else SelectorSpec.read(text),
     help="Rule that chooses what is bought beyond the rows of the store: random, balanced, ..., with settings.  "
     "[default: random]",
+)
+@click.option(
+    "--spend",
+    default=IMAGES,
+    show_default=True,
+    help="What calls are spent on: images, views (further ones of what was bought), mixup or cutmix (mixes of two of "
+    "those), or shares of them, as images=0.5,mixup=0.5.",
 )
 @click.option(
     "--round",
@@ -126,6 +135,7 @@ def build(
     store: Place | None,
     url: str | None,
     allow_code: bool,
+    spend: str,
     round_size: int | None,
     dry_run: bool,
     as_json: bool,
@@ -145,6 +155,7 @@ def build(
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
     ledger = ledger_to_build(folder, url)
+    settings["select"] = _spending(settings["select"], spend)
     settings["keep"] = None if settings["keep"] is None else AnswerForm.read(settings["keep"])
     settings |= _own_settings(folder, settings)
     said = RenderingOverrides(**{field.name: settings.pop(field.name) for field in fields(RenderingOverrides)})
@@ -183,6 +194,13 @@ def _run(prepared: Prepared, report: BuildReport, *, engine: RayEngine | None) -
             shown = StoreProgress(plan, advance)
             run_build(*prepared, lambda _, note: shown.tell(note), report)
             shown.look()
+
+
+def _spending(select: SelectorSpec | None, spend: str) -> SelectorSpec | None:
+    """The rule that chooses images, and makes what else calls are spent on."""
+    if spend == IMAGES:
+        return select
+    return SelectorSpec.read(spending_rule(Random.name if select is None else select.text, spend))
 
 
 def _whose() -> str:

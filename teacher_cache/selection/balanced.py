@@ -22,7 +22,7 @@ class Balanced(Selector):
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
         """See `Selector.choose`."""
         labels = pool.labels[pool.left]
-        known = pool.labels[pool.bought]
+        known = pool.labels_of(pool.bought)
         have = np.bincount(known[known >= 0], minlength=pool.num_classes)
         # How many of its class there are when an image is bought, were its class's images bought in their order.
         by_class = np.argsort(labels, kind="stable")

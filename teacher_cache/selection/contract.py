@@ -15,6 +15,7 @@ from ground.user_code import UserCode
 from models.compute import Compute
 from storage.manifest import Identity
 from teacher_cache.datasets.base import Split
+from teacher_cache.datasets.made_split import MadeSplit
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -22,7 +23,7 @@ class Pool:
     """The training images of a data set before a round is bought. Validation and test images are not among them.
 
     Args:
-        images: the training split, read by index; a rule that looks at `labels` says so.
+        images: the training split, read by index or recipe; a rule that looks at `labels` says so.
         left: (c,) int64, indices of those that may be bought, in the order that the sample's seed gives.
         bought: (b,) int64, indices of those that were bought, in the order of purchase.
         identity: of the store, for how images are shown, and which teacher is the paid one.
@@ -49,6 +50,10 @@ class Pool:
         """(N,) int64, the class of every training image; `UNLABELLED` where there is none."""
         return self.images.labels
 
+    def labels_of(self, index: np.ndarray) -> np.ndarray:
+        """(n,) int64, the classes of images by their index, those that are made of others among them."""
+        return MadeSplit(self.images).labels_of(index)
+
 
 class Selector(ABC):
     """A rule: which of the images that are left to buy next.
@@ -61,11 +66,13 @@ class Selector(ABC):
         name: what `--select` calls it.
         source: paper and section.
         needs_labels: whether it looks at the labels of images that are not bought, which cost something too.
+        makes: whether it may choose images that are made of those that were bought (`storage.made_images`).
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     needs_labels: bool = False
+    makes: bool = False
 
     @classmethod
     def made_of(cls, name: str, values: Mapping[str, str], make: Callable[[str], Selector]) -> Selector:
@@ -94,7 +101,8 @@ class Selector(ABC):
 
     @abstractmethod
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices to buy, (count,) int64, distinct and all of `pool.left`, the most wanted first.
+        """Indices to buy, (count,) int64, distinct and all of `pool.left`, the most wanted first; a rule that makes
+        images may choose recipes, of what was bought and what it chose before them.
 
         Args:
             count: at least 1 and at most `len(pool.left)`.
@@ -113,4 +121,13 @@ def require_labelled(rule: Selector, pool: Pool) -> None:
         raise InvalidInput(
             f"--select {rule.name} looks at labels, and {missing} of the {len(pool.left)} images that may be bought "
             "have none; choose a rule that needs none, as kcenter, or label them"
+        )
+
+
+def require_left(pool: Pool, count: int) -> None:
+    """Raise `InvalidInput` where more images are to be bought than are left."""
+    if count > len(pool.left):
+        raise InvalidInput(
+            f"{count} images are to be bought, and {len(pool.left)} are left: every fifth is kept for validation; "
+            "lower --n, or buy more views or mixes, as mix:random=0.2,mixup=0.8"
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from ground.errors import InvalidInput
 from ground.spec import to_float
-from teacher_cache.selection.contract import Pool, Selector, require_labelled
+from teacher_cache.selection.contract import Pool, Selector, require_labelled, require_left
 
 
 class Mix(Selector):
@@ -37,6 +37,7 @@ class Mix(Selector):
             raise ValueError("shares must be above 0; leave out a rule that chooses nothing")
         self.parts = tuple(parts)
         self.needs_labels = any(rule.needs_labels for rule, _ in parts)
+        self.makes = any(rule.makes for rule, _ in parts)
 
     @classmethod
     def made_of(cls, name: str, values: Mapping[str, str], make: Callable[[str], Selector]) -> Selector:
@@ -63,7 +64,9 @@ class Mix(Selector):
 
     def require(self, pool: Pool, count: int) -> None:
         """See `Selector.require`."""
-        for (rule, _), number in zip(self.parts, self._numbers(count), strict=True):
+        numbers = self._numbers(count)
+        require_left(pool, sum(number for (rule, _), number in zip(self.parts, numbers, strict=True) if not rule.makes))
+        for (rule, _), number in zip(self.parts, numbers, strict=True):
             if number:
                 require_labelled(rule, pool)
                 rule.require(pool, number)

@@ -17,13 +17,28 @@ from teacher_cache.selection.contract import Selector
 from teacher_cache.selection.kcenter import KCenter
 from teacher_cache.selection.margin import Margin
 from teacher_cache.selection.mix import Mix
+from teacher_cache.selection.mixes import BoughtCutMix, BoughtMixup
 from teacher_cache.selection.random_order import Random
 from teacher_cache.selection.typical import Typical
 from teacher_cache.selection.uncertain import Uncertain
+from teacher_cache.selection.views import Views
 
 ENTRY_POINTS = "ckd.selectors"
 SELECTORS: Mapping[str, type[Selector]] = {
-    rule.name: rule for rule in (Random, Balanced, KCenter, Typical, Uncertain, Margin, Committee, Mix)
+    rule.name: rule
+    for rule in (
+        Random,
+        Balanced,
+        KCenter,
+        Typical,
+        Uncertain,
+        Margin,
+        Committee,
+        Views,
+        BoughtMixup,
+        BoughtCutMix,
+        Mix,
+    )
 }
 
 
