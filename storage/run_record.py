@@ -52,6 +52,26 @@ class RunStream(Struct, frozen=True, kw_only=True):
     window_rows: Positive
 
 
+class RunTeacher(Struct, frozen=True, kw_only=True):
+    """One of several teachers that a run learned from.
+
+    Args:
+        store: absolute folder of its store when the run was made, or its URL.
+        store_id, teacher, teacher_fingerprint: as in the store's manifest.
+        ledger_head: as `RunRecord` has it, of this store.
+        rows: the first so many rows of the run were answered by it.
+        teacher_calls: that were paid for that.
+    """
+
+    store: str
+    store_id: Line
+    teacher: Line
+    teacher_fingerprint: Line
+    ledger_head: Line | None
+    rows: Count
+    teacher_calls: Count
+
+
 class RunSettings(Struct, frozen=True, kw_only=True):
     """Settings and sources of a run; it goes on only if all of them are the same.
 
@@ -66,7 +86,10 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         streamed: how its batches were drawn, where not all rows were in memory.
         rest_rows, val_rows: rows beyond the n, and validation images, where it learns from a rest, which may grow.
         average: decay of the average of its weights over steps, where that was measured and kept.
-        teacher_fingerprint, dataset, store_id: as in the store's manifest.
+        teacher_fingerprint, dataset, store_id: as in the store's manifest; with several stores, that of the images.
+        combine: how the answers of several stores became one; it and the next two are not there where it was one.
+        stores: their ids, in the order that they were named.
+        store_rows: the first so many rows are answered by each.
     """
 
     student: Line
@@ -92,6 +115,9 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     rest_rows: Count | UnsetType = UNSET
     val_rows: Count | UnsetType = UNSET
     average: Share | UnsetType = UNSET
+    combine: Line | UnsetType = UNSET
+    stores: tuple[Line, ...] | UnsetType = UNSET
+    store_rows: tuple[Count, ...] | UnsetType = UNSET
 
     def document(self) -> dict[str, Any]:
         """As JSON reads it back."""
@@ -110,7 +136,9 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
         store: absolute folder of the store when the run was made; it may hold any character that a path can.
         ledger_head: hash of the ledger's newest entry, but for those of runs, when the store was read; None where
             there was no ledger.
-        teacher_calls: calls whose answers it learned from; 0 for a method without a teacher.
+        teacher_calls: calls whose answers it learned from; 0 for a method without a teacher, the sum over several.
+        teachers: of several stores, in the order of `stores`: whose answers it learned from. What is said of store,
+            store_id, teacher_fingerprint and ledger_head is then of the one that gave the images.
         teacher_outputs: which outputs of them it read; None in runs that did not say so yet.
         empty_answers: rows among them that were left out, as the teacher refused to answer; not there where none were.
         answered_rows, labelled_rows, unlabelled_rows: a partition of the training rows: what was learned from each is
@@ -131,6 +159,7 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     store: str | None = None
     ledger_head: Line | None = None
     teacher_calls: Count
+    teachers: tuple[RunTeacher, ...] | UnsetType = UNSET
     teacher_outputs: tuple[str, ...] | None = None
     empty_answers: Count | UnsetType = UNSET
     answered_rows: Count | UnsetType = UNSET

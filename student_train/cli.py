@@ -36,12 +36,13 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 @click.version_option(package_name="teacher-cache")
 @train_options
 @click.pass_context
-def main(context: click.Context, /, store: Place | None, **settings: Any) -> None:
+def main(context: click.Context, /, store: tuple[Place, ...], **settings: Any) -> None:
     """Train a student from a store; no teacher, no data set and no network is needed.
 
     \b
     ckd-train --store stores/wrn40_2-cifar100 --method ckd --n 1600
     ckd-train --store DIR --loss ce --loss kd:temperature=2,weight=0.5
+    ckd-train --store SMALL --store LARGE --combine weighted --method kd
     ckd-train --store DIR --loss ce --loss my_losses:Huber:delta=2 --allow-code
     ckd-train losses
     ckd-train verify RUN
@@ -55,12 +56,12 @@ def main(context: click.Context, /, store: Place | None, **settings: Any) -> Non
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for a training, not for a subcommand")
         return
-    if store is None:
+    if not store:
         raise click.UsageError("Missing option '--store'.")
     # Here, and not above: it loads torch, and the help needs none.
     from student_train.commands.train import train
 
-    train(store=store, **settings)
+    train(stores=store, **settings)
 
 
 if __name__ == "__main__":

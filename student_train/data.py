@@ -36,6 +36,7 @@ from student_train.request import Request
 from student_train.rest.rows import HeldRest, RestRows
 from student_train.row_arrays import RowArray, as_tensor, laid_channels_last
 from student_train.sampling import Batch, Sampling
+from student_train.several_teachers import SeveralTeachers
 from student_train.shown_images import ShownImages, takes_no_more
 from student_train.signals import MixedLabels
 from student_train.student_views import show
@@ -92,6 +93,7 @@ class StudentData:
         rest: rows beyond, where they are wanted.
         unasked: whether the rows are labelled ones of the whole store, in the place of the first n.
         stream: what images and outputs come from, block by block; None where all of them are in memory.
+        teachers: whose answers were combined, where there were several; the store is that of their images.
     """
 
     place: Place
@@ -109,6 +111,7 @@ class StudentData:
     rest: RestRows | None = None
     unasked: bool = False
     stream: BlockStream | None = None
+    teachers: SeveralTeachers | None = None
 
     @classmethod
     def load(
@@ -134,7 +137,7 @@ class StudentData:
         store, rows = request.store, request.rows
         request.require_memory()
         # With no teacher involved, what the teacher said does not have to be read.
-        kept = store.read_outputs(request.names, rows) if request.names else {}
+        kept = request.read_outputs()
         outputs = {name: as_tensor(values) for name, values in kept.items()}
         del kept
         chosen = _with_content(store, outputs, len(rows))
@@ -162,6 +165,7 @@ class StudentData:
             empty_answers=0 if chosen is None else len(rows) - len(chosen),
             rest=_held_rest(request, compute),
             unasked=request.unasked,
+            teachers=request.teachers,
         )
 
     def student_view(self, asked: str) -> str:
@@ -191,6 +195,18 @@ class StudentData:
     def num_asked(self) -> int:
         """Rows that were asked for, and whose calls were paid: those without content too."""
         return 0 if self.unasked else self.n + self.empty_answers
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that were paid for what was asked for, of all teachers."""
+        if self.teachers is not None:
+            return self.teachers.num_calls
+        return self.num_asked * self.manifest.identity.views
+
+    @property
+    def teacher_name(self) -> str:
+        """Of the teacher, or of all."""
+        return self.manifest.identity.teacher.name if self.teachers is None else self.teachers.name
 
     @property
     def num_classes(self) -> int:

@@ -1,4 +1,4 @@
-"""Names of the paper's methods, for who only lists them; `student_train.recipes` says what they are."""
+"""Names of what is defined elsewhere, for who only lists them: the methods by `student_train.recipes`."""
 
 from __future__ import annotations
 
@@ -17,3 +17,5 @@ PAPER_METHODS = (
     "vid+ckd",
     "cc+ckd",
 )
+# How the answers of several teachers become one: `student_train.combining` says what each does.
+COMBINATIONS = ("mean", "best", "weighted")

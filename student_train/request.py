@@ -15,6 +15,7 @@ from storage.store import Store
 from storage.store_ledger import newest_head
 from student_train.needs import Wanted
 from student_train.rest.beyond import Beyond
+from student_train.several_teachers import SeveralTeachers
 from student_train.shown_images import takes_no_more
 
 # The rest is for the student, its optimizer and its batches.
@@ -34,6 +35,7 @@ class Request:
         rendering: how the student is shown images.
         ledger_head: newest hash of the store's ledger.
         readers: processes of this machine that load it, each for itself.
+        teachers: whose answers are combined, where there are several; the store is then the one of their images.
     """
 
     store: Store
@@ -45,10 +47,17 @@ class Request:
     readers: int = 1
     rest: Rows = field(default=Rows(()))
     unasked: bool = False
+    teachers: SeveralTeachers | None = None
 
     @classmethod
     def checked(
-        cls, store: Store, n: int | None, wanted: Wanted, rendering: Rendering | None, readers: int = 1
+        cls,
+        store: Store,
+        n: int | None,
+        wanted: Wanted,
+        rendering: Rendering | None,
+        readers: int = 1,
+        teachers: SeveralTeachers | None = None,
     ) -> Request:
         """As `StudentData.load` says."""
         shown = _require_size(store, rendering)
@@ -73,7 +82,14 @@ class Request:
             readers=readers,
             rest=Rows(()) if beyond is None else beyond.rows,
             unasked=unasked,
+            teachers=teachers,
         )
+
+    def read_outputs(self) -> dict[str, np.ndarray]:
+        """What is said of the rows, as `Store.read_outputs` gives it; empty where no teacher is involved."""
+        if not self.names:
+            return {}
+        return (self.teachers or self.store).read_outputs(self.names, self.rows)
 
     @property
     def val_rows(self) -> Rows:

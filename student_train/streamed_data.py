@@ -44,6 +44,7 @@ from student_train.read_ahead import read_ahead
 from student_train.request import Request
 from student_train.rest.rows import IMAGES, StreamedRest
 from student_train.row_arrays import as_tensor
+from student_train.several_teachers import SeveralTeachers
 from student_train.stream_order import BlockOrder
 
 log = logging.getLogger(__name__)
@@ -81,15 +82,20 @@ def load_data(
     compute: Compute,
     rendering: Rendering | None = None,
     streaming: Streaming | None = None,
+    teachers: SeveralTeachers | None = None,
 ) -> StudentData:
     """As `StudentData.load`, from a stream where that is asked for, or memory does not hold what is wanted.
+
+    Args:
+        teachers: whose answers are to be combined, where there are several; the store is then their pool.
 
     Raises:
         InvalidInput: the method needs all rows at hand; or as there.
         OlderFormat: the store has one digest of all images, and is to be streamed.
     """
     streaming = Streaming() if streaming is None else streaming
-    request = Request.checked(store, n, wanted, rendering, streaming.ranks.neighbours)
+    wanted = wanted if teachers is None else teachers.wanted(wanted)
+    request = Request.checked(store, n, wanted, rendering, streaming.ranks.neighbours, teachers)
     fits = not streaming.ranks.any(not request.fits_memory)
     if not streaming.always and (streaming.never or fits):
         return StudentData.read(request, wanted, compute)

@@ -347,6 +347,7 @@ class Trainer:
             store=str(self.data.place),
             ledger_head=self.data.ledger_head,
             teacher_calls=self._teacher_calls(),
+            teachers=UNSET if self.data.teachers is None else self.data.teachers.recorded(),
             teacher_outputs=self._teacher_outputs(),
             empty_answers=self.data.empty_answers or UNSET,
             **self._rows_used(),
@@ -369,7 +370,7 @@ class Trainer:
     def _teacher_calls(self) -> int:
         """Calls that were paid for what this student, or its proxies, learned from: none where no teacher is asked."""
         asked = self.method.asks_teacher or any(spec.drew_on_calls for spec in self.method.rest)
-        return self.data.num_asked * self.data.manifest.identity.views if asked else 0
+        return self.data.num_calls if asked else 0
 
     def _teacher_outputs(self) -> tuple[str, ...]:
         """What of those was learned from, by this student or its proxies."""
@@ -421,9 +422,10 @@ class Trainer:
             n=self.data.num_asked,
             precision=self.data.compute.precision,
             store_id=self.data.manifest.store_id,
-            teacher=identity.teacher.name,
+            teacher=self.data.teacher_name,
             teacher_fingerprint=identity.teacher.fingerprint,
             dataset=identity.dataset.name,
+            **({} if self.data.teachers is None else self.data.teachers.settings()),
         )
 
     # State

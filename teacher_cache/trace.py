@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType, structs
 
 from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
@@ -32,19 +32,31 @@ from storage.ledger_report import CallHistory, call_histories, calls_revoked_aft
 from storage.manifest import FILE_NAME, TeacherIdentity
 from storage.rows import Rows
 from storage.run_proof import Proof, RunProofs
-from storage.run_record import RUN_FILE, RunRecord
+from storage.run_record import RUN_FILE, RunRecord, RunTeacher
 from storage.schema import DIGEST, IMAGES, VIEWS
 from storage.store import Store
+
+_Place = Annotated[str, Meta(pattern=r"\A(/|[a-z0-9]{2,5}://)[^\0]*\Z", description="an absolute path or a URL")]
+
+
+class TraceableTeacher(RunTeacher, frozen=True, kw_only=True):
+    """One of several teachers that a run learned from, with where its answers come from."""
+
+    store: _Place
+    store_id: Hex32
+    teacher_fingerprint: Hex64
+    ledger_head: Hex64
 
 
 class TraceableRecord(RunRecord, frozen=True, kw_only=True):
     """A run's record that says where it comes from: what tables can do without."""
 
-    store: Annotated[str, Meta(pattern=r"\A(/|[a-z0-9]{2,5}://)[^\0]*\Z", description="an absolute path or a URL")]
+    store: _Place
     store_id: Hex32
     teacher_fingerprint: Hex64
     ledger_head: Hex64
     teacher_outputs: tuple[str, ...]
+    teachers: Annotated[tuple[TraceableTeacher, ...], Meta(min_length=2)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +89,42 @@ class Run:
         """What the run read of its calls."""
         return frozenset(self.record.teacher_outputs)
 
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """What the run would say of itself had it one teacher, for each that it has."""
+        if isinstance(self.record.teachers, UnsetType):
+            return (self,)
+        return tuple(Run(folder=self.folder, record=_as_of(self.record, teacher)) for teacher in self.record.teachers)
+
+    @property
+    def sum_problems(self) -> list[str]:
+        """Where what the run says of all of its teachers is not what it says of each."""
+        records = [part.record for part in self.parts]
+        calls, rows = sum(record.teacher_calls for record in records), max(record.n for record in records)
+        said = self.record
+        problems = []
+        if calls != said.teacher_calls:
+            problems.append(f"the run says that it drew on {said.teacher_calls} calls, and its stores come to {calls}")
+        if rows != said.n:
+            problems.append(f"the run was trained on {said.n} rows, and its stores answered {rows} of them")
+        if said.store_id not in [record.store_id for record in records]:
+            problems.append(f"the run's images are of store {said.store_id[:12]}, which is none of those that answered")
+        return problems
+
+
+def _as_of(record: TraceableRecord, teacher: TraceableTeacher) -> TraceableRecord:
+    return structs.replace(
+        record,
+        store=teacher.store,
+        store_id=teacher.store_id,
+        teacher=teacher.teacher,
+        teacher_fingerprint=teacher.teacher_fingerprint,
+        ledger_head=teacher.ledger_head,
+        n=teacher.rows,
+        teacher_calls=teacher.teacher_calls,
+        teachers=UNSET,
+    )
+
 
 def store_of(run: Run, place: Place | None = None) -> Store:
     """The store a run was trained from, or what was made of it by converting or extending.
@@ -108,6 +156,22 @@ def store_of(run: Run, place: Place | None = None) -> Store:
             f"{store.manifest.store_id[:12]}; give the one it was trained from as --store"
         )
     return store
+
+
+def stores_of(run: Run, place: Place | None = None) -> list[Store]:
+    """The store of each of a run's parts; arguments and errors as for `store_of`.
+
+    Args:
+        place: where one of them is now, if it was moved.
+    """
+    if len(run.parts) == 1:
+        return [store_of(run, place)]
+    moved = frozenset() if place is None else Store.open(place).manifest.ids
+    if place is not None and moved.isdisjoint(part.record.store_id for part in run.parts):
+        raise IdentityMismatch(
+            f"{place} is none of the stores that {run.folder} was trained from; give the one that was moved"
+        )
+    return [store_of(part, place if part.record.store_id in moved else None) for part in run.parts]
 
 
 @dataclass(frozen=True)
@@ -313,6 +377,9 @@ class _Search:
 
     def drew_on(self, run: Run) -> bool:
         """Whether a run learned from what the call returned."""
+        return any(self._drew_on(part) for part in run.parts)
+
+    def _drew_on(self, run: Run) -> bool:
         call, record = self._call, run.record
         if not record.teacher_calls or record.teacher_fingerprint != call.teacher:
             return False

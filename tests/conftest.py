@@ -133,6 +133,30 @@ def built_store(stores) -> Path:
     return stores["zarr"]
 
 
+@pytest.fixture(scope="session")
+def second_store(made_once) -> Path:
+    """The first 40 rows of `built_store`, answered by another teacher, logits alone; treat it as read-only."""
+    from models import create_model, save_weights
+    from teacher_cache.build import build
+    from teacher_cache.config import BuildConfig
+    from teacher_cache.prepare import prepare_build
+
+    def fill(folder: Path) -> None:
+        save_weights(create_model("resnet8", num_classes=10, seed=1), folder / "weights.safetensors", {})
+        config = BuildConfig(
+            teacher="resnet8",
+            weights=folder / "weights.safetensors",
+            store=folder / "store",
+            device="cpu",
+            dataset="digits",
+            n=40,
+            trust_teacher=True,
+        )
+        build(*prepare_build(config))
+
+    return made_once("second-teacher", fill) / "store"
+
+
 @pytest.fixture(scope="session", params=("zarr", "hdf5"))
 def store_of_each_format(request, stores) -> Path:
     return stores[request.param]

@@ -10,7 +10,7 @@ import click
 
 from ground.options import RunFolderPath, StorePlace, allow_code_option, device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
-from student_train.names import PAPER_METHODS
+from student_train.names import COMBINATIONS, PAPER_METHODS
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import TrainConfig
 
@@ -18,7 +18,17 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _METHODS = ", ".join(PAPER_METHODS)
 _OPTIONS = (
-    click.option("--store", type=StorePlace(), help="Store that stage one built, as a folder or a URL; needed."),
+    click.option(
+        "--store",
+        multiple=True,
+        type=StorePlace(),
+        help="Store that stage one built, as a folder or a URL; needed. Several, of one sample, with --combine.",
+    ),
+    click.option(
+        "--combine",
+        type=click.Choice(COMBINATIONS),
+        help="How the answers of several stores become one: mean, the best of each row, or weighted by their labels.",
+    ),
     click.option("--student", default="wrn16_2", show_default=True, help="Network to train, perhaps ORIGIN:NAME."),
     click.option("--student-size", type=int, help="Pixels of its input.  [default: those of the teacher's views]"),
     click.option("--init", type=click.Path(path_type=Path), help="Weights to begin with, as FILE or FILE#key."),

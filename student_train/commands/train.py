@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from models.names import identity_name
 from storage.store import Store
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
+from student_train.names import COMBINATIONS
 from student_train.protocol import ProtocolConfig
 from student_train.ranked_folder import RankedFolder
 from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
+from student_train.several_teachers import SeveralTeachers
+from student_train.streamed_data import load_data
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 
@@ -39,7 +43,8 @@ def train(**settings: Any) -> None:
 def _train(
     ranks: Ranks,
     *,
-    store: Place,
+    stores: tuple[Place, ...],
+    combine: str | None,
     student: str,
     student_size: int | None,
     init: Path | None,
@@ -89,11 +94,14 @@ def _train(
             patience=patience, max_evals=max_evals, schedule=schedule, steps_per_eval=steps_per_eval
         ),
     )
+    teachers = _several(stores, combine, n)
+    store = stores[0] if teachers is None else teachers.pool.place
     rows = Store.open(store).manifest.n if n is None else n
-    path = out if out is not None else _default_out(store, config, written, rows)
+    path = out if out is not None else _default_out(_name_of(stores, combine), config, written, rows)
     folder = RunFolder(path) if ranks.alone else RankedFolder(path, ranks)
     compute = Compute.choose(ranks.device(device), precision)
-    trainer = Trainer.open(config, store, rows, spec, compute, folder, resume=resume, ranks=ranks)
+    load = partial(load_data, teachers=teachers)
+    trainer = Trainer.open(config, store, rows, spec, compute, folder, resume=resume, load=load, ranks=ranks)
     if not ranks.is_first:
         trainer.run(resume=resume)
         return
@@ -128,6 +136,26 @@ def _note(row: Mapping[str, Any]) -> str:
     return f"loss {row['train_loss']:.3f}, validation {row['val_accuracy']:.3f}, lr {row['lr']:g}"
 
 
-def _default_out(store: Place, config: TrainConfig, written: str, n: int) -> Path:
+def _several(stores: tuple[Place, ...], combine: str | None, n: int | None) -> SeveralTeachers | None:
+    """The teachers to combine; None where there is one store."""
+    if len(stores) == 1:
+        if combine is not None:
+            raise InvalidInput(f"--combine {combine} is for several stores, and one was given; add another --store")
+        return None
+    if combine is None:
+        raise InvalidInput(
+            f"{len(stores)} stores were given, and nothing says how their answers become one; add --combine, one of "
+            f"{', '.join(COMBINATIONS)}"
+        )
+    return SeveralTeachers.open(stores, combine, n)
+
+
+def _name_of(stores: tuple[Place, ...], combine: str | None) -> str:
+    """A folder's name that says what was learned from."""
+    names = "+".join(store.resolve().name for store in stores)
+    return names if combine is None else f"{names[:200]}-{combine}"
+
+
+def _default_out(source: str, config: TrainConfig, written: str, n: int) -> Path:
     method = "".join(letter if letter.isalnum() else "-" for letter in written)[:100]
-    return Path("runs") / store.resolve().name / f"{identity_name(config.student)}-{method}-n{n}-seed{config.seed}"
+    return Path("runs") / source / f"{identity_name(config.student)}-{method}-n{n}-seed{config.seed}"

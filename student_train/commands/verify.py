@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import click
+from msgspec import UnsetType
 
 from ground.errors import InvalidInput
 from ground.options import StoreFolder, json_option
 from ground.terminal import plain, print_json, say
 from storage.run_proof import ProvenBy, RunProofs
-from storage.run_record import RUN_FILE, RunRecord
+from storage.run_record import RUN_FILE, RunRecord, RunTeacher
 
 _WORDS = {
     ProvenBy.LEDGER: "an entry in its store's ledger",
@@ -35,15 +37,32 @@ def verify(run: Path, store: Path | None, as_json: bool) -> None:
     if not (run / RUN_FILE).is_file():
         raise InvalidInput(f"{run} holds no finished run (no {RUN_FILE}); give the folder of one")
     record = RunRecord.load(run, "bring it back from a copy, or train again")
-    proof = RunProofs().of(run, store or _store_of(record))
+    proof, others = RunProofs().of(run, store or _store_of(record)), _others_of(record)
     if as_json:
-        print_json({"run": str(run), "proven": proof.is_proven, "by": proof.by, "problems": proof.sentences})
+        document = {"run": str(run), "proven": proof.is_proven, "by": proof.by, "problems": proof.sentences}
+        print_json(document | ({"not_asked": [teacher.store for teacher in others]} if others else {}))
     elif proof.is_proven:
         say(plain(f"{run} is proven by {_WORDS[proof.by]}"))
     else:
         say("\n".join(plain(sentence) for sentence in proof.sentences))
         say(plain(f"{run} is not proven"))
+    if others and not as_json:
+        say(plain(_not_asked(run, others)))
     sys.exit(0 if proof.is_proven else 1)
+
+
+def _others_of(record: RunRecord) -> list[RunTeacher]:
+    """Of several teachers those whose stores the results are not bound to."""
+    teachers = () if isinstance(record.teachers, UnsetType) else record.teachers
+    return [teacher for teacher in teachers if teacher.store_id != record.store_id]
+
+
+def _not_asked(run: Path, others: list[RunTeacher]) -> str:
+    calls, places = sum(teacher.teacher_calls for teacher in others), ", ".join(teacher.store for teacher in others)
+    return (
+        f"its results are bound to the store of its images alone; {calls} of its calls are in {places}, which was not "
+        f"asked: ckd-cache ledger trace {shlex.quote(str(run))} asks the ledger of every store"
+    )
 
 
 def _store_of(record: RunRecord) -> Path | None:

@@ -79,6 +79,11 @@ class ProxyRun:
             raise IdentityMismatch(
                 f"the proxy {self.folder} was trained from another store than this one; train one from this store"
             )
+        if not isinstance(record.teachers, UnsetType):
+            raise IdentityMismatch(
+                f"the proxy {self.folder} learned from several teachers, whose calls are not this store's alone; train "
+                "one from this store"
+            )
         proof = proofs.of(self.folder, None if store.is_published else store.folder)
         if proof.problems:
             raise IdentityMismatch(f"the proxy {self.folder} is not what was trained: {proof.problems[0]}")

@@ -15,7 +15,8 @@ from ground.places import ObjectUrl, Place
 from ground.terminal import note, plain, print_json, print_table, say
 from storage.ledger import Ledger
 from storage.ledger_report import CallHistory, call_histories, calls_by_id, seconds_of_calls
-from storage.run_proof import ProvenBy, RunProofs
+from storage.run_proof import Proof, ProvenBy, RunProofs
+from storage.store import Store
 from teacher_cache.commands.ledger.options import (
     cost_of,
     ledger_options,
@@ -24,7 +25,7 @@ from teacher_cache.commands.ledger.options import (
     price_option,
 )
 from teacher_cache.commands.ledger.tables import print_calls
-from teacher_cache.trace import Run, Students, Trace, runs_of_call, store_of, trace_run
+from teacher_cache.trace import Run, Students, Trace, runs_of_call, stores_of, trace_run
 
 _PROBLEMS_SHOWN = 20
 _PROVEN = {
@@ -68,18 +69,41 @@ def trace(
     if len(folders) > 1:
         raise InvalidInput(f"one run is traced at a time, and {len(folders)} were given; --call takes several folders")
     run = Run.load(folders[0])
+    traced = _traced(run, store, url, price, limit, offset)
+    if len(traced) == 1:
+        (found, document), show = traced[0], _print_trace
+        vouched, proof = found.vouched, found.proof
+    else:
+        document, show = _of_several(run, traced), _print_several
+        vouched, proof = document["vouched"], _proof_of(run, traced)
+    print_json(document) if as_json else show(document)
+    sys.exit(0 if vouched and not proof.problems else 1)
+
+
+# What was found, and what `--json` prints of it.
+_Traced = tuple[Trace, dict[str, Any]]
+
+
+def _traced(
+    run: Run, store: Place | None, url: str | None, price: float | None, limit: int, offset: int
+) -> list[_Traced]:
+    """Of each of a run's teachers; of none, one that drew on nothing."""
     if not run.record.teacher_calls:
         found = Trace(run=run, store=None, proof=RunProofs().of(run.folder, _folder_of(store or run.store)))
-        document = _described(found, 0.0, price, [], offset)
-    else:
-        source = store_of(run, store)
-        with closing(opened_ledger(source.place, url)) as opened:
-            found = trace_run(run, source, opened)
+        return [(found, _described(found, 0.0, price, [], offset))]
+    traced, stores = list[_Traced](), stores_of(run, store)
+    for part, source in zip(run.parts, stores, strict=True):
+        with closing(opened_ledger(source.place, url if len(stores) == 1 else _ledger_of(source, url))) as opened:
+            found = trace_run(part, source, opened)
             ids = [call.id for call in found.calls]
             page = list(calls_by_id(opened, ids[offset : offset + limit]))
-            document = _described(found, seconds_of_calls(opened, ids), price, page, offset)
-    print_json(document) if as_json else _print_trace(document)
-    sys.exit(0 if found.vouched and not found.proof.problems else 1)
+            traced.append((found, _described(found, seconds_of_calls(opened, ids), price, page, offset)))
+    return traced
+
+
+def _ledger_of(store: Store, url: str | None) -> str | None:
+    """What --ledger says of one of several stores: nothing where it has a ledger of its own."""
+    return url if store.is_published or store.manifest.ledger is not None else None
 
 
 def _folder_of(place: Place) -> Path | None:
@@ -116,6 +140,55 @@ def _described(
     }
 
 
+def _proof_of(run: Run, traced: list[_Traced]) -> Proof:
+    """Of the results, which are bound to the store that gave the images."""
+    proofs = [found.proof for found, _ in traced if found.run.record.store_id == run.record.store_id]
+    return proofs[0] if proofs else Proof(missing="none of the stores that answered is the one of its images")
+
+
+def _of_several(run: Run, traced: list[_Traced]) -> dict[str, Any]:
+    """What `trace --json` prints of a run with several teachers: the sums, and each store as if it were alone."""
+    proof, documents = _proof_of(run, traced), [document for _, document in traced]
+    problems = [f"{document['store']}: {problem}" for document in documents for problem in document["problems"]]
+    problems = [*run.sum_problems, *problems]
+    of_run = {"run", "method", "student", "proven", "not_proven"}
+    return {
+        **{name: documents[0][name] for name in ("run", "method", "student")},
+        "n": run.record.n,
+        "combine": run.record.combine,
+        "store_id": run.record.store_id,
+        "teacher_calls": run.record.teacher_calls,
+        "calls_total": sum(document["calls_total"] for document in documents),
+        "vouched": not problems,
+        "problems": problems,
+        "proven": proof.by,
+        "not_proven": proof.sentences,
+        "stores": [{name: value for name, value in doc.items() if name not in of_run} for doc in documents],
+    }
+
+
+def _print_several(document: dict[str, Any]) -> None:
+    stores = document["stores"]
+    say(f"{plain(document['run'])} drew on {document['calls_total']} calls of {len(stores)} teachers")
+    for found in stores:
+        of_rows = f"{found['calls_total']} calls on its first {found['n']} rows"
+        name, verb = plain(str(found["teacher"]["name"])), "does not vouch" if found["problems"] else "vouches"
+        say(f"{name} {found['teacher']['fingerprint'][:12]}, {plain(found['store'])}: {of_rows}; its ledger {verb}")
+    _print_problems(document["problems"])
+    verb = "do not vouch" if document["problems"] else "vouch"
+    say(f"the ledgers of all {len(stores)} stores were asked, and {verb} for all {document['n']} rows")
+    _print_proof(document)
+    for found in stores:
+        print_calls(found["calls"], found["offset"], found["calls_total"])
+
+
+def _print_problems(problems: list[str]) -> None:
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        say(plain(problem))
+    if len(problems) > _PROBLEMS_SHOWN:
+        say(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
+
+
 def _print_trace(document: dict[str, Any]) -> None:
     total, problems, run = document["calls_total"], document["problems"], plain(document["run"])
     if not document["teacher_calls"]:
@@ -128,10 +201,7 @@ def _print_trace(document: dict[str, Any]) -> None:
         f"{run} drew on {total} calls of {plain(str(teacher['name']))} {teacher['fingerprint'][:12]}, made by "
         f"{len(document['builder_runs'])} builder run(s) in {document['teacher_seconds']:.1f} s{cost}"
     )
-    for problem in problems[:_PROBLEMS_SHOWN]:
-        say(plain(problem))
-    if len(problems) > _PROBLEMS_SHOWN:
-        say(f"and {len(problems) - _PROBLEMS_SHOWN} problems more; see all with --json")
+    _print_problems(problems)
     say(f"the ledger {'does not vouch' if problems else 'vouches'} for all {document['n']} rows")
     _print_proof(document)
     print_calls(document["calls"], document["offset"], total)
