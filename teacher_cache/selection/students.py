@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
 from ground.errors import IdentityMismatch, InvalidInput
@@ -86,6 +86,11 @@ class Student:
             raise IdentityMismatch(
                 f"the run {self.folder} was trained from another store than this one, so calls are behind it that were "
                 "not made for it; give a run of this store"
+            )
+        if pool.store_ids and self.record.teachers is not UNSET:
+            raise IdentityMismatch(
+                f"the run {self.folder} learned from several teachers, so calls of others are behind it; give a run of "
+                "this store alone"
             )
         if self.rendering.geometry.image_size != pool.identity.geometry.image_size:
             raise IdentityMismatch(

@@ -14,7 +14,7 @@ from ground.errors import IdentityMismatch, InvalidInput
 from ground.user_code import CodeRefused
 from ground.views import evaluation_batches
 from models import create_model
-from storage.run_record import STUDENT_FILE
+from storage.run_record import STUDENT_FILE, RunTeacher
 from teacher_cache.selection import SelectorSpec
 from teacher_cache.selection.students import Student, probabilities
 from tests.teacher_cache.selection.pools import pool_of
@@ -47,11 +47,23 @@ def test_they_say_what_their_networks_say_of_plain_views(pool, runs):
         np.testing.assert_allclose(found[seed].numpy(), expected, rtol=1e-4)
 
 
+OTHER = RunTeacher(
+    store="/elsewhere",
+    store_id="b" * 32,
+    teacher="vgg8",
+    teacher_fingerprint="2" * 64,
+    ledger_head=None,
+    rows=8,
+    teacher_calls=8,
+)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
         ({"dataset": "cifar100"}, "was trained on cifar100, and these images are of drawn"),
         ({"store_id": "b" * 32}, "was trained from another store than this one"),
+        ({"teachers": (OTHER,)}, "learned from several teachers"),
         ({"student_rendering": msgspec.UNSET}, "did not say how its student is shown images"),
     ],
 )
