@@ -175,7 +175,7 @@ class Advice:
             )
         if self.is_far:
             found.append(
-                f"{self.n} is more than {FARTHEST} times the pilot, and accuracies flatten at some point: what is "
+                f"{self.n} is more than {FARTHEST} times the pilot, and no line is to be trusted so far: what is "
                 "expected there is uncertain, and decided nothing; a --pilot of at least "
                 f"{-(-self.n // FARTHEST)} would say more."
             )
@@ -209,7 +209,7 @@ def advice_of(results: pd.DataFrame, *, n: int, pilot: int, worth: float) -> Adv
         measured=_measured(alone, both),
         expected=expected,
         doubling=doubling,
-        decision=decide(gains, worth, doubling=doubling),
+        decision=decide(gains, worth, doubling=doubling, is_far=n > FARTHEST * pilot),
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.advice import Advice, Measured, advice_of
-from analysis.expectation import FARTHEST
 from analysis.labels_only import of_labels_alone
 from analysis.results import chosen, collect
 from experiments.estimate import Estimate, estimate
@@ -31,6 +30,8 @@ ADVICE_FILE = "advice.json"
 FEWEST = 8
 # Where none is asked for yet, what is done is of use to a pilot of so many.
 _USUAL_PILOT = 200
+# Pilots that the store has room for, so that it need not grow, and has so many validation images, when more is bought.
+_ROOM = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,7 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     sample = draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
     # By a quarter of a pilot, students that know all labels are chosen badly; validation images cost no call.
-    room = _laid_out(grid, config.out) or min(FARTHEST * (pilot or _USUAL_PILOT), len(sample.images))
+    room = _laid_out(grid, config.out) or min(_ROOM * (pilot or _USUAL_PILOT), len(sample.images))
     # Nested in each other, so that all three are one purchase.
     sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
     budget = pilot * grid.store.views if pilot else None
