@@ -76,6 +76,28 @@ class Recipes:
         return np.unique(np.concatenate([self.first, self.second[self.is_mix]]))
 
 
+def first_unsound(index: np.ndarray) -> int | None:
+    """The first row of a store whose recipe is none, or is of images that are no rows before it; None where none is.
+
+    Args:
+        index: (n,) int64, of its rows from the first on.
+    """
+    rows = np.flatnonzero(is_made(index))
+    if not len(rows):
+        return None
+    made = Recipes.of(index[rows])
+    mix, again = made.is_mix, made.kind == Kind.AGAIN
+    sound = (made.index == index[rows]) & (made.kind >= Kind.AGAIN)
+    sound &= np.where(again, (made.parts == 0) & (made.second >= 1), made.parts >= PARTS // 2)
+    sound &= again | (made.first != made.second)
+    order = np.argsort(index, kind="stable")
+    for places, needed in ((made.first, np.ones_like(mix)), (made.second, mix)):
+        found = order[np.minimum(np.searchsorted(index[order], places), len(index) - 1)]
+        sound &= ~needed | ((index[found] == places) & (found < rows))
+    wrong = rows[~sound]
+    return int(wrong[0]) if len(wrong) else None
+
+
 def is_made(index: np.ndarray) -> np.ndarray:
     """Which of (n,) int64 are recipes: (n,) bool."""
     found: np.ndarray = index >= _MADE

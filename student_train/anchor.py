@@ -61,7 +61,9 @@ def anchor(student: Network, data: StudentData, method: BoundMethod) -> None:
             for view in range(data.manifest.identity.views):
                 which = torch.full_like(part, view)
                 ids = data.named_classes(part, which)
-                signals = Signals(said, data.teacher(part, which, features=False), classes, index, ids=ids)
+                mixed = None if data.train.mixed is None else data.train.mixed.of(index)
+                answers = data.teacher(part, which, features=False)
+                signals = Signals(said, answers, classes, index, ids=ids, mixed=mixed)
                 target = method.logit_target(signals)
                 if target is not None:
                     gaps.append(target - said.logits)

@@ -219,10 +219,10 @@ def _form_of(store: Store) -> AnswerForm:
 
 def _require_different_teachers(stores: Sequence[Store]) -> None:
     """Refuse a teacher that is there twice: its calls were paid for once."""
-    known: dict[tuple[str, str], Store] = {}
+    known: dict[str, Store] = {}
     for store in stores:
         teacher = store.manifest.identity.teacher
-        other = known.setdefault((teacher.fingerprint, teacher.precision), store)
+        other = known.setdefault(teacher.fingerprint, store)
         if other is not store:
             raise InvalidInput(
                 f"{other.place} and {store.place} hold answers of the same teacher, {teacher.name}; give each once"
@@ -270,12 +270,13 @@ def _short(value: object) -> str:
 def _first_difference(pool: Store, other: Store, name: str, rows: int) -> int | None:
     """The first row, or the first of the block, in which an array differs; None where the first rows are the same.
 
-    Blocks that both have whole are compared by their digests, which are looked at again when they are read.
+    Whole blocks of images are compared by the digests in the manifests, by which `ckd-cache verify` checks them; all
+    else is read.
     """
     spec = pool.arrays.specs[name]
     size, manifests = pool.manifest.block_rows(spec), (pool.manifest, other.manifest)
     alike = other.manifest.block_rows(other.arrays.specs[name]) == size
-    blocks = rows // size if alike else 0
+    blocks = rows // size if alike and name == IMAGES else 0
     for block in range(blocks):
         ours, theirs = (found.samples[name][block * DIGEST_DIGITS :][:DIGEST_DIGITS] for found in manifests)
         if ours != theirs:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+
+import numpy as np
 
 from ground.errors import BoughtOtherwise, FewerBusy, InvalidInput
 from ground.places import ObjectUrl
@@ -82,14 +84,22 @@ def buy(
         prepare = partial(prepare_build, dataset=images_of_build(config)) if len(ends) > 1 else prepare_build
     if len(ends) > 1:
         # Whatever the last round would be refused for, but for what its rule looks at.
-        # Of one that makes images it is not known before how many rows there can be.
-        makes = config.select is not None and config.select.make().makes
-        last = config if not makes else replace(config, n=ends[0])
-        prepared_wide_enough(replace(last, select=None), partial(prepare, rounds=len(ends)))
+        last = replace(config, n=_images_needed(config, ends), select=None)
+        prepared_wide_enough(last, partial(prepare, rounds=len(ends)))
     report = BuildReport(config.store, config.n)
     for end in ends:
         _run_round(_of_round(config, end), prepare, run, report, waits=_goes_in_rounds(config, size))
     return report
+
+
+def _images_needed(config: BuildConfig, ends: Sequence[int]) -> int:
+    """Rows of the last round, without those that a rule makes of others."""
+    if config.select is None:
+        return config.n
+    rule = config.select.make()
+    bought = Store.open(config.store).manifest.n if is_store(config.store) else 0
+    sizes = np.diff([bought, *(end for end in ends if end > bought)])
+    return max(_FEWEST_ROWS, bought + sum(rule.num_images(size) for size in sizes.tolist()))
 
 
 def _goes_in_rounds(config: BuildConfig, size: int | None) -> bool:

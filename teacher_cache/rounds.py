@@ -18,7 +18,7 @@ from ground.errors import BoughtOtherwise, InvalidInput
 from ground.places import Place
 from models.compute import Compute
 from storage.blocks import RowSource
-from storage.made_images import Recipes, is_made
+from storage.made_images import first_unsound, is_made
 from storage.manifest import Identity, Manifest, Round, is_store
 from storage.rows import Rows
 from storage.store import Store
@@ -178,15 +178,4 @@ def _can_be_bought(chosen: np.ndarray, pool: Pool, *, makes: bool) -> bool:
     made = is_made(chosen)
     if not np.isin(chosen[~made], pool.left).all() or (made.any() and not makes):
         return False
-    row_of = {int(image): row for row, image in enumerate(np.concatenate([pool.bought, chosen]))}
-    recipes = Recipes.of(chosen[made])
-    rows = len(pool.bought) + np.flatnonzero(made)
-    sources = np.where(recipes.is_mix, recipes.second, recipes.first)
-    return (
-        all(
-            row_of.get(int(image), row) < row
-            for images in (recipes.first, sources)
-            for image, row in zip(images, rows, strict=True)
-        )
-        and not np.isin(chosen[made], pool.bought).any()
-    )
+    return first_unsound(np.concatenate([pool.bought, chosen])) is None and not np.isin(chosen, pool.bought).any()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ground.errors import IdentityMismatch, InvalidInput
-from storage.made_images import Recipes, is_made
+from storage.made_images import first_unsound, is_made
 from storage.rows import num_validation
 
 _VALIDATION_EVERY = 5
@@ -94,10 +94,9 @@ def draw_sample(
 
 def _begun_with(bought: np.ndarray, line: np.ndarray) -> np.ndarray:
     """A line of images with some of them brought to its front."""
-    made = is_made(bought)
-    images = bought[~made]
-    sources = Recipes.of(bought[made]).sources
-    if len(np.unique(bought)) < len(bought) or not np.isin(images, line).all() or not np.isin(sources, images).all():
+    images = bought[~is_made(bought)]
+    is_sound = first_unsound(bought) is None and len(np.unique(bought)) == len(bought)
+    if not is_sound or not np.isin(images, line).all():
         raise IdentityMismatch(
             "the store's rows are not images of this sample: some are kept for validation, are not there, or come "
             "twice; build another store"

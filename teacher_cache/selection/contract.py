@@ -25,7 +25,8 @@ class Pool:
     Args:
         images: the training split, read by index or recipe; a rule that looks at `labels` says so.
         left: (c,) int64, indices of those that may be bought, in the order that the sample's seed gives.
-        bought: (b,) int64, indices of those that were bought, in the order of purchase.
+        bought: (b,) int64, indices of those that were bought, in the order of purchase; some may be recipes of images
+            that were made of others, whose classes `labels_of` says.
         identity: of the store, for how images are shown, and which teacher is the paid one.
         store_ids: of the store and of those it was made from; empty before there is one.
         compute: where networks of the user's own run.
@@ -90,6 +91,10 @@ class Selector(ABC):
         arguments = settings.arguments(cls)
         settings.finish()
         return settings.call(cls, arguments)
+
+    def num_images(self, count: int) -> int:
+        """How many of so many rows are images that are left, and not made of others."""
+        return count
 
     def require(self, pool: Pool, count: int) -> None:
         """Refuse what cannot be chosen, before anything is computed.

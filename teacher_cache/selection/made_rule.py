@@ -10,12 +10,15 @@ from typing import ClassVar
 import numpy as np
 
 from ground.errors import InvalidInput
+from ground.main_memory import free_main_memory
 from ground.spec import Settings
 from storage.made_images import MOST_IMAGES, is_made
 from teacher_cache.selection.contract import Pool, Selector
 from teacher_cache.selection.random_order import Random
 
 _MOST_AMONG = 1000
+# Of a candidate, of which four are drawn for one: its index, its parts, and what tells it from others.
+_BYTES_EACH = 4 * 10 * 8
 
 
 class MadeRule(Selector):
@@ -70,12 +73,22 @@ class MadeRule(Selector):
             images: (b,) int64, those of the pool that were bought as they are, in order of purchase.
         """
 
+    def num_images(self, count: int) -> int:
+        """See `Selector.num_images`."""
+        return 0
+
     def require(self, pool: Pool, count: int) -> None:
         """See `Selector.require`."""
         if len(pool.images) > MOST_IMAGES:
             raise InvalidInput(
                 f"--select {self.name} is for pools of at most {MOST_IMAGES} images, and this one has "
                 f"{len(pool.images)}; choose images instead"
+            )
+        needed, free = _BYTES_EACH * count * self.among, free_main_memory()
+        if needed > free:
+            raise InvalidInput(
+                f"--select {self.name} needs {needed / 1e9:.1f} GB of memory to make {self.among} candidates for each "
+                f"of {count} rows, and {free / 1e9:.1f} GB are free; give a smaller among, or buy in rounds"
             )
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,8 +102,8 @@ class MadeRule(Selector):
         made = self.candidates(pool, images, count * self.among, rng)
         if len(made) < count:
             raise InvalidInput(
-                f"--select {self.name} is to make {count} images, and of the {len(images)} that were bought no more "
-                f"than {len(made)} can be made; lower --n, or buy more images first"
+                f"--select {self.name} is to make {count} images, and of the {len(images)} that were bought it found "
+                f"{len(made)} that were not made before; lower --n, or buy more images first"
             )
         among = replace(pool, left=made)
         self.by.require(among, count)

@@ -62,11 +62,15 @@ class Mix(Selector):
         except ValueError as error:
             raise InvalidInput(f"rule {name}: {error}") from error
 
+    def num_images(self, count: int) -> int:
+        """See `Selector.num_images`."""
+        numbers = self._numbers(count)
+        return sum(rule.num_images(number) for (rule, _), number in zip(self.parts, numbers, strict=True))
+
     def require(self, pool: Pool, count: int) -> None:
         """See `Selector.require`."""
-        numbers = self._numbers(count)
-        require_left(pool, sum(number for (rule, _), number in zip(self.parts, numbers, strict=True) if not rule.makes))
-        for (rule, _), number in zip(self.parts, numbers, strict=True):
+        require_left(pool, self.num_images(count))
+        for (rule, _), number in zip(self.parts, self._numbers(count), strict=True):
             if number:
                 require_labelled(rule, pool)
                 rule.require(pool, number)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from storage.made_images import PARTS, Kind, Recipes
+from storage.made_images import PARTS, Kind, Recipes, box_side
 from teacher_cache.selection.contract import Pool, Selector
 from teacher_cache.selection.made_rule import MadeRule
 
@@ -38,6 +38,12 @@ class MixRule(MadeRule):
         second = (first + rng.integers(1, len(images), number)) % len(images)
         share = rng.beta(self.alpha, self.alpha, number)
         parts = np.clip(np.rint(PARTS * np.maximum(share, 1 - share)), PARTS // 2, PARTS - 1).astype(np.int64)
+        if self.kind is Kind.CUTMIX:
+            # In small images the box of a small share has no pixel.
+            parts = np.minimum(parts, most_parts(pool.identity.geometry.image_size))
+        # Halves of the same two images are the same mix.
+        swapped = (parts == PARTS // 2) & (first > second)
+        first, second = np.where(swapped, second, first), np.where(swapped, first, second)
         made = Recipes(
             kind=np.full(number, self.kind, np.int64), first=images[first], second=images[second], parts=parts
         ).index
@@ -45,6 +51,11 @@ class MixRule(MadeRule):
         made = made[np.sort(places)]
         found: np.ndarray = made[~np.isin(made, pool.bought)][:count]
         return found
+
+
+def most_parts(image_size: int) -> int:
+    """The most parts of the first image in a CutMix that has a pixel of the second."""
+    return max(parts for parts in range(PARTS // 2, PARTS) if box_side(parts, image_size))
 
 
 class BoughtMixup(MixRule):

@@ -34,10 +34,11 @@ class Views(MadeRule):
         """See `MadeRule.candidates`."""
         made = Recipes.of(pool.bought[is_made(pool.bought)])
         again = made.kind == Kind.AGAIN
-        # A count for each image that was bought: how often it was so again.
+        # Of each image that was bought, the number of its last view; one of those may have been passed over.
         places = np.argsort(images, kind="stable")
         row_of = places[np.searchsorted(images[places], made.first[again])]
-        have = np.bincount(row_of, minlength=len(images))
+        have = np.zeros(len(images), np.int64)
+        np.maximum.at(have, row_of, made.second[again])
         # As many turns as bring enough, wherever they begin; no image gets its next view before those that have fewer.
         turns, rows = (found.ravel() for found in np.indices((-(-count // len(images)) + int(have.max()), len(images))))
         number = have[rows] + turns + 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.made_images import MOST_IMAGES, Kind, Recipes, box_side, first_shares, is_made
+from storage.made_images import MOST_IMAGES, Kind, Recipes, box_side, first_shares, first_unsound, is_made
 
 places = st.integers(0, MOST_IMAGES - 1)
 
@@ -54,3 +54,31 @@ def test_the_share_of_a_cutmix_is_that_of_the_pixels_outside_its_box(parts, size
 def test_the_share_of_a_mixup_is_drawn_and_that_of_an_image_again_is_one():
     assert first_shares(recipes(Kind.MIXUP, 0, 1, 192), 32)[0] == 0.75
     assert first_shares(recipes(Kind.AGAIN, 0, 1, 0), 32)[0] == 1.0
+
+
+def row(kind: int, first: int, second: int, parts: int) -> int:
+    return int(recipes(kind, first, second, parts).index[0])
+
+
+def test_rows_that_are_made_of_rows_before_them_are_sound():
+    made = [row(Kind.AGAIN, 7, 1, 0), row(Kind.AGAIN, 7, 2, 0), row(Kind.MIXUP, 3, 7, 128), row(Kind.CUTMIX, 7, 3, 255)]
+    assert first_unsound(np.array([3, 7, *made])) is None
+    assert first_unsound(np.array([3, 7])) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        row(0, 3, 7, 128),  # of no kind
+        row(Kind.MIXUP, 3, 7, 128) | 1 << 57,  # a bit that has no meaning
+        row(Kind.MIXUP, 3, 7, 127),  # the smaller part first
+        row(Kind.CUTMIX, 3, 3, 128),  # of one image
+        row(Kind.AGAIN, 3, 0, 0),
+        row(Kind.AGAIN, 3, 1, 5),
+        row(Kind.AGAIN, 5, 1, 0),  # of an image that is not there
+        row(Kind.MIXUP, 3, 5, 128),
+        row(Kind.MIXUP, 9, 3, 128),  # of one that comes later
+    ],
+)
+def test_the_first_row_that_is_not_is_found(wrong):
+    assert first_unsound(np.array([3, 7, row(Kind.AGAIN, 3, 1, 0), wrong, 9])) == 3

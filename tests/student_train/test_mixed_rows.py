@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ground.errors import StoreUnreadable
 from models.compute import Compute
 from storage.made_images import Recipes, first_shares, is_made
 from storage.rows import Rows
@@ -98,3 +99,13 @@ def test_students_are_trained_on_them(mixed, tmp_path, method):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "80 teacher calls" in done.stdout
+
+
+def test_rows_of_no_recipe_are_refused(mixed, monkeypatch):
+    store = Store.open(mixed)
+    index = store.read("train/source_index").copy()
+    index[50] |= 1 << 57
+    there = store.read_sample
+    monkeypatch.setattr(store, "read_sample", lambda name, rows: index if "source" in name else there(name, rows))
+    with pytest.raises(StoreUnreadable, match="row 50 of .* is made of images that are not rows before it"):
+        read_mixed(store, Rows.first(80), CPU, None)

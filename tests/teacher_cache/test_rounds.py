@@ -498,6 +498,12 @@ def test_rounds_of_images_and_mixes_are_nested(weights, tmp_path):
         assert set(sources.tolist()) <= set(order_of(tmp_path / "store")[:row].tolist())
 
 
+def test_images_of_all_rounds_are_counted_before_the_first_call(weights, tmp_path):
+    with pytest.raises(InvalidInput, match="more than the 1150 images that can be sampled"):
+        bought(tmp_path / "store", weights, 2400, "mix:random=0.5,mixup=0.5", 400)
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_command_spends_calls_on_shares(weights, tmp_path):
     done = run_command(
         "ckd-cache", "build", "--teacher", "resnet8", "--weights", weights, "--dataset", "digits", "--n", 20,

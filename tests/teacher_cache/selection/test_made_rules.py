@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import InvalidInput, UnknownName
-from storage.made_images import Kind, Recipes, is_made
+from storage.made_images import Kind, Recipes, box_side, is_made
 from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.selection import SelectorSpec
 from teacher_cache.selection.kcenter import KCenter
@@ -18,7 +18,7 @@ from teacher_cache.selection.made_rule import MadeRule
 from teacher_cache.selection.mixes import BoughtMixup
 from teacher_cache.selection.spend import spending_rule
 from teacher_cache.selection.views import Views
-from tests.teacher_cache.selection.pools import pool_of
+from tests.teacher_cache.selection.pools import SIDE, pool_of
 
 
 def choose(text: str, pool, count: int, seed: int = 0) -> np.ndarray:
@@ -70,8 +70,37 @@ def test_nothing_that_was_bought_is_made_again():
     first = choose("mixup", pool, 100)
     after = replace(pool, bought=np.concatenate([pool.bought, first]))
     assert not set(first.tolist()) & set(choose("mixup", after, 50, seed=1).tolist())
-    with pytest.raises(InvalidInput, match="no more than"):
+    with pytest.raises(InvalidInput, match="that were not made before"):
         choose("mixup", pool, 1000)
+
+
+def test_a_view_that_was_passed_over_is_not_made_later_and_none_is_made_twice():
+    pool = pool_of([0] * 10, bought=2)
+    pool = replace(pool, identity=replace(pool.identity, view_policy="augmented"))
+    image = int(pool.bought[1])
+    third = Recipes(*(np.array([value], np.int64) for value in (Kind.AGAIN, image, 3, 0))).index
+    made = Recipes.of(choose("views", replace(pool, bought=np.concatenate([pool.bought, third])), 6))
+    assert sorted(made.second[made.first == image].tolist()) == [4]
+    assert sorted(made.second[made.first == pool.bought[0]].tolist()) == [1, 2, 3, 4, 5][: len(made.first) - 1]
+
+
+def test_a_cutmix_of_small_images_has_at_least_a_pixel_of_each():
+    pool = pool_of([0, 1, 2, 3] * 10, bought=30)
+    made = Recipes.of(choose("cutmix", pool, 2000))
+    assert min(box_side(parts, SIDE) for parts in made.parts.tolist()) == 1
+
+
+def test_more_candidates_than_memory_holds_are_refused_with_their_size(monkeypatch):
+    monkeypatch.setattr("teacher_cache.selection.made_rule.free_main_memory", lambda: 10**9)
+    rule = SelectorSpec.read("mixup:among=1000").make()
+    rule.require(pool_of([0] * 10), 1000)
+    with pytest.raises(InvalidInput, match="needs 3.2 GB of memory to make 1000 candidates for each of 10000 rows"):
+        rule.require(pool_of([0] * 10), 10_000)
+
+
+def test_a_rule_says_how_many_of_its_rows_are_images():
+    for text, number in (("random", 20), ("mixup", 0), ("mix:random=0.25,views=0.25,mixup=0.5", 5)):
+        assert SelectorSpec.read(text).make().num_images(20) == number
 
 
 def test_another_rule_chooses_among_several_times_as_many():
@@ -136,7 +165,8 @@ def test_more_images_than_are_left_are_refused_whatever_is_made_beside():
         ("random", "mixup", "mixup"),
         ("random", "mixup=0.25,images=0.75", "mix:random=0.75,mixup=0.25"),
         ("kcenter:subset=9", "images=0.5,views=0.5", "mix:kcenter=0.5,views=0.5,kcenter.subset=9"),
-        ("kcenter:subset=9", "views=0.5,cutmix=0.5", "mix:views=0.5,cutmix=0.5"),
+        ("random", "views=0.5,cutmix=0.5", "mix:views=0.5,cutmix=0.5"),
+        ("random", "mixup=1", "mixup"),
     ],
 )
 def test_what_calls_are_spent_on_becomes_a_rule(rule, spend, found):
@@ -150,6 +180,9 @@ def test_what_calls_are_spent_on_becomes_a_rule(rule, spend, found):
         ("random", "sound", "no thing to spend calls on is called 'sound'"),
         ("mix:random=1", "mixup", "says already what calls are spent on"),
         ("random", "images=0.5,mixup", "cannot read 'mixup'"),
+        ("random", "mixup=0.3", "shares must add up to 1"),
+        ("random", "images=banana", "shares must add up to 1"),
+        ("kcenter:subset=9", "mixup", "have it choose what is made, as --select mixup:by=kcenter"),
     ],
 )
 def test_what_calls_cannot_be_spent_on(rule, spend, said):
