@@ -17,7 +17,7 @@ from enum import StrEnum
 import numpy as np
 from scipy.special import stdtrit
 
-# Times the pilot's largest n. Measured: at twice the pilot what came lay in the interval, at four times above it
+# Times the pilot's largest n. Measured: at twice the pilot three of four lay in the interval, beyond that all above it
 # (docs/results.md, "What calls are worth").
 FARTHEST = 2
 _CONFIDENCE = 0.95
