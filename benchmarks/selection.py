@@ -32,7 +32,9 @@ from teacher_cache.selection.student_rule import StudentRule
 IMAGENET = 1_281_167
 CLASSES, STUDENTS, ROWS = 100, 3, 256
 NOTHING = "nothing"
-RULES = (NOTHING, "random", "balanced", "kcenter", "typical", "uncertain", "margin", "committee")
+RULES = (
+    NOTHING, "random", "balanced", "kcenter", "typical", "uncertain", "margin", "committee", "views", "mixup", "cutmix"
+)  # fmt: skip
 
 
 @click.command()
