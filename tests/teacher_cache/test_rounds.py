@@ -217,20 +217,57 @@ def test_a_store_that_another_rule_filled_is_refused_with_what_filled_it(weights
     assert bought(tmp_path / "store", weights, 30, None).new_calls == 0
 
 
-def test_a_rest_is_kept_with_the_last_round_and_ends_what_rules_choose(weights, tmp_path):
-    store = tmp_path / "store"
-    report = bought(store, weights, 40, "balanced", 20, rest=Rest(25))
-    assert (report.rest, report.new_calls) == (25, 40)
-    order = order_of(store)
-    assert len(set(order.tolist())) == 65
+def line_without(order: np.ndarray) -> np.ndarray:
+    """What is left of the pool, in the order of the seed."""
     line = draw_sample(1437, largest_sample(1437), 0).train
-    np.testing.assert_array_equal(order[40:], line[~np.isin(line, order[:40])][:25])
-    with pytest.raises(InvalidInput, match="keeps 25 images beside its rows, in the order of its seed"):
-        bought(store, weights, 50, "balanced")
-    bought(store, weights, 50, "random")
-    np.testing.assert_array_equal(order_of(store), order)
-    assert rules_of(store)[-1] == ("random", 40, 50)
+    return line[~np.isin(line, order)]
+
+
+def assert_keeps(store: Path, n: int, rest: int, *bought_in_order: np.ndarray) -> None:
+    """The rows, and what is left of the pool after them in the order of the seed; nothing else, and all of it whole."""
+    order, found, digits = order_of(store), Store.open(store), open_dataset("digits")
+    assert (found.manifest.n, found.manifest.rest, found.manifest.rest_labelled) == (n, rest, rest or None)
+    for rows in bought_in_order:
+        np.testing.assert_array_equal(order[: len(rows)], rows)
+    np.testing.assert_array_equal(order[n:], line_without(order[:n])[:rest])
+    pool = MadeSplit(digits.train)
+    np.testing.assert_array_equal(found.read_sample("train/images"), pool.read(order))
+    np.testing.assert_array_equal(found.read_sample("train/labels"), pool.labels_of(order))
+    views = sample_views(found.manifest.identity.geometry, "augmented", seed=0, source_index=order, num_views=1)
+    np.testing.assert_array_equal(found.read_sample("train/views"), views)
+    np.testing.assert_array_equal(found.read_sample("val/source_index"), draw_sample(1437, n, 0).val)
     assert problems(store) == []
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("rest", [25, 1110, None])
+def test_rules_go_on_buying_of_a_store_that_keeps_a_rest(weights, tmp_path, array_format, rest):
+    store, config = tmp_path / "store", {"array_format": array_format, "budget": 90}
+    report = bought(store, weights, 40, "balanced", 20, rest=Rest(rest), **config)
+    kept = 1110 if rest is None else rest
+    assert (report.rest, report.new_calls) == (kept, 40)
+    assert_keeps(store, 40, kept)
+    # Each rule buys what it would have bought without a rest, and this leaves the rest.
+    bought(tmp_path / "without", weights, 40, "balanced", 20, array_format=array_format)
+    answered = 40
+    for n, rule in ((52, "balanced"), (60, "last"), (70, "random"), (80, "last")):
+        before = order_of(store)[answered:]
+        report = bought(store, weights, n, rule, **config)
+        bought(tmp_path / "without", weights, n, rule, array_format=array_format)
+        order = order_of(tmp_path / "without")
+        kept -= int(np.isin(order[answered:n], before).sum())
+        assert (report.new_calls, report.rest) == (n - answered, kept)
+        assert_keeps(store, n, kept, order)
+        assert totals(store) == (n, 0, 0)
+        answered = n
+    ours, theirs = arrays_of(store), arrays_of(tmp_path / "without")
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name][: len(values)], values, name)
+    with pytest.raises(BudgetRefused):
+        bought(store, weights, 91, "balanced", **config)
+    # What is asked for anew is what is left then.
+    assert bought(store, weights, 90, "last", rest=Rest(None), **config).rest == 1150 - 90
+    assert_keeps(store, 90, 1150 - 90)
 
 
 def test_a_rest_is_added_to_what_a_rule_chose(weights, tmp_path):
