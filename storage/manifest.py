@@ -317,7 +317,7 @@ class Manifest:
 
     @property
     def order_digest(self) -> str | None:
-        """SHA-256 of `places`; None where each row lies at its own number, and so will."""
+        """SHA-256 of `places`; None where each row lies at its own number."""
         return digest_of({"places": self.places}) if self.places else None
 
     def block_rows(self, spec: ArraySpec) -> int:

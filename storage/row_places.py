@@ -50,8 +50,8 @@ def are_sound(runs: Runs, rows: int) -> bool:
     return apart and all(count > 0 for _, count in runs) and sum(count for _, count in runs) == rows
 
 
-def joined(there: np.ndarray, start: int, before: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where rows lie once they are others: those that there are stay where they are, and the others are appended.
+def carried_over(there: np.ndarray, start: int, before: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where rows lie once they are others: what is there already stays where it is, and the others are appended.
 
     Args:
         there: (r,) int64, places of rows that may become others.

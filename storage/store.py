@@ -34,7 +34,7 @@ from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
-from storage.row_places import joined, neighbours, runs_of_places
+from storage.row_places import carried_over, neighbours, runs_of_places
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
@@ -233,7 +233,9 @@ class Store:
             if not np.array_equal(wanted[: len(kept)], kept[: len(wanted)]):
                 assert np.isin(kept, wanted).all(), "what a store keeps stays"
                 # The next rows are together, whatever places some of their images had.
-                others = joined(there[before.n :], end + manifest.n - before.n, kept[before.n :], wanted[manifest.n :])
+                others = carried_over(
+                    there[before.n :], end + manifest.n - before.n, kept[before.n :], wanted[manifest.n :]
+                )
                 return np.concatenate([there[: before.n], end + np.arange(manifest.n - before.n), others])
         return np.concatenate([there, end + np.arange(manifest.num_images - before.num_images)])
 

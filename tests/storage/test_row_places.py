@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.row_places import are_sound, end_of, joined, neighbours, places_of, runs_of_places
+from storage.row_places import are_sound, carried_over, end_of, neighbours, places_of, runs_of_places
 
 PLACES = st.lists(st.integers(0, 60), min_size=1, unique=True)
 
@@ -37,7 +37,7 @@ def test_runs_that_share_a_place_or_have_none_or_other_numbers_of_rows_are_unsou
 def test_what_is_there_stays_and_the_rest_is_appended(places, data):
     before = data.draw(st.permutations(range(100, 100 + len(places))))
     wanted = data.draw(st.lists(st.sampled_from([*before, *range(200, 210)]), unique=True))
-    found = joined(np.array(places), 70, np.array(before), np.array(wanted, np.int64))
+    found = carried_over(np.array(places), 70, np.array(before), np.array(wanted, np.int64))
     lies, end, expected = dict(zip(before, places, strict=True)), 70, []
     for image in wanted:
         expected.append(lies.get(image, end))

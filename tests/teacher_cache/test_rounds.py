@@ -284,7 +284,7 @@ def bought_of(request, weights, tmp_path) -> Path:
     store = tmp_path / "store"
     bought(store, weights, 40, "random", rest=Rest(30), array_format=request.param, features="layer1")
     bought(store, weights, 60, "last", array_format=request.param, features="layer1")
-    bought(store, weights, 60, None, rest=Rest(50), array_format=request.param, features="layer1")
+    assert add_rest(CallConfig(store=store), Rest(50), ImageOptions()).added == 20
     assert_keeps(store, 60, 50)
     # The end of the line, which the store did not have; so none of what it keeps was bought, and all of it moved.
     assert Store.open(store).manifest.places == ((0, 40), (70, 20), (40, 30), (90, 20))
