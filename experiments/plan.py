@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, slug
 from experiments.layers import student_layers, teacher_layers
 from experiments.rests import rest_of_run
-from experiments.rules import RANDOM, ends_behind, ends_of
+from experiments.rules import RANDOM, ends_behind, ends_of, labelled_by, usual_text
 from ground.errors import CKDError, InvalidInput
 from models import model_names
 from storage.manifest import FILE_NAME, Manifest
@@ -354,6 +354,29 @@ def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tu
 def refused_of(grid: Grid, entry: MethodEntry, reason: object) -> InvalidInput:
     """An error to raise that names the line of a method."""
     return replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {reason}")
+
+
+def as_bought(grid: Grid, out: Path) -> Grid:
+    """A grid whose rules are written as they usually are, so that a rule has one store and the same runs however the
+    grid writes it; but a rule of which there is a store by the text that the grid has for it keeps that text.
+
+    Args:
+        out: the grid's folder.
+    """
+    texts = {rule: rule if _is_bought(grid, out, rule) else usual_text(rule) for rule in grid.rules}
+    return replace(grid, methods=tuple(_spelled(entry, texts) for entry in grid.methods))
+
+
+def _is_bought(grid: Grid, out: Path, rule: str) -> bool:
+    folders = (store_folder(grid, pair, seed, rule) for pair, seed in itertools.product(grid.pairs, grid.samples))
+    return any((out / folder).exists() for folder in folders)
+
+
+def _spelled(entry: MethodEntry, texts: Mapping[str, str]) -> MethodEntry:
+    is_told_by_rule = entry.label == labelled_by(entry.base, entry.select, texts)
+    rule = texts[entry.select]
+    label = labelled_by(entry.base, rule, texts.values()) if is_told_by_rule else entry.label
+    return replace(entry, select=rule, label=label)
 
 
 def store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int, rule: str) -> str:
