@@ -46,10 +46,14 @@ class Settings:
     Args:
         kind, name: whose they are, for messages.
         values: key -> text.
+
+    Attributes:
+        defaults: of those that were asked for so far, and have one.
     """
 
     def __init__(self, kind: str, name: str, values: Mapping[str, str]) -> None:
         self.owner = f"{kind} {name}"
+        self.defaults: dict[str, Any] = {}
         self._left = dict(values)
         self._known: list[str] = []
 
@@ -67,7 +71,11 @@ class Settings:
     def arguments(self, factory: Callable[..., object], **defaults: Any) -> dict[str, Any]:
         """What `build` calls it with."""
         values, kinds = dict(defaults), None
+        parameters = inspect.signature(factory).parameters
         for key in argument_names(factory):
+            default = defaults.get(key, parameters[key].default)
+            if default is not inspect.Parameter.empty:
+                self.defaults[key] = default
             if (text := self._take(key)) is not None:
                 kinds = self.kinds(factory) if kinds is None else kinds
                 values[key] = self.converted(key, text, kinds[key])
@@ -86,6 +94,7 @@ class Settings:
 
     def take(self, key: str, default: _T) -> _T:
         """One setting, of the type of its default."""
+        self.defaults[key] = default
         text = self._take(key)
         return default if text is None else cast(_T, self.converted(key, text, type(default)))
 
