@@ -18,7 +18,8 @@ import torch
 
 from teacher_cache.datasets import open_dataset
 
-_IMPORTED_ONCE = ("teacher_cache.build", "teacher_cache.extend", "student_train.trainer")
+# The last is what torch imports when the first optimizer is made.
+_IMPORTED_ONCE = ("teacher_cache.build", "teacher_cache.extend", "student_train.trainer", "torch._dynamo")
 
 
 def become(job: dict) -> int:

@@ -15,7 +15,8 @@ from multiprocessing.context import BaseContext, ForkServerContext, ForkServerPr
 from typing import Any
 from unittest import mock
 
-_IMPORTED_ONCE = ("experiments.engines.local", "student_train.trainer", "models.evaluation")
+# The last is what torch imports when the first optimizer is made.
+_IMPORTED_ONCE = ("experiments.engines.local", "student_train.trainer", "models.evaluation", "torch._dynamo")
 
 
 class _Worker(ForkServerProcess):
