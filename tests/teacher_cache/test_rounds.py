@@ -217,6 +217,17 @@ def test_a_store_that_another_rule_filled_is_refused_with_what_filled_it(weights
     assert bought(tmp_path / "store", weights, 30, None).new_calls == 0
 
 
+def test_a_store_is_of_the_same_rule_however_it_is_written(weights, tmp_path):
+    bought(tmp_path / "store", weights, 20, "mix:balanced=0.50,kcenter=0.5,kcenter.encoder=pixels")
+    assert rules_of(tmp_path / "store") == [("mix:balanced=0.5,kcenter=0.5", 0, 20)]
+    manifest = Manifest.load(tmp_path / "store")
+    earlier = replace(manifest.rounds[0], rule="mix:balanced=0.5,kcenter=0.5,kcenter.subset=none")
+    replace(manifest, rounds=(earlier,)).save(tmp_path / "store")
+    assert bought(tmp_path / "store", weights, 20, "mix:balanced=0.5,kcenter=0.5").new_calls == 0
+    with pytest.raises(InvalidInput, match="not by mix:kcenter=0.5,balanced=0.5; give a larger --n"):
+        bought(tmp_path / "store", weights, 20, "mix:kcenter=0.5,balanced=0.5")
+
+
 def test_a_rest_is_kept_with_the_last_round_and_ends_what_rules_choose(weights, tmp_path):
     store = tmp_path / "store"
     report = bought(store, weights, 40, "balanced", 20, rest=Rest(25))
