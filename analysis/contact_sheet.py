@@ -1,4 +1,5 @@
-"""The images of a store as one page to look at: round by round and class by class, with what the teacher said of each.
+"""The images of a store as one page to look at: round by round and class by class, with what the teacher said of each,
+and beside each the images that are most like it, where somebody finds those.
 
 What comes from a store is text that is escaped; the page has no script and asks nothing of the network.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import pairwise
 
@@ -17,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from analysis.purchases import first_answers, rule_of
+from ground.errors import InvalidInput
 from ground.terminal import plain
 from storage.answers import NO_CLASS
 from storage.rows import Rows
@@ -26,20 +29,43 @@ from storage.store import Store
 _TEMPLATE = files("analysis") / "report_page" / "sheet.html.jinja"
 _SIDE = 64
 _NO_LABEL = "without a label"
+# On one page with neighbours: some hundreds of megabytes, which browsers still open.
+_MOST_PICTURES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What finds the images that are most like others.
+
+    Args:
+        encoder: what compares them, for people.
+        count: of each image.
+        find: rows (q,), increasing -> the nearest others of each, (q, k), the nearest first, and how far they are,
+            (q, k), where two rows at random are about 1 apart; k may be less than count.
+    """
+
+    encoder: str
+    count: int
+    find: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One image: its row, a PNG as base64, and what the teacher said, None where there is no answer.
+    """One image: its row, its label, a PNG as base64, and what the teacher said, None where there is no answer.
 
     Args:
         is_right: whether that is its label; None where one of them is not there.
+        near: those that are most like it, the nearest first.
+        distance: to the image beside which it stands.
     """
 
     row: int
+    label: str
     png: str
     said: str | None
     is_right: bool | None
+    near: Sequence[Shot] = ()
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +86,30 @@ class Band:
     end: int
     shelves: list[Shelf]
 
+    @property
+    def nearest(self) -> float | None:
+        """How far the nearest other image is, the median of those that are shown."""
+        found = [shot.near[0].distance for shelf in self.shelves for shot in shelf.shots if shot.near]
+        return float(np.median(np.array(found, dtype=np.float64))) if found else None
 
-def contact_sheet(store: Store, each: int) -> str:
+
+def contact_sheet(store: Store, each: int, neighbours: Neighbours | None = None) -> str:
     """The page, as HTML.
 
     Args:
         each: images of a class that are shown of a round, the first that were bought.
+        neighbours: what finds images that are like those; None shows none.
 
     Raises:
         StoreUnreadable: images that are shown are not what was written.
+        InvalidInput: with neighbours, the page would be too large.
     """
-    labels, said = store.read_sample("train/labels", Rows.first(store.manifest.n)), first_answers(store)
-    bands = [_band(store, first, end, labels, said, each) for first, end in pairwise(_ends(store))]
+    shown = _Shown(store, each)
+    if neighbours is not None:
+        _require_small(shown.rows, neighbours.count)
+        rows, distances = neighbours.find(shown.rows)
+        shown.near = dict(zip(shown.rows.tolist(), zip(rows, distances, strict=True), strict=True))
+    bands = [_band(shown, first, end) for first, end in pairwise(_ends(store))]
     identity = store.manifest.identity
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE.read_text()).render(
@@ -81,6 +119,7 @@ def contact_sheet(store: Store, each: int) -> str:
         n=store.manifest.n,
         bands=bands,
         side=_SIDE,
+        encoder=None if neighbours is None else plain(neighbours.encoder),
     )
 
 
@@ -89,26 +128,75 @@ def _ends(store: Store) -> list[int]:
     return sorted({0, manifest.n} | {row for made in manifest.rounds for row in (made.first, made.end)})
 
 
-def _band(store: Store, first: int, end: int, labels: np.ndarray, said: np.ndarray, each: int) -> Band:
-    rows_of: dict[int, list[int]] = defaultdict(list)
-    for row in range(first, end):
-        rows_of[int(labels[row])].append(row)
-    fullest = sorted(rows_of.items(), key=lambda item: (item[0] == UNLABELLED, -len(item[1]), item[0]))
-    shelves = [
-        Shelf(_name(store, label), len(rows), _shots(store, rows[:each], label, said)) for label, rows in fullest
-    ]
-    return Band(plain(rule_of(store, first)), first, end, shelves)
+def _require_small(rows: np.ndarray, count: int) -> None:
+    pictures = len(rows) * (1 + count)
+    if pictures > _MOST_PICTURES:
+        raise InvalidInput(
+            f"the page would show {len(rows)} images and {count} beside each, and {_MOST_PICTURES} pictures are the "
+            "most; give a smaller --each or --nearest"
+        )
 
 
-def _shots(store: Store, rows: list[int], label: int, said: np.ndarray) -> list[Shot]:
-    images = store.read_sample(IMAGES, Rows.of(np.array(rows)))
-    shots = []
-    for row, image in zip(rows, images, strict=True):
-        answer = int(said[row])
+@dataclass(slots=True)
+class _Shown:
+    """What is shown of a store.
+
+    Args:
+        near: row -> rows that are like it, (k,), and how far they are, (k,).
+    """
+
+    store: Store
+    each: int
+    near: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    labels: np.ndarray = field(init=False)
+    said: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = self.store.read_sample("train/labels", Rows.first(self.store.manifest.n))
+        self.said = first_answers(self.store)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All that stand on a shelf, (q,) int64, increasing."""
+        bands = [self.rows_of(first, end) for first, end in pairwise(_ends(self.store))]
+        return np.array(sorted(row for band in bands for _, rows in band for row in rows[: self.each]), np.int64)
+
+    def rows_of(self, first: int, end: int) -> list[tuple[int, list[int]]]:
+        """Labels with their rows from first to end, the fullest first, shown or not."""
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for row in range(first, end):
+            rows_of[int(self.labels[row])].append(row)
+        return sorted(rows_of.items(), key=lambda item: (item[0] == UNLABELLED, -len(item[1]), item[0]))
+
+    def shots(self, rows: Sequence[int]) -> list[Shot]:
+        """Rows, each with those that are like it."""
+        near = {row: self.near[row] for row in rows if row in self.near}
+        wanted = np.unique(np.concatenate([np.array(rows, np.int64), *(others for others, _ in near.values())]))
+        images = self.store.read_sample(IMAGES, Rows.of(wanted))
+        shot_of = {row: self._shot(row, image) for row, image in zip(wanted.tolist(), images, strict=True)}
+        return [
+            replace(shot_of[row], near=[replace(shot_of[other], distance=far) for other, far in _pairs(near.get(row))])
+            for row in rows
+        ]
+
+    def _shot(self, row: int, image: np.ndarray) -> Shot:
+        label, answer = int(self.labels[row]), int(self.said[row])
         has_answer = answer != NO_CLASS
         is_right = answer == label if has_answer and label != UNLABELLED else None
-        shots.append(Shot(row, _png(image), _name(store, answer) if has_answer else None, is_right))
-    return shots
+        said = _name(self.store, answer) if has_answer else None
+        return Shot(row, _name(self.store, label), _png(image), said, is_right)
+
+
+def _pairs(near: tuple[np.ndarray, np.ndarray] | None) -> list[tuple[int, float]]:
+    return [] if near is None else list(zip(near[0].tolist(), near[1].tolist(), strict=True))
+
+
+def _band(shown: _Shown, first: int, end: int) -> Band:
+    shelves = [
+        Shelf(_name(shown.store, label), len(rows), shown.shots(rows[: shown.each]))
+        for label, rows in shown.rows_of(first, end)
+    ]
+    return Band(plain(rule_of(shown.store, first)), first, end, shelves)
 
 
 def _name(store: Store, label: int) -> str:

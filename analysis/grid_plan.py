@@ -52,6 +52,8 @@ class GridRun(Struct, frozen=True, kw_only=True):
         run, store: folders below the grid's.
         n: images that the teacher was asked about; 0 for a run that learns from labels alone.
         sample_seed: of the images it learns from; plans of earlier releases do not say.
+        weights: losses, with the weights of this run, among which validation chooses; plans of earlier releases name
+            none.
         settings: of its training, which its `run.json` must agree with.
     """
 
@@ -64,6 +66,7 @@ class GridRun(Struct, frozen=True, kw_only=True):
     n: Count
     sample_seed: Count | None = None
     seed: Count
+    weights: tuple[Line, ...] = ()
     settings: dict[str, Any]
 
 

@@ -227,6 +227,7 @@ _SETTINGS = {
     "last_test_accuracy": Field("last test, %", hundredths, numeric=True),
     "method": Field("spec"),
     "rest": Field("rest"),
+    "weights": Field("weights"),
     "answered_rows": Field("rows with an answer", grouped, numeric=True),
     "labelled_rows": Field("by label alone", grouped, numeric=True),
     "unlabelled_rows": Field("without either", grouped, numeric=True),

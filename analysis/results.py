@@ -68,7 +68,7 @@ _PROTOCOL = {
 }
 # What runs of earlier releases do not say.
 _ROWS_USED = {"answered_rows": "Int64", "labelled_rows": "Int64", "unlabelled_rows": "Int64"}
-# Between the losses of a run on images that the teacher was not asked about.
+# Between losses of a run: on images that the teacher was not asked about, or whose weight is chosen.
 REST_SEPARATOR = "; "
 COLUMNS: dict[str, str] = {
     "run": "str",
@@ -77,6 +77,7 @@ COLUMNS: dict[str, str] = {
     **_PROTOCOL,
     "rest": "str",
     **_ROWS_USED,
+    "weights": "str",
     "store": "str",
     "chosen": "bool",
     "proven": "str",
@@ -97,7 +98,8 @@ def collect(folder: Path) -> pd.DataFrame:
     one with the best validation accuracy, the first among equals, once all of them are finished or have diverged: a
     learning rate at which a loss is not finite has lost the choice. `rest` is what was learned from images that the
     teacher was not asked about, answered_rows, labelled_rows and unlabelled_rows are how many were used with an answer,
-    by their label, and without either. `proven` says what vouches for the results, a `storage.run_proof.ProvenBy`.
+    by their label, and without either. `weights` are the losses whose weight validation chooses, as this run has them.
+    `proven` says what vouches for the results, a `storage.run_proof.ProvenBy`.
 
     Raises:
         InvalidInput: the plan or a run's `run.json` is damaged, or a run is not what was planned.
@@ -176,6 +178,7 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         "schedule": "plateau" if isinstance(record.protocol.schedule, UnsetType) else record.protocol.schedule,
         "rest": "" if isinstance(record.rest, UnsetType) else REST_SEPARATOR.join(record.rest),
         **{name: _known(getattr(record, name)) for name in _ROWS_USED},
+        "weights": REST_SEPARATOR.join(planned.weights),
         "ledger_head": record.ledger_head or "",
         "recipe": json.dumps(record.recipe),
         "versions": json.dumps(record.versions),

@@ -18,6 +18,7 @@ from typing import Any
 from experiments.rests import read_rest
 from experiments.rules import RANDOM, checked, labelled_by, plainest, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
+from experiments.weights import Form, Forms
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
 from ground.user_code import UserCode
@@ -70,6 +71,8 @@ class MethodEntry:
             (`experiments.rests`).
         select: the rule that chose the rows it learns from (`experiments.rules`).
         base: its label, whatever the rule.
+        weighed: the method with each of the weights among which validation chooses too; none where it has one for each
+            loss. `spec` and `rest` are then those of the first.
     """
 
     label: str
@@ -80,6 +83,17 @@ class MethodEntry:
     rest: tuple[str, ...] = ()
     select: str = RANDOM
     base: str = ""
+    weighed: tuple[Form, ...] = ()
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The method with each weight, at least one."""
+        return self.weighed or (Form(self.text, self.spec, self.rest),)
+
+    @property
+    def num_candidates(self) -> int:
+        """Students of each seed, of which one is chosen."""
+        return len(self.candidates) * len(self.forms)
 
     def configs(self, student: str, seed: int) -> list[TrainConfig]:
         """One for each candidate."""
@@ -177,7 +191,7 @@ class Grid:
     @property
     def num_runs(self) -> int:
         """Students to be trained."""
-        candidates = sum(len(entry.candidates) * len(self.sizes_of(entry)) for entry in self.entries)
+        candidates = sum(entry.num_candidates * len(self.sizes_of(entry)) for entry in self.entries)
         return len(self.pairs) * candidates * len(self.samples) * len(self.seeds)
 
 
@@ -417,7 +431,7 @@ def _check_rules(grid: Grid) -> None:
                 checked(entry.select, students)
             except CKDError as error:
                 raise where.refused("select", error) from error
-            if len(found.candidates) > 1:
+            if found.num_candidates > 1:
                 raise where.refused("select", f"{label} chooses among trainings, and a rule looks at one; give it one")
             if found.rest:
                 raise where.refused(
@@ -495,34 +509,45 @@ def _method(
             entry.refuse("a method is given as method: NAME, or as losses: [SPEC, ...]; give one of them")
         if "comparison" in found and "method" in found:
             found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
-        text, parse = _written(found, code)
-        label = found["label"].text() if "label" in found else None
         rest = read_rest(found["rest"]) if "rest" in found else ()
+        text, read = _written(found, code)
+        label = found["label"].text() if "label" in found else None
         training = {**training, **_training(found.get("training"))}
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
-        text, parse = _written({"method": entry}, code)
-    if math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
-        entry.refuse(f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values")
-    candidates = tuple(_candidates(training, choose))
+        text, read = _written({"method": entry}, code)
     try:
-        spec = parse()
+        forms = read(rest)
+        if forms.count * math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
+            raise InvalidInput(
+                f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values"
+            )
+        first, *others = made = forms.made()
+        candidates = tuple(_candidates(training, choose))
         for settings in candidates:
             train_config("resnet8", 0, settings)
     except CKDError as error:
         entry.refuse(error)
-    own = f"{text}, rest {'+'.join(rest)}" if rest else text
-    return MethodEntry(label=label or own, text=text, spec=spec, candidates=candidates, line=entry.line, rest=rest)
+    return MethodEntry(
+        label=label or (f"{text}, rest {'+'.join(rest)}" if rest else text),
+        text=text,
+        spec=first.spec,
+        candidates=candidates,
+        line=entry.line,
+        rest=first.rest,
+        weighed=made if others else (),
+    )
 
 
-def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[], MethodSpec]]:
-    """A method as the grid writes it, and what reads that."""
+def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[Sequence[str]], Forms]]:
+    """A method as the grid writes it, and what reads it with what it learns from a rest."""
     if "method" in found:
         text = found["method"].text()
-        return text, partial(parse_method, text)
+        return text, partial(Forms.of_method, text, parse=lambda texts: parse_method(*texts))
     losses = [item.text() for item in found["losses"].items()]
     comparison = found["comparison"].text() if "comparison" in found else None
-    return "+".join(losses), partial(parse_losses, losses, comparison, code)
+    parse = partial(parse_losses, pairing=comparison, code=code)
+    return "+".join(losses), partial(Forms.of_losses, losses, parse=parse)
 
 
 def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:

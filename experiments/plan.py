@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 from experiments.grid import Grid, MethodEntry, StoreSettings, TeacherStudent, slug
 from experiments.layers import student_layers, teacher_layers
 from experiments.rests import rest_of_run
-from experiments.rules import RANDOM, ends_behind, ends_of
+from experiments.rules import RANDOM, ends_behind, ends_of, labelled_by, usual_text
+from experiments.weights import Form
 from ground.errors import CKDError, InvalidInput
 from models import model_names
 from storage.manifest import FILE_NAME, Manifest
@@ -41,7 +42,8 @@ class PlannedRun:
         folder: below the grid's folder, with forward slashes.
         store: the same for the store it learns from.
         sample_seed: of the images in that store.
-        text: the method as the grid writes it.
+        text: the method as the grid writes it, with its own weights.
+        weights: texts of those losses whose weight validation chooses, with this run's.
         images_per_step: the work of a step, without what comes of the rest.
         beyond: images of the store beyond the n, where it is known.
         recipe: what the method is made of, as run.json says it.
@@ -62,6 +64,7 @@ class PlannedRun:
     beyond: int = field(compare=False)
     precision: str
     recipe: dict[str, Any] = field(compare=False, repr=False)
+    weights: tuple[str, ...] = ()
 
     @property
     def work(self) -> int:
@@ -87,7 +90,9 @@ class PlannedRun:
         settings |= {"precision": self.precision, "recipe": self.recipe}
         names = ("teacher", "student", "dataset", "store", "label", "n", "sample_seed")
         facts = {name: getattr(self, name) for name in names}
-        return {"run": self.folder, **facts, "seed": self.config.seed, "settings": settings}
+        # Plans of earlier releases do not say.
+        weights = {"weights": self.weights} if self.weights else {}
+        return {"run": self.folder, **facts, "seed": self.config.seed, **weights, "settings": settings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,20 +183,23 @@ def _runs(grid: Grid, precision: str, out: Path, images: int) -> Iterator[Planne
     for seed, sample_seed in itertools.product(grid.seeds, grid.samples):
         points = [(n, entry) for n in grid.sizes for entry in grid.methods]
         points += [] if grid.labels_only is None else [(0, grid.labels_only)]
-        learned = {(n, entry.label): _learned(grid, entry, out, n, seed, sample_seed) for n, entry in points}
+        learned = {
+            (n, entry.label): [_learned(grid, entry, form, out, n, seed, sample_seed) for form in entry.forms]
+            for n, entry in points
+        }
         for pair, (n, entry) in itertools.product(grid.pairs, points):
-            for given in entry.configs(pair.student, seed):
+            for form, given in itertools.product(learned[n, entry.label], entry.configs(pair.student, seed)):
                 config = replace(given, student_size=grid.size_of(pair))
                 yield _run(
                     grid,
                     pair,
-                    replace(entry, spec=learned[n, entry.label].spec),
+                    entry,
+                    form,
                     n,
                     sample_seed,
                     config,
                     precision,
                     out,
-                    recipe=learned[n, entry.label].recipe,
                     images_per_step=steps[entry.label].get((n, config.batch_size), config.batch_size),
                     beyond=max(0, images - n),
                 )
@@ -214,19 +222,20 @@ def _images_of_steps(grid: Grid, entry: MethodEntry) -> dict[tuple[int, int], in
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
-    """A method with what one run of it learns from the rest."""
+    """A method, with one weight for each loss, and with what one run of it learns from the rest."""
 
+    form: Form
     spec: MethodSpec
     recipe: dict[str, Any]
 
 
-def _learned(grid: Grid, entry: MethodEntry, out: Path, n: int, seed: int, sample_seed: int) -> _Learned:
+def _learned(grid: Grid, entry: MethodEntry, form: Form, out: Path, n: int, seed: int, sample_seed: int) -> _Learned:
     try:
-        rest = rest_of_run(entry.rest, out, n=n, seed=seed, sample=sample_seed)
+        rest = rest_of_run(form.rest, out, n=n, seed=seed, sample=sample_seed)
     except CKDError as error:
         raise refused_of(grid, entry, error) from error
-    spec = replace(entry.spec, rest=rest)
-    return _Learned(spec, spec.describe())
+    spec = replace(form.spec, rest=rest)
+    return _Learned(form, spec, spec.describe())
 
 
 def _require_drawn(grid: Grid, entry: MethodEntry, configs: Iterable[TrainConfig]) -> None:
@@ -246,13 +255,13 @@ def _run(
     grid: Grid,
     pair: TeacherStudent,
     entry: MethodEntry,
+    learned: _Learned,
     n: int,
     sample_seed: int,
     config: TrainConfig,
     precision: str,
     out: Path,
     *,
-    recipe: dict[str, Any],
     images_per_step: int,
     beyond: int,
 ) -> PlannedRun:
@@ -261,7 +270,7 @@ def _run(
         "dataset": grid.dataset,
         "image_size": grid.image_size,
         "store": _as_seen(replace(grid.store, seed=sample_seed)),
-        "recipe": recipe,
+        "recipe": learned.recipe,
         # The method is told by its recipe; its name was here once, blank, and digests stay what they were.
         "training": {**_as_given(config), "method": ""},
         "n": n,
@@ -286,15 +295,16 @@ def _run(
         student=pair.student,
         dataset=_dataset_slug(grid),
         label=entry.label,
-        text=entry.text,
-        spec=entry.spec,
+        text=learned.form.text,
+        weights=learned.form.weights,
+        spec=learned.spec,
         n=n,
         sample_seed=sample_seed,
         config=config,
         images_per_step=images_per_step,
         beyond=beyond,
         precision=precision,
-        recipe=recipe,
+        recipe=learned.recipe,
     )
 
 
@@ -354,6 +364,30 @@ def _teacher_outputs(grid: Grid, pair: TeacherStudent, entry: MethodEntry) -> tu
 def refused_of(grid: Grid, entry: MethodEntry, reason: object) -> InvalidInput:
     """An error to raise that names the line of a method."""
     return replace(grid, lines={"method": entry.line}).refused("method", f"{entry.label}: {reason}")
+
+
+def as_bought(grid: Grid, out: Path) -> Grid:
+    """A grid whose rules are written as they usually are, so that a rule has one store and the same runs however the
+    grid writes it; but a rule of which there is a store by the text that the grid has for it keeps that text.
+
+    Args:
+        out: the grid's folder.
+    """
+    texts = {rule: rule if _is_bought(grid, out, rule) else usual_text(rule) for rule in grid.rules}
+    alone = None if grid.labels_only is None else replace(grid.labels_only, select=texts[grid.labels_only.select])
+    return replace(grid, methods=tuple(_spelled(entry, texts) for entry in grid.methods), labels_only=alone)
+
+
+def _is_bought(grid: Grid, out: Path, rule: str) -> bool:
+    folders = (store_folder(grid, pair, seed, rule) for pair, seed in itertools.product(grid.pairs, grid.samples))
+    return any((out / folder).exists() for folder in folders)
+
+
+def _spelled(entry: MethodEntry, texts: Mapping[str, str]) -> MethodEntry:
+    is_told_by_rule = entry.label == labelled_by(entry.base, entry.select, texts)
+    rule = texts[entry.select]
+    label = labelled_by(entry.base, rule, texts.values()) if is_told_by_rule else entry.label
+    return replace(entry, select=rule, label=label)
 
 
 def store_folder(grid: Grid, pair: TeacherStudent, sample_seed: int, rule: str) -> str:

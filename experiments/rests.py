@@ -12,7 +12,8 @@ from pathlib import Path
 
 from experiments.settings_file import Entry
 from ground.errors import CKDError, UnknownName
-from student_train.rest.spec import REST_LOSSES, RestSpec, parse_rest
+from student_train.auto_weights import LOSS_WEIGHTS, weighed
+from student_train.rest.spec import REST_LOSSES, RestSpec, default_of_rest, parse_rest
 
 PLACES = ("n", "seed", "sample")
 _PROXY = "proxy"
@@ -29,7 +30,7 @@ def _read(entry: Entry) -> str:
     text = entry.text()
     if not _is_proxy(text):
         try:
-            parse_rest([text])
+            parse_rest(weighed(text, LOSS_WEIGHTS, default_of_rest)[:1])
         except CKDError as error:
             entry.refuse(error)
     for name in _PLACE.findall(text):

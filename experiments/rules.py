@@ -17,7 +17,7 @@ from experiments.settings_file import Entry
 from ground.errors import CKDError, InvalidInput
 from storage.manifest import FILE_NAME, Manifest
 from storage.run_record import is_finished
-from teacher_cache.selection import SelectorSpec
+from teacher_cache.selection import SelectorSpec, spelled
 from teacher_cache.selection.random_order import Random
 
 RANDOM = Random.name
@@ -28,7 +28,7 @@ def read_rules(entry: Entry) -> tuple[str, ...]:
     """The texts of one or several, checked as far as that needs no student."""
     items = entry.items() if entry.is_list else [entry]
     found = tuple(_read(item) for item in items)
-    if len(set(found)) < len(found):
+    if len(set(map(usual_text, found))) < len(found):
         entry.refuse("a rule is named twice; give each once")
     return found
 
@@ -49,8 +49,17 @@ def checked(text: str, students: int) -> str:
     Raises:
         UnknownName, InvalidInput: there is no such rule or setting, or a value is refused.
     """
-    made = _with_any_students(text, students)
-    return text if students_of(text) else made.text
+    _with_any_students(text, students)
+    return text.removesuffix(":")
+
+
+def usual_text(text: str) -> str:
+    """A rule as it is usually written (`teacher_cache.selection.spelled`), with the labels of its students."""
+    # A label may hold any mark.
+    labels = {f"{{{place}}}": f"{{{label}}}" for place, label in enumerate(students_of(text))}
+    places = iter(labels)
+    usual = spelled(_STUDENTS.sub(lambda _: next(places), text))
+    return _STUDENTS.sub(lambda place: labels[place[0]], usual)
 
 
 def _with_any_students(text: str, students: int) -> SelectorSpec:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from experiments.grid import Grid, MethodEntry
-from experiments.plan import PlannedRun, StoreNeed, refused_of
+from experiments.plan import PlannedRun, StoreNeed, as_bought, refused_of
 from experiments.rests import reads_labels
 from experiments.rules import RANDOM, students_of, with_students
 from ground.errors import CKDError, InvalidInput
@@ -92,7 +92,8 @@ class Stores:
             digest.
 
     Attributes:
-        grid: the same, without the row of labels alone where no labels are kept.
+        grid: the same, with its rules as they were bought (`as_bought`), and without the row of labels alone where no
+            labels are kept.
 
     Raises:
         InvalidInput: they cannot be opened, or a sample is larger than they are many; the message names the line.
@@ -101,10 +102,10 @@ class Stores:
     def __init__(self, grid: Grid, out: Path, device: str, dataset: ImageDataset | None = None) -> None:
         self.out, self.device = out, device
         self.dataset = open_images(grid) if dataset is None else dataset
-        self.grid = grid
+        self.grid = as_bought(grid, out)
         self._check_sizes()
         if not self._has_labels(grid):
-            self.grid = replace(grid, labels_only=None)
+            self.grid = replace(self.grid, labels_only=None)
         self._prepared = {_preparation(grid, grid.pairs[0].teacher): self.dataset}
 
     def images_of(self, teacher: str) -> ImageDataset:

@@ -35,16 +35,25 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
+def joined_spec(name: str, settings: Mapping[str, str]) -> str:
+    """What `split_spec` divides."""
+    return ":".join(filter(None, [name, ",".join(f"{key}={value}" for key, value in settings.items())]))
+
+
 class Settings:
     """The settings of one spec, taken out one after another by whoever knows them.
 
     Args:
         kind, name: whose they are, for messages.
         values: key -> text.
+
+    Attributes:
+        defaults: of those that were asked for so far, and have one.
     """
 
     def __init__(self, kind: str, name: str, values: Mapping[str, str]) -> None:
         self.owner = f"{kind} {name}"
+        self.defaults: dict[str, Any] = {}
         self._left = dict(values)
         self._known: list[str] = []
 
@@ -62,10 +71,14 @@ class Settings:
     def arguments(self, factory: Callable[..., object], **defaults: Any) -> dict[str, Any]:
         """What `build` calls it with."""
         values, kinds = dict(defaults), None
+        parameters = inspect.signature(factory).parameters
         for key in argument_names(factory):
+            default = defaults.get(key, parameters[key].default)
+            if default is not inspect.Parameter.empty:
+                self.defaults[key] = default
             if (text := self._take(key)) is not None:
-                kinds = self._kinds(factory) if kinds is None else kinds
-                values[key] = self._convert(key, text, kinds[key])
+                kinds = self.kinds(factory) if kinds is None else kinds
+                values[key] = self.converted(key, text, kinds[key])
         try:
             inspect.signature(factory).bind(**values)
         except TypeError as error:
@@ -81,8 +94,9 @@ class Settings:
 
     def take(self, key: str, default: _T) -> _T:
         """One setting, of the type of its default."""
+        self.defaults[key] = default
         text = self._take(key)
-        return default if text is None else cast(_T, self._convert(key, text, type(default)))
+        return default if text is None else cast(_T, self.converted(key, text, type(default)))
 
     def take_choice(self, key: str, kind: str, known: Iterable[str], default: str) -> str:
         """One of some names, called a `kind` where it is none of them."""
@@ -112,7 +126,7 @@ class Settings:
         self._known.append(key)
         return self._left.pop(key, None)
 
-    def _kinds(self, factory: Callable[..., Any]) -> dict[str, Any]:
+    def kinds(self, factory: Callable[..., Any]) -> dict[str, Any]:
         """Argument -> its type: the annotated one, or that of its default."""
         try:
             hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
@@ -121,7 +135,8 @@ class Settings:
         parameters = inspect.signature(factory).parameters.values()
         return {p.name: type(p.default) for p in parameters} | hints
 
-    def _convert(self, key: str, text: str, kind: Any) -> Any:
+    def converted(self, key: str, text: str, kind: Any) -> Any:
+        """A text as a value of a type; raises `InvalidInput` for what is none."""
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if NoneType in kinds and text.lower() == "none":
             return None
@@ -133,6 +148,30 @@ class Settings:
             return _CONVERTERS[wanted](text)
         except ValueError as error:
             raise InvalidInput(f"{self.owner} takes {key} as {wanted.__name__}, got {text!r}") from error
+
+
+def spelled_settings(factory: Callable[..., object], values: Mapping[str, str]) -> dict[str, str]:
+    """Settings as they are usually written, so that the same ones are the same text: in the order of its arguments,
+    without those that are its defaults. What is none of its arguments, or not of their type, stays as it is.
+    """
+    settings, spelled = Settings("settings", factory.__name__, values), dict[str, str]()
+    parameters, kinds, known = inspect.signature(factory).parameters, settings.kinds(factory), argument_names(factory)
+    for key in filter(values.__contains__, known):
+        try:
+            value = settings.converted(key, values[key], kinds[key])
+        except InvalidInput:
+            spelled[key] = values[key]
+            continue
+        if value != parameters[key].default:
+            spelled[key] = spelled_value(value)
+    return spelled | {key: text for key, text in values.items() if key not in known}
+
+
+def spelled_value(value: bool | float | str | None) -> str:
+    """A value as text that reads as it again."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def argument_names(factory: Callable[..., Any]) -> list[str]:

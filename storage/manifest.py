@@ -229,7 +229,7 @@ class Round:
     """Rows that were chosen together, before any of their calls was made.
 
     Args:
-        rule: that chose them, as it was written: "kcenter:encoder=pixels".
+        rule: that chose them, as rules are usually written, or as it was given: "kcenter:subset=4000".
         seed: of what the rule left to chance, with `first`.
         first, end: the rows of the store.
         looked_at: what the rule computed on beside images and labels -> what identifies it, a digest mostly.

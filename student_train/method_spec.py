@@ -25,6 +25,8 @@ from student_train.sampling import AllViews, ClassSampling, EpochSampling, Sampl
 
 # What every loss takes, beside its own settings.
 TERM_SETTINGS = ("weight", "compared", "standardised")
+# Where a loss is given none.
+USUAL_WEIGHT = 1.0
 
 Value = bool | int | float | str | None
 
@@ -47,7 +49,7 @@ class LossSpec:
 
     name: str
     settings: tuple[tuple[str, Value], ...] = ()
-    weight: float = 1.0
+    weight: float = USUAL_WEIGHT
     compared: bool = False
     standardised: bool = False
     code: UserCode = field(default=UserCode.REFUSED, compare=False, repr=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ground.errors import InvalidInput, UnknownName
 from ground.spec import Settings, argument_names, split_spec
 from ground.user_code import UserCode
-from student_train.method_spec import TERM_SETTINGS, LossSpec, MethodSpec
+from student_train.auto_weights import LOSS_WEIGHTS, METHOD_WEIGHTS, refuse_auto
+from student_train.method_spec import TERM_SETTINGS, USUAL_WEIGHT, LossSpec, MethodSpec
 from student_train.pairing import PAIRINGS
 from student_train.recipes import METHODS, published
 from student_train.registry import UnseenLoss, find_loss, loss_names
@@ -24,6 +26,23 @@ def parse_method(text: str) -> MethodSpec:
     Raises:
         UnknownName, InvalidInput: there is no such method or setting, or a value is refused.
     """
+    refuse_auto(text, METHOD_WEIGHTS)
+    return _method(text)[0]
+
+
+def default_of_method(text: str, setting: str) -> Any:
+    """What a named method has for a setting that is not given.
+
+    Args:
+        text: it with any value of that setting.
+
+    Raises:
+        UnknownName, InvalidInput: as `parse_method`.
+    """
+    return _method(text)[1].defaults[setting]
+
+
+def _method(text: str) -> tuple[MethodSpec, Settings]:
     name, values = split_spec(text)
     settings = Settings("method", name, values)
     if name in METHODS:
@@ -34,7 +53,7 @@ def parse_method(text: str) -> MethodSpec:
         raise UnknownName("method", name, method_names(), listed_by="ckd-train methods")
     method = make(settings)
     settings.finish()
-    return method
+    return method, settings
 
 
 def parse_losses(specs: Sequence[str], pairing: str | None = None, code: UserCode = UserCode.REFUSED) -> MethodSpec:
@@ -62,9 +81,10 @@ def parse_losses(specs: Sequence[str], pairing: str | None = None, code: UserCod
 
 
 def _parse_loss(spec: str, code: UserCode) -> LossSpec:
+    refuse_auto(spec, LOSS_WEIGHTS)
     name, values = split_spec(spec)
     settings = Settings("loss", name, values)
-    weight = settings.take("weight", 1.0)
+    weight = settings.take("weight", USUAL_WEIGHT)
     flags = {flag: settings.take(flag, False) for flag in ("compared", "standardised")}
     kind = find_loss(name, code)
     if kind is UnseenLoss:

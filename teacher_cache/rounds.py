@@ -148,7 +148,7 @@ def require_bought(store: Store, plan: BuildPlan, index: RowSource) -> None:
 def _require_rule(spec: SelectorSpec, before: Manifest, n: int) -> None:
     found = before.round_of(n - 1)
     rule = Random.name if found is None else found.rule
-    if rule != spec.recorded:
+    if not spec.is_recorded_as(rule):
         raise InvalidInput(
             f"the store has {before.n} rows already, and its row {n - 1} was chosen by {rule}, not by {spec.recorded}; "
             "give a larger --n to buy more by that, or another --store"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ground.errors import InvalidInput, UnknownName
 from storage.run_proof import RunProofs
 from storage.store import Store
+from student_train.auto_weights import LOSS_WEIGHTS, refuse_auto
 from student_train.rest.base import RestLoss
 from student_train.rest.labels import Labels
 from student_train.rest.mean_teacher import MeanTeacher
@@ -35,6 +37,7 @@ class RestSpec:
     @classmethod
     def read(cls, text: str) -> RestSpec:
         """See `parse_rest`."""
+        refuse_auto(text, LOSS_WEIGHTS)
         name = text.partition(":")[0]
         if name not in REST_LOSSES:
             raise UnknownName("loss of the rest", name, REST_LOSSES)
@@ -62,6 +65,14 @@ class RestSpec:
     def describe(self) -> dict[str, Any]:
         """Everything that makes it what it is, in plain values."""
         return {"loss": self.name, **self.make().describe()}
+
+
+def default_of_rest(text: str, setting: str) -> Any:
+    """What a loss of the rest, as it is written, has for a setting that is not given; raises `UnknownName` for none."""
+    name = text.partition(":")[0]
+    if name not in REST_LOSSES:
+        raise UnknownName("loss of the rest", name, REST_LOSSES)
+    return inspect.signature(REST_LOSSES[name]).parameters[setting].default
 
 
 def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from ground.errors import InvalidInput
-from ground.spec import Settings
+from ground.spec import Settings, spelled_settings
 from ground.user_code import UserCode
 from models.compute import Compute
 from storage.manifest import Identity
@@ -91,6 +91,16 @@ class Selector(ABC):
         arguments = settings.arguments(cls)
         settings.finish()
         return settings.call(cls, arguments)
+
+    @classmethod
+    def spelled(cls, values: Mapping[str, str], spell: Callable[[str], str]) -> dict[str, str]:
+        """Its settings as they are usually written, by which rules are compared; see `ground.spec.spelled_settings`.
+
+        Args:
+            values: settings as they were written, in that order.
+            spell: the usual text of another rule, for one that is made of others.
+        """
+        return spelled_settings(cls, values)
 
     def num_images(self, count: int) -> int:
         """How many of so many rows are images that are left, and not made of others."""

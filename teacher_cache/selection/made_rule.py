@@ -11,7 +11,7 @@ import numpy as np
 
 from ground.errors import InvalidInput
 from ground.main_memory import free_main_memory
-from ground.spec import Settings
+from ground.spec import Settings, joined_spec, spelled_settings, split_spec
 from storage.made_images import MOST_IMAGES, is_made
 from teacher_cache.selection.contract import Pool, Selector
 from teacher_cache.selection.random_order import Random
@@ -40,8 +40,7 @@ class MadeRule(Selector):
 
     def __init__(self, by: Selector | None = None, among: int | None = None) -> None:
         self.by = Random() if by is None else by
-        usual = 1 if isinstance(self.by, Random) else 8
-        self.among = usual if among is None else among
+        self.among = _usual_among(self.by.name) if among is None else among
         if not 1 <= self.among <= _MOST_AMONG:
             raise ValueError(f"among must be 1 to {_MOST_AMONG}, got {self.among}")
         if self.by.makes or self.by.needs_labels:
@@ -50,20 +49,24 @@ class MadeRule(Selector):
     @classmethod
     def made_of(cls, name: str, values: Mapping[str, str], make: Callable[[str], Selector]) -> Selector:
         """See `Selector.made_of`."""
-        own = {key: value for key, value in values.items() if "." not in key}
-        inner = dict[str, str]()
-        by = own.pop("by", None)
-        for key in values.keys() - own.keys() - {"by"}:
-            rule, _, setting = key.partition(".")
-            if rule != by:
-                raise InvalidInput(f"rule {name}: {rule} has a setting and chooses nothing; write by={rule} too")
-            inner[setting] = values[key]
+        own, by, inner = _divided(name, values)
         settings = Settings("rule", name, own)
         arguments = settings.arguments(cls)
         settings.finish()
         if by is not None:
-            arguments["by"] = make(f"{by}:{','.join(f'{key}={value}' for key, value in sorted(inner.items()))}")
+            arguments["by"] = make(joined_spec(by, inner))
         return settings.call(cls, arguments)
+
+    @classmethod
+    def spelled(cls, values: Mapping[str, str], spell: Callable[[str], str]) -> dict[str, str]:
+        """See `Selector.spelled`: by which rule, where it is not random, and then that rule's settings."""
+        own, by, inner = _divided(cls.name, values)
+        rule, settings = split_spec(spell(joined_spec(by or Random.name, inner)))
+        usual = spelled_settings(cls, own)
+        if usual.get("among") == str(_usual_among(rule)):
+            del usual["among"]
+        chooses = {} if rule == Random.name else {"by": rule}
+        return chooses | usual | {f"{rule}.{key}": value for key, value in settings.items()}
 
     @abstractmethod
     def candidates(self, pool: Pool, images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -112,3 +115,19 @@ class MadeRule(Selector):
     def looked_at(self) -> Mapping[str, str]:
         """See `Selector.looked_at`: what the rule looked at that chose."""
         return self.by.looked_at()
+
+
+def _divided(name: str, values: Mapping[str, str]) -> tuple[dict[str, str], str | None, dict[str, str]]:
+    """Settings of a rule itself, the rule that chooses, and settings of that, in the order of their names."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    by, inner = own.pop("by", None), dict[str, str]()
+    for key in sorted(key for key in values if "." in key):
+        rule, _, setting = key.partition(".")
+        if rule != by:
+            raise InvalidInput(f"rule {name}: {rule} has a setting and chooses nothing; write by={rule} too")
+        inner[setting] = values[key]
+    return own, by, inner
+
+
+def _usual_among(by: str) -> int:
+    return 1 if by == Random.name else 8

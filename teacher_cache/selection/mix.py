@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from ground.errors import InvalidInput
-from ground.spec import to_float
+from ground.spec import joined_spec, spelled_value, split_spec, to_float
 from teacher_cache.selection.contract import Pool, Selector, require_labelled, require_left
 
 
@@ -42,25 +42,25 @@ class Mix(Selector):
     @classmethod
     def made_of(cls, name: str, values: Mapping[str, str], make: Callable[[str], Selector]) -> Selector:
         """See `Selector.made_of`."""
-        shares, settings = dict[str, str](), dict[str, list[str]]()
-        for key, value in values.items():
-            rule, dot, setting = key.partition(".")
-            if not dot:
-                shares[rule] = value
-            else:
-                settings.setdefault(rule, []).append(f"{setting}={value}")
+        shares, settings = _divided(values)
         for rule in settings:
             if rule not in shares:
                 raise InvalidInput(f"rule {name}: {rule} has a setting and no share; write {rule}=SHARE too")
         if name in shares:
             raise InvalidInput(f"rule {name}: a mix is no part of one; give the shares of its rules")
-        parts = [
-            (make(f"{rule}:{','.join(settings.get(rule, []))}"), _share(name, rule, shares[rule])) for rule in shares
-        ]
+        parts = [(make(joined_spec(rule, settings.get(rule, {}))), _share(name, rule, shares[rule])) for rule in shares]
         try:
             return cls(parts)
         except ValueError as error:
             raise InvalidInput(f"rule {name}: {error}") from error
+
+    @classmethod
+    def spelled(cls, values: Mapping[str, str], spell: Callable[[str], str]) -> dict[str, str]:
+        """See `Selector.spelled`: shares, whose order is that of the rules, and then the settings of each."""
+        shares, settings = _divided(values)
+        usual = {rule: split_spec(spell(joined_spec(rule, settings.get(rule, {}))))[1] for rule in shares}
+        numbers = {rule: spelled_value(_share(cls.name, rule, share)) for rule, share in shares.items()}
+        return numbers | {f"{rule}.{key}": value for rule, found in usual.items() for key, value in found.items()}
 
     def num_images(self, count: int) -> int:
         """See `Selector.num_images`."""
@@ -94,6 +94,18 @@ class Mix(Selector):
         """Of each rule in a round, which add up to it."""
         sums = np.cumsum([0.0, *(share for _, share in self.parts)])
         return [round(count * high) - round(count * low) for low, high in pairwise(sums)]
+
+
+def _divided(values: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Shares of rules, and settings of each rule."""
+    shares, settings = dict[str, str](), dict[str, dict[str, str]]()
+    for key, value in values.items():
+        rule, dot, setting = key.partition(".")
+        if not dot:
+            shares[rule] = value
+        else:
+            settings.setdefault(rule, {})[setting] = value
+    return shares, settings
 
 
 def _share(name: str, rule: str, text: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from ground.errors import InvalidInput, UnknownName
-from ground.spec import split_spec
+from ground.spec import joined_spec, split_spec
 from ground.user_code import import_address
 from teacher_cache.selection.balanced import Balanced
 from teacher_cache.selection.committee import Committee
@@ -47,7 +47,7 @@ class SelectorSpec:
     """A rule as a user writes it; it can be compared, hashed and sent to another process.
 
     Args:
-        text: "kcenter:encoder=pixels".
+        text: "kcenter:subset=4000", as `spelled` writes it where it was read.
         written: how it was asked for, where whoever asked had it completed; that is what is recorded.
     """
 
@@ -57,9 +57,8 @@ class SelectorSpec:
     @classmethod
     def read(cls, text: str) -> SelectorSpec:
         """The rule of a text; raises `UnknownName`, `InvalidInput` for none that there is."""
-        spec = cls(text.removesuffix(":"))
-        spec.make()
-        return spec
+        cls(text).make()
+        return cls(spelled(text))
 
     def make(self) -> Selector:
         """The rule itself, new."""
@@ -71,10 +70,32 @@ class SelectorSpec:
         """What manifest and ledger say of it."""
         return self.written or self.text
 
+    def is_recorded_as(self, text: str) -> bool:
+        """Whether a manifest means this rule, which may have been written in another way."""
+        return text == self.recorded or _spelled_or_as_it_is(text) == _spelled_or_as_it_is(self.recorded)
+
     @property
     def is_random(self) -> bool:
         """Whether it buys what the sample's seed gives anyway."""
         return self.text == Random.name
+
+
+def spelled(text: str) -> str:
+    """The one text of all that mean the same rule: settings in their order, as they are read, without defaults.
+
+    Raises:
+        UnknownName, InvalidInput: there is no such rule, or the text cannot be read. Settings are not checked.
+    """
+    name, values = split_spec(text)
+    return joined_spec(name, find_selector(name).spelled(values, spelled))
+
+
+def _spelled_or_as_it_is(text: str) -> str:
+    """Of what was recorded, which may be a rule of a package that is not here."""
+    try:
+        return spelled(text)
+    except InvalidInput:
+        return text
 
 
 def selector_names() -> list[str]:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.contact_sheet import contact_sheet
+from analysis.contact_sheet import Neighbours, contact_sheet
+from ground.errors import InvalidInput
 from storage.manifest import Round
 from storage.store import Store
 from tests.conftest import run_command
@@ -107,3 +108,48 @@ def test_the_command_writes_the_page_and_refuses_a_folder_that_is_not_there(buil
     assert refused.returncode == 2
     assert "there is no folder" in refused.stderr
     assert not Path(tmp_path / "none").exists()
+
+
+def marked(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows before each, as if those were most like it."""
+    before = (rows[:, None] - np.arange(1, count + 1)) % 40
+    return before, np.tile(np.arange(1, count + 1) / 8, (len(rows), 1))
+
+
+def test_beside_each_image_stand_those_that_are_like_it_with_label_answer_and_distance(store):
+    page = contact_sheet(store, each=10_000, neighbours=Neighbours("x", 2, lambda rows: marked(rows, 2)))
+    labels, logits = store.read("train/labels"), store.read("train/logits")[:, 0]
+    images, classes = store.read("train/images"), store.manifest.identity.dataset.classes
+    shelves = re.findall(r'<div><img src="data:image/png;base64,([^"]+)" alt="row (\d+),(.*?)</ul>', page, re.DOTALL)
+    assert sorted(int(row) for _, row, _ in shelves) == list(range(store.manifest.n))
+    for _, row, rest in shelves:
+        beside = re.findall(
+            r'<li><img src="data:image/png;base64,([^"]+)" alt="row (\d+), (\w+)".*?>\n([\d.]+) (\w+): (.*?)</li>', rest
+        )
+        assert [int(other) for _, other, *_ in beside] == [(int(row) - 1) % 40, (int(row) - 2) % 40]
+        for far, (png, other, in_alt, distance, label, said) in zip(("0.12", "0.25"), beside, strict=True):
+            found, told = int(other), classes[logits[int(other)].argmax()]
+            assert (distance, label, in_alt) == (far, classes[labels[found]], label)
+            assert said == (told if told == label else f'<span class="wrong">{told}</span>')
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))), images[found])
+    assert page.count("have another one within 0.12.") == 2
+
+
+def test_a_page_that_no_browser_opens_is_refused_before_anything_is_compared(store, monkeypatch):
+    monkeypatch.setattr("analysis.contact_sheet._MOST_PICTURES", 3 * store.manifest.n - 1)
+    with pytest.raises(
+        InvalidInput, match=r"shows? .* images and 2 beside each, .* give a smaller --each or --nearest"
+    ):
+        contact_sheet(store, each=10_000, neighbours=Neighbours("x", 2, lambda rows: pytest.fail("compared")))
+
+
+def test_the_command_compares_by_pixels_and_never_by_the_teacher(built_store, tmp_path, weights):
+    options = ("--store", built_store, "--out", tmp_path / "sheet.html", "--nearest", 3, "--device", "cpu")
+    done = run_command("ckd-cache", "sheet", *options)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "sheet.html").read_text()
+    assert "features of pixels" in page
+    assert "script" not in Shelves(page).tags
+    refused = run_command("ckd-cache", "sheet", *options, "--encoder", f"resnet8@{weights}")
+    assert refused.returncode == 2
+    assert "is the teacher resnet8 itself" in refused.stderr

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from experiments.grid import ALL_LABELS, read_grid
-from experiments.plan import plan_runs, plan_stores
-from experiments.rules import ends_behind, ends_of
+from experiments.plan import as_bought, plan_runs, plan_stores, store_folder
+from experiments.rules import ends_behind, ends_of, usual_text
 from ground.errors import InvalidInput
 from storage.run_record import FAILURE_FILE, RUN_FILE
 from storage.store import Store
@@ -145,7 +146,8 @@ def test_what_is_left_teaches_once_students_that_a_rule_looks_at_had_it_buy_all(
 
 def test_labels_alone_learn_from_the_store_of_the_seed_or_of_a_rule_that_makes_nothing(tmp_path, weights):
     def source(*rules: str) -> tuple[str, str]:
-        grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules, store={"rest": "all"})))
+        document = by_rules(weights, *rules, store={"rest": "all"})
+        grid = as_bought(read_grid(write(tmp_path / "grid.yaml", document)), tmp_path)
         [alone] = [run for run in plan_runs(grid, "fp32") if not run.n]
         assert alone.label == ALL_LABELS
         assert alone.store in {need.folder for need in plan_stores(grid)}
@@ -155,7 +157,9 @@ def test_labels_alone_learn_from_the_store_of_the_seed_or_of_a_rule_that_makes_n
     assert (folder, store) == source("random")
     assert store == ""
     assert source("views", "balanced", "seen:run={kd}")[1] == "-balanced"
-    assert source("mix:views=0.5,random=0.5")[1].startswith("-mix-")
+    made = source("mix:views=0.5,random=0.5")
+    assert made[1].startswith("-mix-")
+    assert source("mix:views=0.50,random=0.5") == made
 
 
 def test_rounds_are_part_of_what_a_run_is(tmp_path, weights):
@@ -207,6 +211,7 @@ def test_methods_by_rules_of_one_name_are_told_apart_by_their_settings(tmp_path,
     [
         ({"select": ["balancd"]}, "line 15: no rule is called 'balancd'; did you mean balanced"),
         ({"select": ["balanced", "balanced"]}, "line 15: a rule is named twice"),
+        ({"select": ["kcenter", "kcenter:encoder=pixels"]}, "line 15: a rule is named twice"),
         ({"select": ["seen:run={dist}"]}, "no method is called 'dist'"),
         ({"select": ["sen:run={kd}"]}, "line 15: no rule is called 'sen'; did you mean seen"),
         ({"select": ["seen:run={kd},subset=4"]}, "no setting of rule seen is called 'subset'"),
@@ -272,6 +277,33 @@ def test_rules_that_differ_in_a_mark_have_stores_of_their_own(tmp_path, weights)
     grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules)))
     first, second = (need.folder for need in plan_stores(grid))
     assert first != second
+
+
+def test_a_rule_has_one_store_and_the_same_runs_however_it_is_written(tmp_path, weights):
+    def planned(out: Path, *rules: str) -> tuple[list[str], list[str]]:
+        grid = as_bought(read_grid(write(tmp_path / "grid.yaml", by_rules(weights, *rules))), out)
+        return [need.folder for need in plan_stores(grid)], [run.folder for run in plan_runs(grid, "fp32", out)]
+
+    usual, others = "kcenter", "kcenter:subset=9"
+    written, again = "kcenter:encoder=pixels", "kcenter:subset=09,encoder=pixels"
+    assert planned(tmp_path / "out", usual) == planned(tmp_path / "out", written)
+    assert planned(tmp_path / "out", usual, others) == planned(tmp_path / "out", written, again)
+
+
+def test_what_an_earlier_release_bought_by_a_longer_text_stays_what_it_is(tmp_path, weights):
+    grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, "kcenter:encoder=pixels")))
+    # As that release computed it: of the text as it was written.
+    digest = hashlib.sha256(b"kcenter:encoder=pixels").hexdigest()[:10]
+    folder = f"stores/resnet8-digits-kcenter-{digest}"
+    (tmp_path / "out" / folder).mkdir(parents=True)
+    assert [need.folder for need in plan_stores(as_bought(grid, tmp_path / "out"))] == [folder]
+    assert plan_runs(as_bought(grid, tmp_path / "out"), "fp32") == plan_runs(grid, "fp32")
+    assert store_folder(grid, grid.pairs[0], 0, "kcenter:encoder=pixels") == folder
+
+
+def test_labels_of_students_may_hold_any_mark():
+    text = "committee:by=disagreement,run={kd:weight=2,temperature=4}+{dist}"
+    assert usual_text(text) == "committee:run={kd:weight=2,temperature=4}+{dist}"
 
 
 def test_a_grid_whose_folder_cannot_stand_in_a_rule_is_refused_before_any_call(tmp_path, weights):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ground.errors import InvalidInput, UnknownName
-from ground.spec import Settings, argument_names, split_spec
+from ground.spec import Settings, argument_names, joined_spec, spelled_settings, split_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_+]{0,8}", fullmatch=True)
 values = st.from_regex(r"[A-Za-z0-9_.+-]{1,8}", fullmatch=True)
@@ -17,6 +17,7 @@ values = st.from_regex(r"[A-Za-z0-9_.+-]{1,8}", fullmatch=True)
 def test_a_spec_is_read_as_it_was_written(name, settings):
     text = name + (":" if settings else "") + ",".join(f"{key}={value}" for key, value in settings.items())
     assert split_spec(text) == (name, settings)
+    assert joined_spec(name, settings) == text
 
 
 def test_a_class_is_a_name_and_what_follows_are_settings():
@@ -54,3 +55,28 @@ def test_a_setting_that_nobody_takes_is_answered_with_the_nearest():
     settings.build(thing)
     with pytest.raises(UnknownName, match="no setting of loss thing is called 'cuont'; did you mean count"):
         settings.finish()
+
+
+@given(
+    st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), values, st.none() | st.integers()
+)
+def test_settings_are_spelled_as_what_reads_as_the_same_and_as_nothing_else(count, rate, on, name, most):
+    given_ = {"most": str(most), "name": name, "on": str(on), "rate": repr(rate), "count": f"{count:+d}"}
+    spelled = spelled_settings(thing, given_)
+    assert Settings("loss", "thing", spelled).build(thing) == (count, rate, on, name, most)
+    assert spelled_settings(thing, spelled) == spelled
+    assert list(spelled) == [key for key in argument_names(thing) if key in spelled]
+    defaults = {"count": 1, "rate": 0.5, "on": False, "name": "x", "most": 3}
+    asked = {"count": count, "rate": rate, "on": on, "name": name, "most": most}
+    assert set(spelled) == {key for key, value in asked.items() if value != defaults[key]}
+
+
+def test_what_nobody_takes_is_spelled_as_it_is():
+    assert spelled_settings(thing, {"other": "1.0", "count": "many"}) == {"count": "many", "other": "1.0"}
+
+
+def test_settings_know_the_defaults_of_what_was_asked_for():
+    settings = Settings("loss", "thing", {"rate": "2"})
+    settings.build(thing, count=5)
+    settings.take("share", 0.25)
+    assert settings.defaults == {"count": 5, "rate": 0.5, "on": False, "name": "x", "most": 3, "share": 0.25}

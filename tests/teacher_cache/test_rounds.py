@@ -225,6 +225,17 @@ def test_a_store_that_another_rule_filled_is_refused_with_what_filled_it(weights
     assert bought(tmp_path / "store", weights, 30, None).new_calls == 0
 
 
+def test_a_store_is_of_the_same_rule_however_it_is_written(weights, tmp_path):
+    bought(tmp_path / "store", weights, 20, "mix:balanced=0.50,kcenter=0.5,kcenter.encoder=pixels")
+    assert rules_of(tmp_path / "store") == [("mix:balanced=0.5,kcenter=0.5", 0, 20)]
+    manifest = Manifest.load(tmp_path / "store")
+    earlier = replace(manifest.rounds[0], rule="mix:balanced=0.5,kcenter=0.5,kcenter.subset=none")
+    replace(manifest, rounds=(earlier,)).save(tmp_path / "store")
+    assert bought(tmp_path / "store", weights, 20, "mix:balanced=0.5,kcenter=0.5").new_calls == 0
+    with pytest.raises(InvalidInput, match="not by mix:kcenter=0.5,balanced=0.5; give a larger --n"):
+        bought(tmp_path / "store", weights, 20, "mix:kcenter=0.5,balanced=0.5")
+
+
 def line_without(order: np.ndarray) -> np.ndarray:
     """What is left of the pool, in the order of the seed."""
     line = draw_sample(1437, largest_sample(1437), 0).train
