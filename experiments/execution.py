@@ -137,8 +137,8 @@ class _Turn:
     most: int | None = None
 
     def has(self, run: PlannedRun) -> bool:
-        """Whether what a run learns from is there after it."""
-        return self.most is None or run.store not in self.waiting or run.n <= self.most
+        """Whether what a run learns from is there after it; what is left of the pool is known once all is bought."""
+        return self.most is None or run.store not in self.waiting or (run.n <= self.most and not run.spec.rest)
 
 
 def _turns(grid: Grid, needs: Sequence[StoreNeed], out: Path) -> list[_Turn]:
@@ -197,9 +197,9 @@ class _Work:
         self._train(ready)
 
     def _give_up(self, need: StoreNeed, reason: str) -> None:
-        """Count the runs beyond what a store has as failed."""
+        """Count the runs beyond what a store has as failed, and those that learn from what is left of the pool."""
         have = Manifest.load(self.config.out / need.folder).n
-        beyond = [run for run in self.due if run.store == need.folder and run.n > have]
+        beyond = [run for run in self.due if run.store == need.folder and (run.n > have or run.spec.rest)]
         self.outcome.failed |= {run.folder: reason for run in beyond}
 
     def _train(self, runs: Sequence[PlannedRun]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.rests import read_rest
-from experiments.rules import RANDOM, checked, labelled_by, read_rules, students_of
+from experiments.rules import RANDOM, checked, labelled_by, plainest, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
 from experiments.weights import Form, Forms
 from ground.errors import CKDError, InvalidInput, UnknownName
@@ -185,7 +185,7 @@ class Grid:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """By which rows are bought, a store each; what labels alone learn from is bought by all of them."""
+        """By which rows are bought, a store each; labels alone learn from that of one of them."""
         return tuple(dict.fromkeys(entry.select for entry in self.methods))
 
     @property
@@ -261,6 +261,7 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
     training = _training(top.get("training"))
     choose = _choose(top.get("choose"))
     store = _store(top["store"], several="sample_seeds" in top) if "store" in top else StoreSettings()
+    rules = read_rules(top["select"]) if "select" in top else (RANDOM,)
     grid = Grid(
         name=_name(top["name"]) if "name" in top else slug(path.stem).strip(".") or "grid",
         dataset=top["dataset"].text(),
@@ -270,14 +271,14 @@ def read_grid(path: Path, code: UserCode = UserCode.REFUSED) -> Grid:
         split_seed=top["split_seed"].integer(0, _MAX_SEED) if "split_seed" in top else 0,
         student_size=_student_size(top),
         pairs=_unique(top["pairs"], [_pair(entry) for entry in top["pairs"].items()]),
-        methods=_methods(top, training, choose, code),
+        methods=_methods(top, rules, training, choose, code),
         sizes=_sizes(top["n"]),
         seeds=_seeds(top["seeds"]),
         sample_seeds=_seeds(top["sample_seeds"]) if "sample_seeds" in top else (),
         store=store,
         targets=_targets(top.get("targets")),
         test_images=_test_images(top["test_images"]) if "test_images" in top else 0,
-        labels_only=_labels_only(top, store, training, choose),
+        labels_only=_labels_only(top, store, rules, training, choose),
         path=path,
         source=source,
         lines={key: entry.line for key, entry in top.items()},
@@ -422,12 +423,6 @@ def _check_rules(grid: Grid) -> None:
     students = len(grid.seeds) * min(Counter(pair.teacher for pair in grid.pairs).values())
     for entry in grid.methods:
         where = replace(grid, lines={"select": grid.lines.get("select", entry.line)})
-        if entry.select != RANDOM and grid.store.rest != 0:
-            raise where.refused(
-                "select",
-                f"{entry.select} buys images in another order than that in which a rest is kept; leave out store: "
-                "{rest: ...}, or select",
-            )
         for label in students_of(entry.select):
             found = labels.get((label, entry.select))
             if found is None:
@@ -438,10 +433,20 @@ def _check_rules(grid: Grid) -> None:
                 raise where.refused("select", error) from error
             if found.num_candidates > 1:
                 raise where.refused("select", f"{label} chooses among trainings, and a rule looks at one; give it one")
+            if found.rest:
+                raise where.refused(
+                    "select",
+                    f"{label} learns from a rest, of which nobody knows what is left before all rows are bought, and "
+                    f"{entry.select} looks at its students before; let it look at a method without rest",
+                )
 
 
 def _labels_only(
-    top: Mapping[str, Entry], store: StoreSettings, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]
+    top: Mapping[str, Entry],
+    store: StoreSettings,
+    rules: Sequence[str],
+    training: Mapping[str, Any],
+    choose: Mapping[str, Sequence[Any]],
 ) -> MethodEntry | None:
     """The row of labels alone, where stores keep images for it and the grid does not turn it off."""
     wanted = "labels_only" not in top or _one_of(top["labels_only"], ("true", "false")) == "true"
@@ -449,15 +454,16 @@ def _labels_only(
         top["labels_only"].refuse("labels_only trains on all labels of a store; add store: {rest: all} to keep them")
     if not wanted or store.rest == 0:
         return None
-    return labels_alone(tuple(_candidates(training, choose)), top["store"].line)
+    return labels_alone(tuple(_candidates(training, choose)), top["store"].line, plainest(rules))
 
 
-def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0) -> MethodEntry:
+def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0, select: str = RANDOM) -> MethodEntry:
     """The row of labels alone.
 
     Args:
         candidates: settings of its training.
         line: in the grid, for messages.
+        select: the rule from whose store it learns, since all of them keep the same images.
     """
     return MethodEntry(
         label=ALL_LABELS,
@@ -466,14 +472,19 @@ def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0) -> Me
         candidates=candidates,
         line=line,
         rest=("ce",),
+        select=select,
     )
 
 
 def _methods(
-    top: Mapping[str, Entry], training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], code: UserCode
+    top: Mapping[str, Entry],
+    rules: Sequence[str],
+    training: Mapping[str, Any],
+    choose: Mapping[str, Sequence[Any]],
+    code: UserCode,
 ) -> tuple[MethodEntry, ...]:
     """Each of them on the rows of each rule."""
-    entry, rules = top["methods"], read_rules(top["select"]) if "select" in top else (RANDOM,)
+    entry = top["methods"]
     methods = [_method(item, training, choose, code) for item in entry.items()]
     found = [
         replace(method, select=rule, label=labelled_by(method.label, rule, rules), base=method.label)

@@ -374,7 +374,8 @@ def as_bought(grid: Grid, out: Path) -> Grid:
         out: the grid's folder.
     """
     texts = {rule: rule if _is_bought(grid, out, rule) else usual_text(rule) for rule in grid.rules}
-    return replace(grid, methods=tuple(_spelled(entry, texts) for entry in grid.methods))
+    alone = None if grid.labels_only is None else replace(grid.labels_only, select=texts[grid.labels_only.select])
+    return replace(grid, methods=tuple(_spelled(entry, texts) for entry in grid.methods), labels_only=alone)
 
 
 def _is_bought(grid: Grid, out: Path, rule: str) -> bool:

@@ -49,8 +49,7 @@ def checked(text: str, students: int) -> str:
     Raises:
         UnknownName, InvalidInput: there is no such rule or setting, or a value is refused.
     """
-    number = itertools.count()
-    SelectorSpec.read(_STUDENTS.sub(lambda _: "+".join(f"run{next(number)}" for _ in range(students)), text))
+    _with_any_students(text, students)
     return text.removesuffix(":")
 
 
@@ -61,6 +60,17 @@ def usual_text(text: str) -> str:
     places = iter(labels)
     usual = spelled(_STUDENTS.sub(lambda _: next(places), text))
     return _STUDENTS.sub(lambda place: labels[place[0]], usual)
+
+
+def _with_any_students(text: str, students: int) -> SelectorSpec:
+    number = itertools.count()
+    return SelectorSpec.read(_STUDENTS.sub(lambda _: "+".join(f"run{next(number)}" for _ in range(students)), text))
+
+
+def plainest(rules: Sequence[str]) -> str:
+    """Of several rules random, or else the first that buys images and makes none, as far as there is one."""
+    plain = [text for text in rules if not _with_any_students(text, 2).make().makes]
+    return RANDOM if RANDOM in rules else [*plain, *rules][0]
 
 
 def students_of(text: str) -> list[str]:

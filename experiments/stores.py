@@ -282,7 +282,9 @@ class Stores:
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
 
     def _buy(self, need: StoreNeed, prepared: Prepared, runs: Sequence[PlannedRun], most: int) -> int:
-        """Rows by a rule, in a round for each n of the grid; what was begun is finished first."""
+        """Rows by a rule, in a round for each n of the grid; what was begun is finished first, and what is left of the
+        pool kept last.
+        """
         folder, features = self.out / need.folder, [*prepared.plan.identity.features]
         again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
         there, made = Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0, 0
@@ -291,6 +293,8 @@ class Stores:
             config = self._build_config(need, folder, features, end)
             if end > there:
                 config = replace(config, select=self._rule_of(need, runs))
+            if end < self.grid.sizes[-1]:
+                config = replace(config, rest=None)
             made += buy(config, None, partial(_build, need.folder), again).new_calls
         return made
 

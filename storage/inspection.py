@@ -102,7 +102,7 @@ def row_blocks(store: Store, n: int) -> Iterator[tuple[int, int]]:
 
 
 def _inputs(store: Store, first: int, last: int) -> list[list[bytes]]:
-    images, views = (store.arrays.read(name, first, last) for name in (IMAGES, VIEWS))
+    images, views = (store.read_rows(name, first, last) for name in (IMAGES, VIEWS))
     try:
         return input_digests(images, views, store.manifest.identity.geometry)
     except (RuntimeError, IndexError) as error:  # views that lie outside their images

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from ground.documents import Hex32, Hex64, Line, Malformed, parse_object, read_object, shown, typed
@@ -43,6 +44,7 @@ from storage.float_types import FLOAT_TYPES
 from storage.foreign import no_store
 from storage.ledger_chain import KEY_VARIABLE, Seal
 from storage.migrations import OlderManifest, brought_forward, require_readable
+from storage.row_places import are_sound, end_of, places_of
 from storage.schema import (
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -265,6 +267,8 @@ class Manifest:
         rest_labelled: how many of those have a label; None in stores from before it was counted.
         rounds: how rows were chosen, in order and without a gap, from the first on that the sample's seed did not
             choose; none where it chose all.
+        places: where training rows lie in their sample arrays, as runs (`storage.row_places`), where a rule bought
+            images of a rest; none where each lies at its own number.
         older: what it is on the disk, where that is of an older format: then it can be read, and not be saved.
     """
 
@@ -286,6 +290,7 @@ class Manifest:
     rest: _Rows = 0
     rest_labelled: _Rows | None = None
     rounds: tuple[Round, ...] = ()
+    places: tuple[tuple[_Rows, _Rows], ...] = ()
     older: OlderManifest | None = None
 
     @property
@@ -301,6 +306,19 @@ class Manifest:
     def rows_of(self, spec: ArraySpec) -> int:
         """Rows of an array; those of answers are fewer where there is a rest."""
         return RowCounts(n=self.n, rest=self.rest, num_val=self.num_val, num_test=self.num_test).of(spec)
+
+    def array_rows(self, spec: ArraySpec) -> int:
+        """Rows that an array has to have: more than there are, where images of a rest were bought and lie twice."""
+        return end_of(self.places) if self.places and spec.is_training_sample else self.rows_of(spec)
+
+    def places_of(self, spec: ArraySpec, rows: np.ndarray) -> np.ndarray:
+        """Where (m,) rows lie in an array, (m,) int64."""
+        return places_of(self.places, rows) if spec.is_training_sample else rows
+
+    @property
+    def order_digest(self) -> str | None:
+        """SHA-256 of `places`; None where each row lies at its own number."""
+        return digest_of({"places": self.places}) if self.places else None
 
     def block_rows(self, spec: ArraySpec) -> int:
         """Rows of a sample array that have one digest: all of them in formats before 4."""
@@ -374,6 +392,8 @@ class Manifest:
             del document["rest_labelled"]
         if not self.rounds:
             del document["rounds"]
+        if not self.places:
+            del document["places"]
         if self.ledger_genesis is None:
             del document["ledger_genesis"]
         teacher = document["identity"]["teacher"]
@@ -425,6 +445,7 @@ class Manifest:
                 "rest": 0,
                 "rest_labelled": None,
                 "rounds": (),
+                "places": (),
                 **document,
                 "identity": {"answer": None, **identity, "teacher": teacher, "dataset": dataset},
                 "older": None,
@@ -560,9 +581,10 @@ def _check_content(manifest: Manifest) -> None:
     _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
     _require(manifest.older is None or not manifest.rest, "rest", manifest.rest)
     _require((manifest.rest_labelled or 0) <= manifest.rest, "rest_labelled", manifest.rest_labelled)
+    _require(not manifest.places or are_sound(manifest.places, manifest.num_images), "places", manifest.places)
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
-        blocks = -(-manifest.rows_of(spec) // manifest.block_rows(spec)) if manifest.older is None else 1
+        blocks = -(-manifest.array_rows(spec) // manifest.block_rows(spec)) if manifest.older is None else 1
         digits = len(manifest.samples[name])
         _require(digits == blocks * DIGEST_DIGITS, f"the number of digits in samples.{name}", digits)
     ends = [manifest.rounds[0].first if manifest.rounds else manifest.n]

@@ -85,6 +85,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         init: digest of the weights that it began with, where those were given.
         streamed: how its batches were drawn, where not all rows were in memory.
         rest_rows, val_rows: rows beyond the n, and validation images, where it learns from a rest, which may grow.
+        rest_order: digest of the order of the rows, where it learns from a rest of which a rule has bought some.
         average: decay of the average of its weights over steps, where that was measured and kept.
         teacher_fingerprint, dataset, store_id: as in the store's manifest; with several stores, that of the images.
         combine: how the answers of several stores became one; it and the next two are not there where it was one.
@@ -114,6 +115,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     streamed: RunStream | UnsetType = UNSET
     rest_rows: Count | UnsetType = UNSET
     val_rows: Count | UnsetType = UNSET
+    rest_order: Hex64 | UnsetType = UNSET
     average: Share | UnsetType = UNSET
     combine: Line | UnsetType = UNSET
     stores: tuple[Line, ...] | UnsetType = UNSET

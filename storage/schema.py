@@ -29,7 +29,8 @@ _MAX_CHUNK_BYTES = 8 << 20
 # Of a chunk of small rows; where chunks are aligned, all chunks of a store end together every so many rows.
 CHUNK_ROWS = 64
 _BLOCK_BYTES = 256 << 10
-_TRAIN_SAMPLES = (IMAGES, "train/labels", "train/source_index", VIEWS)
+SOURCE_INDEX = "train/source_index"
+_TRAIN_SAMPLES = (IMAGES, "train/labels", SOURCE_INDEX, VIEWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,11 @@ class ArraySpec:
     def is_answer(self) -> bool:
         """Whether it is written as the teacher answers; the others are there before."""
         return self.split == "train" and self.name not in _TRAIN_SAMPLES
+
+    @property
+    def is_training_sample(self) -> bool:
+        """Whether it is of the training images, answered or not."""
+        return self.name in _TRAIN_SAMPLES
 
     @property
     def block_rows(self) -> int:

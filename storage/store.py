@@ -34,10 +34,12 @@ from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
+from storage.row_places import carried_over, neighbours, runs_of_places
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
     DIGEST_BYTES,
+    SOURCE_INDEX,
     UNLABELLED,
     VALID,
     VIEWS,
@@ -93,9 +95,9 @@ class Store:
         specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
         self.arrays = open_arrays(place, manifest.array_format, manifest.arrays, specs)
         for name, spec in self.arrays.specs.items():
-            if self.arrays.num_rows(name) < manifest.rows_of(spec):
+            if self.arrays.num_rows(name) < manifest.array_rows(spec):
                 raise self.arrays.unreadable(
-                    name, f"it has {self.arrays.num_rows(name)} rows, {manifest.rows_of(spec)} are needed"
+                    name, f"it has {self.arrays.num_rows(name)} rows, {manifest.array_rows(spec)} are needed"
                 )
         # Arrays of older formats, whose one digest is of all their rows, that were looked at.
         self._whole: set[str] = set()
@@ -174,8 +176,9 @@ class Store:
         """Make the arrays that a manifest describes, durably; its file is what makes them a store.
 
         Args:
-            manifest: the digests of its samples come from what is written.
+            manifest: the digests of its samples come from what is written, and each row lies at its own number.
         """
+        manifest = replace(manifest, places=())
         specs = array_specs(manifest.identity, aligned=manifest.aligned_chunks)
         make_arrays(place, manifest.array_format, manifest.arrays, specs, manifest.rows_of)
         store = cls(place, manifest, file_name)
@@ -189,6 +192,9 @@ class Store:
     ) -> None:
         """Append images: `samples` holds whole arrays, of which the rows the store has are neither read nor written.
 
+        Where a rule bought images of the rest, these are appended once more, as the next rows, and leave the rest: what
+        the store has written stays as it is.
+
         Args:
             n: how many of them the teacher is asked about, those first that it was not asked about so far; None for
                 all.
@@ -201,11 +207,37 @@ class Store:
         before = self.manifest
         num_images = len(samples["train/labels"])
         manifest = before.grown(num_images if n is None else n, num_images, len(samples["val/labels"]), rounds)
-        self.arrays.grow(manifest.rows_of)
-        there = {name: before.rows_of(spec) for name, spec in self.arrays.specs.items()}
-        digests = {name: self._fill(name, rows, there[name]) for name, rows in samples.items()}
+        places = self._places(samples[SOURCE_INDEX], manifest)
+        manifest = replace(manifest, places=runs_of_places(places))
+        self.arrays.grow(manifest.array_rows)
+        digests = {}
+        for name, rows in samples.items():
+            spec = self.arrays.specs[name]
+            first = before.array_rows(spec)
+            if manifest.places and spec.is_training_sample:
+                rows = _Appended(rows, first, np.flatnonzero(places >= first))
+            digests[name] = self._fill(name, rows, first)
         self.arrays.sync()
         self.save(_counted(replace(manifest, samples=digests), samples))
+
+    def _places(self, index: RowSource, manifest: Manifest) -> np.ndarray:
+        """Where the training rows of a larger store will lie, (n + R,) int64.
+
+        Args:
+            index: of their images, as in `SOURCE_INDEX`.
+        """
+        before, spec = self.manifest, self.arrays.specs[SOURCE_INDEX]
+        there, end = before.places_of(spec, np.arange(before.num_images)), before.array_rows(spec)
+        if manifest.n > before.n and before.rest:
+            kept, wanted = self.read_sample(SOURCE_INDEX), index[0 : manifest.num_images]
+            if not np.array_equal(wanted[: len(kept)], kept[: len(wanted)]):
+                assert np.isin(kept, wanted).all(), "what a store keeps stays"
+                # The next rows are together, whatever places some of their images had.
+                others = carried_over(
+                    there[before.n :], end + manifest.n - before.n, kept[before.n :], wanted[manifest.n :]
+                )
+                return np.concatenate([there[: before.n], end + np.arange(manifest.n - before.n), others])
+        return np.concatenate([there, end + np.arange(manifest.num_images - before.num_images)])
 
     def _fill(self, name: str, rows: RowSource, first: int = 0) -> str:
         """Write the rows of a source from `first` on, those before being there; digests of all blocks of the array."""
@@ -215,7 +247,7 @@ class Store:
         kept = first // spec.block_rows
         hasher = BlockHasher(spec.block_rows * spec.row_bytes)
         if first > kept * spec.block_rows:
-            hasher.update(self.read_sample(name, Rows(((kept * spec.block_rows, first - kept * spec.block_rows),))))
+            hasher.update(self._read_at(name, np.arange(kept * spec.block_rows, first)))
         step = spec.block_rows * max(1, _WRITTEN_BYTES // (spec.block_rows * spec.row_bytes))
         for start in range(first, len(rows), step):
             values = np.ascontiguousarray(rows[start : start + step], dtype=spec.dtype)
@@ -341,7 +373,13 @@ class Store:
 
     def read(self, name: str, rows: int | None = None) -> np.ndarray:
         """The first `rows` rows of an array, or all of them."""
-        return self.arrays.read(name, 0, self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows)
+        return self.read_rows(name, 0, self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows)
+
+    def read_rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last of an array; nothing is checked."""
+        places = self.manifest.places_of(self.arrays.specs[name], np.arange(first, last))
+        pieces = [self.arrays.read(name, start, start + count) for start, count in neighbours(places) or [(first, 0)]]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def valid(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Which (row, view) of rows start..stop, or of all, are whole: (rows, V) bool."""
@@ -375,20 +413,28 @@ class Store:
         spec = self.arrays.specs[name]
         total = self.manifest.rows_of(spec)
         index = (Rows.first(total) if rows is None else rows.below(total)).index
+        kept = self._read_at(name, self.manifest.places_of(spec, index))
+        identity = self.manifest.identity
+        if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
+            raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
+        return kept
+
+    def _read_at(self, name: str, places: np.ndarray) -> np.ndarray:
+        """What lies at (m,) places of a sample array, each once, in that order, checked as `read_sample` says."""
+        spec = self.arrays.specs[name]
         try:
-            kept = np.empty((len(index), *spec.row_shape), spec.dtype)
+            kept = np.empty((len(places), *spec.row_shape), spec.dtype)
         except MemoryError as error:
             raise self.arrays.unreadable(name, "it does not fit into memory") from error
+        order = np.argsort(places, kind="stable") if self.manifest.places else None
+        index = places if order is None else places[order]
 
         def read(block: int) -> None:
             for first, values in self._checked(name, block):
                 begin, end = np.searchsorted(index, (first, first + len(values)))
-                kept[begin:end] = values[index[begin:end] - first]
+                kept[slice(begin, end) if order is None else order[begin:end]] = values[index[begin:end] - first]
 
         self.arrays.for_each(read, np.unique(index // self.manifest.block_rows(spec)).tolist())
-        identity = self.manifest.identity
-        if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
-            raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
         return kept
 
     def require_sample(self, name: str, rows: int | None = None) -> None:
@@ -402,13 +448,20 @@ class Store:
         """Each block of a sample array, or of its first rows, that cannot be read, or is not what was written; nothing
         of it is kept.
         """
-        rows = self.manifest.rows_of(self.arrays.specs[name]) if rows is None else rows
-        blocks = self.blocks_from(name, 0, rows)
+        blocks: Sequence[int] = self.all_blocks(name)
+        if rows is not None:
+            spec = self.arrays.specs[name]
+            size, places = self.manifest.block_rows(spec), self.manifest.places_of(spec, np.arange(rows))
+            blocks = np.unique(places // size).tolist()
         problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
         yield from filter(None, problems)
 
+    def all_blocks(self, name: str) -> range:
+        """All blocks of a sample array."""
+        return self.blocks_from(name, 0, self.manifest.array_rows(self.arrays.specs[name]))
+
     def blocks_from(self, name: str, first: int, last: int) -> range:
-        """Blocks of a sample array that begin in rows first..last."""
+        """Blocks of a sample array that begin at places first..last."""
         size = self.manifest.block_rows(self.arrays.specs[name])
         return range(-(-first // size), -(-last // size))
 
@@ -427,7 +480,7 @@ class Store:
             StoreUnreadable: they are not what was written.
         """
         spec, manifest = self.arrays.specs[name], self.manifest
-        total, size = manifest.rows_of(spec), manifest.block_rows(spec)
+        total, size = manifest.array_rows(spec), manifest.block_rows(spec)
         first, last = block * size, min((block + 1) * size, total)
         hasher = None if name in self._whole else hashlib.sha256()
         step = spec.chunk_rows * max(1, _CHECKED_BYTES // max(1, spec.chunk_rows * spec.row_bytes))
@@ -671,6 +724,28 @@ def _counted(manifest: Manifest, samples: Mapping[str, RowSource]) -> Manifest:
         return replace(manifest, rest_labelled=None)
     labels = samples["train/labels"][manifest.n : manifest.num_images]
     return replace(manifest, rest_labelled=int(np.count_nonzero(labels != UNLABELLED)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Appended:
+    """Some rows of a source, as what follows those that an array has.
+
+    Args:
+        start: how many it has; these are not here.
+        index: (m,) int64, which rows of the source follow.
+    """
+
+    source: RowSource
+    start: int
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return self.start + len(self.index)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        runs = neighbours(self.index[first - self.start : last - self.start])
+        return np.concatenate([self.source[start : start + count] for start, count in runs])
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def _witness_problems(store: Store, ledger: Ledger) -> Iterator[Problem]:
 
 def _file_problems(store: Store, _: Ledger | None) -> Iterator[Problem]:
     """Files of the arrays that are missing or too short, though what they lack may be no row's."""
-    for file in store.arrays.missing_files(store.manifest.rows_of):
+    for file in store.arrays.missing_files(store.manifest.array_rows):
         yield Problem(f"{file.relative_to(store.arrays.path.parent)} is missing or cut short", _repair(store))
 
 
@@ -245,13 +245,13 @@ class _Images:
         self._store, self._found = store, dict[int, StoreUnreadable | None]()
 
     def check(self, first: int, last: int) -> None:
-        """Check those blocks that begin in rows first..last."""
+        """Check those blocks that begin at the places first..last, where these rows lie in most stores."""
         for block in self._store.blocks_from(IMAGES, first, last):
             self._found[block] = self._store.block_problem(IMAGES, block)
 
     def problems(self) -> Iterator[Problem]:
         """Of all blocks, in order; those that were not come across are checked now."""
-        for block in self._store.blocks_from(IMAGES, 0, self._store.manifest.num_images):
+        for block in self._store.all_blocks(IMAGES):
             error = self._found[block] if block in self._found else self._store.block_problem(IMAGES, block)
             if error is not None:
                 yield _not_written(IMAGES, error)

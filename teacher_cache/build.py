@@ -18,6 +18,7 @@ from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.manifest import FILE_NAME
 from storage.objects import Objects
+from storage.schema import SOURCE_INDEX
 from storage.store import BUILD_LOCK, CELL_LOCK, Store, new_manifest, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.build_report import BuildReport
@@ -28,7 +29,7 @@ from teacher_cache.outputs import kept_parameters, parameter_rows
 from teacher_cache.plan import BuildPlan, matching_store, require_buildable
 from teacher_cache.rounds import require_bought
 from teacher_cache.settle import Leftovers, require_only_place, require_storable, settle_store
-from teacher_cache.shown import SOURCE_INDEX, Shown
+from teacher_cache.shown import Shown
 from teacher_cache.teachers import Card, Teacher
 from teacher_cache.teachers.attempts import RemoteTeacher
 

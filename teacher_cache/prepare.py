@@ -220,8 +220,8 @@ def _prepare(
     require_storable(identity)
     store = matching_store(config.store, identity, config.array_format)
     before = None if store is None else store.manifest
-    sample, rounds = choose_rows(config, dataset.train, identity, compute, sample, before)
-    rest = rest_to_keep(config.rest, sample, before)
+    drawn, (sample, rounds) = sample, choose_rows(config, dataset.train, identity, compute, sample, before)
+    rest = rest_to_keep(config.rest, sample, before, drawn)
     n = len(sample.train)
     num_images = max(n, 0 if store is None else store.manifest.n) + rest
     sample = sample.keeping(num_images - n)

@@ -117,7 +117,7 @@ def repair(
             _require_inputs(store)
             report = RepairReport(left_open=left_open, files=_stale_files(store), left=list(_beyond_repair(store)))
             report.made_again = [
-                str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.rows_of)
+                str(file.relative_to(folder)) for file in store.arrays.missing_files(store.manifest.array_rows)
             ]
             if disagreement is not None:
                 report.rollback = witness.explain(disagreement)
@@ -126,7 +126,7 @@ def repair(
             if is_original:
                 _look_at_leftovers(store, ledger, report)
             if act:
-                store.arrays.make_missing(store.manifest.rows_of)
+                store.arrays.make_missing(store.manifest.array_rows)
             if act and is_original:
                 with CellLocks(folder / CELL_LOCK) as locks:
                     settle_store(store, ledger, locks)

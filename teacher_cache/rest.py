@@ -1,13 +1,16 @@
 """The rest: images of the same pool that a store keeps, with their labels, without asking the teacher about them.
 
-They follow the n rows that it is asked about, in the sample's order, so a larger n asks about the first of them. None
-of them is ever a validation image, whatever n becomes. What a store keeps is never taken away from it.
+They follow the n rows that it is asked about, in the sample's order, so a larger n asks about the first of them, or
+about those of them that a rule chooses. None of them is ever a validation image, whatever n becomes. What a store keeps
+is never taken away from it: an image leaves the rest by being asked about.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+import numpy as np
 
 from ground.errors import InvalidInput
 from storage.manifest import Manifest
@@ -32,19 +35,23 @@ class Rest:
         return cls(int(text))
 
 
-def rest_to_keep(asked: Rest | None, sample: NestedSample, before: Manifest | None) -> int:
+def rest_to_keep(
+    asked: Rest | None, sample: NestedSample, before: Manifest | None, drawn: NestedSample | None = None
+) -> int:
     """Rows that a store keeps without an answer, once a build of a sample is done.
 
     Args:
-        asked: None for as many images in all as the store has.
+        asked: None for as many images in all as the store has, but for those that a rule makes of others.
         sample: with all of the pool's rest.
         before: of the store, where it is there.
+        drawn: the sample before a rule chose of its rest; None where none did.
 
     Raises:
         InvalidInput: the pool has fewer.
     """
     answered = len(sample.train) if before is None else max(len(sample.train), before.n)
-    there = 0 if before is None else max(0, before.num_images - answered)
+    kept = sample.rest[:0] if before is None else (drawn or sample).images[before.n : before.num_images]
+    there = int(np.isin(kept, sample.train, invert=True).sum())
     if asked is None:
         return there
     room = max(0, len(sample.train) + len(sample.rest) - answered)

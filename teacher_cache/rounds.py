@@ -21,6 +21,7 @@ from storage.blocks import RowSource
 from storage.made_images import first_unsound, is_made
 from storage.manifest import Identity, Manifest, Round, is_store
 from storage.rows import Rows
+from storage.schema import SOURCE_INDEX
 from storage.store import Store
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets.base import Split
@@ -30,7 +31,6 @@ from teacher_cache.sample import NestedSample
 from teacher_cache.selection import Pool, Selector, SelectorSpec
 from teacher_cache.selection.contract import require_labelled, require_left
 from teacher_cache.selection.random_order import Random
-from teacher_cache.shown import SOURCE_INDEX
 
 
 def round_ends(n: int, bought: int, size: int | None) -> list[int]:
@@ -74,7 +74,7 @@ def choose_rows(
         before: the store's, where it is there.
 
     Raises:
-        InvalidInput: the store has so many rows already, of another rule; it keeps a rest; or the rule cannot choose.
+        InvalidInput: the store has so many rows already, of another rule; or the rule cannot choose.
     """
     have = 0 if before is None else min(before.n, config.n)
     rounds = () if before is None else before.rounds
@@ -86,12 +86,6 @@ def choose_rows(
     made = _round(config, spec, have)
     if spec.is_random:
         return sample, (*rounds, made) if rounds else ()
-    if before is not None and before.rest:
-        raise InvalidInput(
-            f"{config.store} keeps {before.rest} images beside its rows, in the order of its seed, and {spec.recorded} "
-            "would buy them in another; build a store without --rest, and add that after the last round with: "
-            "ckd-cache extend --rest"
-        )
     rule, left = spec.make(), np.concatenate([sample.train[have:], sample.rest])
     pool = Pool(
         images=MadeSplit(images),
@@ -136,8 +130,13 @@ def require_bought(store: Store, plan: BuildPlan, index: RowSource) -> None:
     """
     if not store.manifest.rounds and not plan.rounds:
         return  # both are the seed's
-    there = store.read_sample(SOURCE_INDEX, Rows.first(min(store.manifest.num_images, len(index))))
-    others = np.flatnonzero(there != index[: len(there)])
+    n, there = store.manifest.n, store.read_sample(SOURCE_INDEX)
+    if plan.n > n:
+        # Images of the rest may be among those that are bought next, and then it is not what it was.
+        others = np.flatnonzero(np.concatenate([there[:n] != index[:n], ~np.isin(there[n:], index[n : len(index)])]))
+    else:
+        num = min(len(there), len(index))
+        others = np.flatnonzero(there[:num] != index[:num])
     if len(others):
         first = int(others[0])
         raise BoughtOtherwise(

@@ -20,7 +20,7 @@ from ground.views import sample_views, view_pixels
 from storage.blocks import RowSource
 from storage.digest import input_digests
 from storage.rows import Rows
-from storage.schema import IMAGES, VIEWS, ArraySpec, image_array
+from storage.schema import IMAGES, SOURCE_INDEX, VIEWS, ArraySpec, image_array
 from storage.store import Store
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.datasets.base import Split
@@ -28,7 +28,6 @@ from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.on_demand import HeldRows, InputDigests
 from teacher_cache.sample import NestedSample
 
-SOURCE_INDEX = "train/source_index"
 # A sample of so many bytes of images is held: 87,000 of CIFAR, 1,700 of 224 pixels.
 MOST_HELD_BYTES = 256 << 20
 # Of larger ones, this much is decoded and digested at once.
@@ -140,6 +139,21 @@ class _Followed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _First:
+    """The first rows of a source."""
+
+    source: RowSource
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(self.count)
+        return self.source[first:last]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _After:
     """The rows of a source from one on."""
 
@@ -171,7 +185,7 @@ def show(
     """The views that a policy gives of a sample of a data set; nothing is decoded yet.
 
     Args:
-        store: of that data set, with the first images of the sample, which are then read from it.
+        store: of that data set; those of its images that are the first of the sample are then read from it.
     """
     pool, test = MadeSplit(dataset.train), dataset.test
     test_index = np.arange(len(test), dtype=np.int64)
@@ -186,8 +200,8 @@ def show(
     }
     n, spec = len(sample.train), _image_spec(rendering)
     images = arrays[IMAGES]
-    if store is not None and _begins_with(store, sample):
-        stored = store.samples()[IMAGES]
+    if store is not None:
+        stored = _First(store.samples()[IMAGES], _num_alike(store, sample))
         images = arrays[IMAGES] = _Followed(stored, _Decoded(pool, sample.images[len(stored) :]))
     if n * spec.row_bytes <= MOST_HELD_BYTES:
         images = HeldRows(images, n, spec.row_shape, spec.dtype)
@@ -198,10 +212,12 @@ def show(
     return Shown(images, views, sample.train, rendering, arrays)
 
 
-def _begins_with(store: Store, sample: NestedSample) -> bool:
-    """Whether a store's training images are the first of a sample."""
-    there = store.read_sample(SOURCE_INDEX)
-    return np.array_equal(there, sample.images[: len(there)])
+def _num_alike(store: Store, sample: NestedSample) -> int:
+    """How many of a store's training images are the first of a sample, in order."""
+    there, images = store.read_sample(SOURCE_INDEX), sample.images
+    both = min(len(there), len(images))
+    others = np.flatnonzero(there[:both] != images[:both])
+    return int(others[0]) if len(others) else both
 
 
 def training_rows(

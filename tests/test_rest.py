@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from student_train.methods import parse_method
 from student_train.needs import Wanted
 from student_train.protocol import ProtocolConfig
 from student_train.request import Request
+from student_train.rest.spec import parse_rest
 from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 from teacher_cache.build import build
+from teacher_cache.convert import convert
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
+from teacher_cache.selection import SelectorSpec
 from tests.conftest import run_command
 from tests.teacher_cache.damage import config_of
 
@@ -50,6 +54,52 @@ def test_a_student_is_the_same_with_a_rest_beside_its_rows_and_without(pair, tmp
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
     results = [json.loads((tmp_path / store.name / "run.json").read_text()) for store in pair]
     assert [(result["n"], result["teacher_calls"]) for result in results] == [(70, 70)] * 2
+
+
+@pytest.fixture(scope="module", params=["zarr", "hdf5"])
+def bought(request, weights, tmp_path_factory) -> tuple[Path, Path]:
+    """A store of which a rule bought the last 30 of 70 rows out of its rest, in places all over the arrays, and a copy
+    with each row at its own number; treat them as read-only.
+    """
+    folder = tmp_path_factory.mktemp("bought")
+    for n, rule in ((40, "random"), (70, "balanced")):
+        changes = {"n": n, "rest": Rest(300), "select": SelectorSpec(rule)}
+        build(*prepare_build(config_of(folder / "places", weights, request.param, **changes)))
+    convert(folder / "places", request.param, folder / "copy")
+    assert len(Store.open(folder / "places").manifest.places) > 5
+    return folder / "places", folder / "copy"
+
+
+@pytest.mark.parametrize("settings", [{}, {"stream": True, "stream_rows": 64}])
+@pytest.mark.parametrize(("method", "n"), [("kd", 30), ("vanilla", 0)])
+def test_a_student_is_the_same_wherever_rows_and_rest_lie(bought, tmp_path, method, n, settings):
+    config = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=1), **settings)
+    spec = replace(parse_method(method), rest=parse_rest(["ce"]))
+    for store in bought:
+        Trainer.open(config, store, n, spec, CPU, RunFolder(tmp_path / store.name)).run()
+    one, other = (load_file(tmp_path / store.name / "student.safetensors") for store in bought)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
+    results = [json.loads((tmp_path / store.name / "run.json").read_text()) for store in bought]
+    assert [(result["rest_rows"], result["teacher_calls"]) for result in results] == [(370 - n, n)] * 2
+    # What the order of the rest was is part of a run whose store may yet be given another.
+    assert ["rest_order" in result for result in results] == [True, False]
+
+
+def test_a_run_is_not_gone_on_with_once_a_rule_has_bought_of_its_rest(weights, tmp_path):
+    config = config_of(tmp_path / "store", weights, n=40, rest=Rest(300))
+    build(*prepare_build(config))
+    spec = replace(parse_method("kd"), rest=parse_rest(["ce"]))
+    training = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=1))
+
+    def trainer() -> Trainer:
+        return Trainer.open(training, config.store, 40, spec, CPU, RunFolder(tmp_path / "run"))
+
+    result = trainer().run()
+    assert trainer().run(resume=True) == result
+    build(*prepare_build(replace(config, n=43, select=SelectorSpec("balanced"), rest=Rest(297))))
+    with pytest.raises(InvalidInput, match="was started with rest_order"):
+        trainer().run(resume=True)
 
 
 def test_the_memory_that_is_asked_for_is_that_of_the_rows(pair):

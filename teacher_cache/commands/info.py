@@ -156,7 +156,7 @@ def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
     for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS if form is None else _rows_at_once(store)):
         valid = store.valid(first, last)
         whole += int(valid.all(axis=1).sum())
-        labels = store.arrays.read("train/labels", first, last)
+        labels = store.read_rows("train/labels", first, last)
         unlabelled += int((labels == UNLABELLED).sum())
         if form is not None and valid.any():
             said = {name: store.arrays.read(store.array_of(name), first, last) for name in form.names}
@@ -174,7 +174,7 @@ def _counted_rest(store: Store) -> dict[str, int]:
     manifest = store.manifest
     labelled = manifest.rest_labelled
     if labelled is None:  # nobody counted them yet
-        labels = store.arrays.read("train/labels", manifest.n, manifest.num_images)
+        labels = store.read_rows("train/labels", manifest.n, manifest.num_images)
         labelled = int((labels != UNLABELLED).sum())
     return {"rows": manifest.rest, "labelled": labelled, "unlabelled": manifest.rest - labelled}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import read_grid
+from experiments.grid import ALL_LABELS, read_grid
 from experiments.plan import as_bought, plan_runs, plan_stores, store_folder
 from experiments.rules import ends_behind, ends_of, usual_text
 from ground.errors import InvalidInput
@@ -19,6 +19,8 @@ from teacher_cache.selection.contract import Selector
 from tests.conftest import run_command
 from tests.experiments.grids import results, run, small, write
 from tests.teacher_cache.damage import problems, totals
+
+KD = {"label": "kd + labels", "method": "kd", "rest": "ce"}
 
 
 class Seen(Selector):
@@ -93,6 +95,73 @@ def test_a_rule_looks_at_the_students_of_the_n_before(tmp_path, weights):
     assert problems(store) == []
 
 
+def test_what_a_rule_leaves_teaches_beside_what_it_bought(tmp_path, weights):
+    document = by_rules(weights, "balanced", methods=["kd", KD], store={"rest": "all"})
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    # Labels alone are one run, whatever rules there are.
+    assert "5 runs, 0 found finished, 5 trained, 0 failed; 48 new teacher calls" in done.stdout, done.stderr
+    store = tmp_path / "out" / "stores" / "resnet8-digits-balanced"
+    assert (totals(store), Store.open(store).manifest.rest) == ((48, 0, 0), 1150 - 48)
+
+    def counted() -> dict[tuple[str, int], list[int]]:
+        table = results(tmp_path / "out")
+        names = ["answered_rows", "labelled_rows", "unlabelled_rows"]
+        return {(row["label"], row["n"]): [int(row[name]) for name in names] for _, row in table.iterrows()}
+
+    expected = {
+        ("kd by balanced", 24): [24, 0, 0],
+        ("kd by balanced", 48): [48, 0, 0],
+        ("kd + labels by balanced", 24): [24, 1126, 0],
+        ("kd + labels by balanced", 48): [48, 1102, 0],
+        (ALL_LABELS, 0): [0, 1150, 0],
+    }
+    assert counted() == expected
+    again = run(tmp_path / "grid.yaml", tmp_path / "out")
+    assert "5 runs, 5 found finished, 0 trained, 0 failed; 0 new teacher calls" in again.stdout, again.stderr
+    # Another n is bought of what is left; a larger one brings validation images, which runs with labels are chosen by.
+    more = run(write(tmp_path / "grid.yaml", document | {"n": [24, 48, 60]}), tmp_path / "out")
+    assert "7 runs, 2 found finished, 5 trained, 0 failed; 12 new teacher calls" in more.stdout, more.stderr
+    assert Store.open(store).manifest.places
+    added = {("kd by balanced", 60): [60, 0, 0], ("kd + labels by balanced", 60): [60, 1090, 0]}
+    assert counted() == expected | added
+    assert (totals(store), problems(store)) == ((60, 0, 0), [])
+    assert run_command("ckd-pipeline", "report", tmp_path / "out").returncode == 0
+
+
+def test_what_is_left_teaches_once_students_that_a_rule_looks_at_had_it_buy_all(tmp_path, weights):
+    document = by_rules(weights, "seen:run={kd}", methods=["kd", KD], n=[16, 24], store={"rest": 60})
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    assert "5 runs, 0 found finished, 5 trained, 0 failed; 24 new teacher calls" in done.stdout, done.stderr
+    table = results(tmp_path / "out")
+    assert sorted(zip(table["label"], table["n"], table["labelled_rows"], strict=True)) == [
+        ("kd + labels by seen", 16, 68),
+        ("kd + labels by seen", 24, 60),
+        ("kd by seen", 16, 0),
+        ("kd by seen", 24, 0),
+        (ALL_LABELS, 0, 84),
+    ]
+    again = run(tmp_path / "grid.yaml", tmp_path / "out")
+    assert "5 runs, 5 found finished, 0 trained, 0 failed; 0 new teacher calls" in again.stdout, again.stderr
+
+
+def test_labels_alone_learn_from_the_store_of_the_seed_or_of_a_rule_that_makes_nothing(tmp_path, weights):
+    def source(*rules: str) -> tuple[str, str]:
+        document = by_rules(weights, *rules, store={"rest": "all"})
+        grid = as_bought(read_grid(write(tmp_path / "grid.yaml", document)), tmp_path)
+        [alone] = [run for run in plan_runs(grid, "fp32") if not run.n]
+        assert alone.label == ALL_LABELS
+        assert alone.store in {need.folder for need in plan_stores(grid)}
+        return alone.folder, alone.store.removeprefix("stores/resnet8-digits")
+
+    folder, store = source("balanced", "random")
+    assert (folder, store) == source("random")
+    assert store == ""
+    assert source("views", "balanced", "seen:run={kd}")[1] == "-balanced"
+    made = source("mix:views=0.5,random=0.5")
+    assert made[1].startswith("-mix-")
+    assert source("mix:views=0.50,random=0.5") == made
+
+
 def test_rounds_are_part_of_what_a_run_is(tmp_path, weights):
     def folders(**changes) -> dict[tuple[str, int], str]:
         grid = read_grid(write(tmp_path / "grid.yaml", by_rules(weights, "random", "balanced", **changes)))
@@ -148,8 +217,8 @@ def test_methods_by_rules_of_one_name_are_told_apart_by_their_settings(tmp_path,
         ({"select": ["seen:run={kd},subset=4"]}, "no setting of rule seen is called 'subset'"),
         ({"select": ["committee:run={kd}"]}, "a committee has two runs at least"),
         (
-            {"select": ["balanced"], "store": {"rest": "all"}},
-            "balanced buys images in another order than that in which",
+            {"select": ["seen:run={kd}"], "store": {"rest": "all"}, "methods": [{**KD, "label": "kd"}]},
+            "line 17: kd learns from a rest, of which nobody knows what is left before all rows are bought",
         ),
         ({"select": ["seen:run={kd}"], "choose": {"lr": [0.1, 0.2]}}, "kd chooses among trainings, and a rule looks"),
     ],
@@ -177,6 +246,14 @@ def test_a_rule_without_students_ends_for_itself_alone(tmp_path, weights):
     assert "looks at students of kd, and none of 1 is finished" in done.stdout + done.stderr
     [store] = (tmp_path / "out" / "stores").glob("*-seen-*")
     assert totals(store) == (16, 0, 0)
+
+
+def test_what_is_left_by_a_rule_that_ended_teaches_nobody(tmp_path, weights):
+    methods = [{"label": "kd", "method": "kd", "training": {"lr": 1e30}}, KD]
+    document = by_rules(weights, "seen:run={kd}", n=[16, 24], methods=methods, store={"rest": "all"})
+    done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
+    assert done.returncode == 1
+    assert "5 runs, 0 found finished, 0 trained, 5 failed; 16 new teacher calls" in done.stdout, done.stderr
 
 
 def test_a_rule_looks_at_those_students_that_are_finished(tmp_path, weights):

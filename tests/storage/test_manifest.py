@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +107,25 @@ def test_a_manifest_survives_a_round_trip(tmp_path_factory, n, seed, views, clas
     assert found.digest == manifest.digest
 
 
+def test_places_are_written_where_rows_do_not_lie_at_their_own_numbers_and_sound_ones_are_read(tmp_path):
+    MANIFEST.save(tmp_path)
+    assert "places" not in (tmp_path / FILE_NAME).read_text()
+    manifest = replace(MANIFEST, places=((0, 40), (70, 10), (40, 20)))
+    manifest.save(tmp_path)
+    found = Manifest.load(tmp_path)
+    assert found == manifest
+    specs = {spec.name: spec for spec in array_specs(manifest.identity)}
+    rows = {
+        name: (found.rows_of(specs[name]), found.array_rows(specs[name])) for name in ("train/labels", "train/valid")
+    }
+    assert rows == {"train/labels": (70, 80), "train/valid": (70, 70)}
+    assert found.places_of(specs["train/labels"], np.array([39, 40, 49, 50, 69])).tolist() == [39, 70, 79, 40, 59]
+    for unsound in (((0, 40), (70, 10), (39, 20)), ((0, 40), (70, 10)), ((0, 40), (70, 10), (40, 19), (60, 0))):
+        replace(manifest, places=unsound).save(tmp_path)
+        with pytest.raises(StoreUnreadable, match="places is"):
+            Manifest.load(tmp_path)
+
+
 def test_a_teachers_own_input_size_is_written_and_read_back(tmp_path):
     teacher = replace(MANIFEST.identity.teacher, name="timm:resnet18", input_size=64, interpolation="bicubic")
     manifest = replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher))
@@ -165,8 +185,8 @@ def test_a_manifest_without_a_key_is_refused(tmp_path, path):
         assert Manifest.load(tmp_path).versions == {}
     elif path == ("sources",):
         assert Manifest.load(tmp_path).sources == {}
-    elif path == ("rounds",):
-        assert Manifest.load(tmp_path).rounds == ()
+    elif path in (("rounds",), ("places",)):
+        assert (Manifest.load(tmp_path).rounds, Manifest.load(tmp_path).places) == ((), ())
     elif path == ("aligned_chunks",):
         assert not Manifest.load(tmp_path).aligned_chunks
     elif path in (("rest",), ("rest_labelled",)):

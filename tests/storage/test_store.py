@@ -144,6 +144,54 @@ def test_a_store_grows_without_touching_its_rows(whole_store):
     assert not again.valid()[N:].any()
 
 
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_rows_that_are_bought_of_a_rest_follow_the_others_and_what_was_written_stays(
+    tmp_path, array_format, interrupted
+):
+    every = make_samples(make_identity(), 200)
+
+    def in_order(index: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[index] if name.startswith("train/") else values for name, values in every.items()}
+
+    def samples_are(order: np.ndarray) -> None:
+        found = Store.open(tmp_path)
+        for name, values in in_order(order).items():
+            np.testing.assert_array_equal(found.read(name), values, name)
+            np.testing.assert_array_equal(found.read_sample(name), values, name)
+            some = Rows.of(np.arange(len(values))[1::3])
+            np.testing.assert_array_equal(found.read_sample(name, some), values[some.index], name)
+            assert list(found.sample_problems(name)) == list(found.sample_problems(name, found.manifest.n)) == []
+            np.testing.assert_array_equal(found.samples()[name][3:9], values[3:9], name)
+
+    order = np.arange(150)
+    store = Store.create(tmp_path, make_identity(), array_format=array_format, samples=in_order(order), rest=100)
+    written = {name: store.arrays.read(name, 0, 150) for name in ("train/images", "train/source_index")}
+    for n, bought in ((53, [149, 70, 71]), (60, [180, 148, 99, 52, 51, 100, 50]), (64, [150, 72, 199, 54])):
+        order = np.concatenate([order[: store.manifest.n], bought, order[store.manifest.n :]])
+        _, first = np.unique(order, return_index=True)
+        order = order[np.sort(first)]
+        if interrupted:
+            store.arrays.grow(RowCounts(n=200, rest=200, num_val=50, num_test=9).of)
+            store = Store.open(tmp_path)
+        store.grow(in_order(order), n)
+        samples_are(order)
+        assert (store.manifest.n, store.manifest.num_images) == (n, len(order))
+    # By the seed the first of the rest are next, wherever they lie, and further ones follow.
+    order = np.concatenate([order, [160, 161, 162]])
+    places = store.manifest.places
+    store.grow(in_order(order), 80)
+    samples_are(order)
+    assert store.manifest.places[: len(places)] == places
+    for name, values in written.items():
+        np.testing.assert_array_equal(store.arrays.read(name, 0, 150), values)
+    # What it is copied into has each row at its own number.
+    laid = Store.lay_out(tmp_path, replace(store.manifest, arrays=f"data-1{store.arrays.path.suffix}"), store.samples())
+    assert laid.manifest.places == ()
+    for name, values in in_order(order).items():
+        np.testing.assert_array_equal(laid.arrays.read(name, 0, len(values)), values, name)
+
+
 def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_store):
     samples = make_samples(make_identity(), 150)
     # As if the process had died after the arrays grew and before the manifest said so.

@@ -30,6 +30,9 @@ from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
+from teacher_cache.rest import Rest
+from teacher_cache.selection import SelectorSpec
+from tests.teacher_cache.damage import config_of
 
 CPU = Compute(torch.device("cpu"), "fp32")
 N, SECOND = 48, 40
@@ -198,6 +201,27 @@ def test_whole_blocks_are_compared_by_their_digests_alone(built_store, tmp_path,
     monkeypatch.setattr(Store, "open", lambda place: Store(place, stores[place]) if place in stores else opened(place))
     with pytest.raises(IdentityMismatch, match="train/images differs, from row 0 on"):
         SeveralTeachers.open([built_store, other], "mean", None)
+
+
+def test_rows_are_compared_wherever_they_lie(weights, tmp_path):
+    for n, rule in ((40, "random"), (70, "balanced")):
+        config = config_of(tmp_path / "bought", weights, n=n, rest=Rest(40), select=SelectorSpec(rule))
+        build(*prepare_build(config))
+    placed = Store.open(tmp_path / "bought")
+    images = placed.read_sample("train/images")[:70]
+    assert placed.manifest.places
+    assert len(images) > placed.manifest.block_rows(placed.arrays.specs["train/images"])
+    fingerprint = {"teacher": replace(placed.manifest.identity.teacher, fingerprint="1" * 64)}
+    samples = {name: placed.read_sample(name)[:70] for name in placed.manifest.samples if name.startswith("train/")}
+    same = changed(placed.folder, tmp_path / "same", samples, **fingerprint)
+    for both in ([placed.folder, same], [same, placed.folder]):
+        assert SeveralTeachers.open(both, "mean", None).n == 70
+    # What lies at the places of the first rows is not what these are.
+    other = {**samples, "train/images": placed.arrays.read("train/images", 0, 70)}
+    with pytest.raises(IdentityMismatch, match="train/images differs, from row 40 on"):
+        SeveralTeachers.open(
+            [placed.folder, changed(placed.folder, tmp_path / "other", other, **fingerprint)], "mean", None
+        )
 
 
 def test_answers_of_a_form_with_a_mean_are_combined_in_it(built_store, second_store, tmp_path):

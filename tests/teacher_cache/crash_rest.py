@@ -1,12 +1,14 @@
 """A growth that kills itself: python -m tests.teacher_cache.crash_rest STORE WEIGHTS FORMAT WHERE.
 
 The store has 40 rows and 30 images besides. FORMAT is zarr or hdf5, with `extend` after it for one that adds 20 images,
-and otherwise 20 more rows are asked about, and 10 images added. WHERE is the step before which SIGKILL comes.
+and otherwise 20 more rows are asked about, and images added until there are 40; a word after it is the rule by which
+they are bought. WHERE is the step before which SIGKILL comes.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from teacher_cache.build import build
 from teacher_cache.config import BuildConfig, CallConfig
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
+from teacher_cache.selection import SelectorSpec
 from tests.teacher_cache.crash_build import kill_before
 
 STEPS = {
@@ -48,11 +51,12 @@ def config(store: Path, weights: Path, array_format: str, n: int, rest: int) -> 
 
 
 def grow(store: Path, weights: Path, kind: str) -> None:
-    array_format, _, extends = kind.partition(" ")
-    if extends:
+    array_format, _, how = kind.partition(" ")
+    if how == "extend":
         add_rest(CallConfig(store=store), Rest(50), ImageOptions())
     else:
-        build(*prepare_build(config(store, weights, array_format, 60, 40)))
+        select = SelectorSpec(how) if how else None
+        build(*prepare_build(replace(config(store, weights, array_format, 60, 40), select=select)))
 
 
 if __name__ == "__main__":

@@ -24,15 +24,20 @@ from storage.ledger import Ledger
 from storage.ledger_tables import entries
 from storage.made_images import Recipes, is_made
 from storage.manifest import Manifest, Round
+from storage.rows import Rows
 from storage.store import LEDGER_FILE, Store
 from teacher_cache.add_rest import ImageOptions, add_rest
 from teacher_cache.build import build
 from teacher_cache.buying import buy, rounds_to_buy
-from teacher_cache.config import BuildConfig, CallConfig
+from teacher_cache.config import BuildConfig, CallConfig, ExtensionConfig
+from teacher_cache.convert import convert
 from teacher_cache.datasets import open_dataset
 from teacher_cache.datasets.base import ArraySplit
 from teacher_cache.datasets.made_split import MadeSplit
+from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
+from teacher_cache.publish import fetch, publish
+from teacher_cache.repair import repair
 from teacher_cache.rest import Rest
 from teacher_cache.rounds import round_ends
 from teacher_cache.sample import draw_sample, largest_sample
@@ -40,10 +45,13 @@ from teacher_cache.selection import SELECTORS, SelectorSpec
 from teacher_cache.selection.balanced import Balanced
 from teacher_cache.selection.contract import Selector
 from tests.conftest import run_command
+from tests.running import run_program
 from tests.teacher_cache.builders import forwards, wait_until
 from tests.teacher_cache.crash_rest import config as small_config
-from tests.teacher_cache.damage import arrays_of, problems, totals
+from tests.teacher_cache.crash_rest import grow
+from tests.teacher_cache.damage import arrays_of, change, problems, totals
 from tests.teacher_cache.shared_builder import Job
+from tests.teacher_cache.test_rest import assert_same_arrays
 
 BALANCED = SelectorSpec("balanced")
 
@@ -228,20 +236,202 @@ def test_a_store_is_of_the_same_rule_however_it_is_written(weights, tmp_path):
         bought(tmp_path / "store", weights, 20, "mix:kcenter=0.5,balanced=0.5")
 
 
-def test_a_rest_is_kept_with_the_last_round_and_ends_what_rules_choose(weights, tmp_path):
-    store = tmp_path / "store"
-    report = bought(store, weights, 40, "balanced", 20, rest=Rest(25))
-    assert (report.rest, report.new_calls) == (25, 40)
-    order = order_of(store)
-    assert len(set(order.tolist())) == 65
+def line_without(order: np.ndarray) -> np.ndarray:
+    """What is left of the pool, in the order of the seed."""
     line = draw_sample(1437, largest_sample(1437), 0).train
-    np.testing.assert_array_equal(order[40:], line[~np.isin(line, order[:40])][:25])
-    with pytest.raises(InvalidInput, match="keeps 25 images beside its rows, in the order of its seed"):
-        bought(store, weights, 50, "balanced")
-    bought(store, weights, 50, "random")
-    np.testing.assert_array_equal(order_of(store), order)
-    assert rules_of(store)[-1] == ("random", 40, 50)
+    return line[~np.isin(line, order)]
+
+
+def assert_keeps(store: Path, n: int, rest: int, *bought_in_order: np.ndarray) -> None:
+    """The rows, and what is left of the pool after them in the order of the seed; nothing else, and all of it whole."""
+    order, found, digits = order_of(store), Store.open(store), open_dataset("digits")
+    assert (found.manifest.n, found.manifest.rest, found.manifest.rest_labelled) == (n, rest, rest or None)
+    for rows in bought_in_order:
+        np.testing.assert_array_equal(order[: len(rows)], rows)
+    np.testing.assert_array_equal(order[n:], line_without(order[:n])[:rest])
+    pool = MadeSplit(digits.train)
+    np.testing.assert_array_equal(found.read_sample("train/images"), pool.read(order))
+    np.testing.assert_array_equal(found.read_sample("train/labels"), pool.labels_of(order))
+    views = sample_views(found.manifest.identity.geometry, "augmented", seed=0, source_index=order, num_views=1)
+    np.testing.assert_array_equal(found.read_sample("train/views"), views)
+    np.testing.assert_array_equal(found.read_sample("val/source_index"), draw_sample(1437, n, 0).val)
     assert problems(store) == []
+
+
+@pytest.mark.parametrize("array_format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("rest", [25, None])
+def test_rules_go_on_buying_of_a_store_that_keeps_a_rest(weights, tmp_path, array_format, rest):
+    store, config = tmp_path / "store", {"array_format": array_format, "budget": 90}
+    report = bought(store, weights, 40, "balanced", 20, rest=Rest(rest), **config)
+    kept = 1110 if rest is None else rest
+    assert (report.rest, report.new_calls) == (kept, 40)
+    assert_keeps(store, 40, kept)
+    # Each rule buys what it would have bought without a rest, and this leaves the rest.
+    bought(tmp_path / "without", weights, 40, "balanced", 20, array_format=array_format)
+    answered = 40
+    for n, rule in ((52, "balanced"), (60, "last"), (70, "random"), (80, "last")):
+        before = order_of(store)[answered:]
+        report = bought(store, weights, n, rule, **config)
+        bought(tmp_path / "without", weights, n, rule, array_format=array_format)
+        order = order_of(tmp_path / "without")
+        kept -= int(np.isin(order[answered:n], before).sum())
+        assert (report.new_calls, report.rest) == (n - answered, kept)
+        assert_keeps(store, n, kept, order)
+        assert totals(store) == (n, 0, 0)
+        answered = n
+    ours, theirs = arrays_of(store), arrays_of(tmp_path / "without")
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name][: len(values)], values, name)
+    with pytest.raises(BudgetRefused):
+        bought(store, weights, 91, "balanced", **config)
+    # What is asked for anew is what is left then.
+    assert bought(store, weights, 90, "last", rest=Rest(None), **config).rest == 1150 - 90
+    assert_keeps(store, 90, 1150 - 90)
+
+
+@pytest.fixture(params=["zarr", "hdf5"])
+def bought_of(request, weights, tmp_path) -> Path:
+    """A store whose newest rows were bought out of its rest, which was added to since: 60 rows and 50 images."""
+    store = tmp_path / "store"
+    bought(store, weights, 40, "random", rest=Rest(30), array_format=request.param, features="layer1")
+    bought(store, weights, 60, "last", array_format=request.param, features="layer1")
+    assert add_rest(CallConfig(store=store), Rest(50), ImageOptions()).added == 20
+    assert_keeps(store, 60, 50)
+    # The end of the line, which the store did not have; so none of what it keeps was bought, and all of it moved.
+    assert Store.open(store).manifest.places == ((0, 40), (70, 20), (40, 30), (90, 20))
+    return store
+
+
+def test_a_store_without_a_rest_that_was_bought_of_does_not_speak_of_places(weights, tmp_path):
+    bought(tmp_path / "store", weights, 20, "last", rest=Rest(30))
+    bought(tmp_path / "store", weights, 30, "random")
+    assert "places" not in json.loads((tmp_path / "store" / "manifest.json").read_text())
+
+
+def test_copies_have_each_row_at_its_own_number(bought_of, weights, tmp_path):
+    before = arrays_of(bought_of)
+    other = "hdf5" if Store.open(bought_of).manifest.array_format == "zarr" else "zarr"
+    convert(bought_of, other, tmp_path / "copy")
+    config = ExtensionConfig(store=bought_of, features="pooled", weights=weights, device="cpu", batch_size=1)
+    assert extend(*prepare_extension(config)).new_calls == 60
+    for folder in (bought_of, tmp_path / "copy"):
+        assert Store.open(folder).manifest.places == ()
+        assert_keeps(folder, 60, 50)
+        after = arrays_of(folder)
+        for name in before.keys() - {"train/digest"}:
+            np.testing.assert_array_equal(after[name], before[name], name)
+
+
+def test_an_extension_goes_on_after_rows_were_bought_of_the_rest(bought_of, weights, monkeypatch):
+    array_format = Store.open(bought_of).manifest.array_format
+    config = ExtensionConfig(store=bought_of, features="pooled", weights=weights, device="cpu", batch_size=1)
+    prepared = prepare_extension(config)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_outputs", stop)
+        with pytest.raises(KeyboardInterrupt):
+            extend(*prepared)
+    bought(bought_of, weights, 70, "balanced", array_format=array_format, features="layer1")
+    order = order_of(bought_of)
+    extend(*prepare_extension(config))
+    np.testing.assert_array_equal(order_of(bought_of), order)
+    manifest = Store.open(bought_of).manifest
+    assert_keeps(bought_of, 70, manifest.rest)
+    assert manifest.rest < 50
+
+
+@pytest.mark.parametrize("bought_of", ["zarr"], indirect=True)
+def test_a_store_that_was_bought_of_is_published_as_it_is(bought_of, tmp_path):
+    url = parse_place(f"file://{tmp_path}/published")
+    publish(bought_of, url)
+    published = Store.open(url)
+    for name, values in arrays_of(bought_of).items():
+        np.testing.assert_array_equal(published.read(name), values, name)
+    assert fetch(url, tmp_path / "fetched").manifest.places == Store.open(bought_of).manifest.places
+
+
+@pytest.mark.parametrize(("row", "name"), [(45, "train/images"), (100, "train/labels"), (20, "train/views")])
+def test_damage_is_found_wherever_a_row_lies(bought_of, row, name):
+    [place] = Store.open(bought_of).manifest.places_of(Store.open(bought_of).arrays.specs[name], np.array([row]))
+    change(bought_of, name, int(place))
+    assert any(f"{name}: " in problem and "not what the build wrote" in problem for problem in problems(bought_of))
+    with pytest.raises(StoreUnreadable, match=name):
+        Store.open(bought_of).read_sample(name, Rows.between(row, row + 1))
+
+
+def test_answers_of_bought_rows_are_given_up_and_paid_again_by_their_own_images(bought_of, weights):
+    array_format = Store.open(bought_of).manifest.array_format
+    before = arrays_of(bought_of)
+    change(bought_of, "train/logits", 45)
+    assert repair(bought_of, act=True).dropped == [45]
+    assert bought(bought_of, weights, 60, None, array_format=array_format, features="layer1").new_calls == 1
+    after = arrays_of(bought_of)
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    assert problems(bought_of) == []
+
+
+@pytest.mark.parametrize("rule", ["views", "mixup", "cutmix"])
+def test_rows_that_are_made_leave_nothing_of_the_rest(weights, tmp_path, rule):
+    store = tmp_path / "store"
+    bought(store, weights, 20, "balanced", rest=Rest(100))
+    rest = order_of(store)[20:]
+    report = bought(store, weights, 30, rule)
+    assert report.rest == 100
+    np.testing.assert_array_equal(order_of(store)[30:], rest)
+    bought(store, weights, 50, f"mix:random=0.5,{rule}=0.5")
+    assert is_made(order_of(store)).sum() == 20
+    # Half of the newest are the first of the rest.
+    np.testing.assert_array_equal(order_of(store)[50:], rest[10:])
+    assert_keeps(store, 50, 90)
+
+
+@pytest.fixture(scope="module")
+def stepwise(made_once, weights) -> dict[str, Path]:
+    """40 rows of the seed and 30 images besides, then 20 rows bought of these, in each format; read-only."""
+
+    def fill(folder: Path) -> None:
+        for array_format in ("zarr", "hdf5"):
+            build(*prepare_build(small_config(folder / array_format, weights, array_format, 40, 30)))
+            grow(folder / array_format, weights, f"{array_format} balanced")
+
+    folder = made_once("stores-bought-of-a-rest", fill)
+    return {name: folder / name for name in ("zarr", "hdf5")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [*(("zarr", step) for step in ("grow", "write", "sync", "save", "record", "publish")), ("hdf5", "sync")],
+)
+def test_buying_of_a_rest_that_is_killed_goes_on_with_the_same_rows(weights, stepwise, tmp_path, kind, step):
+    # No copy: processes that are killed share a witness, to which copies were forks.
+    store = tmp_path / "store"
+    build(*prepare_build(small_config(store, weights, kind, 40, 30)))
+    before = order_of(store)
+    killed = run_program("tests.teacher_cache.crash_rest", store, weights, f"{kind} balanced", step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # It is the old store or the new one, and all of it can be read.
+    there, expected = Store.open(store), order_of(stepwise[kind])
+    is_new = step in ("record", "publish")
+    np.testing.assert_array_equal(order_of(store), expected if is_new else before)
+    images = open_dataset("digits").train.read(expected if is_new else before)
+    np.testing.assert_array_equal(there.read_sample("train/images"), images)
+    grow(store, weights, f"{kind} balanced")
+    assert_same_arrays(store, stepwise[kind])
+    assert Store.open(store).manifest.places == Store.open(stepwise[kind]).manifest.places != ()
+    assert_keeps(store, 60, 40)
+    committed, reserved, lost = totals(store)
+    assert (committed, reserved) == (60, 0)
+    assert lost <= 20
+
+
+def test_who_reads_by_the_manifest_from_before_a_purchase_goes_on_reading(bought_of, weights):
+    before, reader = arrays_of(bought_of), Store.open(bought_of)
+    bought(bought_of, weights, 80, "last", array_format=reader.manifest.array_format, features="layer1")
+    for name in reader.manifest.samples:
+        np.testing.assert_array_equal(reader.read_sample(name), before[name], name)
 
 
 def test_a_rest_is_added_to_what_a_rule_chose(weights, tmp_path):
@@ -412,6 +602,19 @@ def test_two_builders_of_one_round_buy_it_once(builders, job, tmp_path):
     assert sum(outcome["new_calls"] for outcome in outcomes) == 48
     assert rules_of(tmp_path / "store") == [("balanced", 0, 24), ("balanced", 24, 48)]
     assert problems(tmp_path / "store") == []
+
+
+def test_two_builders_buy_of_a_rest_once(builders, job, tmp_path, weights):
+    store = tmp_path / "store"
+    bought(store, weights, 12, "balanced", rest=Rest(200), features="layer1")
+    outcomes = [builders.start(job(name, slow_ms=5, round_size=18)) for name in ("one", "other")]
+    assert [builder.wait()["exit_code"] for builder in outcomes] == [0, 0]
+    assert totals(store) == (48, 0, 0)
+    assert forwards(tmp_path) == 36
+    assert rules_of(store) == [("balanced", 0, 12), ("balanced", 12, 30), ("balanced", 30, 48)]
+    bought(tmp_path / "reference", weights, 12, "balanced")
+    bought(tmp_path / "reference", weights, 48, "balanced", 18)
+    assert_keeps(store, 48, Store.open(store).manifest.rest, order_of(tmp_path / "reference"))
 
 
 def test_a_builder_that_comes_into_a_round_under_way_helps_to_finish_it(builders, job, tmp_path):
