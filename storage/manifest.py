@@ -315,11 +315,6 @@ class Manifest:
         """Where (m,) rows lie in an array, (m,) int64."""
         return places_of(self.places, rows) if spec.is_training_sample else rows
 
-    @property
-    def order_digest(self) -> str | None:
-        """SHA-256 of `places`; None where each row lies at its own number."""
-        return digest_of({"places": self.places}) if self.places else None
-
     def block_rows(self, spec: ArraySpec) -> int:
         """Rows of a sample array that have one digest: all of them in formats before 4."""
         return spec.block_rows if self.older is None else max(1, self.rows_of(spec))
