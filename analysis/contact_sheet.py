@@ -174,7 +174,7 @@ class _Shown:
         """Rows, each with those that are like it."""
         near = {row: self.near[row] for row in rows if row in self.near}
         wanted = np.unique(np.concatenate([np.array(rows, np.int64), *(others for others, _ in near.values())]))
-        shot_of = {}
+        shot_of = dict[int, Shot]()
         for first in range(0, len(wanted), _AT_ONCE):
             some = wanted[first : first + _AT_ONCE]
             images = self.store.read_sample(IMAGES, Rows.of(some))
