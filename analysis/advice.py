@@ -1,8 +1,8 @@
 """Whether to pay for calls: what labels alone give, what a pilot gave, and what n calls are expected to bring.
 
 Runs of n = 0 are those of labels alone, and of the others those whose rest reads labels are of calls and labels. What
-is expected is test accuracy, by `analysis.expectation`; validation decides nothing here. Calls and labels are compared
-with labels alone seed by seed; without labels, calls alone with what the pilot has.
+is expected is test accuracy, by `analysis.expectation`; validation decides among candidates, and nothing else. Calls
+and labels are compared with labels alone seed by seed; without labels, calls alone with what the pilot has.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Advice:
         labelled: images that those learned from.
         measured, expected: n -> what was found there, and what is expected.
         doubling: what twice as many calls are expected to bring more; None without a pilot.
+        rates: learning rates that were tried.
     """
 
     n: int
@@ -96,6 +97,7 @@ class Advice:
     expected: dict[int, Prospect]
     doubling: float | None
     decision: Decision
+    rates: tuple[float, ...]
 
     @property
     def is_far(self) -> bool:
@@ -115,6 +117,7 @@ class Advice:
             "doubling": self.doubling,
             "beyond": "pilot" if self.labels_alone is None else "labels",
             "uncertain": self.is_far,
+            "rates": list(self.rates),
             "verdict": str(self.decision.verdict),
             "buy": self.decision.n,
             "sentences": self.sentences(),
@@ -179,6 +182,11 @@ class Advice:
                 "expected there is uncertain, and decided nothing; a --pilot of at least "
                 f"{-(-self.n // FARTHEST)} would say more."
             )
+        if len(self.rates) == 1:
+            found.append(
+                f"All students learned at one rate, {self.rates[0]:g}, and another may be worth more than calls are: "
+                "give --lr several times, and validation chooses."
+            )
         return found
 
 
@@ -194,7 +202,7 @@ def advice_of(results: pd.DataFrame, *, n: int, pilot: int, worth: float) -> Adv
     with_labels = asked["recipe"].map(json.loads).map(uses_labels).astype(bool)
     alone, both = asked[~with_labels], _gained(asked[with_labels], labels)
     labelled = 0 if labels.empty else int(labels["labelled_rows"].max())
-    found: dict[str, Any] = {"n": n, "pilot": pilot, "worth": worth}
+    found: dict[str, Any] = {"n": n, "pilot": pilot, "worth": worth, "rates": tuple(sorted(set(results["lr"])))}
     found |= {"labels_alone": Measured.of(labels), "labelled": labelled}
     if not pilot:
         decision = Decision(Verdict.CANNOT_TELL)

@@ -16,16 +16,21 @@ from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import Grid, labels_alone, single_grid
 from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
+from experiments.weights import Form, Forms
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput, StoreIncomplete
 from storage.manifest import FILE_NAME, Manifest
 from storage.store_ledger import own_ledger
-from student_train.methods import parse_losses
+from student_train.method_spec import MethodSpec
+from student_train.methods import parse_losses, parse_method
+from student_train.rest.labels import Labels
+from student_train.rest.spec import parse_rest
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.sample import draw_sample
 
 CALLS_ALONE, CALLS_AND_LABELS = "calls alone", "calls and labels"
 ADVICE_FILE = "advice.json"
+LABELS = Labels.name
 # Students are trained on a quarter, a half and all of the pilot.
 FEWEST = 8
 # Where none is asked for yet, what is done is of use to a pilot of so many.
@@ -83,23 +88,32 @@ def advice_grid(
     student_size: int | None = None,
     losses: Sequence[str] = (),
     method: str = "kd",
+    rest: str = LABELS,
+    lr: Sequence[float],
     **asked: Any,
 ) -> Grid:
     """A grid of one pair that compares labels alone, calls alone, and calls with labels; as yet without sizes.
 
     Args:
         losses: a sum of them in the place of the method.
+        rest: how the labels of the other images are learned from beside calls, as `--rest` has it; of several weights
+            (`experiments.weights`) validation chooses one.
+        lr: learning rates among which it chooses too; at least one.
         asked: as `single_grid` takes it.
 
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    grid = single_grid(method=method, **asked)
-    [entry] = grid.methods
+    grids = [single_grid(method=method, lr=rate, **asked) for rate in dict.fromkeys(lr)]
+    grid, [entry] = grids[0], grids[0].methods
+    entry = replace(entry, candidates=tuple(settings for made in grids for settings in made.methods[0].candidates))
     if losses:
         entry = replace(entry, text="+".join(losses), spec=parse_losses(losses))
     if not entry.spec.asks_teacher:
         raise InvalidInput(f"{entry.text} asks no teacher, so no call brings it anything; give another --method")
+    if rest.partition(":")[0] != LABELS:
+        raise InvalidInput(f"--rest {rest!a} is not about labels alone; give {LABELS}, or {LABELS}:weight=4")
+    forms = _forms(rest, losses, method)
     return replace(
         grid,
         name="advice",
@@ -109,11 +123,27 @@ def advice_grid(
         student_size=student_size,
         methods=(
             replace(entry, label=CALLS_ALONE),
-            replace(entry, label=CALLS_AND_LABELS, rest=("ce",)),
+            replace(entry, label=CALLS_AND_LABELS, rest=forms[0].rest, weighed=forms if len(forms) > 1 else ()),
         ),
         labels_only=labels_alone(entry.candidates),
         store=replace(grid.store, rest=None),
     )
+
+
+def _forms(rest: str, losses: Sequence[str], method: str) -> tuple[Form, ...]:
+    """The method beside labels, with each weight of theirs."""
+    if rest.partition(":")[0] != LABELS:
+        raise InvalidInput(
+            f"--rest {rest!a} is not about labels, which calls are compared with; give {LABELS}, or {LABELS}:weight=4"
+        )
+    made = Forms.of_losses(losses, [rest], parse_losses) if losses else Forms.of_method(method, [rest], _parsed)
+    forms = made.made()
+    parse_rest(forms[0].rest)
+    return forms
+
+
+def _parsed(texts: Sequence[str]) -> MethodSpec:
+    return parse_method(*texts)
 
 
 def advise(

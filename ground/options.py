@@ -92,4 +92,5 @@ def setting_option(config: type, name: str, **more: Any) -> Callable[[_Command],
     """
     default = next(field.default for field in fields(config) if field.name == name)
     assert default is not MISSING, f"{config.__name__}.{name} has no default"
-    return click.option(f"--{name.replace('_', '-')}", type=type(default), default=default, show_default=True, **more)
+    more |= {"type": type(default), "default": [default] if more.get("multiple") else default, "show_default": True}
+    return click.option(f"--{name.replace('_', '-')}", **more)

@@ -17,8 +17,9 @@ from experiments.commands.options import training_options, worker_options
 from experiments.engines.local import default_jobs
 from experiments.estimate import Estimate
 from experiments.execution import ExecutionConfig
-from ground.options import RunFolderPath, json_option
+from ground.options import RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, print_table, say
+from student_train.train_config import TrainConfig
 
 
 @click.command("advise")
@@ -38,6 +39,12 @@ from ground.terminal import note, print_json, print_table, say
 @click.option("--student-size", type=click.IntRange(min=1), help="As for ckd-train.")
 @click.option("--method", default="kd", show_default=True, help="As for ckd-train.")
 @click.option("--loss", "losses", multiple=True, help="In its place, as for ckd-train; repeatable.")
+@click.option(
+    "--rest",
+    default="ce",
+    show_default=True,
+    help="How labels teach beside calls; of ce:weight=auto, validation chooses.",
+)
 @click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Students at each point.")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the teacher.")
 @click.option("--data-root", type=click.Path(path_type=Path, file_okay=False), help="Where named data sets lie.")
@@ -45,6 +52,7 @@ from ground.terminal import note, print_json, print_table, say
 @click.option("--split", help="As for build.")
 @click.option("--split-seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="As for build.")
 @click.option("--trust-teacher", is_flag=True, help="As for build.")
+@setting_option(TrainConfig, "lr", multiple=True, help="Of several, validation chooses at each point.")
 @training_options
 @worker_options
 @click.option("--dry-run", is_flag=True, help="Say what it would call and train; call, train and write nothing.")

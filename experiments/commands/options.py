@@ -9,7 +9,6 @@ import click
 from ground.options import device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 from student_train.protocol import ProtocolConfig
-from student_train.train_config import TrainConfig
 
 
 def engine_options(command: Any) -> Any:
@@ -56,9 +55,8 @@ def worker_options(command: Any) -> Any:
 
 
 def training_options(command: Any) -> Any:
-    """--lr, --patience, --max-evals, --steps-per-eval, --schedule: of each student that the command trains."""
+    """--patience, --max-evals, --steps-per-eval, --schedule: of each student that the command trains."""
     options = (
-        setting_option(TrainConfig, "lr"),
         setting_option(ProtocolConfig, "patience", help="Evaluations without progress to a plateau."),
         click.option("--max-evals", type=int, help="Stop each student after this many evaluations."),
         click.option("--steps-per-eval", type=int, help="Steps between evaluations.  [default: once through the rows]"),

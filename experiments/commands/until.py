@@ -13,8 +13,9 @@ from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
 from ground.geometry import MAX_INPUT_SIZE
-from ground.options import RunFolderPath, json_option
+from ground.options import RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, say
+from student_train.train_config import TrainConfig
 
 
 @click.command("until")
@@ -43,6 +44,7 @@ from ground.terminal import note, print_json, say
     help="Stop where the next step is expected to gain less validation accuracy.",
 )
 @click.option("--student-size", type=click.IntRange(1, MAX_INPUT_SIZE), help="As for ckd-train.")
+@setting_option(TrainConfig, "lr")
 @training_options
 @click.option("--out", type=RunFolderPath(), default=Path("results/until"), show_default=True)
 @worker_options

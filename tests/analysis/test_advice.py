@@ -64,7 +64,8 @@ def test_gains_are_paired_by_seed_and_expected_from_their_line(tmp_path):
 def test_the_verdict_is_said_in_a_sentence_with_its_interval(tmp_path, gain, doubling, verdict, n, said):
     advice = advise(tmp_path, runs_of(gain=gain, doubling=doubling))
     assert (advice.decision.verdict, advice.decision.n) == (verdict, n)
-    [sentence] = advice.sentences()
+    sentence, caveat = advice.sentences()
+    assert caveat.startswith("All students learned at one rate, 0.05, and another may be worth more")
     assert sentence.startswith(said)
     assert "beyond labels alone (95 % interval " in sentence
     assert advice.document()["buy"] == n

@@ -123,6 +123,32 @@ def test_students_are_trained_as_long_as_asked(weights, tmp_path):
     assert {run["protocol"]["schedule"] for run in runs} == {"cosine"}
 
 
+def test_validation_chooses_among_the_rates_that_are_given(weights, labels_only, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(labels_only / "out", out)
+    done = advise(weights, out, "--pilot", 0, "--lr", 0.05, "--lr", 1e-6, "--json")
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(found.read_text()) for found in out.glob("runs/**/run.json")]
+    assert sorted(run["lr"] for run in runs) == [1e-6, 1e-6, 0.05, 0.05]
+    best = {
+        seed: max((run for run in runs if run["seed"] == seed), key=lambda run: run["best_val_accuracy"])
+        for seed in (0, 1)
+    }
+    found = json.loads(done.stdout)
+    assert found["rates"] == [1e-6, 0.05]
+    assert found["labels_alone"]["mean"] == pytest.approx(np.mean([run["test_accuracy"] for run in best.values()]))
+    assert not any("at one rate" in sentence for sentence in found["sentences"])
+    assert "All students learned at one rate, 0.05" in said(labels_only)["sentences"][-1]
+
+
+def test_validation_chooses_among_weights_of_the_labels_beside_calls(weights, tmp_path):
+    several = ("--pilot", 32, "--lr", 0.05, "--lr", 0.2, "--rest", "ce:weight=auto", "--dry-run", "--json")
+    planned = json.loads(advise(weights, tmp_path / "out", *several).stdout)
+    # Three sizes, two seeds, two rates; and four weights, where there is one to choose.
+    assert planned["by_method"] == {"calls alone": 12, "calls and labels": 48, "vanilla, all labels": 4}
+    assert (planned["calls"], planned["new_calls"]) == (32, 32)
+
+
 def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
     planned = json.loads(advise(weights, tmp_path / "out", "--pilot", 32, "--dry-run", "--json").stdout)
     assert (planned["calls"], planned["new_calls"], planned["runs"]) == (32, 32, 14)
@@ -143,6 +169,9 @@ def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
         (("--method", "kdd", "--pilot", 32), "did you mean kd"),
         (("--loss", "ce", "--pilot", 32), "ce asks no teacher"),
         (("--gain", 1), "is not in the range 0<=x<1"),
+        (("--rest", "pseudo", "--pilot", 32), "'pseudo' is not about labels"),
+        (("--rest", "ce:weight=much", "--pilot", 32), "weight"),
+        (("--lr", 0.05, "--lr", -1, "--pilot", 32), "--lr must be a finite number above 0"),
     ],
 )
 def test_senseless_questions_are_refused_before_any_call(weights, tmp_path, options, reason):
