@@ -32,7 +32,7 @@ _NO_LABEL = "without a label"
 # On one page with neighbours: some hundreds of megabytes, which browsers still open.
 _MOST_PICTURES = 20_000
 # Images that are read together: 40 MB of 224 pixels.
-_AT_ONCE = 256
+AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ class _Shown:
         near = {row: self.near[row] for row in rows if row in self.near}
         wanted = np.unique(np.concatenate([np.array(rows, np.int64), *(others for others, _ in near.values())]))
         shot_of = dict[int, Shot]()
-        for first in range(0, len(wanted), _AT_ONCE):
-            some = wanted[first : first + _AT_ONCE]
+        for first in range(0, len(wanted), AT_ONCE):
+            some = wanted[first : first + AT_ONCE]
             images = self.store.read_sample(IMAGES, Rows.of(some))
             shot_of |= {row: self._shot(row, image) for row, image in zip(some.tolist(), images, strict=True)}
         return [

@@ -100,7 +100,7 @@ def test_few_images_are_in_memory_at_once_whatever_stands_on_a_shelf(store, monk
         return read(self, name, rows)
 
     monkeypatch.setattr(Store, "read_sample", counted)
-    monkeypatch.setattr(module, "_AT_ONCE", 3)
+    monkeypatch.setattr(module, "AT_ONCE", 3)
     page = contact_sheet(store, each=10_000, neighbours=Neighbours("x", 2, lambda rows: marked(rows, 2)))
     assert page == wanted
     assert max(most) == 3
