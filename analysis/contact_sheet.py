@@ -31,6 +31,8 @@ _SIDE = 64
 _NO_LABEL = "without a label"
 # On one page with neighbours: some hundreds of megabytes, which browsers still open.
 _MOST_PICTURES = 20_000
+# Images that are read together: 40 MB of 224 pixels.
+AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,11 @@ class _Shown:
         """Rows, each with those that are like it."""
         near = {row: self.near[row] for row in rows if row in self.near}
         wanted = np.unique(np.concatenate([np.array(rows, np.int64), *(others for others, _ in near.values())]))
-        images = self.store.read_sample(IMAGES, Rows.of(wanted))
-        shot_of = {row: self._shot(row, image) for row, image in zip(wanted.tolist(), images, strict=True)}
+        shot_of = dict[int, Shot]()
+        for first in range(0, len(wanted), AT_ONCE):
+            some = wanted[first : first + AT_ONCE]
+            images = self.store.read_sample(IMAGES, Rows.of(some))
+            shot_of |= {row: self._shot(row, image) for row, image in zip(some.tolist(), images, strict=True)}
         return [
             replace(shot_of[row], near=[replace(shot_of[other], distance=far) for other, far in _pairs(near.get(row))])
             for row in rows

@@ -463,7 +463,7 @@ def labels_alone(candidates: tuple[Mapping[str, Any], ...], line: int = 0, selec
     Args:
         candidates: settings of its training.
         line: in the grid, for messages.
-        select: the rule from whose store it learns, since all of them keep the same images.
+        select: the rule from whose store it learns; with a whole rest all of them keep the same images.
     """
     return MethodEntry(
         label=ALL_LABELS,

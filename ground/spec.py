@@ -140,7 +140,7 @@ class Settings:
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if NoneType in kinds and text.lower() == "none":
             return None
-        wanted = next(kind for kind in kinds if kind is not NoneType)
+        wanted = next((kind for kind in kinds if kind is not NoneType), NoneType)
         if wanted not in _CONVERTERS:
             known = ", ".join(kind.__name__ for kind in _CONVERTERS)
             raise InvalidInput(f"{self.owner}: {key} cannot be given as text; annotate it as one of {known}")
@@ -154,6 +154,8 @@ def spelled_settings(factory: Callable[..., object], values: Mapping[str, str]) 
     """Settings as they are usually written, so that the same ones are the same text: in the order of its arguments,
     without those that are its defaults. What is none of its arguments, or not of their type, stays as it is.
     """
+    if not values:  # then it does not matter what its arguments are
+        return {}
     settings, spelled = Settings("settings", factory.__name__, values), dict[str, str]()
     parameters, kinds, known = inspect.signature(factory).parameters, settings.kinds(factory), argument_names(factory)
     for key in filter(values.__contains__, known):

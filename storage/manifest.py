@@ -303,22 +303,22 @@ class Manifest:
         """Training images, asked about or not."""
         return self.n + self.rest
 
+    @property
+    def num_places(self) -> int:
+        """Of training images, those that are no row's any more among them."""
+        return end_of(self.places) if self.places else self.num_images
+
     def rows_of(self, spec: ArraySpec) -> int:
         """Rows of an array; those of answers are fewer where there is a rest."""
         return RowCounts(n=self.n, rest=self.rest, num_val=self.num_val, num_test=self.num_test).of(spec)
 
     def array_rows(self, spec: ArraySpec) -> int:
         """Rows that an array has to have: more than there are, where images of a rest were bought and lie twice."""
-        return end_of(self.places) if self.places and spec.is_training_sample else self.rows_of(spec)
+        return self.num_places if self.places and spec.is_training_sample else self.rows_of(spec)
 
     def places_of(self, spec: ArraySpec, rows: np.ndarray) -> np.ndarray:
         """Where (m,) rows lie in an array, (m,) int64."""
         return places_of(self.places, rows) if spec.is_training_sample else rows
-
-    @property
-    def order_digest(self) -> str | None:
-        """SHA-256 of `places`; None where each row lies at its own number."""
-        return digest_of({"places": self.places}) if self.places else None
 
     def block_rows(self, spec: ArraySpec) -> int:
         """Rows of a sample array that have one digest: all of them in formats before 4."""
@@ -581,7 +581,8 @@ def _check_content(manifest: Manifest) -> None:
     _require(manifest.samples.keys() == known.keys(), "samples", sorted(manifest.samples))
     _require(manifest.older is None or not manifest.rest, "rest", manifest.rest)
     _require((manifest.rest_labelled or 0) <= manifest.rest, "rest_labelled", manifest.rest_labelled)
-    _require(not manifest.places or are_sound(manifest.places, manifest.num_images), "places", manifest.places)
+    are_places = manifest.older is None and are_sound(manifest.places, manifest.num_images)
+    _require(not manifest.places or are_places, "places", manifest.places)
     for name, spec in known.items():
         # Also an array without rows had one in formats before 4.
         blocks = -(-manifest.array_rows(spec) // manifest.block_rows(spec)) if manifest.older is None else 1

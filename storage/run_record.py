@@ -85,7 +85,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
         init: digest of the weights that it began with, where those were given.
         streamed: how its batches were drawn, where not all rows were in memory.
         rest_rows, val_rows: rows beyond the n, and validation images, where it learns from a rest, which may grow.
-        rest_order: digest of the order of the rows, where it learns from a rest of which a rule has bought some.
+        rest_order: digest of the order of the store's rows, where it learns from a rest and a rule chose some of them.
         average: decay of the average of its weights over steps, where that was measured and kept.
         teacher_fingerprint, dataset, store_id: as in the store's manifest; with several stores, that of the images.
         combine: how the answers of several stores became one; it and the next two are not there where it was one.

@@ -231,7 +231,8 @@ class Store:
         if manifest.n > before.n and before.rest:
             kept, wanted = self.read_sample(SOURCE_INDEX), index[0 : manifest.num_images]
             if not np.array_equal(wanted[: len(kept)], kept[: len(wanted)]):
-                assert np.isin(kept, wanted).all(), "what a store keeps stays"
+                if not np.isin(kept, wanted).all():
+                    raise self.arrays.unreadable(SOURCE_INDEX, "the rest has images that are not of the sample's")
                 # The next rows are together, whatever places some of their images had.
                 others = carried_over(
                     there[before.n :], end + manifest.n - before.n, kept[before.n :], wanted[manifest.n :]

@@ -91,6 +91,7 @@ class StudentData:
         ledger_head: newest hash of its ledger when the data were read.
         empty_answers: rows that were left out.
         rest: rows beyond, where they are wanted.
+        rest_order: of the store's rows then, see `Beyond`.
         unasked: whether the rows are labelled ones of the whole store, in the place of the first n.
         stream: what images and outputs come from, block by block; None where all of them are in memory.
         teachers: whose answers were combined, where there were several; the store is that of their images.
@@ -109,6 +110,7 @@ class StudentData:
     parameters: dict[str, Tensor]
     empty_answers: int = 0
     rest: RestRows | None = None
+    rest_order: str | None = None
     unasked: bool = False
     stream: BlockStream | None = None
     teachers: SeveralTeachers | None = None
@@ -164,6 +166,7 @@ class StudentData:
             parameters=read_parameters(store, compute) if wanted.parameters else {},
             empty_answers=0 if chosen is None else len(rows) - len(chosen),
             rest=_held_rest(request, compute),
+            rest_order=request.rest_order,
             unasked=request.unasked,
             teachers=request.teachers,
         )

@@ -30,6 +30,7 @@ class Request:
         rows: of the training split.
         names: outputs to read.
         rest: further rows, whose images alone are wanted.
+        rest_order: of the store's rows where those are wanted, see `Beyond`.
         num_labelled: rows whose labels are at hand, which is what the validation images go with.
         unasked: whether the rows are labelled ones of the whole store, whatever the teacher was asked about.
         rendering: how the student is shown images.
@@ -46,6 +47,7 @@ class Request:
     num_labelled: int
     readers: int = 1
     rest: Rows = field(default=Rows(()))
+    rest_order: str | None = None
     unasked: bool = False
     teachers: SeveralTeachers | None = None
 
@@ -81,6 +83,7 @@ class Request:
             num_labelled=n + len(labelled),
             readers=readers,
             rest=Rows(()) if beyond is None else beyond.rows,
+            rest_order=None if beyond is None else beyond.order,
             unasked=unasked,
             teachers=teachers,
         )

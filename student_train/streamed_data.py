@@ -142,6 +142,7 @@ def _stream(request: Request, wanted: Wanted, compute: Compute, rows: int | None
         parameters=read_parameters(store, compute) if wanted.parameters else {},
         empty_answers=len(request.rows) - len(index),
         rest=_streamed_rest(request, compute, size, rows),
+        rest_order=request.rest_order,
         unasked=request.unasked,
         stream=stream,
     )

@@ -402,7 +402,7 @@ class Trainer:
             streamed=_described(self.data.stream),
             rest_rows=UNSET if self.data.rest is None else len(self.data.rest.labels),
             val_rows=UNSET if self.data.rest is None else len(self.data.val.labels),
-            rest_order=UNSET if self.data.rest is None else self.data.manifest.order_digest or UNSET,
+            rest_order=UNSET if self.data.rest is None else self.data.rest_order or UNSET,
             method=self.method.name,
             seed=config.seed,
             lr=config.lr,

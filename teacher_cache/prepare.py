@@ -31,7 +31,7 @@ from teacher_cache.plan import BuildPlan, costed, draw_up, matching_store, requi
 from teacher_cache.remote.billing import rates_of, require_bounded
 from teacher_cache.remote.canaries import NUM_CANARIES
 from teacher_cache.remote.limits import seconds_under_limits
-from teacher_cache.rest import rest_to_keep
+from teacher_cache.rest import images_twice, rest_to_keep
 from teacher_cache.rounds import bought_by_rules, choose_rows
 from teacher_cache.sample import NestedSample, draw_sample
 from teacher_cache.sanity import GATE_CALLS, gate_cells
@@ -224,7 +224,9 @@ def _prepare(
     rest = rest_to_keep(config.rest, sample, before, drawn)
     n = len(sample.train)
     num_images = max(n, 0 if store is None else store.manifest.n) + rest
+    twice = images_twice(sample, before, drawn)
     sample = sample.keeping(num_images - n)
+    counts = RowCounts(n=n, rest=len(sample.rest), num_val=len(sample.val), num_test=len(dataset.test))
     shown = show(
         dataset,
         sample,
@@ -240,7 +242,7 @@ def _prepare(
         shown,
         store,
         array_format=config.array_format,
-        rows_of=RowCounts(n=n, rest=len(sample.rest), num_val=len(sample.val), num_test=len(dataset.test)).of,
+        rows_of=lambda spec: counts.of(spec) + (twice if spec.is_training_sample else 0),
         called_outputs=identity.outputs,
         purpose="build",
         sources=_sources(config, dataset, teacher),

@@ -50,8 +50,7 @@ def rest_to_keep(
         InvalidInput: the pool has fewer.
     """
     answered = len(sample.train) if before is None else max(len(sample.train), before.n)
-    kept = sample.rest[:0] if before is None else (drawn or sample).images[before.n : before.num_images]
-    there = int(np.isin(kept, sample.train, invert=True).sum())
+    there = int(np.isin(_kept(drawn or sample, before), sample.train, invert=True).sum())
     if asked is None:
         return there
     room = max(0, len(sample.train) + len(sample.rest) - answered)
@@ -61,3 +60,21 @@ def rest_to_keep(
             f"validation; give --rest {room} or less, or all"
         )
     return max(there, room if asked.count is None else asked.count)
+
+
+def images_twice(sample: NestedSample, before: Manifest | None, drawn: NestedSample) -> int:
+    """Images that a store of a sample keeps twice, since rules bought them of its rest (`storage.row_places`).
+
+    Args:
+        sample, before, drawn: as for `rest_to_keep`.
+    """
+    if before is None:
+        return 0
+    there = before.num_places - before.num_images
+    kept, rows = _kept(drawn, before), sample.images[before.n : before.num_images]
+    return there if np.array_equal(rows, kept) else there + int(np.isin(kept, sample.train).sum())
+
+
+def _kept(drawn: NestedSample, before: Manifest | None) -> np.ndarray:
+    """The rest that a store has, (r,) int64."""
+    return drawn.rest[:0] if before is None else drawn.images[before.n : before.num_images]

@@ -23,7 +23,9 @@ from student_train.run_folder import RunFolder
 from student_train.train_config import TrainConfig
 from student_train.trainer import Trainer
 from teacher_cache.build import build
+from teacher_cache.config import ExtensionConfig
 from teacher_cache.convert import convert
+from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
 from teacher_cache.selection import SelectorSpec
@@ -82,8 +84,8 @@ def test_a_student_is_the_same_wherever_rows_and_rest_lie(bought, tmp_path, meth
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
     results = [json.loads((tmp_path / store.name / "run.json").read_text()) for store in bought]
     assert [(result["rest_rows"], result["teacher_calls"]) for result in results] == [(370 - n, n)] * 2
-    # What the order of the rest was is part of a run whose store may yet be given another.
-    assert ["rest_order" in result for result in results] == [True, False]
+    # What the order of the rest was is part of a run whose store may yet be given another; places are not.
+    assert results[0]["rest_order"] == results[1]["rest_order"]
 
 
 def test_a_run_is_not_gone_on_with_once_a_rule_has_bought_of_its_rest(weights, tmp_path):
@@ -92,14 +94,21 @@ def test_a_run_is_not_gone_on_with_once_a_rule_has_bought_of_its_rest(weights, t
     spec = replace(parse_method("kd"), rest=parse_rest(["ce"]))
     training = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=1))
 
-    def trainer() -> Trainer:
-        return Trainer.open(training, config.store, 40, spec, CPU, RunFolder(tmp_path / "run"))
+    def trainer(name: str = "run") -> Trainer:
+        return Trainer.open(training, config.store, 40, spec, CPU, RunFolder(tmp_path / name))
 
     result = trainer().run()
     assert trainer().run(resume=True) == result
     build(*prepare_build(replace(config, n=43, select=SelectorSpec("balanced"), rest=Rest(297))))
     with pytest.raises(InvalidInput, match="was started with rest_order"):
         trainer().run(resume=True)
+    other = trainer("other").run()
+    # Then each row lies at its own number again, and is still another one.
+    extend(*prepare_extension(ExtensionConfig(store=config.store, features="layer2", weights=weights, device="cpu")))
+    assert Store.open(config.store).manifest.places == ()
+    with pytest.raises(InvalidInput, match="was started with rest_order"):
+        trainer().run(resume=True)
+    assert trainer("other").run(resume=True) == other
 
 
 def test_the_memory_that_is_asked_for_is_that_of_the_rows(pair):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from ground.errors import InvalidInput, StoreUnreadable
 from storage.rows import Rows
-from storage.schema import UNLABELLED
+from storage.schema import SOURCE_INDEX, UNLABELLED
 from storage.store import Store
 
 
@@ -19,10 +20,13 @@ class Beyond:
     Args:
         rows: of the training split.
         labelled: (m,) int64, those of them that have a label.
+        order: SHA-256 of where in the pool all rows of the store come from, where a rule chose some, and may choose
+            of these; None where all are in the order of the seed, which growing leaves as it is.
     """
 
     rows: Rows
     labelled: np.ndarray
+    order: str | None = None
 
     @classmethod
     def of(cls, store: Store, n: int) -> Beyond:
@@ -40,13 +44,15 @@ class Beyond:
                 f"{store.place} keeps {len(rows)} images beyond the first {n}, which --rest learns from; lower --n, or "
                 f"add some with: {added}"
             )
-        _require_apart(store, total)
+        order = _require_apart(store, total)
         labels = store.read_sample("train/labels", rows)
-        return cls(rows, n + np.flatnonzero(labels != UNLABELLED))
+        labelled = n + np.flatnonzero(labels != UNLABELLED)
+        return cls(rows, labelled, hashlib.sha256(order.data).hexdigest() if store.manifest.rounds else None)
 
 
-def _require_apart(store: Store, total: int) -> None:
-    train = store.read_sample("train/source_index", Rows.first(total))
+def _require_apart(store: Store, total: int) -> np.ndarray:
+    """Where all rows come from, (total,) int64."""
+    train = store.read_sample(SOURCE_INDEX, Rows.first(total))
     val = store.read_sample("val/source_index")
     shared = np.intersect1d(train, val)
     if len(shared):
@@ -56,3 +62,4 @@ def _require_apart(store: Store, total: int) -> None:
         )
     if len(np.unique(train)) < total:
         raise StoreUnreadable(f"{store.place} has an image twice; build the store again")
+    return train

@@ -100,7 +100,9 @@ class Selector(ABC):
             values: settings as they were written, in that order.
             spell: the usual text of another rule, for one that is made of others.
         """
-        return spelled_settings(cls, values)
+        reads_its_own = next(base for base in cls.__mro__ if "made_of" in vars(base)) is not Selector
+        # What its settings mean, and which are defaults, it alone knows then.
+        return dict(values) if reads_its_own else spelled_settings(cls, values)
 
     def num_images(self, count: int) -> int:
         """How many of so many rows are images that are left, and not made of others."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis import contact_sheet as module
 from analysis.contact_sheet import Neighbours, contact_sheet
 from ground.errors import InvalidInput
 from storage.manifest import Round
@@ -87,6 +88,22 @@ def test_no_more_of_a_class_are_shown_than_asked_and_all_are_counted(store):
     page = Shelves(contact_sheet(store, each=1))
     assert {len(shots) for _, shots in page.shelves} == {1}
     assert sum(int(name.rpartition(": ")[2]) for name, _ in page.shelves) == store.manifest.n
+
+
+def test_few_images_are_in_memory_at_once_whatever_stands_on_a_shelf(store, monkeypatch):
+    wanted = contact_sheet(store, each=10_000, neighbours=Neighbours("x", 2, lambda rows: marked(rows, 2)))
+    read, most = Store.read_sample, []
+
+    def counted(self, name, rows=None):
+        if name == "train/images":
+            most.append(len(rows))
+        return read(self, name, rows)
+
+    monkeypatch.setattr(Store, "read_sample", counted)
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    page = contact_sheet(store, each=10_000, neighbours=Neighbours("x", 2, lambda rows: marked(rows, 2)))
+    assert page == wanted
+    assert max(most) == 3
 
 
 def test_what_a_store_says_is_text_and_nothing_on_the_page_runs(store):

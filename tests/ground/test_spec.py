@@ -75,6 +75,23 @@ def test_what_nobody_takes_is_spelled_as_it_is():
     assert spelled_settings(thing, {"other": "1.0", "count": "many"}) == {"count": "many", "other": "1.0"}
 
 
+def test_where_nothing_is_set_nobody_asks_of_what_type_it_would_be():
+    def odd(value: Nowhere = 1):  # noqa: F821
+        """Of a type that is only known to who checks types."""
+
+    assert spelled_settings(odd, {}) == {}
+    with pytest.raises(InvalidInput, match="an annotation of its arguments cannot be resolved"):
+        spelled_settings(odd, {"value": "2"})
+
+
+def test_a_setting_of_which_nothing_says_its_type_is_refused():
+    def odd(value=None):
+        """Anything."""
+
+    with pytest.raises(InvalidInput, match="value cannot be given as text; annotate it"):
+        Settings("loss", "odd", {"value": "2"}).build(odd)
+
+
 def test_settings_know_the_defaults_of_what_was_asked_for():
     settings = Settings("loss", "thing", {"rate": "2"})
     settings.build(thing, count=5)

@@ -126,6 +126,12 @@ def test_places_are_written_where_rows_do_not_lie_at_their_own_numbers_and_sound
             Manifest.load(tmp_path)
 
 
+def test_a_store_of_an_older_format_has_no_places(tmp_path):
+    write(tmp_path, {**CONTENT, "format_version": 3, "places": [[0, 40], [70, 10], [40, 20]]})
+    with pytest.raises(StoreUnreadable, match="places is"):
+        Manifest.load(tmp_path)
+
+
 def test_a_teachers_own_input_size_is_written_and_read_back(tmp_path):
     teacher = replace(MANIFEST.identity.teacher, name="timm:resnet18", input_size=64, interpolation="bicubic")
     manifest = replace(MANIFEST, identity=replace(MANIFEST.identity, teacher=teacher))

@@ -192,6 +192,17 @@ def test_rows_that_are_bought_of_a_rest_follow_the_others_and_what_was_written_s
         np.testing.assert_array_equal(laid.arrays.read(name, 0, len(values)), values, name)
 
 
+def test_a_rest_of_which_an_image_is_no_longer_kept_is_refused(tmp_path):
+    every = make_samples(make_identity(), 150)
+    store = Store.create(tmp_path, make_identity(), array_format="zarr", samples=every, rest=100)
+    before = store.manifest
+    index = np.delete(np.arange(150), 70)
+    others = {name: values[index] if name.startswith("train/") else values for name, values in every.items()}
+    with pytest.raises(StoreUnreadable, match="source_index .*the rest has images that are not of the sample's"):
+        store.grow(others, 60)
+    assert Store.open(tmp_path).manifest == before
+
+
 def test_growing_again_after_an_interrupted_growth_gives_the_same_store(whole_store):
     samples = make_samples(make_identity(), 150)
     # As if the process had died after the arrays grew and before the manifest said so.

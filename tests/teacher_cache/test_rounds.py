@@ -353,6 +353,17 @@ def test_a_store_that_was_bought_of_is_published_as_it_is(bought_of, tmp_path):
     assert fetch(url, tmp_path / "fetched").manifest.places == Store.open(bought_of).manifest.places
 
 
+def test_room_is_asked_for_images_that_lie_twice_too(bought_of, weights):
+    array_format = Store.open(bought_of).manifest.array_format
+    for n, rule in ((70, "balanced"), (75, "random")):
+        config = replace(small_config(bought_of, weights, array_format, n, 0), features="layer1", rest=None)
+        plan = prepare_build(replace(config, select=SelectorSpec(rule))).plan
+        bought(bought_of, weights, n, rule, array_format=array_format, features="layer1")
+        store = Store.open(bought_of)
+        needed = {name: spec.stored_bytes(store.manifest.array_rows(spec)) for name, spec in store.arrays.specs.items()}
+        assert plan.array_bytes == needed
+
+
 @pytest.mark.parametrize(("row", "name"), [(45, "train/images"), (100, "train/labels"), (20, "train/views")])
 def test_damage_is_found_wherever_a_row_lies(bought_of, row, name):
     [place] = Store.open(bought_of).manifest.places_of(Store.open(bought_of).arrays.specs[name], np.array([row]))

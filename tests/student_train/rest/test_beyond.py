@@ -16,6 +16,7 @@ def test_all_rows_beyond_are_meant_whoever_answered_them(rest_store, rest_labels
     assert beyond.rows.index.tolist() == [*range(NUM_ASKED, NUM_ASKED + NUM_REST)]
     assert beyond.labelled.tolist() == (NUM_ASKED + np.flatnonzero(rest_labels >= 0)).tolist()
     assert len(Beyond.of(Store.open(rest_store), 0).rows) == NUM_ASKED + NUM_REST
+    assert beyond.order is None  # the seed's, which growing leaves as it is
 
 
 def test_a_store_without_any_is_refused_with_the_command_that_adds_some(built_store):

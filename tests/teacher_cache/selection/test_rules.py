@@ -129,6 +129,21 @@ def test_a_rule_of_a_package_is_written_in_one_way_too(registered):
     assert spelled("flagged:kwargs=1,most=many") == "flagged:most=many,kwargs=1"  # which nobody can make
 
 
+class Own(Flagged):
+    """One that reads its settings itself, and has other defaults than its arguments."""
+
+    @classmethod
+    def made_of(cls, name, values, make):
+        return cls(share=float(values.get("share", 0.5)))
+
+
+def test_settings_that_a_rule_reads_itself_stay_as_they_are(registered):
+    registered(own=f"{__name__}:Own")
+    for text, share in (("own:share=0.25", 0.25), ("own:share=0.5", 0.5), ("own", 0.5)):
+        assert SelectorSpec.read(text).text == text
+        assert SelectorSpec.read(text).make().share == share
+
+
 def test_a_package_adds_a_rule_and_takes_no_name_of_ours(registered):
     registered(mine="teacher_cache.selection.balanced:Balanced", random="tests.nowhere:Nothing")
     assert isinstance(SelectorSpec.read("mine").make(), Balanced)
