@@ -111,8 +111,6 @@ def advice_grid(
         entry = replace(entry, text="+".join(losses), spec=parse_losses(losses))
     if not entry.spec.asks_teacher:
         raise InvalidInput(f"{entry.text} asks no teacher, so no call brings it anything; give another --method")
-    if rest.partition(":")[0] != LABELS:
-        raise InvalidInput(f"--rest {rest!a} is not about labels alone; give {LABELS}, or {LABELS}:weight=4")
     forms = _forms(rest, losses, method)
     return replace(
         grid,
