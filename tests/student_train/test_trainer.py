@@ -43,7 +43,8 @@ from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
-from tests.conftest import COMMANDS, run_command
+from tests.conftest import run_command
+from tests.running import begin_command, run_program
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -310,8 +311,7 @@ def test_a_store_of_one_class_is_not_trained_from(built_store, tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
     arguments = train_arguments(built_store, 4)
-    killed = [sys.executable, "-m", "tests.student_train.killed_student", "2", *arguments, "--out", tmp_path / "killed"]
-    child = subprocess.run([str(part) for part in killed], capture_output=True, text=True, check=False)
+    child = run_program("tests.student_train.killed_student", 2, *arguments, "--out", tmp_path / "killed")
     assert child.returncode == -signal.SIGKILL, child.stderr
     for name, more in (("killed", ["--resume"]), ("whole", [])):
         done = run_command("ckd-train", *arguments, "--out", tmp_path / name, *more, env={"OMP_NUM_THREADS": "1"})
@@ -701,14 +701,12 @@ def test_anchoring_changes_no_gradient(built_store, tmp_path):
 def test_an_interrupted_command_goes_on_with_resume(built_store, tmp_path):
     out = tmp_path / "run"
     command = [*train_arguments(built_store, 30), "--out", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [COMMANDS / "ckd-train", *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment
-    )
+    child = begin_command("ckd-train", *command, env={"OMP_NUM_THREADS": "1"})
     while not out.exists():
+        assert child.poll() is None, child.stderr
         time.sleep(0.1)
     time.sleep(1)
-    child.send_signal(signal.SIGINT)
+    os.kill(child.pid, signal.SIGINT)
     _, stderr = child.communicate(timeout=60)
     assert child.returncode == 130, stderr
     assert "go on with the same command and --resume" in stderr
