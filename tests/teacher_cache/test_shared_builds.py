@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -465,6 +466,9 @@ def test_a_lost_answer_to_a_commit_repeats_no_call(tmp_path, postgres, weights, 
 
 @contextmanager
 def stopped(server, mode: str = "immediate"):
+    # After a crash a server goes through all that was written since the last checkpoint: hundreds of databases.
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
     server.stop(mode)
     try:
         yield
