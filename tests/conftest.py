@@ -215,7 +215,9 @@ def moto_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster on this machine, which is never idle and so ends with its module's tests; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
+    """A Ray cluster on this machine, which is never idle and so ends with its module's tests; without Ray the test is
+    skipped, or fails where `CKD_REQUIRE_RAY` is 1.
+    """
     from tests.ray_cluster import started
 
     if find_spec("ray") is None:
