@@ -40,7 +40,7 @@ def test_the_real_teachers_outputs_come_back(photos, tmp_path, array_format):
         teacher="wrn40_2",
         weights=weights,
         dataset=f"imagefolder:{photos}",
-        n=256,
+        n=128,
         features="all",
         array_format=array_format,
         store=tmp_path / "store",

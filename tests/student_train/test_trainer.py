@@ -49,6 +49,10 @@ from tests.running import begin_command, run_program
 CPU = Compute(torch.device("cpu"), "fp32")
 
 
+# Two steps an epoch, as of all rows in batches of the usual size.
+SMALL = {"n": 48, "batch_size": 32}
+
+
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
     evals = settings.pop("max_evals", 4)
     chosen = {name: settings.pop(name) for name in ("patience", "schedule", "steps_per_eval") if name in settings}
@@ -86,9 +90,9 @@ def assert_same_run(one, other):
 @pytest.mark.parametrize("method", ["vanilla", "kd", "ckd", "ckd:pairs=all"])
 def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
     for name in ("one", "other"):
-        make_trainer(built_store, tmp_path / name, method, max_evals=2).run(resume=True)
+        make_trainer(built_store, tmp_path / name, method, max_evals=2, **SMALL).run(resume=True)
     assert_same_run(tmp_path / "one", tmp_path / "other")
-    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1).run(resume=True)
+    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1, **SMALL).run(resume=True)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "one", tmp_path / "third")
 
@@ -97,7 +101,7 @@ def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
 def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, method):
     monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
     # A patience of 1 makes plateaus likely, so that going back to the best weights is part of what is resumed.
-    settings = {"max_evals": 7, "patience": 1, "lr": 0.3}
+    settings = {"max_evals": 7, "patience": 1, "lr": 0.3, **SMALL}
     make_trainer(built_store, tmp_path / "whole", method, **settings).run(resume=True)
 
     def die(row):
@@ -122,7 +126,7 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
-    settings = {"max_evals": 7, **RECIPES[recipe]}
+    settings = {"max_evals": 7, **SMALL, **RECIPES[recipe]}
     make_trainer(built_store, tmp_path / "whole", "ckd", **settings).run()
 
     def die(row):
@@ -136,7 +140,7 @@ def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store
     assert len({row["lr"] for row in resumed.state.rows}) > 1, "the test needs a rate that falls"
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
     with pytest.raises(InvalidInput, match="was started with"):
-        make_trainer(built_store, tmp_path / "resumed", "ckd", max_evals=7).run(resume=True)
+        make_trainer(built_store, tmp_path / "resumed", "ckd", max_evals=7, **SMALL).run(resume=True)
 
 
 def test_a_recipe_is_in_the_record_and_the_usual_one_leaves_it_as_it_was(built_store, tmp_path):
