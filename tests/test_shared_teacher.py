@@ -27,9 +27,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
+    """Each fifth image, which is of every class; all of them take most of the time."""
     folder = tmp_path_factory.mktemp("photos")
     with tarfile.open(SHARED / "tin100.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        for place, member in enumerate(archive):
+            if place % 5 == 0:
+                archive.extract(member, folder, filter="data")
     return folder / "tin100"
 
 
