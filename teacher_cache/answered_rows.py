@@ -9,7 +9,7 @@ from storage.rows import Rows
 from storage.schema import UNLABELLED
 from storage.store import Store
 
-_BLOCK_ROWS = 1 << 10
+BLOCK_ROWS = 1 << 10
 _MOST_BYTES = 8 << 20
 
 
@@ -34,7 +34,7 @@ class AnsweredRows:
         """Count them, block by block."""
         whole = unlabelled = cells = correct = empty = 0
         form = store.manifest.identity.answer_form
-        for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS if form is None else _rows_at_once(store)):
+        for first, last in Rows.first(store.manifest.n).blocks(BLOCK_ROWS if form is None else _rows_at_once(store)):
             valid = store.valid(first, last)
             whole += int(valid.all(axis=1).sum())
             labels = store.read_rows("train/labels", first, last)
@@ -53,4 +53,4 @@ class AnsweredRows:
 def _rows_at_once(store: Store) -> int:
     """Few enough that their answers take little memory."""
     row_bytes = sum(store.arrays.specs[store.array_of(name)].row_bytes for name in store.manifest.identity.answer_names)
-    return max(1, min(_BLOCK_ROWS, _MOST_BYTES // max(1, row_bytes)))
+    return max(1, min(BLOCK_ROWS, _MOST_BYTES // max(1, row_bytes)))

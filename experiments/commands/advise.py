@@ -116,7 +116,7 @@ def _print_answer(answer: Answer, out: Path) -> None:
     advice = answer.advice
     beyond = "the pilot" if advice.labels_alone is None else "labels alone"
     print_table(("n", "calls alone, %", "calls and labels, %", f"beyond {beyond}, points"), _rows(advice))
-    say("\n".join(advice.sentences()))
+    say("\n".join(answer.sentences()))
     say(f"{answer.calls_made} calls were made, {answer.new_calls} of them now; {out / ADVICE_FILE} has all figures")
 
 

@@ -70,6 +70,7 @@ def test_without_a_pilot_labels_alone_are_trained_and_nobody_is_called(labels_on
     assert spent(labels_only / "out" / STORE)[0] == 0
     store = Store.open(labels_only / "out" / STORE)
     assert not store.read("train/valid").any()
+    assert found["suggestion"] is None
     # Room for 8 pilots of 200 is room for all, and 287 validation images, a quarter, to choose students by.
     assert (store.manifest.n, store.manifest.num_images, store.manifest.num_val) == (1150, 1150, 287)
 
@@ -87,6 +88,10 @@ def test_a_pilot_is_bought_once_and_is_the_hard_limit(advised):
         for interval in (prospect["calls_alone"], prospect["calls_and_labels"]):
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
     assert (found["teacher"], found["student"], found["dataset"]) == ("resnet8", "resnet8", "digits")
+    store = Store.open(advised / "out" / STORE)
+    right = store.read("train/logits")[:32, 0].argmax(axis=1) == store.read("train/labels")[:32]
+    assert found["suggestion"]["teacher_accuracy"] == pytest.approx(right.mean())
+    assert found["sentences"][-1].startswith(f"The teacher is right on {100 * right.mean():.1f} % of what it was asked")
     assert json.loads((advised / "out" / "advice.json").read_text()) == found
 
 

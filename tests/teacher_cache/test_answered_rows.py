@@ -13,7 +13,7 @@ from teacher_cache.answered_rows import AnsweredRows
 
 @pytest.mark.parametrize("block_rows", [7, 1 << 10])
 def test_rows_are_counted_block_by_block(built_store, monkeypatch, block_rows):
-    monkeypatch.setattr(answered_rows, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(answered_rows, "BLOCK_ROWS", block_rows)
     store = Store.open(built_store)
     logits, labels = store.read("train/logits"), store.read("train/labels")
     found = AnsweredRows.of(store)
