@@ -174,6 +174,7 @@ def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
         (("--method", "kdd", "--pilot", 32), "did you mean kd"),
         (("--loss", "ce", "--pilot", 32), "ce asks no teacher"),
         (("--gain", 1), "is not in the range 0<=x<1"),
+        (("--gain", "nan", "--pilot", 32), "nan is not a finite number"),
         (("--rest", "pseudo", "--pilot", 32), "'pseudo' is not about labels"),
         (("--rest", "ce:weight=much", "--pilot", 32), "weight"),
         (("--lr", 0.05, "--lr", -1, "--pilot", 32), "--lr must be a finite number above 0"),
