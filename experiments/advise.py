@@ -253,8 +253,9 @@ def _suggested(grid: Grid, out: Path, advice: Advice) -> Suggestion | None:
     store = Store.open(out / need.folder)
     if not store.manifest.identity.keeps_logits:
         return None
-    accuracy = AnsweredRows.of(store).accuracy
-    return suggest(n=advice.n, accuracy=accuracy, has_labels=advice.labels_alone is not None)
+    rows = AnsweredRows.of(store)
+    has_labels = advice.labels_alone is not None
+    return suggest(n=advice.n, accuracy=rows.accuracy, judged=rows.judged, has_labels=has_labels)
 
 
 def _spent(grid: Grid, out: Path) -> int:

@@ -91,7 +91,8 @@ def test_a_pilot_is_bought_once_and_is_the_hard_limit(advised):
     store = Store.open(advised / "out" / STORE)
     right = store.read("train/logits")[:32, 0].argmax(axis=1) == store.read("train/labels")[:32]
     assert found["suggestion"]["teacher_accuracy"] == pytest.approx(right.mean())
-    assert found["sentences"][-1].startswith(f"The teacher is right on {100 * right.mean():.1f} % of what it was asked")
+    assert found["suggestion"]["judged_answers"] == 32
+    assert f"right in {100 * right.mean():.1f} % of its 32 answers about labelled images" in found["sentences"][-1]
     assert json.loads((advised / "out" / "advice.json").read_text()) == found
 
 
@@ -227,3 +228,6 @@ def test_where_hardly_any_image_has_a_label_calls_are_compared_with_the_pilot(ha
     assert found["pilot"]["40"]["calls_and_labels"] is None
     assert found["method"] == "kd"
     assert "nothing says what labels alone give" in found["sentences"][1]
+    # How often a teacher is right about at most six images says nothing of what it is like.
+    assert found["suggestion"]["judged_answers"] <= 6
+    assert (found["suggestion"]["like"], len(found["suggestion"]["evidence"])) == (False, 2)
