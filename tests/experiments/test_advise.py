@@ -228,6 +228,5 @@ def test_where_hardly_any_image_has_a_label_calls_are_compared_with_the_pilot(ha
     assert found["pilot"]["40"]["calls_and_labels"] is None
     assert found["method"] == "kd"
     assert "nothing says what labels alone give" in found["sentences"][1]
-    # How often a teacher is right about at most six images says nothing of what it is like.
-    assert found["suggestion"]["judged_answers"] <= 6
-    assert (found["suggestion"]["like"], len(found["suggestion"]["evidence"])) == (False, 2)
+    # Any method that was measured would refuse images without a label.
+    assert found["suggestion"] is None
