@@ -13,6 +13,8 @@ from typing import Any
 
 # Pools whose teachers are farther from the user's than this are not like it.
 LIKE = 0.15
+# The 95 % interval of a share of fewer answers reaches farther than that.
+FEWEST_JUDGED = 43
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +61,44 @@ class Suggestion:
 
     Args:
         accuracy: how often the user's teacher is right on what it was asked; None where no label says.
+        judged: answers about labelled images, which say so.
         findings: on the pools that are like the user's; on all where none is.
         is_like: whether they are.
     """
 
     accuracy: float | None
+    judged: int
     findings: tuple[Finding, ...]
     is_like: bool
+
+    @property
+    def options(self) -> list[str]:
+        """For `ckd-train`, the pool that is most like the user's first."""
+        return list(dict.fromkeys(finding.options for finding in self.findings))
 
     def document(self) -> dict[str, Any]:
         """For --json."""
         return {
             "teacher_accuracy": self.accuracy,
+            "judged_answers": self.judged,
             "like": self.is_like,
-            "try": [finding.options for finding in self.findings],
+            "try": self.options,
             "evidence": [asdict(finding) for finding in self.findings],
         }
 
     def sentence(self) -> str:
         """For people."""
-        options = " and ".join(dict.fromkeys(finding.options for finding in self.findings))
         evidence = "; ".join(finding.sentence() for finding in self.findings)
+        each = "each at" if len(self.options) > 1 else "at"
+        return f"{self._why()}: try {' and '.join(self.options)} first, {each} several --lr: {evidence}."
+
+    def _why(self) -> str:
         if self.accuracy is None:
-            why = "No label says how good the teacher is, so that nothing measured is known to be like it"
-        else:
-            why = f"The teacher is right on {_share(self.accuracy)} % of what it was asked"
-            why += "" if self.is_like else ", and nothing was measured with one like it"
-        return f"{why}: try {options} first, each at several --lr: {evidence}."
+            return "No label says how good the teacher is, so that nothing measured is known to be like it"
+        why = f"The teacher is right in {_share(self.accuracy)} % of its {self.judged} answers about labelled images"
+        if self.judged < FEWEST_JUDGED:
+            return f"{why}, which are too few to know whether anything measured is like it"
+        return why if self.is_like else f"{why}, and nothing was measured with one like it"
 
 
 # By pool, its teacher and what labels alone reached: n, labels' weight, best and next. All tables' figures, in percent.
@@ -120,12 +133,15 @@ FINDINGS = tuple(
 )
 
 
-def suggest(*, n: int, accuracy: float | None, has_labels: bool, findings: Iterable[Finding] = FINDINGS) -> Suggestion:
+def suggest(
+    *, n: int, accuracy: float | None, judged: int, has_labels: bool, findings: Iterable[Finding] = FINDINGS
+) -> Suggestion:
     """What to try first with n calls.
 
     Args:
         accuracy: how often the teacher is right on the labelled images that it was asked about; None where none has a
             label.
+        judged: its answers about those.
         has_labels: whether images beside those that are asked about have labels.
         findings: to go by; of each pool the one of the nearest n, by ratio.
     """
@@ -134,8 +150,9 @@ def suggest(*, n: int, accuracy: float | None, has_labels: bool, findings: Itera
     for finding in sorted(fitting, key=lambda found: abs(math.log(found.n / n))):
         nearest.setdefault(finding.pool, finding)
     pools = sorted(nearest.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
-    like = tuple(found for found in pools if accuracy is not None and abs(found.right - accuracy) <= LIKE)
-    return Suggestion(accuracy=accuracy, findings=like[:1] or tuple(pools), is_like=bool(like))
+    is_known = judged >= FEWEST_JUDGED
+    like = [found for found in pools if accuracy is not None and is_known and abs(found.right - accuracy) <= LIKE]
+    return Suggestion(accuracy=accuracy, judged=judged, findings=tuple(like[:1] or pools), is_like=bool(like))
 
 
 def _share(accuracy: float) -> str:

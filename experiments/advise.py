@@ -69,8 +69,8 @@ class Answer:
 
     Args:
         facts: teacher, student, dataset and method.
-        suggestion: which method to try first; None without a pilot, and of answers that are no logits, of which nothing
-            was measured.
+        suggestion: which method to try first; None without a pilot, and where nothing was measured: of answers that are
+            no logits, or of images of which some have no label.
         calls_made: that are spent on this teacher in the ledger of the folder, lost ones included.
         new_calls: of those, made now.
     """
@@ -253,8 +253,12 @@ def _suggested(grid: Grid, out: Path, advice: Advice) -> Suggestion | None:
     store = Store.open(out / need.folder)
     if not store.manifest.identity.keeps_logits:
         return None
-    accuracy = AnsweredRows.of(store).accuracy
-    return suggest(n=advice.n, accuracy=accuracy, has_labels=advice.labels_alone is not None)
+    rows = AnsweredRows.of(store)
+    # The methods that were measured read the label of every image that is asked about.
+    if rows.unlabelled:
+        return None
+    has_labels = advice.labels_alone is not None
+    return suggest(n=advice.n, accuracy=rows.accuracy, judged=rows.judged, has_labels=has_labels)
 
 
 def _spent(grid: Grid, out: Path) -> int:

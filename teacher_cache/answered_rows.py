@@ -21,18 +21,20 @@ class AnsweredRows:
         whole: rows of which every view is answered.
         unlabelled: rows without a label.
         empty: answers without content.
-        accuracy: share of the other answers about labelled images whose top-1 is the label; None where there is none.
+        judged: the other answers about labelled images.
+        accuracy: share of those whose top-1 is the label; None where there is none.
     """
 
     whole: int
     unlabelled: int
     empty: int
+    judged: int
     accuracy: float | None
 
     @classmethod
     def of(cls, store: Store) -> AnsweredRows:
         """Count them, block by block."""
-        whole = unlabelled = cells = correct = empty = 0
+        whole = unlabelled = judged = correct = empty = 0
         form = store.manifest.identity.answer_form
         for first, last in Rows.first(store.manifest.n).blocks(BLOCK_ROWS if form is None else _rows_at_once(store)):
             valid = store.valid(first, last)
@@ -45,9 +47,9 @@ class AnsweredRows:
                 answered = top1(form, flat).reshape(valid.shape)
                 empty += int((valid & (answered == NO_CLASS)).sum())
                 valid &= (labels != UNLABELLED)[:, None] & (answered != NO_CLASS)
-                cells += int(valid.sum())
+                judged += int(valid.sum())
                 correct += int((answered == labels[:, None])[valid].sum())
-        return cls(whole, unlabelled, empty, correct / cells if cells else None)
+        return cls(whole, unlabelled, empty, judged, correct / judged if judged else None)
 
 
 def _rows_at_once(store: Store) -> int:

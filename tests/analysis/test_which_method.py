@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.which_method import FINDINGS, LIKE, Finding, suggest
+from analysis.which_method import FEWEST_JUDGED, FINDINGS, LIKE, Finding, suggest
 from student_train.methods import parse_method
 from student_train.rest.spec import parse_rest
 
@@ -40,22 +40,44 @@ MADE = (
     ],
 )
 def test_the_pool_whose_teacher_is_as_often_right_decides_at_the_nearest_n(n, accuracy, has_labels, options, is_like):
-    suggestion = suggest(n=n, accuracy=accuracy, has_labels=has_labels, findings=MADE)
+    suggestion = suggest(n=n, accuracy=accuracy, judged=200, has_labels=has_labels, findings=MADE)
     assert suggestion.document()["try"] == options
     assert suggestion.is_like == is_like
-    assert f"right on {100 * accuracy:.1f} % of what it was asked" in suggestion.sentence()
+    assert f"right in {100 * accuracy:.1f} % of its 200 answers about labelled images" in suggestion.sentence()
     assert ("nothing was measured with one like it" in suggestion.sentence()) != is_like
 
 
 def test_without_a_label_all_that_was_measured_is_named_and_none_is_said_to_be_like_it():
-    suggestion = suggest(n=100, accuracy=None, has_labels=False, findings=MADE)
+    suggestion = suggest(n=100, accuracy=None, judged=0, has_labels=False, findings=MADE)
     assert suggestion.document()["try"] == ["--method kd", "--method ckd"]
     assert "No label says how good the teacher is" in suggestion.sentence()
     assert suggestion.document()["teacher_accuracy"] is None
 
 
+def test_of_few_answers_nothing_is_said_to_be_like_the_teacher():
+    few, enough = (
+        suggest(n=100, accuracy=UNSURE, judged=judged, has_labels=False, findings=MADE)
+        for judged in (FEWEST_JUDGED - 1, FEWEST_JUDGED)
+    )
+    # What 1.96 deviations of a share reach is then no farther than what counts as like.
+    assert 1.96 * (0.25 / FEWEST_JUDGED) ** 0.5 <= LIKE < 1.96 * (0.25 / (FEWEST_JUDGED - 1)) ** 0.5
+    assert (few.is_like, enough.is_like) == (False, True)
+    assert few.options == ["--method ckd", "--method kd"]
+    assert "42 answers about labelled images, which are too few to know" in few.sentence()
+    assert "first, each at several --lr" in few.sentence()
+    assert "try --method ckd first, at several --lr" in enough.sentence()
+
+
+def test_what_two_pools_agree_on_is_named_once():
+    found = suggest(
+        n=100, accuracy=None, judged=0, has_labels=False, findings=(MADE[0], finding("b", UNSURE, 90, "kd"))
+    )
+    assert found.document()["try"] == ["--method kd"]
+    assert len(found.document()["evidence"]) == 2
+
+
 def test_evidence_is_said_with_what_came_second_and_with_labels_alone():
-    sentence = suggest(n=100, accuracy=UNSURE, has_labels=True, findings=MADE).sentence()
+    sentence = suggest(n=100, accuracy=UNSURE, judged=200, has_labels=True, findings=MADE).sentence()
     assert "1000 calls brought 40.0 % by crd with labels of the rest, 30.0 by kd, and labels alone 20.0" in sentence
 
 

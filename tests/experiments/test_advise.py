@@ -91,7 +91,8 @@ def test_a_pilot_is_bought_once_and_is_the_hard_limit(advised):
     store = Store.open(advised / "out" / STORE)
     right = store.read("train/logits")[:32, 0].argmax(axis=1) == store.read("train/labels")[:32]
     assert found["suggestion"]["teacher_accuracy"] == pytest.approx(right.mean())
-    assert found["sentences"][-1].startswith(f"The teacher is right on {100 * right.mean():.1f} % of what it was asked")
+    assert found["suggestion"]["judged_answers"] == 32
+    assert f"right in {100 * right.mean():.1f} % of its 32 answers about labelled images" in found["sentences"][-1]
     assert json.loads((advised / "out" / "advice.json").read_text()) == found
 
 
@@ -174,6 +175,7 @@ def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
         (("--method", "kdd", "--pilot", 32), "did you mean kd"),
         (("--loss", "ce", "--pilot", 32), "ce asks no teacher"),
         (("--gain", 1), "is not in the range 0<=x<1"),
+        (("--gain", "nan", "--pilot", 32), "nan is not a finite number"),
         (("--rest", "pseudo", "--pilot", 32), "'pseudo' is not about labels"),
         (("--rest", "ce:weight=much", "--pilot", 32), "weight"),
         (("--lr", 0.05, "--lr", -1, "--pilot", 32), "--lr must be a finite number above 0"),
@@ -226,3 +228,5 @@ def test_where_hardly_any_image_has_a_label_calls_are_compared_with_the_pilot(ha
     assert found["pilot"]["40"]["calls_and_labels"] is None
     assert found["method"] == "kd"
     assert "nothing says what labels alone give" in found["sentences"][1]
+    # Any method that was measured would refuse images without a label.
+    assert found["suggestion"] is None

@@ -18,6 +18,7 @@ def test_rows_are_counted_block_by_block(built_store, monkeypatch, block_rows):
     logits, labels = store.read("train/logits"), store.read("train/labels")
     found = AnsweredRows.of(store)
     assert (found.whole, found.unlabelled, found.empty) == (len(labels), 0, 0)
+    assert found.judged == logits.shape[0] * logits.shape[1]
     assert found.accuracy == pytest.approx(np.mean(logits.argmax(axis=-1) == labels[:, None]))
 
 
@@ -32,6 +33,7 @@ def test_rows_without_an_answer_or_a_label_are_right_and_wrong_about_nothing(bui
     found = AnsweredRows.of(store)
     asked = valid[:, 0] & (labels != UNLABELLED)
     assert (found.whole, found.unlabelled) == (valid[:, 0].sum(), (labels == UNLABELLED).sum())
+    assert found.judged == asked.sum() * logits.shape[1]
     assert found.accuracy == pytest.approx(np.mean((logits.argmax(axis=-1) == labels[:, None])[asked]))
 
 
