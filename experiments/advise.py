@@ -11,6 +11,7 @@ from typing import Any
 from analysis.advice import Advice, Measured, advice_of
 from analysis.labels_only import of_labels_alone
 from analysis.results import chosen, collect
+from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
 from experiments.grid import Grid, labels_alone, single_grid
@@ -20,11 +21,13 @@ from experiments.weights import Form, Forms
 from ground.durable import write_json
 from ground.errors import CKDError, InvalidInput, StoreIncomplete
 from storage.manifest import FILE_NAME, Manifest
+from storage.store import Store
 from storage.store_ledger import own_ledger
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.rest.labels import Labels
 from student_train.rest.spec import parse_rest
+from teacher_cache.answered_rows import AnsweredRows
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.sample import draw_sample
 
@@ -66,18 +69,32 @@ class Answer:
 
     Args:
         facts: teacher, student, dataset and method.
+        suggestion: which method to try first; None without a pilot, and where nothing was measured: of answers that are
+            no logits, or of images of which some have no label.
         calls_made: that are spent on this teacher in the ledger of the folder, lost ones included.
         new_calls: of those, made now.
     """
 
     facts: dict[str, str]
     advice: Advice
+    suggestion: Suggestion | None
     calls_made: int
     new_calls: int
 
     def document(self) -> dict[str, Any]:
         """For --json, and `ADVICE_FILE`."""
-        return {**self.facts, **self.advice.document(), "calls_made": self.calls_made, "new_calls": self.new_calls}
+        return {
+            **self.facts,
+            **self.advice.document(),
+            "sentences": self.sentences(),
+            "suggestion": None if self.suggestion is None else self.suggestion.document(),
+            "calls_made": self.calls_made,
+            "new_calls": self.new_calls,
+        }
+
+    def sentences(self) -> list[str]:
+        """For people: the verdict, what it rests on, and what to try first."""
+        return [*self.advice.sentences(), *([] if self.suggestion is None else [self.suggestion.sentence()])]
 
 
 def advice_grid(
@@ -173,9 +190,11 @@ def advise(
     if question.pilot:
         new_calls = _executed(grid, config, dataset).new_calls
     [pair], method = grid.pairs, grid.methods[0].text
+    advice = advice_of(collect(config.out), n=question.n, pilot=question.pilot, worth=question.worth)
     answer = Answer(
         facts={"teacher": pair.teacher, "student": pair.student, "dataset": grid.dataset, "method": method},
-        advice=advice_of(collect(config.out), n=question.n, pilot=question.pilot, worth=question.worth),
+        advice=advice,
+        suggestion=_suggested(grid, config.out, advice) if question.pilot else None,
         calls_made=_spent(grid, config.out),
         new_calls=new_calls,
     )
@@ -227,6 +246,19 @@ def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Out
     for run, reason in outcome.failed.items():
         raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
     return outcome
+
+
+def _suggested(grid: Grid, out: Path, advice: Advice) -> Suggestion | None:
+    [need] = plan_stores(grid)
+    store = Store.open(out / need.folder)
+    if not store.manifest.identity.keeps_logits:
+        return None
+    rows = AnsweredRows.of(store)
+    # The methods that were measured read the label of every image that is asked about.
+    if rows.unlabelled:
+        return None
+    has_labels = advice.labels_alone is not None
+    return suggest(n=advice.n, accuracy=rows.accuracy, judged=rows.judged, has_labels=has_labels)
 
 
 def _spent(grid: Grid, out: Path) -> int:

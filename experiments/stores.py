@@ -4,7 +4,7 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ground.errors import CKDError, InvalidInput
 from ground.terminal import note, progress
 from models.compute import Compute
 from models.origins import Preprocessing, preprocessing_of
+from models.remote_names import is_remote
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME, Manifest
 from storage.run_proof import RunProofs
@@ -42,6 +43,7 @@ from teacher_cache.sample import draw_sample
 from teacher_cache.selection import SelectorSpec
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
+from teacher_cache.teachers.attempts import RemoteTeacher
 
 # Images that a student learns from, by any loss.
 FEWEST_IMAGES = 2
@@ -107,6 +109,7 @@ class Stores:
         if not self._has_labels(grid):
             self.grid = replace(self.grid, labels_only=None)
         self._prepared = {_preparation(grid, grid.pairs[0].teacher): self.dataset}
+        self._teachers: dict[tuple[str, Path | None], Teacher | RemoteTeacher] = {}
 
     def images_of(self, teacher: str) -> ImageDataset:
         """The images as a teacher's store keeps them: those of a folder as its library prepares them."""
@@ -234,7 +237,7 @@ class Stores:
         config = self._build_config(need, folder, features, self.grid.sizes[-1])
         plan = StorePlan(
             extension=self._plan_extension(need, folder, missing) if missing else None,
-            build=prepare_build(config, self.images_of(need.teacher), stand_in),
+            build=self._prepared_by(prepare_build, config, need, stand_in),
         )
         if plan.extension is not None:
             # Each of the two fits the budget by itself.
@@ -325,7 +328,18 @@ class Stores:
         """What the calls on test images take, which are the same for every sample; see `prepare_test_build`."""
         config = self._build_config(need, self.out / need.folder_of_tests, (), self.grid.test_images)
         config = replace(config, seed=self.grid.store.seed, budget=None, rest=None)
-        return prepare_test_build(config, self.images_of(need.teacher), stand_in)
+        return self._prepared_by(prepare_test_build, config, need, stand_in)
+
+    def _prepared_by(
+        self, prepare: Callable[..., Prepared], config: BuildConfig, need: StoreNeed, stand_in: Teacher | None
+    ) -> Prepared:
+        """A build, with the teacher of the stores before it where that is one of this machine."""
+        if stand_in is not None or is_remote(need.teacher):
+            return prepare(config, self.images_of(need.teacher), stand_in)
+        key = need.teacher, need.weights
+        prepared = prepare(config, self.images_of(need.teacher), self._teachers.get(key))
+        self._teachers[key] = prepared.teacher
+        return prepared
 
     def make_test(self, need: StoreNeed, prepared: Prepared) -> int:
         """Call the teacher on the test images, once; returns the calls that were made."""

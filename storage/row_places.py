@@ -6,9 +6,12 @@ that each row lies at its own number.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+
+from storage.blocks import RowSource
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -71,3 +74,45 @@ def carried_over(there: np.ndarray, start: int, before: np.ndarray, wanted: np.n
     found[is_there] = there[order[at[is_there]]]
     found[~is_there] = start + np.arange(np.count_nonzero(~is_there))
     return found
+
+
+def asked_of_the_rest(
+    there: np.ndarray, end: int, asked: tuple[int, int], before: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Where rows lie once images of the rest were asked about, wherever among it they were.
+
+    Args:
+        there: (r,) int64, where rows lie so far, those that were asked about first.
+        end: the place where others are appended.
+        asked: how many of the rows are asked about so far, and then.
+        before: (r,) int64, what the rows are, each once.
+        wanted: (m,) int64, what they are to be, in order.
+
+    Returns:
+        (m,) int64. The next rows are together, whatever places some of their images had.
+    """
+    first, last = asked
+    others = carried_over(there[first:], end + last - first, before[first:], wanted[last:])
+    return np.concatenate([there[:first], end + np.arange(last - first), others])
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Some rows of a source, as what follows those that an array has.
+
+    Args:
+        start: how many it has; these are not here.
+        index: (m,) int64, which rows of the source follow.
+    """
+
+    source: RowSource
+    start: int
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return self.start + len(self.index)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        runs = neighbours(self.index[first - self.start : last - self.start])
+        return np.concatenate([self.source[start : start + count] for start, count in runs])

@@ -34,7 +34,7 @@ from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
 from storage.locks import exclusive_lock
 from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
-from storage.row_places import carried_over, neighbours, runs_of_places
+from storage.row_places import Appended, asked_of_the_rest, neighbours, runs_of_places
 from storage.rows import Rows
 from storage.schema import (
     DIGEST,
@@ -215,7 +215,7 @@ class Store:
             spec = self.arrays.specs[name]
             first = before.array_rows(spec)
             if manifest.places and spec.is_training_sample:
-                rows = _Appended(rows, first, np.flatnonzero(places >= first))
+                rows = Appended(rows, first, np.flatnonzero(places >= first))
             digests[name] = self._fill(name, rows, first)
         self.arrays.sync()
         self.save(_counted(replace(manifest, samples=digests), samples))
@@ -233,11 +233,7 @@ class Store:
             if not np.array_equal(wanted[: len(kept)], kept[: len(wanted)]):
                 if not np.isin(kept, wanted).all():
                     raise self.arrays.unreadable(SOURCE_INDEX, "the rest has images that are not of the sample's")
-                # The next rows are together, whatever places some of their images had.
-                others = carried_over(
-                    there[before.n :], end + manifest.n - before.n, kept[before.n :], wanted[manifest.n :]
-                )
-                return np.concatenate([there[: before.n], end + np.arange(manifest.n - before.n), others])
+                return asked_of_the_rest(there, end, (before.n, manifest.n), kept, wanted)
         return np.concatenate([there, end + np.arange(manifest.num_images - before.num_images)])
 
     def _fill(self, name: str, rows: RowSource, first: int = 0) -> str:
@@ -725,28 +721,6 @@ def _counted(manifest: Manifest, samples: Mapping[str, RowSource]) -> Manifest:
         return replace(manifest, rest_labelled=None)
     labels = samples["train/labels"][manifest.n : manifest.num_images]
     return replace(manifest, rest_labelled=int(np.count_nonzero(labels != UNLABELLED)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Appended:
-    """Some rows of a source, as what follows those that an array has.
-
-    Args:
-        start: how many it has; these are not here.
-        index: (m,) int64, which rows of the source follow.
-    """
-
-    source: RowSource
-    start: int
-    index: np.ndarray
-
-    def __len__(self) -> int:
-        return self.start + len(self.index)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        first, last, _ = rows.indices(len(self))
-        runs = neighbours(self.index[first - self.start : last - self.start])
-        return np.concatenate([self.source[start : start + count] for start, count in runs])
 
 
 @dataclass(frozen=True, slots=True)

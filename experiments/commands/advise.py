@@ -17,7 +17,7 @@ from experiments.commands.options import training_options, worker_options
 from experiments.engines.local import default_jobs
 from experiments.estimate import Estimate
 from experiments.execution import ExecutionConfig
-from ground.options import RunFolderPath, json_option, setting_option
+from ground.options import NumberRange, RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, print_table, say
 from student_train.train_config import TrainConfig
 
@@ -30,7 +30,7 @@ from student_train.train_config import TrainConfig
 @click.option("--pilot", type=click.IntRange(min=0), default=200, show_default=True, help="Calls to find out with.")
 @click.option(
     "--gain",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=NumberRange(0, 1, max_open=True),
     default=0.01,
     show_default=True,
     help="Accuracy that calls have to bring beyond labels.",
@@ -116,7 +116,7 @@ def _print_answer(answer: Answer, out: Path) -> None:
     advice = answer.advice
     beyond = "the pilot" if advice.labels_alone is None else "labels alone"
     print_table(("n", "calls alone, %", "calls and labels, %", f"beyond {beyond}, points"), _rows(advice))
-    say("\n".join(advice.sentences()))
+    say("\n".join(answer.sentences()))
     say(f"{answer.calls_made} calls were made, {answer.new_calls} of them now; {out / ADVICE_FILE} has all figures")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ground.options import device_option, precision_option, setting_option
+from ground.options import NumberRange, device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
 from student_train.protocol import ProtocolConfig
 
@@ -25,10 +25,10 @@ def engine_options(command: Any) -> Any:
             "--ray-address",
             help="Of a Ray cluster, or auto for this machine's.  [default: $RAY_ADDRESS, or one of this machine alone]",
         ),
-        click.option("--cpus-per-run", type=click.FloatRange(min=0), help="Of a node, for each student.  [default: 1]"),
+        click.option("--cpus-per-run", type=NumberRange(min=0), help="Of a node, for each student.  [default: 1]"),
         click.option(
             "--gpus-per-run",
-            type=click.FloatRange(min=0),
+            type=NumberRange(min=0),
             help="For each student, as 0.25 or 1.  [default: 0.25 where the cluster has any]",
         ),
     )

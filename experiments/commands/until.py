@@ -13,13 +13,13 @@ from experiments.execution import ExecutionConfig
 from experiments.grid import single_grid
 from experiments.until import Purchase, Step, until
 from ground.geometry import MAX_INPUT_SIZE
-from ground.options import RunFolderPath, json_option, setting_option
+from ground.options import NumberRange, RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, say
 from student_train.train_config import TrainConfig
 
 
 @click.command("until")
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True, max_open=True), required=True, help="Accuracy.")
+@click.option("--target", type=NumberRange(0, 1, min_open=True, max_open=True), required=True, help="Accuracy.")
 @click.option("--step", type=click.IntRange(min=2), required=True, help="Training images to buy at a time.")
 @click.option("--budget", type=click.IntRange(min=2), required=True, help="Most teacher calls to spend.")
 @click.option("--teacher", default="wrn40_2", show_default=True)
@@ -38,7 +38,7 @@ from student_train.train_config import TrainConfig
 )
 @click.option(
     "--min-gain",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.0,
     show_default=True,
     help="Stop where the next step is expected to gain less validation accuracy.",

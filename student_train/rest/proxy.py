@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
+from ground.documents import shown
 from ground.errors import IdentityMismatch, InvalidInput
 from ground.main_memory import free_main_memory
 from ground.spec import Settings, split_spec
 from ground.user_code import UserCode
 from ground.views import evaluation_batches
-from models import Network
+from models import Network, read_metadata
 from models.compute import Compute
+from models.trained_on import TrainedOn
+from storage.manifest import Identity
 from storage.run_proof import RunProofs
 from storage.run_record import STUDENT_FILE, RunRecord
 from storage.store import Store
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _ADVICE = "give the folder of another run"
 _AT_ONCE = 256
+# Of what is behind a student, what its file of weights says too.
+_COUNTS = ("n", "teacher_calls", "init_calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class ProxyRun:
             exactly: whether it must have drawn on as many, if on any: where it alone brings answers in.
 
         Raises:
-            IdentityMismatch: as said, or it is not what it was when it ended.
+            IdentityMismatch: as said, or it is not what it was when it ended, or its weights are of another run.
         """
         record, manifest = self.record, store.manifest
         if record.dataset != manifest.identity.dataset.name:
@@ -87,6 +92,7 @@ class ProxyRun:
         proof = proofs.of(self.folder, None if store.is_published else store.folder)
         if proof.problems:
             raise IdentityMismatch(f"the proxy {self.folder} is not what was trained: {proof.problems[0]}")
+        self._require_weights_of(manifest.identity)
         if not isinstance(record.init_calls, UnsetType):
             raise IdentityMismatch(
                 f"the proxy {self.folder} began with weights of a student that {record.init_calls} calls are behind, "
@@ -97,6 +103,24 @@ class ProxyRun:
                 f"the proxy {self.folder} drew on the answers to {record.n} rows, and this training is to have {n} of "
                 f"them; give --n {record.n}, or train a proxy with --n {n}"
             )
+
+    def _require_weights_of(self, identity: Identity) -> None:
+        """Hold what the run says, which nothing may vouch for, to what its file of weights says, as far as it does."""
+        path = self.folder / STUDENT_FILE
+        metadata = read_metadata(path)
+        said, dataset = TrainedOn.read(metadata, path), identity.dataset
+        if said.dataset_digest not in (None, dataset.digest) or said.classes not in (None, dataset.classes):
+            raise IdentityMismatch(
+                f"the weights of the proxy {self.folder} were trained on other images or classes than this store's; "
+                "train one from this store"
+            )
+        for name in _COUNTS:
+            recorded = getattr(self.record, name)
+            if name in metadata and metadata[name] != str(recorded):
+                raise IdentityMismatch(
+                    f"the proxy {self.folder} has weights that say {name} {shown(metadata[name])}, and its run.json "
+                    f"says {0 if recorded is UNSET else recorded}; train one from this store"
+                )
 
     def student(self, code: UserCode) -> FinishedStudent:
         """Its student; raises `InvalidInput` where that is not the one whose digest was taken."""

@@ -12,17 +12,15 @@ from ground.geometry import BOX_AREA, shows_boxes
 from ground.options import json_option
 from ground.places import Place
 from ground.terminal import print_json, say
-from storage.answers import NO_CLASS, AnswerForm, top1
+from storage.answers import AnswerForm
 from storage.manifest import Identity, Round
-from storage.rows import Rows
 from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head
+from teacher_cache.answered_rows import AnsweredRows
 from teacher_cache.class_map import described
 from teacher_cache.commands.options import place_option
 
-_BLOCK_ROWS = 1 << 10
-_MOST_BYTES = 8 << 20
 # What of the making of base images is worth a word.
 _SQUARES: dict[str | None, str] = {"squashed": "; photographs are resized to squares, not cropped"}
 
@@ -96,13 +94,13 @@ def _classes_text(teacher: Mapping[str, Any], num_classes: int) -> str | None:
 def describe(store: Store) -> dict[str, Any]:
     """What `info --json` prints."""
     manifest, identity = store.manifest, store.manifest.identity
-    whole, unlabelled, empty, accuracy = _counted_rows(store)
+    rows = AnsweredRows.of(store)
     return {
         "n": manifest.n,
         "views": identity.views,
-        "rows_valid": whole,
-        "labelled": manifest.n - unlabelled,
-        "unlabelled": unlabelled,
+        "rows_valid": rows.whole,
+        "labelled": manifest.n - rows.unlabelled,
+        "unlabelled": rows.unlabelled,
         "rest": _counted_rest(store),
         "rounds": [asdict(chosen) for chosen in store.manifest.rounds],
         "format": manifest.array_format,
@@ -122,8 +120,8 @@ def describe(store: Store) -> dict[str, Any]:
         "prompts": manifest.sources.get("prompts"),
         "keeps_logits": identity.keeps_logits,
         "answer": None if identity.answer_form is None else asdict(identity.answer_form),
-        "answers_empty": empty,
-        "teacher_accuracy": accuracy,
+        "answers_empty": rows.empty,
+        "teacher_accuracy": rows.accuracy,
         "features": {name: list(shape) for name, shape in identity.features.items()},
         "parameters": {spec.name: list(spec.shape) for spec in identity.parameters},
         "bytes": store.size_bytes(),
@@ -145,30 +143,6 @@ def _shown(identity: Identity) -> str:
     return f"boxes of {BOX_AREA[0]:.0%} to {BOX_AREA[1]:.0%} of an image's area; plain {rendering}"
 
 
-def _counted_rows(store: Store) -> tuple[int, int, int, float | None]:
-    """How many rows are whole, how many have no label, how many answers are without content, and the teacher's top-1 on
-    the stored views of the others.
-
-    It comes from the stored answers: no call is made.
-    """
-    whole = unlabelled = cells = correct = empty = 0
-    form = store.manifest.identity.answer_form
-    for first, last in Rows.first(store.manifest.n).blocks(_BLOCK_ROWS if form is None else _rows_at_once(store)):
-        valid = store.valid(first, last)
-        whole += int(valid.all(axis=1).sum())
-        labels = store.read_rows("train/labels", first, last)
-        unlabelled += int((labels == UNLABELLED).sum())
-        if form is not None and valid.any():
-            said = {name: store.arrays.read(store.array_of(name), first, last) for name in form.names}
-            flat = {name: values.reshape(valid.size, *values.shape[2:]) for name, values in said.items()}
-            answered = top1(form, flat).reshape(valid.shape)
-            empty += int((valid & (answered == NO_CLASS)).sum())
-            valid &= (labels != UNLABELLED)[:, None] & (answered != NO_CLASS)
-            cells += int(valid.sum())
-            correct += int((answered == labels[:, None])[valid].sum())
-    return whole, unlabelled, empty, correct / cells if cells else None
-
-
 def _counted_rest(store: Store) -> dict[str, int]:
     """How many images are kept that nothing was asked about, and how many of these have a label."""
     manifest = store.manifest
@@ -177,12 +151,6 @@ def _counted_rest(store: Store) -> dict[str, int]:
         labels = store.read_rows("train/labels", manifest.n, manifest.num_images)
         labelled = int((labels != UNLABELLED).sum())
     return {"rows": manifest.rest, "labelled": labelled, "unlabelled": manifest.rest - labelled}
-
-
-def _rows_at_once(store: Store) -> int:
-    """Few enough that their answers take little memory."""
-    row_bytes = sum(store.arrays.specs[store.array_of(name)].row_bytes for name in store.manifest.identity.answer_names)
-    return max(1, min(_BLOCK_ROWS, _MOST_BYTES // max(1, row_bytes)))
 
 
 def _answers_text(form: AnswerForm, description: Mapping[str, Any]) -> str:

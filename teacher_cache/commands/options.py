@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ground.geometry import INTERPOLATIONS, MAX_INPUT_SIZE
-from ground.options import StoreFolder, StorePlace, device_option, precision_option
+from ground.options import NumberRange, StoreFolder, StorePlace, device_option, precision_option
 from ground.places import ObjectUrl, Place
 from models.names import CALL_PRECISIONS, PRECISIONS
 from storage.manifest import FILE_NAME, Manifest
@@ -131,7 +131,7 @@ _RAY_ADDRESS = click.option(
 )
 _GPUS_PER_WORKER = click.option(
     "--gpus-per-worker",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     help="For each builder, as 0.5 or 1.  [default: 1 where the cluster has any]",
 )
 rest_option = click.option(

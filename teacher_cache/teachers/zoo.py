@@ -72,6 +72,7 @@ class ZooTeacher:
 
     def __init__(self, card: Card, network: Network, compute: Compute) -> None:
         self._card, self._network, self._compute = card, network, compute
+        self._measured: dict[tuple[tuple[str, ...], int], float] = {}
 
     @property
     def card(self) -> Card:
@@ -88,9 +89,15 @@ class ZooTeacher:
         return _say(self._network, self._card, self._compute, views, outputs)
 
     def seconds_per_call(self, outputs: Sequence[str], batch_size: int) -> float:
-        """Measured on black images, which are nobody's data."""
-        size = self._card.rendering.geometry.crop_size
-        batch = torch.zeros(min(batch_size, _PROBE_SIZE), 3, size, size, dtype=torch.uint8)
+        """Measured once, on black images, which are nobody's data."""
+        probed = tuple(outputs), min(batch_size, _PROBE_SIZE)
+        if probed not in self._measured:
+            self._measured[probed] = self._measure(*probed)
+        return self._measured[probed]
+
+    def _measure(self, outputs: Sequence[str], size: int) -> float:
+        side = self._card.rendering.geometry.crop_size
+        batch = torch.zeros(size, 3, side, side, dtype=torch.uint8)
         seconds = []
         for _ in range(_PROBES):
             started = time.perf_counter()

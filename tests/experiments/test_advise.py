@@ -70,6 +70,7 @@ def test_without_a_pilot_labels_alone_are_trained_and_nobody_is_called(labels_on
     assert spent(labels_only / "out" / STORE)[0] == 0
     store = Store.open(labels_only / "out" / STORE)
     assert not store.read("train/valid").any()
+    assert found["suggestion"] is None
     # Room for 8 pilots of 200 is room for all, and 287 validation images, a quarter, to choose students by.
     assert (store.manifest.n, store.manifest.num_images, store.manifest.num_val) == (1150, 1150, 287)
 
@@ -87,6 +88,11 @@ def test_a_pilot_is_bought_once_and_is_the_hard_limit(advised):
         for interval in (prospect["calls_alone"], prospect["calls_and_labels"]):
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
     assert (found["teacher"], found["student"], found["dataset"]) == ("resnet8", "resnet8", "digits")
+    store = Store.open(advised / "out" / STORE)
+    right = store.read("train/logits")[:32, 0].argmax(axis=1) == store.read("train/labels")[:32]
+    assert found["suggestion"]["teacher_accuracy"] == pytest.approx(right.mean())
+    assert found["suggestion"]["judged_answers"] == 32
+    assert f"right in {100 * right.mean():.1f} % of its 32 answers about labelled images" in found["sentences"][-1]
     assert json.loads((advised / "out" / "advice.json").read_text()) == found
 
 
@@ -169,6 +175,7 @@ def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
         (("--method", "kdd", "--pilot", 32), "did you mean kd"),
         (("--loss", "ce", "--pilot", 32), "ce asks no teacher"),
         (("--gain", 1), "is not in the range 0<=x<1"),
+        (("--gain", "nan", "--pilot", 32), "nan is not a finite number"),
         (("--rest", "pseudo", "--pilot", 32), "'pseudo' is not about labels"),
         (("--rest", "ce:weight=much", "--pilot", 32), "weight"),
         (("--lr", 0.05, "--lr", -1, "--pilot", 32), "--lr must be a finite number above 0"),
@@ -221,3 +228,5 @@ def test_where_hardly_any_image_has_a_label_calls_are_compared_with_the_pilot(ha
     assert found["pilot"]["40"]["calls_and_labels"] is None
     assert found["method"] == "kd"
     assert "nothing says what labels alone give" in found["sentences"][1]
+    # Any method that was measured would refuse images without a label.
+    assert found["suggestion"] is None

@@ -36,3 +36,21 @@ def test_a_grid_goes_on_in_float32_unless_it_asks_for_float16(tmp_path, weights,
     assert stores.make(need, stores.plan(need)) == sum(counted) == 96
     assert [output.dtype for output in Store.open(tmp_path / "out" / need.folder).outputs] == ["float32", "float32"]
     assert stores.plan(need).new_calls == 0
+
+
+def test_all_stores_of_a_teacher_are_planned_with_one_that_is_opened_once(tmp_path, weights, monkeypatch):
+    opened, made = [], ZooTeacher.__init__
+
+    def counted(self, *args, **kwargs):
+        opened.append(self)
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(ZooTeacher, "__init__", counted)
+    sampled = {"sample_seeds": 2, "select": ["random", "balanced"], "test_images": 10}
+    grid = read_grid(write(tmp_path / "grid.yaml", small(weights, **sampled)))
+    stores, needs = Stores(grid, tmp_path / "out", "cpu"), plan_stores(grid)
+    plans = [stores.plan(need) for need in needs]
+    assert len(plans) == 4
+    assert stores.plan_test(needs[0]).teacher is plans[0].build.teacher
+    assert len(opened) == 1
+    assert len({plan.fingerprint for plan in plans}) == 1

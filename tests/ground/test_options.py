@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ground.options import RunFolderPath, device_option, json_option, precision_option, setting_option
+from ground.options import NumberRange, RunFolderPath, device_option, json_option, precision_option, setting_option
 from student_train.train_config import TrainConfig
 from teacher_cache.teacher_training import TrainingConfig
 
@@ -61,3 +61,11 @@ def test_object_storage_is_never_taken_for_a_folder_of_runs(tmp_path):
     assert refused.exit_code == 2
     assert "runs and grids are written to folders, not to object storage" in refused.output
     assert CliRunner().invoke(shown, ["--out", str(tmp_path)]).output == f"{tmp_path!r}\n"
+
+
+@pytest.mark.parametrize(("text", "is_one"), [("0", True), ("0.5", True), ("1", False), ("nan", False), ("inf", False)])
+def test_a_number_of_a_range_is_a_finite_one(text, is_one):
+    shown = click.command()(click.option("--gain", type=NumberRange(0, 1, max_open=True))(lambda gain: None))
+    assert CliRunner().invoke(shown, ["--gain", text]).exit_code == (0 if is_one else 2)
+    shown = click.command()(click.option("--gpus", type=NumberRange(min=0))(lambda gpus: None))
+    assert (CliRunner().invoke(shown, ["--gpus", text]).exit_code == 0) == (text in ("0", "0.5", "1"))

@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.row_places import are_sound, carried_over, end_of, neighbours, places_of, runs_of_places
+from storage.row_places import (
+    Appended,
+    are_sound,
+    asked_of_the_rest,
+    carried_over,
+    end_of,
+    neighbours,
+    places_of,
+    runs_of_places,
+)
 
 PLACES = st.lists(st.integers(0, 60), min_size=1, unique=True)
 
@@ -43,3 +52,17 @@ def test_what_is_there_stays_and_the_rest_is_appended(places, data):
         expected.append(lies.get(image, end))
         end += image not in lies
     assert found.tolist() == expected
+
+
+def test_rows_that_are_asked_of_the_rest_are_together_after_all_that_is_there():
+    there, before, wanted = np.array([0, 1, 4, 2, 3]), np.array([9, 8, 5, 6, 7]), np.array([9, 8, 7, 5, 6])
+    found = asked_of_the_rest(there, 5, (2, 4), before, wanted)
+    # Of 9, 8 | 5, 6, 7 the images 7 and 5 are asked about: they come next, and 6 stays where it was.
+    assert found.tolist() == [0, 1, 5, 6, 2]
+
+
+def test_rows_of_a_source_follow_those_that_an_array_has():
+    rows = Appended(np.arange(0, 100, 10), 4, np.array([1, 2, 5, 0]))
+    assert len(rows) == 8
+    assert rows[4:8].tolist() == [10, 20, 50, 0]
+    assert rows[5:7].tolist() == [20, 50]

@@ -13,7 +13,7 @@ import torch
 from ground.errors import IdentityMismatch, InvalidInput
 from ground.user_code import UserCode
 from ground.views import evaluation_batches
-from models import create_model
+from models import create_model, read_metadata, save_weights
 from models.compute import Compute
 from storage.store import Store
 from student_train.finished_student import FinishedStudent
@@ -127,6 +127,30 @@ def test_a_proxy_that_hides_its_calls_is_refused(rest_store, runs, tmp_path):
     assert (found["teacher_calls"], found["init_calls"]) == (0, NUM_ASKED)
     with pytest.raises(IdentityMismatch, match=f"began with weights of a student that {NUM_ASKED} calls are behind"):
         trainer_of(rest_store, tmp_path / "run", "vanilla", ["ce", f"proxy:{tmp_path / 'begun'}"], 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "recorded", "said"),
+    [
+        ({"classes": json.dumps(list("9876543210"))}, {}, "other images or classes than this store's"),
+        ({"dataset_digest": "0" * 64}, {}, "other images or classes than this store's"),
+        ({}, {"n": 20, "teacher_calls": 20}, "weights that say n '40', and its run.json says 20"),
+        ({"init_calls": "500"}, {}, "weights that say init_calls '500', and its run.json says 0"),
+    ],
+)
+def test_weights_of_another_run_are_refused_also_where_nothing_vouches_for_theirs(
+    rest_store, runs, tmp_path, changed, recorded, said
+):
+    forged = tmp_path / "forged"
+    shutil.copytree(runs / "one", forged)
+    # Nothing is as the ledger has it, so that it cannot say which run this was.
+    weights = forged / "student.safetensors"
+    network = create_model("resnet8", 10, seed=9)
+    save_weights(network, weights, read_metadata(weights) | changed)
+    (forged / "metrics.csv").write_text("step\n")
+    (forged / "run.json").write_text(json.dumps(result_of(forged) | {"seconds": 7.0} | recorded))
+    with pytest.raises(IdentityMismatch, match=said):
+        trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [f"proxy:{forged}"], n=recorded.get("n"))
 
 
 def test_a_run_names_the_outputs_that_its_proxies_read(rest_store, runs, tmp_path):

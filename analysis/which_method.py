@@ -1,0 +1,159 @@
+"""Which method to try first, by what was measured on pools like the user's (docs/results.md, "What calls are worth").
+
+A pool is like another where its teacher is about as often right on the images it was asked about: what it says beside
+the label is what calls buy (docs/study.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Pools whose teachers are farther from the user's than this are not like it.
+LIKE = 0.15
+# The 95 % interval of a share of fewer answers reaches farther than that.
+FEWEST_JUDGED = 43
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found on one pool, of kd, dist, crd and ckd, each at its own rate.
+
+    Args:
+        pool: for people.
+        right: how often its teacher is right on the images it was asked about.
+        n: calls.
+        rest: with what labels of the rest, as `--rest` has it; None without.
+        method, reached: the best, and its test accuracy.
+        runner_up, its: the next, and its accuracy.
+        alone: the accuracy of labels alone.
+    """
+
+    pool: str
+    right: float
+    n: int
+    rest: str | None
+    method: str
+    reached: float
+    runner_up: str
+    its: float
+    alone: float
+
+    @property
+    def options(self) -> str:
+        """For `ckd-train`."""
+        return f"--method {self.method}{'' if self.rest is None else f' --rest {self.rest}'}"
+
+    def sentence(self) -> str:
+        """The evidence."""
+        return (
+            f"on {self.pool} (teacher right on {_share(self.right)} % of what it was asked), {self.n} calls brought "
+            f"{_share(self.reached)} % by {self.method}{'' if self.rest is None else ' with labels of the rest'}, "
+            f"{_share(self.its)} by {self.runner_up}, and labels alone {_share(self.alone)}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """What to try first.
+
+    Args:
+        accuracy: how often the user's teacher is right on what it was asked; None where no label says.
+        judged: answers about labelled images, which say so.
+        findings: on the pools that are like the user's; on all where none is.
+        is_like: whether they are.
+    """
+
+    accuracy: float | None
+    judged: int
+    findings: tuple[Finding, ...]
+    is_like: bool
+
+    @property
+    def options(self) -> list[str]:
+        """For `ckd-train`, the pool that is most like the user's first."""
+        return list(dict.fromkeys(finding.options for finding in self.findings))
+
+    def document(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "teacher_accuracy": self.accuracy,
+            "judged_answers": self.judged,
+            "like": self.is_like,
+            "try": self.options,
+            "evidence": [asdict(finding) for finding in self.findings],
+        }
+
+    def sentence(self) -> str:
+        """For people."""
+        evidence = "; ".join(finding.sentence() for finding in self.findings)
+        each = "each at" if len(self.options) > 1 else "at"
+        return f"{self._why()}: try {' and '.join(self.options)} first, {each} several --lr: {evidence}."
+
+    def _why(self) -> str:
+        if self.accuracy is None:
+            return "No label says how good the teacher is, so that nothing measured is known to be like it"
+        why = f"The teacher is right in {_share(self.accuracy)} % of its {self.judged} answers about labelled images"
+        if self.judged < FEWEST_JUDGED:
+            return f"{why}, which are too few to know whether anything measured is like it"
+        return why if self.is_like else f"{why}, and nothing was measured with one like it"
+
+
+# By pool, its teacher and what labels alone reached: n, labels' weight, best and next. All tables' figures, in percent.
+_FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, str, float], ...]], ...] = (
+    (
+        "100 classes of Tiny ImageNet",
+        62.9,
+        13.1,
+        (
+            (200, None, "ckd", 8.8, "dist", 6.6),
+            (200, "ce:weight=4", "ckd", 21.5, "kd", 15.8),
+            (1600, None, "ckd", 25.0, "dist", 23.0),
+            (1600, "ce", "ckd", 27.4, "dist", 26.6),
+        ),
+    ),
+    (
+        "101 classes of photographs",
+        99.4,
+        48.1,
+        (
+            (200, None, "crd", 10.4, "kd", 10.3),
+            (200, "ce:weight=4", "kd", 49.8, "crd", 47.0),
+            (1600, None, "dist", 43.2, "crd", 42.4),
+            (1600, "ce", "kd", 55.7, "crd", 54.0),
+        ),
+    ),
+)
+FINDINGS = tuple(
+    Finding(pool, right / 100, n, rest, method, reached / 100, runner_up, its / 100, alone / 100)
+    for pool, right, alone, found in _FOUND
+    for n, rest, method, reached, runner_up, its in found
+)
+
+
+def suggest(
+    *, n: int, accuracy: float | None, judged: int, has_labels: bool, findings: Iterable[Finding] = FINDINGS
+) -> Suggestion:
+    """What to try first with n calls.
+
+    Args:
+        accuracy: how often the teacher is right on the labelled images that it was asked about; None where none has a
+            label.
+        judged: its answers about those.
+        has_labels: whether images beside those that are asked about have labels.
+        findings: to go by; of each pool the one of the nearest n, by ratio.
+    """
+    fitting = [finding for finding in findings if (finding.rest is not None) == has_labels]
+    nearest: dict[str, Finding] = {}
+    for finding in sorted(fitting, key=lambda found: abs(math.log(found.n / n))):
+        nearest.setdefault(finding.pool, finding)
+    pools = sorted(nearest.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
+    is_known = judged >= FEWEST_JUDGED
+    like = [found for found in pools if accuracy is not None and is_known and abs(found.right - accuracy) <= LIKE]
+    return Suggestion(accuracy=accuracy, judged=judged, findings=tuple(like[:1] or pools), is_like=bool(like))
+
+
+def _share(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}"
