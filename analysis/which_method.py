@@ -13,6 +13,8 @@ from typing import Any
 
 # Pools whose teachers are farther from the user's than this are not like it.
 LIKE = 0.15
+# Accuracies that differ by less may be in another order with other samples and seeds.
+TIE = 0.01
 # The 95 % interval of a share of fewer answers reaches farther than that.
 FEWEST_JUDGED = 43
 
@@ -42,9 +44,10 @@ class Finding:
     alone: float
 
     @property
-    def options(self) -> str:
-        """For `ckd-train`."""
-        return f"--method {self.method}{'' if self.rest is None else f' --rest {self.rest}'}"
+    def options(self) -> list[str]:
+        """For `ckd-train`; of both where they are about equal."""
+        methods = [self.method, self.runner_up] if self.reached - self.its < TIE else [self.method]
+        return [f"--method {method}{'' if self.rest is None else f' --rest {self.rest}'}" for method in methods]
 
     def sentence(self) -> str:
         """The evidence."""
@@ -74,7 +77,7 @@ class Suggestion:
     @property
     def options(self) -> list[str]:
         """For `ckd-train`, the pool that is most like the user's first."""
-        return list(dict.fromkeys(finding.options for finding in self.findings))
+        return list(dict.fromkeys(options for finding in self.findings for options in finding.options))
 
     def document(self) -> dict[str, Any]:
         """For --json."""
@@ -90,7 +93,7 @@ class Suggestion:
         """For people."""
         evidence = "; ".join(finding.sentence() for finding in self.findings)
         each = "each at" if len(self.options) > 1 else "at"
-        return f"{self._why()}: try {' and '.join(self.options)} first, {each} several --lr: {evidence}."
+        return f"{self._why()}: whoever buys tries {' and '.join(self.options)} first, {each} several --lr: {evidence}."
 
     def _why(self) -> str:
         if self.accuracy is None:
@@ -126,8 +129,14 @@ _FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, 
         ),
     ),
 )
+
+
+def _of(percent: float) -> float:
+    return round(percent / 100, 4)
+
+
 FINDINGS = tuple(
-    Finding(pool, right / 100, n, rest, method, reached / 100, runner_up, its / 100, alone / 100)
+    Finding(pool, _of(right), n, rest, method, _of(reached), runner_up, _of(its), _of(alone))
     for pool, right, alone, found in _FOUND
     for n, rest, method, reached, runner_up, its in found
 )

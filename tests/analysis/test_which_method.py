@@ -65,7 +65,7 @@ def test_of_few_answers_nothing_is_said_to_be_like_the_teacher():
     assert few.options == ["--method ckd", "--method kd"]
     assert "42 answers about labelled images, which are too few to know" in few.sentence()
     assert "first, each at several --lr" in few.sentence()
-    assert "try --method ckd first, at several --lr" in enough.sentence()
+    assert "whoever buys tries --method ckd first, at several --lr" in enough.sentence()
 
 
 def test_what_two_pools_agree_on_is_named_once():
@@ -74,6 +74,15 @@ def test_what_two_pools_agree_on_is_named_once():
     )
     assert found.document()["try"] == ["--method kd"]
     assert len(found.document()["evidence"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("its", "options"), [(0.391, ["--method crd --rest ce", "--method kd --rest ce"]), (0.389, None)]
+)
+def test_methods_that_are_about_equal_are_both_named(its, options):
+    found = Finding("a", SURE, 100, "ce", "crd", 0.4, "kd", its, 0.2)
+    suggestion = suggest(n=100, accuracy=SURE, judged=100, has_labels=True, findings=[found])
+    assert suggestion.options == (options or ["--method crd --rest ce"])
 
 
 def test_evidence_is_said_with_what_came_second_and_with_labels_alone():

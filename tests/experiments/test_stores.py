@@ -9,7 +9,8 @@ from experiments.plan import plan_stores
 from experiments.stores import Stores
 from ground.errors import TooNarrow
 from storage.store import Store
-from teacher_cache.teachers import ZooTeacher
+from teacher_cache import prepare
+from teacher_cache.teachers import ZooTeacher, open_teacher
 from tests.experiments.grids import small, write
 
 
@@ -39,13 +40,13 @@ def test_a_grid_goes_on_in_float32_unless_it_asks_for_float16(tmp_path, weights,
 
 
 def test_all_stores_of_a_teacher_are_planned_with_one_that_is_opened_once(tmp_path, weights, monkeypatch):
-    opened, made = [], ZooTeacher.__init__
+    opened = []
 
-    def counted(self, *args, **kwargs):
-        opened.append(self)
-        made(self, *args, **kwargs)
+    def counted(*args):
+        opened.append(open_teacher(*args))
+        return opened[-1]
 
-    monkeypatch.setattr(ZooTeacher, "__init__", counted)
+    monkeypatch.setattr(prepare, "open_teacher", counted)
     sampled = {"sample_seeds": 2, "select": ["random", "balanced"], "test_images": 10}
     grid = read_grid(write(tmp_path / "grid.yaml", small(weights, **sampled)))
     stores, needs = Stores(grid, tmp_path / "out", "cpu"), plan_stores(grid)
