@@ -411,7 +411,8 @@ def _is_grey(looks: Iterable[Look], label: str) -> bool:
 
 def _over(rows: list[dict[str, Any]], *layers: alt.Chart) -> Any:
     """Layers that draw the same rows, which are then there once."""
-    return alt.layer(*layers, data=alt.Data(values=rows))
+    # Of a list each step from here on would be a copy, value by value; a tuple stays what it is.
+    return alt.layer(*layers, data=alt.Data(values=tuple(rows)))
 
 
 def _scale(*, zero: bool = False) -> alt.Scale:

@@ -7,6 +7,7 @@ numbers are copied as printed, in `analysis/paper/*.csv`; an empty cell of table
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
 
 import pandas as pd
@@ -86,7 +87,9 @@ def rkd_dimensions() -> pd.DataFrame:
     return table[["student", "label"]].assign(mean=table["test_accuracy_percent_mean_over_calls"] / 100)
 
 
+@cache
 def _read(name: str) -> pd.DataFrame:
+    """A table as it was copied; not to be changed."""
     with (files("analysis") / "paper" / f"{name}.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
     networks = {column: table[column].map(network_key) for column in ("teacher", "student") if column in table}

@@ -53,10 +53,10 @@ class DemoConfig:
     dataset: str = "digits"
     teacher: str = "resnet20"
     student: str = "resnet8"
-    teacher_epochs: int = 6
+    teacher_epochs: int = 4
     sizes: tuple[int, ...] = (200, 800)
     methods: tuple[str, ...] = ("vanilla", "kd", "ckd")
-    steps: int = 156
+    steps: int = 130
     seed: int = 0
 
 
@@ -75,7 +75,7 @@ def demo_command(out: Path, device: str, as_json: bool) -> None:
 
 def demo(out: Path, config: DemoConfig, compute: Compute) -> list[dict[str, Any]]:
     """The two stages, one after the other; returns the content of run.json of every student."""
-    # A teacher. Yours would be large, remote or billed; this one is trained here in a minute.
+    # A teacher. Yours would be large, remote or billed; this one is trained here in half a minute.
     weights = out / "teacher.safetensors"
     train_demo_teacher(weights, config, compute)
 

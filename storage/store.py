@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -738,6 +738,12 @@ class _StoredRows:
         return self.store.read_sample(self.name, Rows.between(first, last))
 
 
+@cache
+def _installed() -> dict[str, str]:
+    """Versions of the packages that a store depends on, which are read from files."""
+    return {package: version(package) for package in _PACKAGES}
+
+
 def new_manifest(
     identity: Identity,
     *,
@@ -759,7 +765,7 @@ def new_manifest(
         num_test=len(samples["test/labels"]),
         samples={},
         ledger=ledger,
-        versions={package: version(package) for package in _PACKAGES},
+        versions=dict(_installed()),
         sources=sources or {},
     )
 

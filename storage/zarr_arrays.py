@@ -121,8 +121,10 @@ class ZarrArrays(ArrayFile):
 
     def _parts(self, name: str) -> list[Path]:
         """Folder of an array, those above it within ours, and last its metadata."""
-        folder = self.path / name
-        return [folder, *(part for part in folder.parents if part.is_relative_to(self.path)), folder / _METADATA]
+        folders = [self.path]
+        for part in PurePosixPath(name).parts:
+            folders.append(folders[-1] / part)
+        return [*reversed(folders), folders[-1] / _METADATA]
 
     def _layout(self, name: str) -> int:
         """Rows of an array, if it is here and laid out as rows are read.

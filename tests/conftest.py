@@ -213,9 +213,11 @@ def moto_port() -> Iterator[int]:
         yield port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster on this machine; without Ray the test is skipped, or fails where `CKD_REQUIRE_RAY` is 1."""
+    """A Ray cluster on this machine, which is never idle and so ends with its module's tests; without Ray the test is
+    skipped, or fails where `CKD_REQUIRE_RAY` is 1.
+    """
     from tests.ray_cluster import started
 
     if find_spec("ray") is None:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import socket
+import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 # The last is what torch imports when the first optimizer is made.
-_IMPORTED_ONCE = ("experiments.engines.local", "student_train.trainer", "models.evaluation", "torch._dynamo")
+IMPORTED_ONCE = ("experiments.engines.local", "student_train.trainer", "models.evaluation", "torch._dynamo")
 
 
 class _Worker(ForkServerProcess):
@@ -39,10 +44,41 @@ class _Context(ForkServerContext):
 def forked_workers() -> Iterator[None]:
     """In this block a process that is to be spawned is forked."""
     get_context, context = multiprocessing.get_context, _Context()
-    context.set_forkserver_preload(list(_IMPORTED_ONCE))
+    context.set_forkserver_preload(list(IMPORTED_ONCE))
 
     def get(method: str | None = None) -> BaseContext:
         return context if method == "spawn" else get_context(method)
 
     with mock.patch.object(multiprocessing, "get_context", get):
         yield
+
+
+@contextlib.contextmanager
+def started_here(folder: Path) -> Iterator[None]:
+    """In this block workers are forked from a copy of this process as it is now, which has everything imported, instead
+    of from one that imports it first; they meet in a folder.
+
+    The copy ends with this process, however that ends. As a process that is spawned in earnest, workers ignore Ctrl-C.
+    """
+    if sys.version_info >= (3, 14):  # where more is said between the two
+        yield
+        return
+    server, (alive, ours), address = forkserver._forkserver, os.pipe(), str(folder / "workers")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        copy = os.fork()
+        if copy == 0:
+            _fork_workers(listener, alive, ours)
+        os.close(alive)
+        server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, ours, copy
+    yield
+
+
+def _fork_workers(listener: socket.socket, alive: int, ours: int) -> None:
+    try:
+        os.close(ours)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forkserver.main(listener.fileno(), alive, [])
+    finally:
+        os._exit(0)

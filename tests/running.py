@@ -16,10 +16,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -46,13 +48,15 @@ def run_command(
     Args:
         spawn: in a process of its own, for a test of what only that shows: limits, signals, the installed script.
         spawn_workers: have a grid's workers start as they do in earnest, each in seconds; see `grid_workers`.
-        env: added to the environment; a PYTHONPATH is only heeded by a new process, which is then started.
+        env: added to the environment; a PYTHONPATH is only heeded by a new process, which is then begun.
         options: of `subprocess.run`, for a process of its own.
     """
     name, *rest = (str(argument) for argument in arguments)
     added = {**_WIDE, **(env or {})}
-    if not spawn and "PYTHONPATH" not in added:
+    if not spawn:
         assert not options, "these options are for a process of its own: give spawn=True"
+        if "PYTHONPATH" in added:
+            return begin_command(*arguments, env=env, cwd=cwd).completed()
         with contextlib.nullcontext() if spawn_workers else forked_workers():
             return _run_here(name, rest, added, cwd)
     return subprocess.run(
@@ -119,13 +123,92 @@ def _forget(folder: Path, modules: set[str]) -> None:
 
 def run_program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a module of the tests as a program in a process of its own, forked from one that has torch imported."""
-    words, parent = [str(argument) for argument in arguments], _forking_process()
+    words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
-        said = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
-        parent.stdin.write(json.dumps({"module": module, "arguments": words, **said}) + "\n")
-        parent.stdin.flush()
-        code = int(parent.stdout.readline())
-        return subprocess.CompletedProcess([module, *words], code, *(Path(file).read_text() for file in said.values()))
+        said = _files_in(folder)
+        code = _ask({"module": module, "arguments": words, **said})
+        return subprocess.CompletedProcess([module, *words], code, *map(_text_of, said.values()))
+
+
+class Begun:
+    """What is at work in a process of its own, forked likewise, and leads a session; as of `subprocess.Popen`.
+
+    Args:
+        what: the command or the module.
+    """
+
+    def __init__(
+        self, what: Mapping[str, str], arguments: list[str], environment: Mapping[str, str], folder: Path
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = _files_in(self._folder.name)
+        about = {"environment": dict(environment), "folder": str(folder), **self._said}
+        self.args = [*what.values(), *arguments]
+        self.pid: int = _ask({**what, "arguments": arguments, **about})
+        self.returncode: int | None = None
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote so far."""
+        return _text_of(self._said["stderr"])
+
+    def poll(self) -> int | None:
+        """Its exit status, negative for a signal; None while it is there."""
+        if self.returncode is None:
+            self.returncode = _ask({"poll": self.pid})
+        return self.returncode
+
+    def kill(self) -> None:
+        """Have it end at once."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Wait until it ends; what it wrote to stdout and stderr."""
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                self.kill()
+                raise subprocess.TimeoutExpired(self.args, timeout, stderr=self.stderr)
+            time.sleep(0.02)
+        said = _text_of(self._said["stdout"]), self.stderr
+        self._folder.cleanup()
+        return said
+
+    def completed(self) -> subprocess.CompletedProcess[str]:
+        """Wait until it ends; what became of it, as of `subprocess.run`."""
+        stdout, stderr = self.communicate()
+        return subprocess.CompletedProcess(self.args, self.poll(), stdout, stderr)
+
+
+def begin_command(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Begun:
+    """Start an installed command as a user does, and go on; its grid's workers are forked too.
+
+    Args:
+        env: added to the environment.
+    """
+    name, *rest = (str(argument) for argument in arguments)
+    return Begun({"command": name}, rest, os.environ | _WIDE | dict(env or {}), cwd or Path.cwd())
+
+
+def begin_program(module: str, *arguments: object) -> Begun:
+    """Start a module of the tests as a program, and go on."""
+    return Begun({"module": module}, [str(argument) for argument in arguments], os.environ, ROOT)
+
+
+def _files_in(folder: str) -> dict[str, str]:
+    return {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
+
+
+def _text_of(file: str) -> str:
+    return Path(file).read_text() if Path(file).exists() else ""
+
+
+def _ask(job: Mapping[str, object]) -> Any:
+    parent = _forking_process()
+    parent.stdin.write(json.dumps(job) + "\n")
+    parent.stdin.flush()
+    return json.loads(parent.stdout.readline())
 
 
 @functools.cache

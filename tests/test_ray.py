@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,9 @@ from storage.holders import lock_holders
 from storage.ledger import Ledger
 from storage.manifest import FILE_NAME
 from storage.store import BUILD_LOCK, LEDGER_FILE, Store
-from tests.conftest import COMMANDS, run_command
+from tests.conftest import run_command
 from tests.experiments.grids import lasting, run, small, write
+from tests.running import begin_command
 
 # What batches of other sizes may change in the last bits.
 CLOSE = {"train/logits": 1e-4, "train/features/layer1": 2e-3}
@@ -108,15 +108,9 @@ def test_ctrl_c_stops_all_builders_and_loses_nothing(words, tmp_path):
     program, *rest = words
     n, store = 1024, tmp_path / "store"
     engine = ("--n", n, "--batch-size", 4, "--engine", "ray", "--workers", 2)
-    process = subprocess.Popen(
-        [COMMANDS / program, *map(str, (*rest, *engine, "--store", store))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = begin_command(program, *rest, *engine, "--store", store)
     while not ((store / FILE_NAME).exists() and Store.open(store).valid().sum() >= 20):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)

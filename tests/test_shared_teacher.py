@@ -27,9 +27,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
+    """Each fifth image, which is of every class; all of them take most of the time."""
     folder = tmp_path_factory.mktemp("photos")
     with tarfile.open(SHARED / "tin100.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        for place, member in enumerate(archive):
+            if place % 5 == 0:
+                archive.extract(member, folder, filter="data")
     return folder / "tin100"
 
 
@@ -40,7 +43,7 @@ def test_the_real_teachers_outputs_come_back(photos, tmp_path, array_format):
         teacher="wrn40_2",
         weights=weights,
         dataset=f"imagefolder:{photos}",
-        n=256,
+        n=128,
         features="all",
         array_format=array_format,
         store=tmp_path / "store",

@@ -16,6 +16,7 @@ from storage.ledger import Ledger
 from storage.store import LEDGER_FILE, Store
 from tests.conftest import COMMANDS, run_command
 from tests.experiments.grids import lasting, results, run, small, write
+from tests.running import Begun, begin_command
 
 
 @pytest.fixture(scope="module")
@@ -410,15 +411,20 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, weights, built_store
     assert "holds files that no grid made" in refused.stderr
 
 
-def begin(grid: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+def begin(grid: Path, out: Path, *options: object) -> Begun:
+    return begin_command("ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *options)
+
+
+def begin_in_earnest(grid: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    """The installed script, whose workers start as they do for users, each in seconds."""
     command = [COMMANDS / "ckd-pipeline", "run", grid, "--out", out, "--device", "cpu", *map(str, options)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition, process: Begun | subprocess.Popen[str], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.05)
 
@@ -431,9 +437,10 @@ def alive(pid: int) -> bool:
     return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def children(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return children + [other for child in children for other in descendants(child)]
 
 
 LONG = {"methods": ["kd", "ckd"], "n": [96], "store": {"trust_teacher": True}, "training": {"max_evals": 6}}
@@ -456,7 +463,7 @@ def test_a_grid_killed_twice_and_finished_equals_one_that_was_not(tmp_path, weig
     for reached in (lambda: begun(out) >= 1, lambda: num_finished(out) >= 2):
         process = begin(grid, out, "--jobs", 2)
         wait_for(reached, process)
-        workers = children(process.pid)
+        workers = descendants(process.pid)
         process.kill()
         process.communicate()
         deadline = time.monotonic() + 20
@@ -473,7 +480,7 @@ def test_a_grid_killed_twice_and_finished_equals_one_that_was_not(tmp_path, weig
 def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path, weights):
     grid = write(tmp_path / "grid.yaml", small(weights, **LONG))
     out = tmp_path / "out"
-    process = begin(grid, out, "--jobs", 2)
+    process = begin_in_earnest(grid, out, "--jobs", 2)
     wait_for(lambda: begun(out) == 2, process)
     # As a terminal does: to the whole group.
     os.killpg(process.pid, signal.SIGINT)

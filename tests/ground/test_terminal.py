@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from ground.terminal import StopRequest, graceful_stop, stderr, stopped_by
-from tests.conftest import COMMANDS
+from tests.conftest import COMMANDS, run_command
 
 # Prints more than a buffer holds, then a result, and ends with the code it was asked for.
 PROGRAM = """
@@ -114,3 +114,4 @@ def test_a_build_without_a_display_is_a_build(tmp_path, weights, redirection):
     command = f"{COMMANDS / 'ckd-cache'} {words} --batch-size 8 {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"40 new teacher calls; {store} holds 40 of 40 rows whole\n")
+    assert run_command("ckd-cache", *words.split()).stdout.startswith("0 new teacher calls")

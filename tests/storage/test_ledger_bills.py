@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +19,7 @@ from storage.ledger_check import ledger_problems
 from storage.ledger_report import CallFilter, budget_history, count_calls, list_calls
 from storage.ledger_spending import Spending, spending_by, spending_of_teachers, total_of
 from tests.ledgers import TEACHER
+from tests.running import begin_program
 from tests.storage.test_ledger import SESSION, requests, tamper
 
 UPPER = 50_000
@@ -245,31 +244,14 @@ def test_many_threads_share_a_budget_in_money_without_overshooting(ledger):
     assert ledger_problems(ledger) == []
 
 
-_BUILDER = """
-import sys
-from storage.ledger import Ledger
-from tests.storage.test_ledger_bills import SESSION, BudgetRefused, reserve, commit, paid, UPPER
-ledger, worker, made = Ledger(sys.argv[1]), int(sys.argv[2]), 0
-session = ledger.start_session(SESSION)
-for batch in range(30):
-    try:
-        ids = reserve(ledger, session, 1000 * worker + batch, 1)
-    except BudgetRefused:
-        break
-    commit(ledger, ids, {ids[0]: paid(UPPER)})
-    made += 1
-print(made)
-"""
-
-
 @pytest.mark.slow
 def test_processes_share_a_budget_in_money_to_the_last_call(ledger_url):
     with closing(Ledger(ledger_url, create=True)) as ledger:
         ledger.start_session(SESSION)
         ledger.set_budget(TEACHER, "gpt", None, cost_micros=50 * UPPER)
-        command = [sys.executable, "-c", _BUILDER, ledger_url]
-        builders = [subprocess.Popen([*command, str(worker)], stdout=subprocess.PIPE, text=True) for worker in range(8)]
-        made = [int(builder.communicate()[0]) for builder in builders]
+        builders = [begin_program("tests.storage.bill_builder", ledger_url, worker) for worker in range(8)]
+        ended = [builder.completed() for builder in builders]
+        made = [int(builder.stdout) for builder in ended]
         assert sum(made) == 50
         assert amounts(ledger) == (50 * UPPER, 0)
         assert ledger_problems(ledger) == []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.running import ROOT, run_command, run_program
+from tests.running import ROOT, begin_command, run_command, run_program
 
 KILLED, INTERRUPTED = int(signal.SIGKILL), int(signal.SIGINT)
 
@@ -141,17 +139,12 @@ def test_a_batch_of_fewer_rows_than_ranks_is_refused_once_before_anything_is_rea
 @pytest.mark.slow
 @pytest.mark.parametrize("started_as", ["module", "command"])
 def test_torchrun_starts_it(built_store, of_two, tmp_path, started_as):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
     what = {"module": ["-m", "student_train.cli"], "command": [Path(sys.executable).parent / "ckd-train"]}[started_as]
+    # The processes that it starts import everything themselves; only torchrun's own does not.
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [*torchrun, *what, *arguments(built_store, tmp_path / "run")]
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = begin_command(*command, env=environment, cwd=ROOT).completed()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
     assert (tmp_path / "run" / "metrics.csv").read_text() == (of_two / "metrics.csv").read_text()

@@ -43,9 +43,14 @@ from student_train.trainer import Trainer
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
-from tests.conftest import COMMANDS, run_command
+from tests.conftest import run_command
+from tests.running import begin_command, run_program
 
 CPU = Compute(torch.device("cpu"), "fp32")
+
+
+# Two steps an epoch, as of all rows in batches of the usual size.
+SMALL = {"n": 48, "batch_size": 32}
 
 
 def make_trainer(store, out, method="kd", n=None, **settings) -> Trainer:
@@ -85,9 +90,9 @@ def assert_same_run(one, other):
 @pytest.mark.parametrize("method", ["vanilla", "kd", "ckd", "ckd:pairs=all"])
 def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
     for name in ("one", "other"):
-        make_trainer(built_store, tmp_path / name, method, max_evals=2).run(resume=True)
+        make_trainer(built_store, tmp_path / name, method, max_evals=2, **SMALL).run(resume=True)
     assert_same_run(tmp_path / "one", tmp_path / "other")
-    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1).run(resume=True)
+    make_trainer(built_store, tmp_path / "third", method, max_evals=2, seed=1, **SMALL).run(resume=True)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "one", tmp_path / "third")
 
@@ -96,7 +101,7 @@ def test_the_same_seed_gives_the_same_student(built_store, tmp_path, method):
 def test_a_resumed_run_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, method):
     monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
     # A patience of 1 makes plateaus likely, so that going back to the best weights is part of what is resumed.
-    settings = {"max_evals": 7, "patience": 1, "lr": 0.3}
+    settings = {"max_evals": 7, "patience": 1, "lr": 0.3, **SMALL}
     make_trainer(built_store, tmp_path / "whole", method, **settings).run(resume=True)
 
     def die(row):
@@ -121,7 +126,7 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
-    settings = {"max_evals": 7, **RECIPES[recipe]}
+    settings = {"max_evals": 7, **SMALL, **RECIPES[recipe]}
     make_trainer(built_store, tmp_path / "whole", "ckd", **settings).run()
 
     def die(row):
@@ -135,7 +140,7 @@ def test_a_resumed_run_of_another_recipe_equals_an_uninterrupted_one(built_store
     assert len({row["lr"] for row in resumed.state.rows}) > 1, "the test needs a rate that falls"
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
     with pytest.raises(InvalidInput, match="was started with"):
-        make_trainer(built_store, tmp_path / "resumed", "ckd", max_evals=7).run(resume=True)
+        make_trainer(built_store, tmp_path / "resumed", "ckd", max_evals=7, **SMALL).run(resume=True)
 
 
 def test_a_recipe_is_in_the_record_and_the_usual_one_leaves_it_as_it_was(built_store, tmp_path):
@@ -310,8 +315,7 @@ def test_a_store_of_one_class_is_not_trained_from(built_store, tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_end(built_store, tmp_path):
     arguments = train_arguments(built_store, 4)
-    killed = [sys.executable, "-m", "tests.student_train.killed_student", "2", *arguments, "--out", tmp_path / "killed"]
-    child = subprocess.run([str(part) for part in killed], capture_output=True, text=True, check=False)
+    child = run_program("tests.student_train.killed_student", 2, *arguments, "--out", tmp_path / "killed")
     assert child.returncode == -signal.SIGKILL, child.stderr
     for name, more in (("killed", ["--resume"]), ("whole", [])):
         done = run_command("ckd-train", *arguments, "--out", tmp_path / name, *more, env={"OMP_NUM_THREADS": "1"})
@@ -701,14 +705,12 @@ def test_anchoring_changes_no_gradient(built_store, tmp_path):
 def test_an_interrupted_command_goes_on_with_resume(built_store, tmp_path):
     out = tmp_path / "run"
     command = [*train_arguments(built_store, 30), "--out", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [COMMANDS / "ckd-train", *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment
-    )
+    child = begin_command("ckd-train", *command, env={"OMP_NUM_THREADS": "1"})
     while not out.exists():
+        assert child.poll() is None, child.stderr
         time.sleep(0.1)
     time.sleep(1)
-    child.send_signal(signal.SIGINT)
+    os.kill(child.pid, signal.SIGINT)
     _, stderr = child.communicate(timeout=60)
     assert child.returncode == 130, stderr
     assert "go on with the same command and --resume" in stderr

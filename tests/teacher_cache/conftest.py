@@ -10,7 +10,7 @@ from teacher_cache.teachers import ZooTeacher
 from tests.teacher_cache.builders import Builders
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _all_builders():
     if not Path("/proc/self/stat").exists():
         pytest.skip("builders are watched through /proc")

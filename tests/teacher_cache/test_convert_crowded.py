@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,9 @@ from ground.errors import InvalidInput, StoreBusy
 from storage.locks import exclusive_lock
 from storage.store import BUILD_LOCK
 from teacher_cache.convert import convert
-from tests.running import COMMANDS, ROOT
+from tests.running import COMMANDS, run_program
 from tests.teacher_cache.damage import problems
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from storage.store import Store
-from teacher_cache.convert import convert
-
-Store.publish = lambda self, cells: os.kill(os.getpid(), signal.SIGKILL)
-convert(Path(sys.argv[1]), "hdf5", Path(sys.argv[2]))
-"""
 MOUNTED = """
 mount --bind {source} {place} && mount -o remount,bind,ro {place} || exit 77
 {command} convert --store {place} --to hdf5 --out {out}
@@ -35,7 +25,7 @@ mount --bind {source} {place} && mount -o remount,bind,ro {place} || exit 77
 
 def test_what_a_killed_conversion_left_is_replaced_by_the_next_to_the_same_place(tmp_path, built_store):
     out, partial = tmp_path / "out", tmp_path / ".out.convert.partial"
-    killed = subprocess.run([sys.executable, "-c", KILLED, built_store, out], cwd=ROOT, check=False)
+    killed = run_program("tests.teacher_cache.crash_convert", built_store, out)
     assert killed.returncode == -signal.SIGKILL
     assert (partial / "data.h5").is_file()
     assert not out.exists()

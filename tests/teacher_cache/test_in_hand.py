@@ -20,6 +20,7 @@ from storage.store import LEDGER_FILE, Store
 from teacher_cache import answered
 from teacher_cache.build import build
 from teacher_cache.config import ExtensionConfig
+from teacher_cache.datasets import open_dataset
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.prepare import prepare_build
 from teacher_cache.teachers import ZooTeacher
@@ -345,20 +346,23 @@ def test_a_disk_that_is_full_at_any_one_write_drops_no_answer(
     tmp_path, weights, forwards, monkeypatch, array_format, step
 ):
     """Each write, sync and transaction of a build fails once, in a build of its own; of zarr's many files a third."""
-    place = 1 - step
+    place, digits = 1 - step, open_dataset("digits")
+    # Nothing of them is written, and each preparation would load the teacher again.
+    teacher = prepare_build(config_of(tmp_path / "none", weights, array_format, n=12)).teacher
     while True:
         place += step
         folder = tmp_path / f"store-{place}"
         del forwards[:]
         with monkeypatch.context() as patch:
             writes = fail_one_write(patch, place)
-            prepared = prepare_build(config_of(folder, weights, array_format, n=12, batch_size=4))
+            config = config_of(folder, weights, array_format, n=12, batch_size=4)
+            prepared = prepare_build(config, digits, teacher)
             # That of the very last entry of the witness, and what only gives room back, need not end a build.
             with suppress(CKDError, OSError):
                 build(*prepared)
         failed = len(writes) >= place
         made = sum(forwards)
-        report = build(*prepare_build(config_of(folder, weights, array_format, n=12, batch_size=4)))
+        report = build(*prepare_build(config, digits, teacher))
         assert (report.new_calls, report.lost_calls, report.rows_valid) == (12 - made, 0, 12), writes[-1]
         assert totals(folder) == (12, 0, 0), writes[-1]
         assert problems(folder) == [], writes[-1]

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +25,7 @@ from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import fetch, num_objects, publish
 from teacher_cache.rest import Rest
 from tests.conftest import run_command
+from tests.running import begin_program
 from tests.teacher_cache.damage import config_of
 
 URL = ObjectUrl("s3", BUCKET, "stores/one")
@@ -359,14 +358,12 @@ def test_what_is_damaged_in_object_storage_is_not_fetched(built_store, service, 
 @pytest.mark.slow
 def test_a_killed_publication_shows_nothing_and_is_gone_on_with(built_store, service):
     service.slow_seconds = 0.02
-    program = "import sys; from pathlib import Path; from ground.places import ObjectUrl; from teacher_cache.publish "
-    program += "import publish; publish(Path(sys.argv[1]), ObjectUrl.parse(sys.argv[2]))"
-    child = subprocess.Popen([sys.executable, "-c", program, built_store, str(URL)], env={**os.environ})
+    child = begin_program("tests.teacher_cache.publisher", built_store, URL)
     while len(service.objects) < 12:
-        assert child.poll() is None
+        assert child.poll() is None, child.stderr
         time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    assert child.completed().returncode == -signal.SIGKILL
     there = len(service.objects)
     with pytest.raises(StoreUnreadable, match="no store at"):
         Store.open(URL)

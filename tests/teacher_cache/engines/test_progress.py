@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 
 import pytest
 
@@ -11,6 +10,7 @@ from teacher_cache.config import BuildConfig
 from teacher_cache.engines.progress import StoreProgress
 from teacher_cache.prepare import prepare_build
 from tests.conftest import COMMANDS, run_command
+from tests.running import begin_command
 
 
 def test_progress_is_of_the_store_and_not_of_one_builder(stores, tmp_path, weights):
@@ -31,9 +31,9 @@ def test_processes_that_torchrun_starts_divide_a_store(tmp_path, weights):
     words = ("--teacher", "resnet8", "--weights", weights, "--trust-teacher", "--dataset", "digits", "--n", 320)
     # Without the dashes torchrun reads the command's options as well, and there is more than one of its own that --n is
     # short for.
-    launch = (COMMANDS / "torchrun", "--standalone", "--nproc-per-node", 2, "--", COMMANDS / "ckd-cache", "build")
+    launch = ("torchrun", "--standalone", "--nproc-per-node", 2, "--", COMMANDS / "ckd-cache", "build")
     command = [*launch, *words, "--batch-size", 4, "--store", store]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
+    done = begin_command(*command).completed()
     assert done.returncode == 0, done.stderr
     said = re.findall(
         rf"^builder (\d) of 2: (\d+) new teacher calls; {store} holds 320 of 320", done.stdout, re.MULTILINE

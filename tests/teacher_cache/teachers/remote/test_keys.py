@@ -16,6 +16,7 @@ from models.names import canonical_name, identity_name
 from teacher_cache.teachers.elsewhere import RemoteOptions
 from teacher_cache.teachers.remote.keys import Key, refuse_secrets
 from tests.conftest import run_command
+from tests.running import begin_command
 from tests.teacher_cache.teachers.remote.asking import noise, opened, said_by, teacher_of
 
 KEY = "k3yThatNobodyMaySee0123456789"
@@ -138,8 +139,8 @@ def test_a_key_prints_as_its_variable():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("faults", "spawn"), [(("",), True), (("400",), False), (("invalid-json",), False)])
-def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, faults, spawn):
+@pytest.mark.parametrize(("faults", "apart"), [(("",), True), (("400",), False), (("invalid-json",), False)])
+def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, faults, apart):
     behaviour = Behaviour(key=key, repeats_key=True, classes=tuple("0123456789"), first=faults * 400)
     with running(behaviour) as server:
         outputs = []
@@ -147,7 +148,8 @@ def test_a_command_prints_and_writes_it_nowhere_with_debug_too(tmp_path, key, fa
             ["teacher", f"v2:{server.url}/any"],
             ["build", "--teacher", f"v2:{server.url}/any", "--dataset", "digits", "--n", "20", "--store", "store"],
         ):
-            done = run_command("ckd-cache", "--debug", *arguments, cwd=tmp_path, spawn=spawn)
+            words = ("ckd-cache", "--debug", *arguments)
+            done = begin_command(*words, cwd=tmp_path).completed() if apart else run_command(*words, cwd=tmp_path)
             outputs += [done.stdout, done.stderr]
     assert key not in "".join(outputs)
     for path in tmp_path.rglob("*"):
