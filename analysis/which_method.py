@@ -21,7 +21,7 @@ FEWEST_JUDGED = 43
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found on one pool, of kd, dist, crd and ckd, each at its own rate.
+    """What was found on one pool, of kd, dist, crd and ckd, each at its own rate; with 400 and 800 calls, kd and ckd.
 
     Args:
         pool: for people.
@@ -113,6 +113,8 @@ _FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, 
         (
             (200, None, "ckd", 8.8, "dist", 6.6),
             (200, "ce:weight=4", "ckd", 21.5, "kd", 15.8),
+            (400, "ce:weight=2", "ckd", 24.0, "kd", 19.3),
+            (800, "ce", "ckd", 25.2, "kd", 21.6),
             (1600, None, "ckd", 25.0, "dist", 23.0),
             (1600, "ce", "ckd", 27.4, "dist", 26.6),
         ),
@@ -124,6 +126,8 @@ _FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, 
         (
             (200, None, "crd", 10.4, "kd", 10.3),
             (200, "ce:weight=4", "kd", 49.8, "crd", 47.0),
+            (400, "ce:weight=2", "kd", 52.6, "ckd", 46.8),
+            (800, "ce:weight=2", "kd", 53.2, "ckd", 45.2),
             (1600, None, "dist", 43.2, "crd", 42.4),
             (1600, "ce", "kd", 55.7, "crd", 54.0),
         ),
