@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent
 def started(cpus: int) -> Iterator[str]:
     """The address of a cluster that ends with the block, or with this process."""
     words = [sys.executable, "-m", "tests.ray_cluster", str(cpus)]
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # Ray kills workers of a machine whose memory is nearly full, whoever fills it; what is killed here tests say.
+    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         yield process.stdout.readline().strip()
     finally:
