@@ -74,7 +74,7 @@ def estimate(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None =
     stores.check_labels()
     stores.check_proxies(runs)
     asked = dict(_with_stand_in(stores, need) for need in plan_stores(grid))
-    plans = {need: stores.plan(need, teacher) for need, teacher in asked.items()}
+    plans = stores.plan_all(asked)
     tests = [stores.plan_test(need, asked[need]) for need in one_a_teacher(asked) if grid.test_images]
     fingerprints = {need.folder: plan.fingerprint for need, plan in plans.items()}
     require_same_teachers(fingerprints, runs, config.out)

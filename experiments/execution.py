@@ -104,7 +104,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         stores.check_proxies(runs)
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
-        plans = {need: stores.plan(need) for need in needs}
+        plans = stores.plan_all(dict.fromkeys(needs))
         tests = {need: stores.plan_test(need) for need in one_a_teacher(needs) if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         turns = _turns(grid, needs, config.out)
@@ -188,6 +188,7 @@ class _Work:
                 self.outcome.new_calls += self.stores.make(need, self.plans[need], self.due, most)
             except StudentsMissing as error:
                 self._give_up(need, str(error))
+            self.plans[need].let_go()
             # It is extended now.
             self.plans[need] = replace(self.plans[need], extension=None)
         ready = [

@@ -4,7 +4,7 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,6 +74,11 @@ class StorePlan:
     def seconds(self) -> float:
         """An estimate for the calls still to be made; how fast a teacher elsewhere is, only its limits say."""
         return sum(part.seconds() or 0.0 for part in self._parts)
+
+    def let_go(self) -> None:
+        """Hold no images, while others are planned or students are trained; whoever needs them decodes them again."""
+        for part in self._parts:
+            part.shown.let_go()
 
     @property
     def fingerprint(self) -> str:
@@ -246,6 +251,15 @@ class Stores:
             budget = account.budget if self.grid.store.budget is None else self.grid.store.budget
             check_budget(need.teacher, spent=account.spent, budget=budget, wanted=plan.new_calls)
         return plan
+
+    def plan_all(self, needs: Mapping[StoreNeed, Teacher | None]) -> dict[StoreNeed, StorePlan]:
+        """As `plan`, of each with its stand-in. The images of a single store are held, and of several those of none."""
+        plans = {}
+        for need, stand_in in needs.items():
+            plans[need] = self.plan(need, stand_in)
+            if len(needs) > 1:
+                plans[need].let_go()
+        return plans
 
     def make(self, need: StoreNeed, plan: StorePlan, runs: Sequence[PlannedRun] = (), most: int | None = None) -> int:
         """Make the store hold what the grid needs; returns the calls that were made.

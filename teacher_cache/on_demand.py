@@ -27,9 +27,10 @@ class HeldRows:
     def __init__(self, source: RowSource, count: int, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.row_shape = row_shape
         self._source = source
+        self._making = threading.Lock()
+        # Takes no memory before rows are written.
         self._rows = np.empty((count, *row_shape), dtype)
         self._is_made = np.zeros(count, dtype=np.bool_)
-        self._making = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,6 +45,12 @@ class HeldRows:
         self._make(np.unique(index))
         taken: np.ndarray = self._rows[index]
         return taken
+
+    def let_go(self) -> None:
+        """Hold none; those that are asked for again are made again."""
+        with self._making:
+            self._rows = np.empty_like(self._rows)
+            self._is_made[:] = False
 
     def _make(self, index: np.ndarray) -> None:
         with self._making:

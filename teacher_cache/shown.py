@@ -69,6 +69,11 @@ class Shown:
             len(self.views), lambda rows: input_digests(self.images[rows], self.views[rows], geometry), step
         )
 
+    def let_go(self) -> None:
+        """Hold no images; those that are asked for again are decoded again. Digests stay known."""
+        if isinstance(self.images, HeldRows):
+            self.images.let_go()
+
     def kept_in(self, store: Store) -> Shown:
         """The same, with images that are not held read from a store that has them all, and checked."""
         return self if isinstance(self.images, HeldRows) else replace(self, images=store.samples()[IMAGES])

@@ -1,4 +1,4 @@
-"""The stores of a grid whose teacher says what float16 cannot hold."""
+"""The stores of a grid: what their answers are kept as, and what is opened and held to plan them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from experiments.stores import Stores
 from ground.errors import TooNarrow
 from storage.store import Store
 from teacher_cache import prepare
+from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.teachers import ZooTeacher, open_teacher
 from tests.experiments.grids import small, write
 
@@ -50,8 +51,27 @@ def test_all_stores_of_a_teacher_are_planned_with_one_that_is_opened_once(tmp_pa
     sampled = {"sample_seeds": 2, "select": ["random", "balanced"], "test_images": 10}
     grid = read_grid(write(tmp_path / "grid.yaml", small(weights, **sampled)))
     stores, needs = Stores(grid, tmp_path / "out", "cpu"), plan_stores(grid)
-    plans = [stores.plan(need) for need in needs]
+    plans = stores.plan_all(dict.fromkeys(needs))
     assert len(plans) == 4
-    assert stores.plan_test(needs[0]).teacher is plans[0].build.teacher
+    assert stores.plan_test(needs[0]).teacher is plans[needs[0]].build.teacher
     assert len(opened) == 1
-    assert len({plan.fingerprint for plan in plans}) == 1
+    assert len({plan.fingerprint for plan in plans.values()}) == 1
+
+
+def test_of_several_stores_that_are_planned_no_images_are_held(tmp_path, weights, monkeypatch):
+    read, indices = MadeSplit.read, list[int]()
+
+    def noted(self, index):
+        indices.extend(index.tolist())
+        return read(self, index)
+
+    monkeypatch.setattr(MadeSplit, "read", noted)
+    grid = read_grid(write(tmp_path / "grid.yaml", small(weights, sample_seeds=2)))
+    stores = Stores(grid, tmp_path / "out", "cpu")
+    for needs in (plan_stores(grid), plan_stores(grid)[:1]):
+        plans = stores.plan_all(dict.fromkeys(needs))
+        shown = plans[needs[0]].build.shown
+        indices.clear()
+        shown.images[0:48]
+        # Those of a single store are there since its calls were counted.
+        assert len(indices) == (48 if len(needs) > 1 else 0)

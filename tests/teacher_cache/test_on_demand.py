@@ -36,6 +36,16 @@ def test_rows_are_read_once_and_none_that_nobody_asks_for():
     assert sum(last - first for first, last in source.asked) == 40
 
 
+def test_rows_that_were_let_go_are_made_again_and_are_the_same():
+    source = Source(50)
+    held = HeldRows(source, 40, (2,), np.dtype(np.int64))
+    before = held[3:6].copy()
+    held.let_go()
+    np.testing.assert_array_equal(held[3:6], before)
+    assert source.asked == [(3, 6), (3, 6)]
+    assert len(held) == 40
+
+
 def test_digests_are_made_a_few_at_first_and_more_for_who_goes_on():
     made = list[tuple[int, int]]()
 
