@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 
 
 def finding(pool: str, right: float, n: int, method: str, rest: str | None = None) -> Finding:
-    return Finding(pool, right, n, rest, method, 0.4, "kd", 0.3, 0.2)
+    return Finding(pool, right, n, rest, method, 0.4, "kd", rest, 0.3, 0.2)
 
 
 SURE, UNSURE = (0.99, 0.6)
@@ -77,10 +77,10 @@ def test_what_two_pools_agree_on_is_named_once():
 
 
 @pytest.mark.parametrize(
-    ("its", "options"), [(0.391, ["--method crd --rest ce", "--method kd --rest ce"]), (0.389, None)]
+    ("its", "options"), [(0.391, ["--method crd --rest ce", "--method kd --rest ce:weight=4"]), (0.389, None)]
 )
 def test_methods_that_are_about_equal_are_both_named(its, options):
-    found = Finding("a", SURE, 100, "ce", "crd", 0.4, "kd", its, 0.2)
+    found = Finding("a", SURE, 100, "ce", "crd", 0.4, "kd", "ce:weight=4", its, 0.2)
     suggestion = suggest(n=100, accuracy=SURE, judged=100, has_labels=True, findings=[found])
     assert suggestion.options == (options or ["--method crd --rest ce"])
 
@@ -102,7 +102,10 @@ def test_every_finding_is_in_the_tables_and_is_a_method(found):
     [table] = [text for text in tables if f"Labels alone: {100 * found.alone:.1f}." in text]
     headings = next(line for line in table.splitlines() if line.startswith("| | ")).split("|")
     column = next(place for place, text in enumerate(headings) if text.strip() == f"{found.n:,} calls")
-    for method, reached in ((found.method, found.reached), (found.runner_up, found.its)):
-        name = f"| `{method}`{', labels of the rest' if found.rest else ''} |"
-        row = next(line for line in table.splitlines() if line.startswith(name))
-        assert row.split("|")[column].split()[0] == f"{100 * reached:.1f}"
+    best, other = (found.method, found.rest, found.reached), (found.runner_up, found.its_rest, found.its)
+    for method, rest, reached in (best, other):
+        name = f"| `{method}`{', labels of the rest' if rest else ''} |"
+        cell = next(line for line in table.splitlines() if line.startswith(name)).split("|")[column]
+        assert cell.split()[0] == f"{100 * reached:.1f}"
+        weight = re.search(r", x(\d)", cell)
+        assert rest == (f"ce:weight={weight[1]}" if weight else "ce" if rest else None)
