@@ -105,7 +105,7 @@ class Advice:
         return self.pilot > 0 and self.n > FARTHEST * self.pilot
 
     def document(self) -> dict[str, Any]:
-        """For --json."""
+        """For --json, but for what is said of it to people."""
         return {
             "n": self.n,
             "pilot_images": self.pilot,
@@ -120,7 +120,6 @@ class Advice:
             "rates": list(self.rates),
             "verdict": str(self.decision.verdict),
             "buy": self.decision.n,
-            "sentences": self.sentences(),
         }
 
     def sentences(self) -> list[str]:
