@@ -191,9 +191,10 @@ class Stores:
 
     def check_proxies(self, runs: Iterable[PlannedRun]) -> None:
         """Raise `InvalidInput` with the line if a proxy is not of the store that its run learns from, or drew on other
-        answers.
+        answers; of one that nothing vouches for, warn once.
         """
         entries, proofs = {entry.label: entry for entry in self.grid.methods}, RunProofs()
+        doubts = []
         for run in runs:
             for proxy in (proxy for spec in run.spec.rest for proxy in spec.proxies):
                 folder = self.out / run.store
@@ -202,9 +203,12 @@ class Stores:
                         raise InvalidInput(
                             f"the proxy {proxy.folder} cannot be of {folder}, which is not there yet; train one from it"
                         )
-                    proxy.require_of(Store.open(folder), run.n, proofs, exactly=not run.spec.asks_teacher)
+                    doubt = proxy.require_of(Store.open(folder), run.n, proofs, exactly=not run.spec.asks_teacher)
                 except CKDError as error:
                     raise refused_of(self.grid, entries[run.label], error) from error
+                doubts += [] if doubt is None else [doubt]
+        for doubt in dict.fromkeys(doubts):
+            note(doubt)
 
     def with_weights(self, need: StoreNeed) -> StoreNeed:
         """The need with the file of a teacher that the grid trains; trains it if it is not there."""
