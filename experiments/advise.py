@@ -211,13 +211,13 @@ def foresee(grid: Grid, config: ExecutionConfig, question: Question) -> Estimate
 def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Grid, ImageDataset]:
     """The grid with its sizes, and without what takes labels where there are too few."""
     dataset = open_images(grid)
-    # Refused before any call if there are fewer images.
-    sample = draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
+    # Refused before any call if there are fewer images than one thinks of; without a pilot nothing is said of those.
+    sample = draw_sample(len(dataset.train), question.n if pilot else 2, grid.store.seed, dataset.is_labelled)
     # By a quarter of a pilot, students that know all labels are chosen badly; validation images cost no call.
     room = _laid_out(grid, config.out) or min(_ROOM * (pilot or _USUAL_PILOT), len(sample.images))
     # Nested in each other, so that all three are one purchase.
-    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
+    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n, len(sample.images)),)
     budget = pilot * grid.store.views if pilot else None
     grid = replace(grid, sizes=sizes, room=room, store=replace(grid.store, budget=budget))
     if not pilot:

@@ -147,8 +147,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
             an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
         init_calls: calls behind the weights that it began with, as their file says; not there where it says none.
         rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
-        unproven_proxies: digests of the weights of proxies, in its recipe or behind those, that nothing vouched for; not
-            there where something did for all.
+        unproven_proxies: digests of the weights of those proxies, in its recipe or behind others, that nothing vouched
+            for; not there where there were none.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
         threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;

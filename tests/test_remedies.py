@@ -163,6 +163,26 @@ def test_a_new_store_needs_a_teacher(tmp_path):
         assert "Missing option '--teacher'" in refused.stderr
 
 
+def test_a_build_without_a_call_says_how_labels_alone_are_trained_on(photo_store, place, photos, two_classes):
+    own = ("--dataset", f"imagefolder:{photos.name}", "--image-size", 24)
+    new = run(
+        "ckd-cache", "build", "--n", 0, "--teacher", "resnet8", "--weights", two_classes.name, "--store", "none", *own
+    )
+    assert new.returncode == 2
+    assert "--n 0 asks the teacher about no image" in new.stderr
+    assert not (place / "none").exists()
+    advice = run(*suggestion(new.stderr), "--seeds", 1, "--max-evals", 1, "--device", "cpu", "--jobs", 1, "--json")
+    said = json.loads(succeeded(advice))
+    assert (said["calls_made"], said["labels_alone"]["runs"], said["labelled_images"]) == (0, 1, 20)
+    # A store that is there has labels already.
+    there = run("ckd-cache", "build", "--n", 0, "--store", photo_store.name)
+    assert there.returncode == 2
+    trained = run(*suggestion(there.stderr), "--student", "resnet8", "--max-evals", 1, "--device", "cpu", "--out", "r")
+    succeeded(trained)
+    record = json.loads(Path("r", "run.json").read_text())
+    assert (record["n"], record["teacher_calls"], record["labelled_rows"]) == (0, 0, 8)
+
+
 def test_an_extension_keeps_its_features_in_the_type_of_the_stores(photo_store, two_classes):
     added = ("--store", photo_store, "--features", "stem", "--weights", two_classes, "--yes", "--device", "cpu")
     succeeded(run("ckd-cache", "extend", *added))
