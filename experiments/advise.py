@@ -13,13 +13,13 @@ from analysis.labels_only import of_labels_alone
 from analysis.results import chosen, collect
 from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
-from experiments.execution import ExecutionConfig, Outcome, execute
+from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, labels_alone, single_grid
 from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from experiments.weights import Form, Forms
 from ground.durable import write_json
-from ground.errors import CKDError, InvalidInput, StoreIncomplete
+from ground.errors import InvalidInput
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.store_ledger import own_ledger
@@ -182,13 +182,13 @@ def advise(
     """
     grid, dataset = _fitted(grid, config, question)
     if grid.labels_only is not None:
-        _executed(grid, replace(config, asks=False), dataset)
+        execute_whole(grid, replace(config, asks=False), dataset)
         measured = Measured.of(of_labels_alone(chosen(collect(config.out))))
         assert measured is not None, "a run that did not fail has a result"
         on_labels(measured)
     new_calls = 0
     if question.pilot:
-        new_calls = _executed(grid, config, dataset).new_calls
+        new_calls = execute_whole(grid, config, dataset).new_calls
     [pair], method = grid.pairs, grid.methods[0].text
     advice = advice_of(collect(config.out), n=question.n, pilot=question.pilot, worth=question.worth)
     answer = Answer(
@@ -232,20 +232,6 @@ def _laid_out(grid: Grid, out: Path) -> int:
     [need] = plan_stores(grid)
     folder = out / need.folder
     return Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0
-
-
-def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Outcome:
-    """As `execute`; raises `CKDError` for a run that failed, and for a store that cannot be given a method's layers."""
-    try:
-        outcome = execute(grid, config, dataset)
-    except StoreIncomplete as error:
-        raise InvalidInput(
-            f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
-            "them while it has rows without an answer; give another --out"
-        ) from error
-    for run, reason in outcome.failed.items():
-        raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
-    return outcome
 
 
 def _suggested(grid: Grid, out: Path, advice: Advice) -> Suggestion | None:

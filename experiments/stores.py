@@ -4,6 +4,7 @@ more.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -161,8 +162,8 @@ class Stores:
         """Of each sample's images, those of the rest that is kept last."""
         train, is_labelled = self.dataset.train, self.dataset.is_labelled
         samples = [draw_sample(len(train), grid.sizes[-1], seed, is_labelled) for seed in grid.samples]
-        kept = slice(None if grid.store.rest is None else grid.sizes[-1] + grid.store.rest)
-        return [torch.from_numpy(train.labels[sample.images[kept]]) for sample in samples]
+        most = None if grid.store.rest is None else max(grid.sizes[-1] + grid.store.rest, grid.room or 0)
+        return [torch.from_numpy(train.labels[sample.images[:most]]) for sample in samples]
 
     def check_labels(self) -> None:
         """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have, or learns from
@@ -293,8 +294,9 @@ class Stores:
         if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room:
             return
         config = self._build_config(need, folder, [*prepared.plan.identity.features], room)
-        config = replace(config, budget=None)  # room for more answers than may be paid for
-        lay_out(*prepare_build(config, self.images_of(need.teacher), prepared.teacher))
+        config = replace(config, budget=sys.maxsize)  # room for more answers than may be paid for: none is
+        made = prepare_build(config, self.images_of(need.teacher), prepared.teacher)
+        lay_out(*made, budget=self.grid.store.budget)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]
