@@ -22,7 +22,7 @@ from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store
 from teacher_cache.config import CallConfig, division_of
 from teacher_cache.datasets import ImageDataset, open_dataset
-from teacher_cache.datasets.registry import DATASETS, takes_path
+from teacher_cache.datasets.registry import DATASETS, may_be, takes_path
 from teacher_cache.plan import free_bytes
 from teacher_cache.rest import Rest, rest_to_keep
 from teacher_cache.rounds import bought_by_rules
@@ -125,7 +125,7 @@ def _opened(store: Store, name: str, **options: Any) -> ImageDataset:
     """A data set; what cannot be the store's by its name is not looked for."""
     own = store.manifest.identity.dataset.name
     field = f"dataset.name (store: {own}, asked: {name})"
-    if name.partition(":")[0] in DATASETS and name != own and not (takes_path(name) and takes_path(own)):
+    if not may_be(name, own):
         raise _another(store, name, field)
     try:
         return open_dataset(name, **options)
@@ -137,9 +137,8 @@ def _opened(store: Store, name: str, **options: Any) -> ImageDataset:
 
 
 def _another(store: Store, name: str, difference: str) -> IdentityMismatch:
-    own = store.manifest.identity.dataset.name
-    kind = own.partition(":")[0]
-    remedy = f"give the very same, with --dataset {kind}:{DATASETS[kind].place}" if takes_path(own) else "leave it out"
+    own, options = store.manifest.identity.dataset.name, store.image_options
+    remedy = f"give the very same, with --dataset {options['dataset']}" if takes_path(own) else "leave it out"
     return IdentityMismatch(
         f"{store.place} is of the data set {own}, and --dataset {name} is not the one that it was built from: "
         f"{difference}; {remedy}"

@@ -150,6 +150,14 @@ def test_a_setting_that_is_given_and_differs_is_refused_by_name(photo_store, pho
     assert Manifest.load(photo_store).n == 8
 
 
+def test_another_data_set_is_refused_by_name_before_it_is_looked_for(photo_store):
+    for other in ("cifar100", "digits"):
+        refused = run("ckd-cache", "build", "--store", photo_store, "--n", 16, "--dataset", other)
+        assert refused.returncode == 2
+        assert f"another dataset.name (store: imagefolder:my photos, asked: {other})" in refused.stderr
+        assert "--download" not in refused.stderr
+
+
 def test_digits_are_grown_by_store_and_n_alone(tmp_path, built_store, weights):
     store = shutil.copytree(built_store, tmp_path / "store")
     grown = run("ckd-cache", "build", "--store", store, "--n", 100, "--weights", weights, "--device", "cpu", "--json")

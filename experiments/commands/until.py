@@ -134,7 +134,7 @@ def _verdict(answer: Purchase) -> str:
     last = answer.steps[-1]
     at = f"validation {last.val_accuracy:.4f}{_beside_labels(answer)}"
     if answer.reached and not last.n:
-        return f"{answer.target:g} is reached by labels alone: {at}; nothing was bought"
+        return f"{answer.target:g} is reached by labels alone: {at}; nothing is bought"
     with_calls = f"with {answer.calls} teacher calls"
     if answer.reached:
         return f"{answer.target:g} is reached {with_calls}: {at}"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ground.errors import InvalidInput, suggested
+from ground.errors import IdentityMismatch, InvalidInput, suggested
 from ground.geometry import VIEW_POLICIES
 from ground.launched import Launched
 from ground.options import StorePlace, json_option
@@ -48,7 +48,7 @@ from teacher_cache.commands.options import (
     rest_option,
 )
 from teacher_cache.config import BuildConfig, settings_of
-from teacher_cache.datasets.registry import takes_path
+from teacher_cache.datasets.registry import may_be, takes_path
 from teacher_cache.engines.progress import StoreProgress
 from teacher_cache.engines.ray_build import RayEngine, build_with_ray
 from teacher_cache.plan import BuildPlan
@@ -297,6 +297,11 @@ def _own_settings(folder: Place, given: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput(
             f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
             f"{Store.open(folder).build_command(given['n'])}"
+        )
+    if context.get_parameter_source("dataset") is not ParameterSource.DEFAULT and not may_be(given["dataset"], dataset):
+        raise IdentityMismatch(
+            f"{folder} was built from another dataset.name (store: {dataset}, asked: {given['dataset']}); leave out "
+            "what the store says itself, or give another --store"
         )
     if not takes_path(given["dataset"]):
         for name in ("image_size", "crop_pct", "split", "split_seed"):

@@ -203,7 +203,7 @@ def test_where_labels_alone_are_enough_nothing_is_bought(from_labels, weights, t
     if lines:
         reached, kept = done.stdout.splitlines()[-2:]
         validation = np.mean([run["best_val_accuracy"] for run in alone.values()])
-        assert reached == f"0.01 is reached by labels alone: validation {validation:.4f}; nothing was bought"
+        assert reached == f"0.01 is reached by labels alone: validation {validation:.4f}; nothing is bought"
         assert kept.startswith("every run is in")
     else:
         said = json.loads(done.stdout)
