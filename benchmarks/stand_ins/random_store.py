@@ -17,7 +17,8 @@ from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
 from storage.schema import OutputSpec, parameter_array
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 
 TEACHER, CLASSES = "wrn_40_2", 100
 _AT_ONCE = 64

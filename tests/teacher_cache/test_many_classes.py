@@ -16,7 +16,8 @@ from storage.answers import AnswerForm
 from storage.ledger import Ledger
 from storage.manifest import TeacherIdentity
 from storage.rows import Rows
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.commands.info import describe
