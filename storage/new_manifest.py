@@ -12,7 +12,8 @@ import numpy as np
 
 from storage.blocks import RowSource
 from storage.formats import FORMATS
-from storage.manifest import Identity, Manifest
+from storage.identity import Identity
+from storage.manifest import Manifest
 from storage.schema import UNLABELLED
 
 _PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")

@@ -25,8 +25,9 @@ from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
+from storage.identity import Identity
 from storage.locks import exclusive_lock
-from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
+from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Manifest, Round
 from storage.new_manifest import counted, new_manifest
 from storage.row_places import Appended, asked_of_the_rest, neighbours, runs_of_places
 from storage.rows import Rows

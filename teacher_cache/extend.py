@@ -22,8 +22,9 @@ from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
 from models.names import CALL_PRECISIONS
+from storage.identity import Identity, TeacherIdentity, require_same
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, TeacherIdentity, require_same
+from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import OutputSpec
 from storage.store import Store
 from storage.store_folder import CELL_LOCK

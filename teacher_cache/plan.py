@@ -13,8 +13,9 @@ import numpy as np
 
 from ground.errors import DiskFull, InvalidInput
 from ground.places import ObjectUrl, Place, only_read
+from storage.identity import Identity, require_same
 from storage.ledger_records import RecordedCall
-from storage.manifest import Identity, Round, is_store, require_same
+from storage.manifest import Round, is_store
 from storage.rows import Rows
 from storage.schema import CHUNK_ROWS, OutputSpec, RowsOf
 from storage.spool import room_bytes

@@ -80,6 +80,7 @@ TESTED_ELSEWHERE = {
     "storage/hdf5_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with h5py",
     "storage/zarr_arrays.py": "test_arrays.py and test_store.py: one suite for both formats, read back with zarr",
     "storage/zarr_library.py": "test_arrays.py and test_store.py: what the library makes is what both read",
+    "storage/identity.py": "test_manifest.py: what one may say; test_store.py: what differs is named, field by field",
     "storage/inspection.py": "test_verify.py: what it finds is what verify says",
     "storage/ledger_accounts.py": "test_ledger.py and test_ledger_bills.py: totals, and budgets that stop",
     "storage/ledger_journal.py": "test_ledger.py: what is chained, and found by its hash",

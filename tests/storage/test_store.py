@@ -11,8 +11,9 @@ import pytest
 import zarr
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
+from storage.identity import require_same
 from storage.locks import FileLock
-from storage.manifest import Manifest, require_same
+from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import OutputSpec, RowCounts, output_array
 from storage.store import Store, runs_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from storage.answers import AnswerForm
+from storage.identity import TeacherIdentity
 from storage.ledger import Ledger
-from storage.manifest import TeacherIdentity
 from storage.rows import Rows
 from storage.store import Store
 from storage.store_folder import LEDGER_FILE
