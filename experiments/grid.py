@@ -26,7 +26,7 @@ from models import canonical_name
 from models.names import is_code
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
-from storage.manifest import MAX_VIEWS
+from storage.identity import MAX_VIEWS
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_losses, parse_method
 from student_train.protocol import ProtocolConfig

@@ -238,7 +238,7 @@ def _learned(grid: Grid, entry: MethodEntry, form: Form, out: Path, n: int, seed
     except CKDError as error:
         raise refused_of(grid, entry, error) from error
     spec = replace(form.spec, rest=rest)
-    return _Learned(form, spec, spec.describe())
+    return _Learned(form, spec, spec.describe(n))
 
 
 def _require_drawn(grid: Grid, entry: MethodEntry, configs: Iterable[TrainConfig]) -> None:

@@ -402,6 +402,7 @@ class Trainer:
             "labelled_rows": labelled,
             "unlabelled_rows": seen - answered - labelled,
             "rest": tuple(spec.text for spec in self.method.rest) or UNSET,
+            "rest_weights": {term.loss.name: term.weight for term in self.rest} or UNSET,
         }
 
     def settings(self) -> RunSettings:
@@ -432,7 +433,7 @@ class Trainer:
                 schedule=UNSET if config.protocol.schedule == AtPlateaus.name else config.protocol.schedule,
                 steps_per_eval=config.protocol.steps_per_eval or UNSET,
             ),
-            recipe=self.method.describe(),
+            recipe=self.method.describe(self.data.num_asked),
             n=self.data.num_asked,
             precision=self.data.compute.precision,
             store_id=self.data.manifest.store_id,

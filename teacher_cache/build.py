@@ -17,9 +17,11 @@ from storage.blocks import RowSource
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.manifest import FILE_NAME
+from storage.new_manifest import new_manifest
 from storage.objects import Objects
 from storage.schema import SOURCE_INDEX
-from storage.store import BUILD_LOCK, CELL_LOCK, Store, new_manifest, prepare_folder
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, CELL_LOCK, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.build_report import BuildReport
 from teacher_cache.builder import Builder

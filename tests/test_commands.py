@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import run_command
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from ground.views import evaluation_batches
 from models import Network, read_metadata
 from models.compute import Compute
 from models.trained_on import TrainedOn
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.run_proof import RunProofs
 from storage.run_record import STUDENT_FILE, RunRecord
 from storage.store import Store

@@ -65,17 +65,26 @@ class RestSpec:
         """Whether answers of the teacher are behind what its proxies say."""
         return any(run.record.teacher_calls for run in self.proxies)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything that makes it what it is, in plain values."""
-        return {"loss": self.name, **self.make().describe()}
+    def describe(self, *, beside_answers: bool = True) -> dict[str, Any]:
+        """Everything that makes it what it is, in plain values.
+
+        Args:
+            beside_answers: whether rows that were asked about are learned from too. Labels that are alone have nothing
+                to be weighed against, which is written as a weight of 1.
+        """
+        said = {"loss": self.name, **self.make().describe()}
+        return said if beside_answers or said["weight"] is not None else said | {"weight": 1.0}
 
 
 def default_of_rest(text: str, setting: str) -> Any:
-    """What a loss of the rest, as it is written, has for a setting that is not given; raises `UnknownName` for none."""
+    """What a loss of the rest, as it is written, has for a setting that is not given, 1 for a weight that follows from
+    the rows; raises `UnknownName` for no loss.
+    """
     name = text.partition(":")[0]
     if name not in REST_LOSSES:
         raise UnknownName("loss of the rest", name, REST_LOSSES)
-    return inspect.signature(REST_LOSSES[name]).parameters[setting].default
+    default = inspect.signature(REST_LOSSES[name]).parameters[setting].default
+    return 1.0 if default is None else default
 
 
 def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from models import create_model, save_weights
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import run_command
 
 STORE = Path("stores", "resnet8-digits")

@@ -16,7 +16,7 @@ from scipy.stats import linregress
 from experiments.grid import ALL_LABELS
 from models import create_model, save_weights
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import run_command
 
 

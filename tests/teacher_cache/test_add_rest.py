@@ -23,7 +23,8 @@ from ground.errors import (
 from ground.places import ObjectUrl
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from teacher_cache import add_rest as module
 from teacher_cache.add_rest import ImageOptions, add_rest
 from teacher_cache.build import build

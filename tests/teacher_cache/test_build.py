@@ -27,7 +27,8 @@ from storage.ledger import Ledger
 from storage.locks import FileLock
 from storage.rows import Rows
 from storage.schema import output_array
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build, lay_out, store_arrays
 from teacher_cache.config import BuildConfig
