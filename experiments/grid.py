@@ -130,9 +130,10 @@ class Grid:
         sample_seeds: of the samples, a store each; none for the one sample that `store.seed` draws.
         targets: accuracies in (0, 1) whose price in teacher calls is asked for.
         test_images: images of the test split that each teacher is called on, to compare its logits with students'.
-        labels_only: the row of labels alone: every labelled image of a store, n = 0, no call; None for none.
-        room: rows that stores are laid out with before any call, for the validation images that go with them; None for
-            the largest n.
+        labels_only: the row of labels alone: every labelled image of a store, n = 0, no call; None for none. Its rule
+            may be none of the methods': then its store is one that nothing is asked about.
+        room: rows that stores in the order of the seed are laid out with before any call, for the validation images
+            that go with them; None for the largest n.
         path, source: the file it was read from, and what it said; None for one that was never written.
         lines: key -> line in the file, for what is found out later.
     """
@@ -185,8 +186,13 @@ class Grid:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """By which rows are bought, a store each; labels alone learn from that of one of them."""
+        """By which rows are bought, a store each."""
         return tuple(dict.fromkeys(entry.select for entry in self.methods))
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """Those, and the rule whose store labels alone learn from."""
+        return tuple(dict.fromkeys(entry.select for entry in self.entries))
 
     @property
     def num_runs(self) -> int:

@@ -89,10 +89,14 @@ def build(
     return report
 
 
-def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown) -> None:
+def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown, budget: int | None = None) -> None:
     """Make a store, or grow it, and call nobody: images, labels and views are there, and answers are still to be paid.
 
     `build` finds it as one that was stopped before its first call.
+
+    Args:
+        budget: recorded as the most calls ever to be spent on the teacher, where no more were; what is suggested to
+            finish the store is then held to it. None leaves the ledger's as it is.
 
     Raises:
         InvalidInput: it is to be in object storage.
@@ -104,6 +108,19 @@ def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown) -> 
         CellLocks(plan.config.folder / CELL_LOCK, plan.config.lease_seconds) as locks,
     ):
         _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
+        if budget is not None:
+            _record_budget(plan, budget)
+
+
+def _record_budget(plan: BuildPlan, budget: int) -> None:
+    store, teacher = _matching(plan), plan.identity.teacher
+    assert store is not None, "a store is made before its lock is shared"
+    with closing(_open_ledger(plan, store)) as ledger:
+        if ledger.summary(teacher.fingerprint).spent > budget:
+            return
+        ledger.set_budget(teacher.fingerprint, teacher.name, budget)
+        store.record_ledger_head(ledger.head(), ledger.genesis())
+        witness_of(store, ledger).advance()
 
 
 def _build_objects(

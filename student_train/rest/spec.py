@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from student_train.rest.labels import Labels
 from student_train.rest.mean_teacher import MeanTeacher
 from student_train.rest.proxy import Proxy, ProxyRun
 from student_train.rest.pseudo import PseudoLabels
+
+log = logging.getLogger(__name__)
 
 REST_LOSSES: dict[str, type[RestLoss]] = {kind.name: kind for kind in (Labels, PseudoLabels, MeanTeacher, Proxy)}
 
@@ -100,13 +103,16 @@ def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:
 
 def require_rest(
     specs: Sequence[RestSpec], store: Store, n: int, *, asks_teacher: bool, student_view: str = "auto"
-) -> None:
+) -> tuple[ProxyRun, ...]:
     """Refuse what cannot be learned from the rest of a store.
 
     Args:
         n: rows of the store whose answers are learned from.
         asks_teacher: whether the method beside learns from any answer.
         student_view: as it is asked for.
+
+    Returns:
+        Proxies that nothing vouches for; the log says so of each.
 
     Raises:
         InvalidInput: the method needs answers, and n is 0; or labels are given a weight where nothing is beside them.
@@ -122,7 +128,7 @@ def require_rest(
             "--n 0 learns from no answer of the teacher, and this method needs some; give --method vanilla, or an n of "
             "at least 2"
         )
-    proofs = RunProofs()
+    proofs, unproven = RunProofs(), []
     for spec in specs:
         if not n and spec.kind.reads_labels and spec != RestSpec.read(spec.name):
             raise InvalidInput(
@@ -130,4 +136,8 @@ def require_rest(
                 f"--rest {spec.name}"
             )
         for run in spec.proxies:
-            run.require_of(store, n, proofs, exactly=not asks_teacher)
+            doubt = run.require_of(store, n, proofs, exactly=not asks_teacher)
+            if doubt is not None:
+                log.warning("%s", doubt)
+                unproven.append(run)
+    return tuple(unproven)
