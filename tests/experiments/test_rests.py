@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import ALL_LABELS, read_grid
+from experiments.grid import ALL_LABELS
+from experiments.grid_file import read_grid
 from experiments.plan import plan_runs
 from experiments.rests import rest_of_run
 from experiments.stores import Stores
