@@ -127,6 +127,8 @@ def _print_answer(answer: Purchase, out: Path) -> None:
     for step in answer.steps:
         say(_told(step))
     say(_verdict(answer))
+    if answer.labels_alone is None:
+        say("what labels alone give was not looked at; --rest ce, or --rest all, begins with that, at no call")
     say(f"every run is in {out / 'results.csv'}")
 
 

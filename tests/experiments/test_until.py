@@ -50,6 +50,8 @@ def test_it_stops_at_the_budget_and_goes_on_with_a_larger_one(tmp_path, weights)
     said = json.loads(first.stdout)
     assert not said["reached"]
     assert [(step["n"], step["new_calls"]) for step in said["steps"]] == [(24, 24), (48, 24)]
+    told = until(weights, out, "--target", 0.999, "--step", 24, "--budget", 50, as_json=False)
+    assert told.stdout.splitlines()[-2].startswith("what labels alone give was not looked at; --rest ce")
     second = json.loads(until(weights, out, "--target", 0.999, "--step", 24, "--budget", 72).stdout)
     assert [(step["n"], step["new_calls"]) for step in second["steps"]] == [(24, 0), (48, 0), (72, 24)]
     assert [step["val_accuracy"] for step in second["steps"][:2]] == [step["val_accuracy"] for step in said["steps"]]
@@ -205,6 +207,7 @@ def test_where_labels_alone_are_enough_nothing_is_bought(from_labels, weights, t
         validation = np.mean([run["best_val_accuracy"] for run in alone.values()])
         assert reached == f"0.01 is reached by labels alone: validation {validation:.4f}; nothing is bought"
         assert kept.startswith("every run is in")
+        assert "not looked at" not in done.stdout
     else:
         said = json.loads(done.stdout)
         assert (said["reached"], said["calls"], [step["n"] for step in said["steps"]]) == (True, 0, [0])
