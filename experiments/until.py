@@ -11,6 +11,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.brought import brought
@@ -22,10 +23,12 @@ from analysis.results import chosen, collect
 from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
 from experiments.plan import as_bought, plan_stores
+from experiments.rests import reads_labels
 from experiments.rules import RANDOM
-from experiments.stores import open_images
+from experiments.stores import FEWEST_IMAGES, open_images
 from ground.errors import CKDError, InvalidInput
 from storage.manifest import FILE_NAME, Manifest
+from storage.schema import UNLABELLED
 from student_train.rest.proxy import Proxy
 from student_train.rest.spec import parse_rest
 from teacher_cache.datasets import ImageDataset
@@ -202,7 +205,7 @@ def until(
         on_step(steps[-1])
         if steps[-1].val_accuracy >= target:
             return answer(reached=True)
-    for n in range(step, min(budget // views, largest) + 1, step):
+    for n in range(step, min(budget // views, _most_asked(grid, dataset, largest)) + 1, step):
         outcome = execute_whole(replace(grid, sizes=tuple(range(step, n + 1, step))), config, dataset)
         steps.append(_bought(chosen(collect(config.out)), n, step, n * views, outcome.new_calls))
         on_step(steps[-1])
@@ -212,6 +215,18 @@ def until(
         if min_gain and expected is not None and expected.mean < min_gain:
             return answer(reached=False, stopped=True)
     return answer(reached=False)
+
+
+def _most_asked(grid: Grid, dataset: ImageDataset, largest: int) -> int:
+    """The largest n, beside which as many images are left as a rest is learned from, where one is."""
+    [entry] = grid.methods
+    if not entry.rest:
+        return largest
+    images = draw_sample(len(dataset.train), grid.sizes[0], grid.store.seed, dataset.is_labelled).images
+    serves = np.arange(len(images))
+    if any(reads_labels(text) for text in entry.rest):
+        serves = np.flatnonzero(dataset.train.labels[images] != UNLABELLED)
+    return min(largest, int(serves[-FEWEST_IMAGES])) if len(serves) >= FEWEST_IMAGES else 0
 
 
 def _with_room(grid: Grid, out: Path, dataset: ImageDataset) -> Grid:

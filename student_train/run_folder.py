@@ -134,10 +134,9 @@ class RunFolder:
         names = dict.fromkeys([*now, *RunSettings.__struct_fields__])
         differing = [name for name in names if before.get(name) != now.get(name)]
         if differing:
-            name = differing[0]
+            name, was, asks = _difference(differing[0], before.get(differing[0]), now.get(differing[0]))
             raise InvalidInput(
-                f"{self.path} was started with {name} {before.get(name)}, not {now.get(name)}; "
-                "give the same settings, or another --out"
+                f"{self.path} was started with {name} {was}, not {asks}; give the same settings, or another --out"
             )
 
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -187,3 +186,14 @@ def _seal_problem(sealed: object, state: Mapping[str, Any]) -> str | None:
     if digest != state_digest(state, seal):
         return "was changed after it was saved: it does not match its own digest; delete it to start again"
     return None
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The innermost setting by which two values of a name first differ, with both."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        pairs = [(f"{name}.{key}", before[key], now[key]) for key in before]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(f"{name}.{place}", *values) for place, values in enumerate(zip(before, now, strict=True))]
+    else:
+        return name, before, now
+    return _difference(*next(pair for pair in pairs if pair[1] != pair[2]))

@@ -130,7 +130,7 @@ def require_rest(
         )
     proofs, unproven = RunProofs(), []
     for spec in specs:
-        if not n and spec.kind.reads_labels and spec != RestSpec.read(spec.name):
+        if not n and spec.kind.reads_labels and spec.describe() != RestSpec.read(spec.name).describe():
             raise InvalidInput(
                 f"--n 0 draws all labelled rows alike, and {spec.text!a} says how to weigh them against others; give "
                 f"--rest {spec.name}"

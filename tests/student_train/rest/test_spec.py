@@ -47,6 +47,7 @@ def test_labels_alone_are_learned_by_no_method_that_needs_answers_and_without_we
         require_rest(labels, store, 0, asks_teacher=False, student_view="teacher")
     with pytest.raises(InvalidInput, match="--n 0 draws all labelled rows alike"):
         require_rest(parse_rest(["ce:weight=3"]), store, 0, asks_teacher=False)
+    require_rest(parse_rest(["ce:weight=none"]), store, 0, asks_teacher=False)
 
 
 def test_a_recipe_names_its_rest_only_where_there_is_one():

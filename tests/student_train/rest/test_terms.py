@@ -126,7 +126,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(rest_store, tmp_path):
 
 def test_a_run_of_another_rest_is_not_gone_on_with(rest_store, tmp_path):
     trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce"], max_evals=1).run()
-    with pytest.raises(InvalidInput, match="was started with recipe"):
+    with pytest.raises(InvalidInput, match=r"was started with recipe.rest.0.weight None, not 2.0; give the same"):
         trainer_of(rest_store, tmp_path / "run", "kd:ce=0", ["ce:weight=2"], max_evals=1).run(resume=True)
 
 
