@@ -36,7 +36,7 @@ settings.load_profile("shared machine")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep what collecting makes out of collections of garbage: a million objects stay, and each would walk over them."""
+    """Have the garbage collector pass over what collecting makes: a million objects, which stay."""
     gc.disable()
     try:
         return (yield)
