@@ -28,7 +28,7 @@ from storage.ledger import Ledger
 from storage.ledger_records import Summary
 from storage.ledger_tables import bills, calls
 from storage.price import Price, parse_micros, shown_micros
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build

@@ -33,7 +33,7 @@ from benchmarks.counted_teacher import count_forwards, forwards
 from benchmarks.in_child import Outcome, run_command
 from models import create_model, save_weights
 from storage.run_record import RUN_FILE
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from storage.witness import VARIABLE
 from student_train.cli import main as ckd_train
 from teacher_cache.cli import main as ckd_cache

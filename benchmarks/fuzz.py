@@ -38,7 +38,8 @@ from rich.table import Table
 from benchmarks.in_child import Outcome, run_command
 from benchmarks.stand_ins.planted_journal import plant_journal
 from models import create_model, save_weights
-from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, CELL_LOCK, LEDGER_FILE
 from teacher_cache.build import build
 from teacher_cache.cli import main as ckd_cache
 from teacher_cache.config import BuildConfig

@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks.stage_two import bare_steps
 from benchmarks.whole_runs import bare_passes
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import PlannedRun, plan_runs
 from models import create_model, save_weights
 from models.compute import Compute

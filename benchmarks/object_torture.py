@@ -48,7 +48,8 @@ from ground.places import ObjectUrl, Place
 from models import create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls
-from storage.store import DESKS, Store
+from storage.store import Store
+from storage.store_folder import DESKS
 from storage.verify import published_problems
 from student_train.cli import main as train
 from teacher_cache.build import build

@@ -22,7 +22,7 @@ from benchmarks.measure import peak_bytes, take_turns
 from ground.geometry import Normalisation, ViewGeometry
 from models import create_model
 from models.compute import Compute
-from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
+from storage.identity import DatasetIdentity, Identity, TeacherIdentity
 from teacher_cache.datasets.base import ArraySplit
 from teacher_cache.selection import SELECTORS, Pool
 from teacher_cache.selection.encoders import open_encoder

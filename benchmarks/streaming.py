@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.measure import take_turns
 from ground.geometry import Normalisation, Rendering, ViewGeometry
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 from storage.schema import IMAGES
 from storage.store import Store
 from storage.store_ledger import own_ledger

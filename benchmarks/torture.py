@@ -46,7 +46,8 @@ from benchmarks.stand_ins.postgres import PostgresServer, postgres_binaries
 from models import create_model, save_weights
 from storage.ledger import Ledger
 from storage.ledger_tables import calls, entries
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig

@@ -13,13 +13,13 @@ from analysis.labels_only import of_labels_alone
 from analysis.results import chosen, collect
 from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
-from experiments.execution import ExecutionConfig, Outcome, execute
+from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, labels_alone, single_grid
 from experiments.plan import plan_stores
 from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from experiments.weights import Form, Forms
 from ground.durable import write_json
-from ground.errors import CKDError, InvalidInput, StoreIncomplete
+from ground.errors import InvalidInput
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.store_ledger import own_ledger
@@ -182,13 +182,13 @@ def advise(
     """
     grid, dataset = _fitted(grid, config, question)
     if grid.labels_only is not None:
-        _executed(grid, replace(config, asks=False), dataset)
+        execute_whole(grid, replace(config, asks=False), dataset)
         measured = Measured.of(of_labels_alone(chosen(collect(config.out))))
         assert measured is not None, "a run that did not fail has a result"
         on_labels(measured)
     new_calls = 0
     if question.pilot:
-        new_calls = _executed(grid, config, dataset).new_calls
+        new_calls = execute_whole(grid, config, dataset).new_calls
     [pair], method = grid.pairs, grid.methods[0].text
     advice = advice_of(collect(config.out), n=question.n, pilot=question.pilot, worth=question.worth)
     answer = Answer(
@@ -211,13 +211,13 @@ def foresee(grid: Grid, config: ExecutionConfig, question: Question) -> Estimate
 def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Grid, ImageDataset]:
     """The grid with its sizes, and without what takes labels where there are too few."""
     dataset = open_images(grid)
-    # Refused before any call if there are fewer images.
-    sample = draw_sample(len(dataset.train), question.n, grid.store.seed, dataset.is_labelled)
     pilot = question.pilot
+    # Refused before any call if there are fewer images than one thinks of; without a pilot nothing is said of those.
+    sample = draw_sample(len(dataset.train), question.n if pilot else 2, grid.store.seed, dataset.is_labelled)
     # By a quarter of a pilot, students that know all labels are chosen badly; validation images cost no call.
     room = _laid_out(grid, config.out) or min(_ROOM * (pilot or _USUAL_PILOT), len(sample.images))
     # Nested in each other, so that all three are one purchase.
-    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n),)
+    sizes = (pilot // 4, pilot // 2, pilot) if pilot else (min(_USUAL_PILOT, question.n, len(sample.images)),)
     budget = pilot * grid.store.views if pilot else None
     grid = replace(grid, sizes=sizes, room=room, store=replace(grid.store, budget=budget))
     if not pilot:
@@ -232,20 +232,6 @@ def _laid_out(grid: Grid, out: Path) -> int:
     [need] = plan_stores(grid)
     folder = out / need.folder
     return Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0
-
-
-def _executed(grid: Grid, config: ExecutionConfig, dataset: ImageDataset) -> Outcome:
-    """As `execute`; raises `CKDError` for a run that failed, and for a store that cannot be given a method's layers."""
-    try:
-        outcome = execute(grid, config, dataset)
-    except StoreIncomplete as error:
-        raise InvalidInput(
-            f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
-            "them while it has rows without an answer; give another --out"
-        ) from error
-    for run, reason in outcome.failed.items():
-        raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
-    return outcome
 
 
 def _suggested(grid: Grid, out: Path, advice: Advice) -> Suggestion | None:

@@ -22,7 +22,7 @@ from ground.terminal import note, print_json, progress, say
 from models.compute import Compute
 from storage.ledger import Ledger
 from storage.manifest import Manifest
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from student_train.method_spec import MethodSpec
 from student_train.methods import parse_method
 from student_train.protocol import ProtocolConfig

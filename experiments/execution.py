@@ -17,10 +17,10 @@ from experiments.engines.local import LocalEngine
 from experiments.grid import Grid
 from experiments.logit_descriptions import describe_students
 from experiments.plan import PlannedRun, StoreNeed, one_a_teacher, plan_runs, plan_stores
-from experiments.rules import StudentsMissing, require_plain, students_of
+from experiments.rules import RANDOM, StudentsMissing, require_plain, students_of
 from experiments.stores import StorePlan, Stores
 from ground.durable import write_bytes, write_json
-from ground.errors import IdentityMismatch, Interrupted, InvalidInput
+from ground.errors import CKDError, IdentityMismatch, Interrupted, InvalidInput, StoreIncomplete
 from ground.terminal import graceful_stop
 from models.compute import Compute
 from storage.locks import exclusive_lock
@@ -122,6 +122,22 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     return work.outcome
 
 
+def execute_whole(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
+    """As `execute`, of a grid of one method; raises `CKDError` for a run that failed, and for a store that cannot be
+    given the method's layers.
+    """
+    try:
+        outcome = execute(grid, config, dataset)
+    except StoreIncomplete as error:
+        raise InvalidInput(
+            f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
+            "them while it has rows without an answer; give another --out"
+        ) from error
+    for run, reason in outcome.failed.items():
+        raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
+    return outcome
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """What is bought, and then trained, before rules look at more students.
@@ -175,9 +191,10 @@ class _Work:
         self.outcome = Outcome(runs=len(self.due))
 
     def lay_out(self) -> None:
-        """Make stores without a call, and train what needs none."""
+        """Make stores without a call, and train what needs none; rules choose what theirs hold when they buy it."""
         for need, plan in self.plans.items():
-            self.stores.lay_out(need, plan)
+            if need.select == RANDOM:
+                self.stores.lay_out(need, plan)
         self._train(self.due)
 
     def take(self, turn: _Turn) -> None:
@@ -185,7 +202,10 @@ class _Work:
         for need in turn.needs:
             most = turn.most if need.folder in turn.waiting else None
             try:
-                self.outcome.new_calls += self.stores.make(need, self.plans[need], self.due, most)
+                if need.is_asked:
+                    self.outcome.new_calls += self.stores.make(need, self.plans[need], self.due, most)
+                else:
+                    self.stores.lay_out(need, self.plans[need])
             except StudentsMissing as error:
                 self._give_up(need, str(error))
             self.plans[need].let_go()
@@ -304,7 +324,13 @@ def plan_document(grid: Grid, needs: Sequence[StoreNeed], runs: Sequence[Planned
     """The content of grid.json: docs/pipeline.md."""
     n, views = grid.sizes[-1], grid.store.views
     stores = [
-        {"teacher": need.teacher, "dataset": runs[0].dataset, "store": need.folder, "n": n, "calls": n * views}
+        {
+            "teacher": need.teacher,
+            "dataset": runs[0].dataset,
+            "store": need.folder,
+            "n": n if need.is_asked else 0,
+            "calls": n * views if need.is_asked else 0,
+        }
         for need in needs
     ]
     if grid.test_images:

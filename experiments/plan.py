@@ -106,6 +106,7 @@ class StoreNeed:
         weights, teacher_epochs: as in the pair.
         features: outputs beside the logits that its students need, in the network's order.
         select: the rule by which its rows are bought.
+        is_asked: whether any row of it is bought; from one of which none is, labels alone are learned.
     """
 
     folder: str
@@ -116,6 +117,7 @@ class StoreNeed:
     teacher_epochs: int | None
     features: tuple[str, ...]
     select: str = RANDOM
+    is_asked: bool = True
 
     @property
     def folder_of_tests(self) -> str:
@@ -143,10 +145,11 @@ def plan_stores(grid: Grid) -> list[StoreNeed]:
             teacher_epochs=pair.teacher_epochs,
             features=tuple(name for name in teacher_layers(teacher) if name in wanted[teacher]),
             select=rule,
+            is_asked=rule in grid.rules,
         )
         for teacher, pair in pairs.items()
         for sample_seed in grid.samples
-        for rule in grid.rules
+        for rule in grid.orders
     ]
 
 
@@ -235,7 +238,7 @@ def _learned(grid: Grid, entry: MethodEntry, form: Form, out: Path, n: int, seed
     except CKDError as error:
         raise refused_of(grid, entry, error) from error
     spec = replace(form.spec, rest=rest)
-    return _Learned(form, spec, spec.describe())
+    return _Learned(form, spec, spec.describe(n))
 
 
 def _require_drawn(grid: Grid, entry: MethodEntry, configs: Iterable[TrainConfig]) -> None:
@@ -373,7 +376,7 @@ def as_bought(grid: Grid, out: Path) -> Grid:
     Args:
         out: the grid's folder.
     """
-    texts = {rule: rule if _is_bought(grid, out, rule) else usual_text(rule) for rule in grid.rules}
+    texts = {rule: rule if _is_bought(grid, out, rule) else usual_text(rule) for rule in grid.orders}
     alone = None if grid.labels_only is None else replace(grid.labels_only, select=texts[grid.labels_only.select])
     return replace(grid, methods=tuple(_spelled(entry, texts) for entry in grid.methods), labels_only=alone)
 

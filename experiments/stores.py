@@ -4,6 +4,7 @@ more.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -161,8 +162,8 @@ class Stores:
         """Of each sample's images, those of the rest that is kept last."""
         train, is_labelled = self.dataset.train, self.dataset.is_labelled
         samples = [draw_sample(len(train), grid.sizes[-1], seed, is_labelled) for seed in grid.samples]
-        kept = slice(None if grid.store.rest is None else grid.sizes[-1] + grid.store.rest)
-        return [torch.from_numpy(train.labels[sample.images[kept]]) for sample in samples]
+        most = None if grid.store.rest is None else max(grid.sizes[-1] + grid.store.rest, grid.room or 0)
+        return [torch.from_numpy(train.labels[sample.images[:most]]) for sample in samples]
 
     def check_labels(self) -> None:
         """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have, or learns from
@@ -191,9 +192,10 @@ class Stores:
 
     def check_proxies(self, runs: Iterable[PlannedRun]) -> None:
         """Raise `InvalidInput` with the line if a proxy is not of the store that its run learns from, or drew on other
-        answers.
+        answers; of one that nothing vouches for, warn once.
         """
         entries, proofs = {entry.label: entry for entry in self.grid.methods}, RunProofs()
+        doubts = []
         for run in runs:
             for proxy in (proxy for spec in run.spec.rest for proxy in spec.proxies):
                 folder = self.out / run.store
@@ -202,9 +204,12 @@ class Stores:
                         raise InvalidInput(
                             f"the proxy {proxy.folder} cannot be of {folder}, which is not there yet; train one from it"
                         )
-                    proxy.require_of(Store.open(folder), run.n, proofs, exactly=not run.spec.asks_teacher)
+                    doubt = proxy.require_of(Store.open(folder), run.n, proofs, exactly=not run.spec.asks_teacher)
                 except CKDError as error:
                     raise refused_of(self.grid, entries[run.label], error) from error
+                doubts += [] if doubt is None else [doubt]
+        for doubt in dict.fromkeys(doubts):
+            note(doubt)
 
     def with_weights(self, need: StoreNeed) -> StoreNeed:
         """The need with the file of a teacher that the grid trains; trains it if it is not there."""
@@ -289,8 +294,9 @@ class Stores:
         if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room:
             return
         config = self._build_config(need, folder, [*prepared.plan.identity.features], room)
-        config = replace(config, budget=None)  # room for more answers than may be paid for
-        lay_out(*prepare_build(config, self.images_of(need.teacher), prepared.teacher))
+        config = replace(config, budget=sys.maxsize)  # room for more answers than may be paid for: none is
+        made = prepare_build(config, self.images_of(need.teacher), prepared.teacher)
+        lay_out(*made, budget=self.grid.store.budget)
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]

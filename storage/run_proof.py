@@ -32,7 +32,7 @@ from storage.ledger_chain import GENESIS, KEY_VARIABLE, Seal
 from storage.ledger_tables import entries
 from storage.manifest import FILE_NAME, Manifest
 from storage.run_record import METRICS_FILE, RUN_FILE, STUDENT_FILE, RunRecord
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from storage.store_ledger import own_ledger
 
 log = logging.getLogger(__name__)

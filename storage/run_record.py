@@ -147,6 +147,10 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
             an answer of the teacher, or else its label, or neither; runs of earlier releases do not say.
         init_calls: calls behind the weights that it began with, as their file says; not there where it says none.
         rest: what rows beyond the n taught, as `--rest` has it; not there where they were left aside.
+        unproven_proxies: digests of the weights of those proxies, in its recipe or behind others, that nothing vouched
+            for; not there where there were none.
+        rest_weights: of each loss of the rest, once it had risen; not there where there was none, or in runs of
+            earlier releases.
         test_accuracy: at the best validation accuracy, as all accuracies in [0, 1].
         seconds: of training, over all the times that it was resumed.
         threads: numbers of CPU threads that it was trained with, in order: several where it was resumed with another;
@@ -168,6 +172,8 @@ class RunRecord(RunSettings, frozen=True, kw_only=True):
     labelled_rows: Count | UnsetType = UNSET
     unlabelled_rows: Count | UnsetType = UNSET
     rest: tuple[str, ...] | UnsetType = UNSET
+    unproven_proxies: tuple[Hex64, ...] | UnsetType = UNSET
+    rest_weights: dict[str, Amount] | UnsetType = UNSET
     init_calls: Count | UnsetType = UNSET
     test_accuracy: Share
     best_val_accuracy: Share

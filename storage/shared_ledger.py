@@ -12,7 +12,7 @@ from storage.database import parse_url, sqlite_path
 from storage.ledger import Ledger
 from storage.ledger_tables import sessions
 from storage.manifest import Manifest
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 
 
 def require_shared(ledger: Ledger, url: str) -> None:

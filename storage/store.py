@@ -7,15 +7,9 @@ changed is reported, not used.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,21 +20,22 @@ from ground.durable import fsync_path, remove_partials
 from ground.errors import InvalidInput, OlderFormat, StoreIncomplete, StoreUnreadable, UnknownName, store_command
 from ground.geometry import lie_inside, numbers_of_view, shows_boxes
 from ground.places import ObjectUrl, Place, only_read
-from ground.threads import in_threads
 from storage.blocks import DIGEST_DIGITS, BlockHasher, RowSource
 from storage.digest import output_digests
 from storage.float_types import converted
 from storage.foreign import no_store
 from storage.formats import FORMATS, make_arrays, open_arrays
+from storage.identity import Identity
 from storage.locks import exclusive_lock
-from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Identity, Manifest, Round
+from storage.manifest import EXTENSION, FILE_NAME, FORMAT_VERSION, Manifest, Round
+from storage.new_manifest import counted, new_manifest
 from storage.row_places import Appended, asked_of_the_rest, neighbours, runs_of_places
 from storage.rows import Rows
+from storage.sample_blocks import SampleBlocks
 from storage.schema import (
     DIGEST,
     DIGEST_BYTES,
     SOURCE_INDEX,
-    UNLABELLED,
     VALID,
     VIEWS,
     ArraySpec,
@@ -50,6 +45,7 @@ from storage.schema import (
     parameter_arrays,
     sample_arrays,
 )
+from storage.store_folder import BUILD_LOCK, desks, prepare_folder
 from storage.zarr_arrays import zarr_files
 
 if TYPE_CHECKING:
@@ -57,14 +53,7 @@ if TYPE_CHECKING:
     from storage.object_arrays import ObjectArrays
     from storage.stage import Stage
 
-LEDGER_FILE = "ledger.sqlite"
-# Names the folder of `desks`.
-DESKS = "CKD_DESKS"
-BUILD_LOCK = "build.lock"
-CELL_LOCK = "cells.lock"
-_PACKAGES = ("teacher-cache", "torch", "torchvision", "numpy", "zarr", "h5py")
-# Of a sample array that are read at once to be checked, and that are written at once.
-_CHECKED_BYTES = 4 << 20
+# Of a sample array that are written at once.
 _WRITTEN_BYTES = 64 << 20
 
 
@@ -184,7 +173,7 @@ class Store:
         store = cls(place, manifest, file_name)
         digests = {name: store._fill(name, rows) for name, rows in samples.items()}
         store.arrays.sync()
-        store.manifest = _counted(replace(manifest, samples=digests), samples)
+        store.manifest = counted(replace(manifest, samples=digests), samples)
         return store
 
     def grow(
@@ -218,7 +207,7 @@ class Store:
                 rows = Appended(rows, first, np.flatnonzero(places >= first))
             digests[name] = self._fill(name, rows, first)
         self.arrays.sync()
-        self.save(_counted(replace(manifest, samples=digests), samples))
+        self.save(counted(replace(manifest, samples=digests), samples))
 
     def _places(self, index: RowSource, manifest: Manifest) -> np.ndarray:
         """Where the training rows of a larger store will lie, (n + R,) int64.
@@ -244,7 +233,7 @@ class Store:
         kept = first // spec.block_rows
         hasher = BlockHasher(spec.block_rows * spec.row_bytes)
         if first > kept * spec.block_rows:
-            hasher.update(self._read_at(name, np.arange(kept * spec.block_rows, first)))
+            hasher.update(self.blocks.read_at(name, np.arange(kept * spec.block_rows, first)))
         step = spec.block_rows * max(1, _WRITTEN_BYTES // (spec.block_rows * spec.row_bytes))
         for start in range(first, len(rows), step):
             values = np.ascontiguousarray(rows[start : start + step], dtype=spec.dtype)
@@ -269,7 +258,7 @@ class Store:
         before = self.manifest
         specs = tuple(OutputSpec(name, values.shape, values.dtype.name) for name, values in added.items())
         rows = {parameter_array(name): values[None] for name, values in added.items()}
-        samples = {name: self._digests(name) for name in before.samples}
+        samples = {name: self.blocks.digests(name) for name in before.samples}
         self.arrays.add(parameter_arrays(specs), before.rows_of)
         samples |= {name: self._fill(name, values) for name, values in rows.items()}
         self.arrays.sync()
@@ -399,6 +388,11 @@ class Store:
         there = cells[: len(rows.below(n)) * views]
         return np.concatenate([there[~known[there - first * views]], cells[len(there) :]])
 
+    @property
+    def blocks(self) -> SampleBlocks:
+        """The sample arrays, block by block."""
+        return SampleBlocks(self.arrays, self.manifest, self._whole)
+
     def read_sample(self, name: str, rows: Rows | None = None) -> np.ndarray:
         """Some rows of a sample array, or all, after checking the blocks that they are in against the manifest.
 
@@ -410,28 +404,10 @@ class Store:
         spec = self.arrays.specs[name]
         total = self.manifest.rows_of(spec)
         index = (Rows.first(total) if rows is None else rows.below(total)).index
-        kept = self._read_at(name, self.manifest.places_of(spec, index))
+        kept = self.blocks.read_at(name, self.manifest.places_of(spec, index))
         identity = self.manifest.identity
         if name == VIEWS and shows_boxes(identity.view_policy) and not lie_inside(kept, identity.geometry.image_size):
             raise self.arrays.unreadable(name, "it holds boxes that do not lie inside their images")
-        return kept
-
-    def _read_at(self, name: str, places: np.ndarray) -> np.ndarray:
-        """What lies at (m,) places of a sample array, each once, in that order, checked as `read_sample` says."""
-        spec = self.arrays.specs[name]
-        try:
-            kept = np.empty((len(places), *spec.row_shape), spec.dtype)
-        except MemoryError as error:
-            raise self.arrays.unreadable(name, "it does not fit into memory") from error
-        order = np.argsort(places, kind="stable") if self.manifest.places else None
-        index = places if order is None else places[order]
-
-        def read(block: int) -> None:
-            for first, values in self._checked(name, block):
-                begin, end = np.searchsorted(index, (first, first + len(values)))
-                kept[slice(begin, end) if order is None else order[begin:end]] = values[index[begin:end] - first]
-
-        self.arrays.for_each(read, np.unique(index // self.manifest.block_rows(spec)).tolist())
         return kept
 
     def require_sample(self, name: str, rows: int | None = None) -> None:
@@ -445,63 +421,7 @@ class Store:
         """Each block of a sample array, or of its first rows, that cannot be read, or is not what was written; nothing
         of it is kept.
         """
-        blocks: Sequence[int] = self.all_blocks(name)
-        if rows is not None:
-            spec = self.arrays.specs[name]
-            size, places = self.manifest.block_rows(spec), self.manifest.places_of(spec, np.arange(rows))
-            blocks = np.unique(places // size).tolist()
-        problems = in_threads(partial(self.block_problem, name), blocks, at_least=self.arrays.in_flight)
-        yield from filter(None, problems)
-
-    def all_blocks(self, name: str) -> range:
-        """All blocks of a sample array."""
-        return self.blocks_from(name, 0, self.manifest.array_rows(self.arrays.specs[name]))
-
-    def blocks_from(self, name: str, first: int, last: int) -> range:
-        """Blocks of a sample array that begin at places first..last."""
-        size = self.manifest.block_rows(self.arrays.specs[name])
-        return range(-(-first // size), -(-last // size))
-
-    def block_problem(self, name: str, block: int) -> StoreUnreadable | None:
-        """What is wrong with one block of a sample array; nothing of it is kept."""
-        try:
-            deque(self._checked(name, block), maxlen=0)
-        except StoreUnreadable as error:
-            return error
-        return None
-
-    def _checked(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows of a block of a sample array in pieces, (first, values), which are checked once all are handed out.
-
-        Raises:
-            StoreUnreadable: they are not what was written.
-        """
-        spec, manifest = self.arrays.specs[name], self.manifest
-        total, size = manifest.array_rows(spec), manifest.block_rows(spec)
-        first, last = block * size, min((block + 1) * size, total)
-        hasher = None if name in self._whole else hashlib.sha256()
-        step = spec.chunk_rows * max(1, _CHECKED_BYTES // max(1, spec.chunk_rows * spec.row_bytes))
-        for start in range(first, last, step):
-            values = self.arrays.read(name, start, min(start + step, last))
-            if hasher is not None:
-                hasher.update(values.data)
-            yield start, values
-        if hasher is not None and hasher.hexdigest() != manifest.block_digest(name, block):
-            where = "" if last - first == total else f", in rows {first} to {last - 1}"
-            raise self.arrays.unreadable(name, f"it is not what the build wrote{where}")
-        if manifest.older is not None:
-            self._whole.add(name)
-
-    def _digests(self, name: str) -> str:
-        """Of each block of a sample array, as this format has them; raises `StoreUnreadable` if it was changed."""
-        if self.manifest.older is None:
-            return self.manifest.samples[name]
-        spec = self.arrays.specs[name]
-        hasher = BlockHasher(spec.block_rows * spec.row_bytes)
-        if self.manifest.rows_of(spec):
-            for _, values in self._checked(name, 0):
-                hasher.update(values)
-        return hasher.hexdigests()
+        return self.blocks.problems(name, rows)
 
     def valid_prefix(self) -> int:
         """Rows from the first on that are whole without a gap."""
@@ -715,14 +635,6 @@ class Store:
         self.manifest.save(self.folder, self.file_name)
 
 
-def _counted(manifest: Manifest, samples: Mapping[str, RowSource]) -> Manifest:
-    """A manifest that says how many images of the rest have a label."""
-    if not manifest.rest:
-        return replace(manifest, rest_labelled=None)
-    labels = samples["train/labels"][manifest.n : manifest.num_images]
-    return replace(manifest, rest_labelled=int(np.count_nonzero(labels != UNLABELLED)))
-
-
 @dataclass(frozen=True, slots=True)
 class _StoredRows:
     """A sample array of a store, as what another store is made of."""
@@ -736,45 +648,6 @@ class _StoredRows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))
         return self.store.read_sample(self.name, Rows.between(first, last))
-
-
-@cache
-def _installed() -> dict[str, str]:
-    """Versions of the packages that a store depends on, which are read from files."""
-    return {package: version(package) for package in _PACKAGES}
-
-
-def new_manifest(
-    identity: Identity,
-    *,
-    array_format: str,
-    samples: Mapping[str, RowSource],
-    rest: int = 0,
-    ledger: str | None = None,
-    sources: Mapping[str, str] | None = None,
-) -> Manifest:
-    """What a new store is, as `Store.create` says it; without the digests of its samples, which `lay_out` finds."""
-    return Manifest(
-        store_id=uuid.uuid4().hex,
-        array_format=array_format,
-        arrays=f"data{FORMATS[array_format].suffix}",
-        identity=identity,
-        n=len(samples["train/labels"]) - rest,
-        rest=rest,
-        num_val=len(samples["val/labels"]),
-        num_test=len(samples["test/labels"]),
-        samples={},
-        ledger=ledger,
-        versions=dict(_installed()),
-        sources=sources or {},
-    )
-
-
-def desks() -> Path:
-    """Folder of this machine that holds a folder for each store in object storage that was built from here."""
-    named = os.environ.get(DESKS)
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return Path(named) if named else state / "ckd" / "desks"
 
 
 def require_current(manifest: Manifest, folder: Place) -> None:
@@ -808,24 +681,3 @@ def runs_of(cells: Sequence[int]) -> list[tuple[int, int]]:
         return []
     cuts = [0, *(place + 1 for place, (cell, after) in enumerate(pairwise(cells)) if after != cell + 1), len(cells)]
     return [(cells[start], stop - start) for start, stop in pairwise(cuts)]
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make a store's folder; one with anything in it that is no store's, or with calls but no manifest, is refused."""
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"{folder} is a file; give another folder")
-    if not str(folder).isprintable():
-        raise InvalidInput(f"{str(folder)!a} is no printable text; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / FILE_NAME).exists():
-        return
-    # The ledger is begun after the manifest is written, so without one nothing in the folder was paid for.
-    ours = {BUILD_LOCK, CELL_LOCK, *(f"data{kind.suffix}" for kind in FORMATS.values())}
-    foreign = [item.name for item in folder.iterdir() if item.name not in ours and not item.name.endswith(".partial")]
-    if LEDGER_FILE in foreign:
-        raise StoreUnreadable(
-            f"{folder} has a ledger and no {FILE_NAME}: its calls are paid for; bring the manifest back, or give "
-            "another folder"
-        )
-    if foreign:
-        raise InvalidInput(f"{folder} is not empty (it holds {foreign[0]}); give a new folder")

@@ -20,7 +20,8 @@ from storage.database import parse_url, shown_url, sqlite_path
 from storage.ledger import Ledger, ledger_exists
 from storage.manifest import Manifest
 from storage.sqlite_file import require_own
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.witness import Witness
 
 log = logging.getLogger(__name__)

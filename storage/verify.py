@@ -26,7 +26,8 @@ from storage.rows import Rows
 from storage.schema import DIGEST, IMAGES, UNLABELLED, VALID
 from storage.spool import SPOOL, is_file, read_spool, spool_files, spooled_store
 from storage.sqlite_file import SIDE_FILES
-from storage.store import BUILD_LOCK, CELL_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, CELL_LOCK, LEDGER_FILE
 from storage.store_ledger import witness_of
 
 # Of a store's folder, beside its arrays.
@@ -246,13 +247,13 @@ class _Images:
 
     def check(self, first: int, last: int) -> None:
         """Check those blocks that begin at the places first..last, where these rows lie in most stores."""
-        for block in self._store.blocks_from(IMAGES, first, last):
-            self._found[block] = self._store.block_problem(IMAGES, block)
+        for block in self._store.blocks.starting(IMAGES, first, last):
+            self._found[block] = self._store.blocks.problem(IMAGES, block)
 
     def problems(self) -> Iterator[Problem]:
         """Of all blocks, in order; those that were not come across are checked now."""
-        for block in self._store.all_blocks(IMAGES):
-            error = self._found[block] if block in self._found else self._store.block_problem(IMAGES, block)
+        for block in self._store.blocks.all(IMAGES):
+            error = self._found[block] if block in self._found else self._store.blocks.problem(IMAGES, block)
             if error is not None:
                 yield _not_written(IMAGES, error)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ground.errors import InvalidInput
 from ground.layers import LOGITS
 from storage.answers import AnswerForm
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.schema import HEAD_WEIGHT
 from student_train.losses import LOSSES
 from student_train.losses.kinds import why_not

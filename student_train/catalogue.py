@@ -13,7 +13,7 @@ from ground.user_code import UserCode
 from storage.answers import Kind
 from student_train.losses.kinds import kinds_of
 from student_train.methods import method_names, parse_method
-from student_train.recipes import METHODS
+from student_train.names import PAPER_METHODS
 from student_train.registry import find_loss, loss_names
 
 
@@ -59,7 +59,7 @@ def describe_methods() -> list[dict[str, Any]]:
 
 
 def _describe_method(name: str) -> dict[str, Any]:
-    return {"name": name, "paper": name in METHODS, **parse_method(name).describe()}
+    return {"name": name, "paper": name in PAPER_METHODS, **parse_method(name).describe()}
 
 
 def _or_problem(

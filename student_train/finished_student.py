@@ -16,7 +16,8 @@ from ground.user_code import UserCode
 from models import Network, read_metadata
 from models.kept_student import load_student
 from models.trained_on import TrainedOn
-from storage.manifest import Identity, Manifest
+from storage.identity import Identity
+from storage.manifest import Manifest
 from storage.run_record import RUN_FILE, STUDENT_FILE, RunRecord
 
 _ADVICE = "bring it back from a copy, or train again"

@@ -14,7 +14,7 @@ from models import Network, canonical_name, create_model, read_metadata
 from models.checkpoint import Begun, begin_with
 from models.origins import Asked, Preprocessing, preprocessing_of
 from models.trained_on import TrainedOn
-from storage.manifest import Identity
+from storage.identity import Identity
 from student_train.train_config import TrainConfig
 
 log = logging.getLogger(__name__)

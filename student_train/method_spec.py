@@ -211,8 +211,12 @@ class MethodSpec:
             raise InvalidInput(f"{self.name} needs all views of single images, which compared batches do not have")
         return AllViews(self.sampling, num_views)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything that makes this recipe what it is, in plain values."""
+    def describe(self, n: int | None = None) -> dict[str, Any]:
+        """Everything that makes this recipe what it is, in plain values.
+
+        Args:
+            n: rows whose answers it learns from, where that is known; 0 for labels alone.
+        """
         return {
             "losses": [loss.describe() for loss in self.losses],
             "sampling": _described(self.sampling),
@@ -220,7 +224,7 @@ class MethodSpec:
             "mixing": _described(self.mixing),
             "anchored": self.is_anchored,
             # Runs from before there was a rest said nothing, and stay what they were.
-            **({"rest": [spec.describe() for spec in self.rest]} if self.rest else {}),
+            **({"rest": [spec.describe(beside_answers=n != 0) for spec in self.rest]} if self.rest else {}),
         }
 
 

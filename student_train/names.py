@@ -17,5 +17,7 @@ PAPER_METHODS = (
     "vid+ckd",
     "cc+ckd",
 )
+# With those that are put together here.
+NAMED_METHODS = (*PAPER_METHODS, "kd+ckd")
 # How the answers of several teachers become one: `student_train.combining` says what each does.
 COMBINATIONS = ("mean", "best", "weighted")

@@ -40,8 +40,8 @@ def all_pairs(anchor: bool = True) -> Pairing:
 PAIRINGS: dict[str, Callable[..., Pairing]] = {"sampled": sampled, "all": all_pairs}
 
 
-def chosen_pairing(settings: Settings) -> Pairing:
-    """What `pairs=` and its settings say, for a method that compares."""
-    pairing = settings.build(PAIRINGS[settings.take_choice("pairs", "kind of pairs", PAIRINGS, "sampled")])
+def chosen_pairing(settings: Settings, usual: str = "sampled") -> Pairing:
+    """What `pairs=` and its settings say, for a method that compares; `usual` where they do not say which pairs."""
+    pairing = settings.build(PAIRINGS[settings.take_choice("pairs", "kind of pairs", PAIRINGS, usual)])
     settings.refuse(argument_names(sampled), "belongs to pairs=sampled; leave it out with pairs=all")
     return pairing

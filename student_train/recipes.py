@@ -1,4 +1,4 @@
-"""Recipes: the methods of the paper, and what every loss is added to by the weights of its published results."""
+"""Recipes: the methods of the paper, one of ours, and any loss added to cross-entropy and KD by its usual weights."""
 
 from __future__ import annotations
 
@@ -95,6 +95,16 @@ def _ckd(name: str, kind: type[DistillationLoss] | None = None, *, anchored: boo
     return make
 
 
+def _kd_ckd(settings: Settings) -> MethodSpec:
+    """Cross-entropy, KD, and the comparison of logits that are standardised first (docs/study.md, "One that holds on
+    both").
+    """
+    pairing, weights = chosen_pairing(settings, "all"), settings.build(_Weights, weight=4.0, ce=1.0, kd=1.0)
+    matched = LossSpec("match_logits", weight=weights.weight, compared=True, standardised=True)
+    losses = (*_baseline(weights), matched)
+    return MethodSpec("kd+ckd", losses, pairing.sampling, pairing.comparison, anchor=pairing.anchor)
+
+
 def _rkd_d(settings: Settings) -> MethodSpec:
     """Cross-entropy and the comparison of pooled logit differences."""
     dims, pairing = settings.take("dims", 10), chosen_pairing(settings)
@@ -130,4 +140,5 @@ METHODS: dict[str, Recipe] = {
     "fitnets+ckd": _ckd("fitnets+ckd", Hint),
     "vid+ckd": _ckd("vid+ckd", VID),
     "cc+ckd": _ckd("cc+ckd", CC),
+    "kd+ckd": _kd_ckd,
 }

@@ -82,7 +82,7 @@ class Stepper:
     def _with_rest(self, losses: Losses, student: Network, moment: Moment) -> Losses:
         for term in self.rest:
             value = term.value(student, moment, self._logits)
-            losses = losses.plus(term.loss.weight_at(moment.epoch), value)
+            losses = losses.plus(term.weight_at(moment.epoch), value)
         return losses
 
     def _logits(self, network: Network, inputs: Tensor, batch: Batch) -> Tensor:

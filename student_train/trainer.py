@@ -47,6 +47,7 @@ from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
 from student_train.ranked_stepper import RankedStepper, require_rows
+from student_train.rest.proxy import ProxyRun
 from student_train.rest.spec import require_rest
 from student_train.rest.terms import begin_terms, count_rows
 from student_train.run_folder import RunFolder
@@ -78,6 +79,7 @@ class Trainer:
         config: the rest.
         initial: the student, where it is made already.
         ranks: the processes that train it together; all of them make the same trainer and call the same methods.
+        unproven: proxies that nothing vouches for.
 
     Attributes:
         state: the student, and all that changes with it.
@@ -94,9 +96,10 @@ class Trainer:
         folder: RunFolder,
         initial: InitialStudent | None = None,
         ranks: Ranks = ALONE,
+        unproven: Sequence[ProxyRun] = (),
     ) -> None:
         require_rows(config.batch_size, ranks)
-        self.ranks = ranks
+        self.ranks, self.unproven = ranks, unproven
         self.config = config = replace(config, student_view=data.student_view(config.student_view))
         self.data, self.method, self.folder = data, method, folder
         require_labels(method, data.train.labels, data.place)
@@ -175,10 +178,12 @@ class Trainer:
         layers = network_shape(config.student, image_size=shown.size, code=config.code).layers
         wanted = wanted_by(method, layers, opened.manifest)
         asked = opened.manifest.n if n is None else n
-        require_rest(method.rest, opened, asked, asks_teacher=method.asks_teacher, student_view=config.student_view)
+        unproven = require_rest(
+            method.rest, opened, asked, asks_teacher=method.asks_teacher, student_view=config.student_view
+        )
         rendering = None if shown == identity.teacher_rendering else shown
         data = load(opened, n, wanted, compute, rendering, replace(_as_it_streamed(config, folder), ranks=ranks))
-        return cls(config, data, method, folder, initial, ranks)
+        return cls(config, data, method, folder, initial, ranks, unproven)
 
     def run(
         self, *, resume: bool = False, on_eval: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -351,6 +356,7 @@ class Trainer:
             teacher_outputs=self._teacher_outputs(),
             empty_answers=self.data.empty_answers or UNSET,
             **self._rows_used(),
+            unproven_proxies=self._unproven_proxies() or UNSET,
             init_calls=self.init_calls or UNSET,
             test_accuracy=test_accuracy,
             best_val_accuracy=self.state.protocol.best,
@@ -377,6 +383,13 @@ class Trainer:
         behind = (run.record.teacher_outputs or () for spec in self.method.rest for run in spec.proxies)
         return tuple(dict.fromkeys(chain(self.wanted.teacher, *behind)))
 
+    def _unproven_proxies(self) -> tuple[str, ...]:
+        """Digests of those, and of the proxies that any of this run's own had so."""
+        own = [run.digest for run in self.unproven]
+        behind = (run.record.unproven_proxies for spec in self.method.rest for run in spec.proxies)
+        known = (digests for digests in behind if not isinstance(digests, UnsetType))
+        return tuple(dict.fromkeys(chain(own, *known)))
+
     def _rows_used(self) -> dict[str, Any]:
         """For the record: rows by what was known of each, and what the rest taught."""
         rest, labelled = count_rows(self.rest)
@@ -389,6 +402,7 @@ class Trainer:
             "labelled_rows": labelled,
             "unlabelled_rows": seen - answered - labelled,
             "rest": tuple(spec.text for spec in self.method.rest) or UNSET,
+            "rest_weights": {term.loss.name: term.weight for term in self.rest} or UNSET,
         }
 
     def settings(self) -> RunSettings:
@@ -419,7 +433,7 @@ class Trainer:
                 schedule=UNSET if config.protocol.schedule == AtPlateaus.name else config.protocol.schedule,
                 steps_per_eval=config.protocol.steps_per_eval or UNSET,
             ),
-            recipe=self.method.describe(),
+            recipe=self.method.describe(self.data.num_asked),
             n=self.data.num_asked,
             precision=self.data.compute.precision,
             store_id=self.data.manifest.store_id,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ground.errors import DiskFull, IdentityMismatch, InvalidInput
+from ground.errors import DatasetMissing, DiskFull, IdentityMismatch, InvalidInput
 from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import RowCounts
@@ -22,7 +22,7 @@ from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store
 from teacher_cache.config import CallConfig, division_of
 from teacher_cache.datasets import ImageDataset, open_dataset
-from teacher_cache.datasets.registry import DATASETS, takes_path
+from teacher_cache.datasets.registry import DATASETS, may_be, takes_path
 from teacher_cache.plan import free_bytes
 from teacher_cache.rest import Rest, rest_to_keep
 from teacher_cache.rounds import bought_by_rules
@@ -112,13 +112,42 @@ def images_of(store: Store, where: ImageOptions) -> ImageDataset:
         }
     said = {"split": where.split, "split_seed": where.split_seed}
     options |= {option: value for option, value in said.items() if value is not None}
-    dataset = open_dataset(name, data_root=where.data_root, **options)
-    if dataset.digest != identity.dataset.digest:
-        raise IdentityMismatch(
-            f"the images of {name} are not those that {store.place} was built from ({identity.dataset.name}, digest "
-            f"{identity.dataset.digest[:12]}; found: digest {dataset.digest[:12]}); give the very same, with --dataset"
-        )
+    dataset = _opened(store, name, data_root=where.data_root, **options)
+    # The files are read for the digest, and not for the classes.
+    for field in ("classes", "digest"):
+        found, wanted = getattr(dataset, field), getattr(identity.dataset, field)
+        if found != wanted:
+            raise _another(store, name, f"dataset.{field} (store: {_shown(wanted)}, found: {_shown(found)})")
     return dataset
+
+
+def _opened(store: Store, name: str, **options: Any) -> ImageDataset:
+    """A data set; what cannot be the store's by its name is not looked for."""
+    own = store.manifest.identity.dataset.name
+    field = f"dataset.name (store: {own}, asked: {name})"
+    if not may_be(name, own):
+        raise _another(store, name, field)
+    try:
+        return open_dataset(name, **options)
+    except DatasetMissing as error:
+        # A folder may be called otherwise by now, so that its name alone refuses nothing that is there.
+        if not takes_path(name) or Path(name.partition(":")[2]).name == own.partition(":")[2]:
+            raise
+        raise _another(store, name, f"{field}, where nothing is ({error})") from error
+
+
+def _another(store: Store, name: str, difference: str) -> IdentityMismatch:
+    own, options = store.manifest.identity.dataset.name, store.image_options
+    remedy = f"give the very same, with --dataset {options['dataset']}" if takes_path(own) else "leave it out"
+    return IdentityMismatch(
+        f"{store.place} is of the data set {own}, and --dataset {name} is not the one that it was built from: "
+        f"{difference}; {remedy}"
+    )
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    """A digest by its beginning, and classes by their number and the first of them."""
+    return value[:12] if isinstance(value, str) else f"{len(value)}, {value[0]} first"
 
 
 def _require_order(store: Store, sample: NestedSample) -> None:

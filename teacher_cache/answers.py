@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput
 from storage.answers import NO_CLASS, AnswerForm, Kind
-from storage.manifest import Identity
+from storage.identity import Identity
 from teacher_cache.teachers import Answers, Card
 
 # A label that no number led to: neither a class nor a refusal, so that no store takes it.

@@ -17,9 +17,11 @@ from storage.blocks import RowSource
 from storage.ledger import Ledger
 from storage.locks import CellLocks, FileLock
 from storage.manifest import FILE_NAME
+from storage.new_manifest import new_manifest
 from storage.objects import Objects
 from storage.schema import SOURCE_INDEX
-from storage.store import BUILD_LOCK, CELL_LOCK, Store, new_manifest, prepare_folder
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, CELL_LOCK, prepare_folder
 from storage.store_ledger import open_ledger_of, recorded_as, witness_of
 from teacher_cache.build_report import BuildReport
 from teacher_cache.builder import Builder
@@ -87,10 +89,14 @@ def build(
     return report
 
 
-def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown) -> None:
+def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown, budget: int | None = None) -> None:
     """Make a store, or grow it, and call nobody: images, labels and views are there, and answers are still to be paid.
 
     `build` finds it as one that was stopped before its first call.
+
+    Args:
+        budget: recorded as the most calls ever to be spent on the teacher, where no more were; what is suggested to
+            finish the store is then held to it. None leaves the ledger's as it is.
 
     Raises:
         InvalidInput: it is to be in object storage.
@@ -102,6 +108,19 @@ def lay_out(plan: BuildPlan, teacher: Teacher | RemoteTeacher, shown: Shown) -> 
         CellLocks(plan.config.folder / CELL_LOCK, plan.config.lease_seconds) as locks,
     ):
         _enter(plan, lambda: store_arrays(plan, teacher.card, shown), lock, locks)
+        if budget is not None:
+            _record_budget(plan, budget)
+
+
+def _record_budget(plan: BuildPlan, budget: int) -> None:
+    store, teacher = _matching(plan), plan.identity.teacher
+    assert store is not None, "a store is made before its lock is shared"
+    with closing(_open_ledger(plan, store)) as ledger:
+        if ledger.summary(teacher.fingerprint).spent > budget:
+            return
+        ledger.set_budget(teacher.fingerprint, teacher.name, budget)
+        store.record_ledger_head(ledger.head(), ledger.genesis())
+        witness_of(store, ledger).advance()
 
 
 def _build_objects(

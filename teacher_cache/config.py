@@ -16,7 +16,8 @@ from storage.answers import AnswerForm
 from storage.database import parse_url, sqlite_path
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
-from storage.manifest import MAX_VIEWS, Manifest
+from storage.identity import MAX_VIEWS
+from storage.manifest import Manifest
 from teacher_cache.class_map import ClassMap
 from teacher_cache.datasets.registry import takes_path
 from teacher_cache.remote.policy import AskingConfig

@@ -22,7 +22,8 @@ from storage.ledger import Ledger
 from storage.locks import exclusive_lock
 from storage.rows import Rows
 from storage.schema import DIGEST
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store, runs_of
+from storage.store import Store, runs_of
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from storage.store_ledger import open_ledger_of, own_ledger, witness_of
 from teacher_cache.settle import require_storable, sort_out
 

@@ -22,10 +22,12 @@ from ground.geometry import Rendering
 from ground.layers import LOGITS
 from models.compute import Compute
 from models.names import CALL_PRECISIONS
+from storage.identity import Identity, TeacherIdentity, require_same
 from storage.locks import CellLocks
-from storage.manifest import EXTENSION, FILE_NAME, Identity, Manifest, TeacherIdentity, require_same
+from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import OutputSpec
-from storage.store import CELL_LOCK, Store
+from storage.store import Store
+from storage.store_folder import CELL_LOCK
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.build import PATIENCE_SECONDS, accept_rollback, record_store, store_arrays
 from teacher_cache.build_report import BuildReport

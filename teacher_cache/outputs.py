@@ -13,7 +13,7 @@ from ground.errors import InvalidInput, UnknownName
 from ground.layers import LOGITS, is_before, is_extra, layer_of
 from storage.answers import NO_CLASS, AnswerForm, is_empty
 from storage.float_types import INTEGER_TYPE, as_float32, is_integer
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, OutputSpec, norm_parameters, parameter_array
 from teacher_cache.answers import chosen_form, gives_answers, num_answered
 from teacher_cache.teachers import Answers, Card

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ground.file_identity import identify
-from storage.store import BUILD_LOCK
+from storage.store_folder import BUILD_LOCK
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

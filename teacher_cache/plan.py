@@ -13,13 +13,15 @@ import numpy as np
 
 from ground.errors import DiskFull, InvalidInput
 from ground.places import ObjectUrl, Place, only_read
+from storage.identity import Identity, require_same
 from storage.ledger_records import RecordedCall
-from storage.manifest import Identity, Round, is_store, require_same
+from storage.manifest import Round, is_store
 from storage.rows import Rows
 from storage.schema import CHUNK_ROWS, OutputSpec, RowsOf
 from storage.spool import room_bytes
 from storage.stage import Stage, rows_of
-from storage.store import DESKS, Store, array_specs, desks
+from storage.store import Store, array_specs
+from storage.store_folder import DESKS, desks
 from teacher_cache.config import CallConfig
 from teacher_cache.in_hand import MOST_BATCHES
 from teacher_cache.shown import Shown

@@ -20,7 +20,8 @@ from models.names import CALL_PRECISIONS, absolute_name, is_placed
 from models.origins import Preprocessing
 from models.remote_names import is_remote, without_path
 from storage.answers import AnswerForm
-from storage.manifest import DatasetIdentity, Identity, Manifest, is_store, require_storable
+from storage.identity import DatasetIdentity, Identity, require_storable
+from storage.manifest import Manifest, is_store
 from storage.schema import RowCounts
 from teacher_cache.answers import Conversion, chosen_form
 from teacher_cache.config import BuildConfig

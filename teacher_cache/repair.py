@@ -28,7 +28,8 @@ from storage.locks import CellLocks
 from storage.manifest import ARRAYS_NAME, EXTENSION, FILE_NAME, Manifest
 from storage.rows import Rows
 from storage.schema import DIGEST
-from storage.store import CELL_LOCK, Store
+from storage.store import Store
+from storage.store_folder import CELL_LOCK
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.extend import finish_command
 from teacher_cache.place import Place

@@ -11,8 +11,9 @@ from ground.places import ObjectUrl, parse_place
 from storage.answers import ANSWER_NAMES
 from storage.digest import vouches
 from storage.float_types import NARROW_TYPES
+from storage.identity import Identity
 from storage.ledger_records import RecordedCall
-from storage.manifest import EXTENSION, FILE_NAME, Identity
+from storage.manifest import EXTENSION, FILE_NAME
 from storage.schema import OutputSpec
 from storage.store import Store
 

@@ -18,8 +18,9 @@ from ground.errors import BoughtOtherwise, InvalidInput
 from ground.places import Place
 from models.compute import Compute
 from storage.blocks import RowSource
+from storage.identity import Identity
 from storage.made_images import first_unsound, is_made
-from storage.manifest import Identity, Manifest, Round, is_store
+from storage.manifest import Manifest, Round, is_store
 from storage.rows import Rows
 from storage.schema import SOURCE_INDEX
 from storage.store import Store

@@ -30,7 +30,7 @@ import numpy as np
 
 from ground.errors import TeacherDoubted
 from storage.answers import NO_CLASS, top1
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.rows import Rows
 from storage.store import Store
 from teacher_cache.plan import BuildPlan

@@ -31,7 +31,8 @@ from storage.manifest import FILE_NAME, Manifest
 from storage.rows import Rows
 from storage.schema import OutputSpec
 from storage.spool import SpooledAnswer, is_file, read_spool, spool_files, spooled_store
-from storage.store import CELL_LOCK, Store
+from storage.store import Store
+from storage.store_folder import CELL_LOCK
 from teacher_cache.outputs import Misfit, find_misfit
 from teacher_cache.place import Place
 from teacher_cache.reuse import find_store

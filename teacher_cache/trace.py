@@ -25,11 +25,12 @@ from ground.documents import Hex32, Hex64, Malformed
 from ground.errors import CKDError, IdentityMismatch, InvalidInput
 from ground.places import ObjectUrl, Place, parse_place
 from storage.digest import input_digests
+from storage.identity import TeacherIdentity
 from storage.inspection import is_answer_narrower, row_blocks
 from storage.ledger import Ledger
 from storage.ledger_records import RecordedCall
 from storage.ledger_report import CallHistory, call_histories, calls_revoked_after
-from storage.manifest import FILE_NAME, TeacherIdentity
+from storage.manifest import FILE_NAME
 from storage.rows import Rows
 from storage.run_proof import Proof, RunProofs
 from storage.run_record import RUN_FILE, RunRecord, RunTeacher

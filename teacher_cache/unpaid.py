@@ -10,7 +10,8 @@ from storage.ledger_records import RecordedCall
 from storage.locks import is_held
 from storage.rows import Rows
 from storage.shared_ledger import require_shared
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from storage.store_ledger import open_ledger_of
 from storage.witness import Witness
 from teacher_cache.plan import BuildPlan

@@ -21,7 +21,8 @@ from storage.ledger import Ledger
 from storage.locks import CellLocks
 from storage.manifest import EXTENSION, FILE_NAME, Manifest
 from storage.schema import OutputSpec
-from storage.store import CELL_LOCK, Store, array_specs
+from storage.store import Store, array_specs
+from storage.store_folder import CELL_LOCK
 from storage.store_ledger import open_ledger_of, witness_of
 from teacher_cache.convert import copy_cells
 from teacher_cache.extend import next_arrays_name

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import run_command
 
 ROOT = Path(__file__).parent.parent
@@ -280,7 +280,9 @@ BAD_BUILDS = {
     "unknown layer": (("--features", "layr1"), "did you mean layer"),
     "unknown format": (("--format", "hdf6"), "did you mean hdf5"),
     "n too large": (("--n", "1151"), "give --n 1150 or less"),
-    "n too small": (("--n", "0"), "too small"),
+    "n too small": (("--n", "1"), "--n 1 is too small to train on; give at least 2"),
+    "n below nothing": (("--n", "-1"), "--n -1 is too small to train on; give at least 2"),
+    "no n at all": (("--n", "0"), "labels alone take none: train on them, with: ckd-cache advise"),
     "missing weights": (("--weights", "nowhere.pth"), "there are no weights at nowhere.pth"),
     "other architecture": (("--teacher", "resnet14"), "is of a resnet8; give --teacher resnet8, or other --weights"),
     "no such device": (("--device", "abacus"), "pass --device cpu"),

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import plan_runs
 from models import create_model, save_weights
 from storage.manifest import Manifest

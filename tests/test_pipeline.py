@@ -11,7 +11,8 @@ import torch
 from experiments.demo import DemoConfig, demo, train_on_labels_alone
 from models.compute import Compute
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.teachers import ZooTeacher
 from tests.conftest import run_command
 

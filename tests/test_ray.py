@@ -17,7 +17,8 @@ import pytest
 from storage.holders import lock_holders
 from storage.ledger import Ledger
 from storage.manifest import FILE_NAME
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from tests.conftest import run_command
 from tests.experiments.grids import lasting, run, small, write
 from tests.running import begin_command

@@ -150,6 +150,14 @@ def test_a_setting_that_is_given_and_differs_is_refused_by_name(photo_store, pho
     assert Manifest.load(photo_store).n == 8
 
 
+def test_another_data_set_is_refused_by_name_before_it_is_looked_for(photo_store):
+    for other in ("cifar100", "digits"):
+        refused = run("ckd-cache", "build", "--store", photo_store, "--n", 16, "--dataset", other)
+        assert refused.returncode == 2
+        assert f"another dataset.name (store: imagefolder:my photos, asked: {other})" in refused.stderr
+        assert "--download" not in refused.stderr
+
+
 def test_digits_are_grown_by_store_and_n_alone(tmp_path, built_store, weights):
     store = shutil.copytree(built_store, tmp_path / "store")
     grown = run("ckd-cache", "build", "--store", store, "--n", 100, "--weights", weights, "--device", "cpu", "--json")
@@ -161,6 +169,26 @@ def test_a_new_store_needs_a_teacher(tmp_path):
         refused = run("ckd-cache", "build", *arguments)
         assert refused.returncode == 2
         assert "Missing option '--teacher'" in refused.stderr
+
+
+def test_a_build_without_a_call_says_how_labels_alone_are_trained_on(photo_store, place, photos, two_classes):
+    own = ("--dataset", f"imagefolder:{photos.name}", "--image-size", 24)
+    new = run(
+        "ckd-cache", "build", "--n", 0, "--teacher", "resnet8", "--weights", two_classes.name, "--store", "none", *own
+    )
+    assert new.returncode == 2
+    assert "--n 0 asks the teacher about no image" in new.stderr
+    assert not (place / "none").exists()
+    advice = run(*suggestion(new.stderr), "--seeds", 1, "--max-evals", 1, "--device", "cpu", "--jobs", 1, "--json")
+    said = json.loads(succeeded(advice))
+    assert (said["calls_made"], said["labels_alone"]["runs"], said["labelled_images"]) == (0, 1, 20)
+    # A store that is there has labels already.
+    there = run("ckd-cache", "build", "--n", 0, "--store", photo_store.name)
+    assert there.returncode == 2
+    trained = run(*suggestion(there.stderr), "--student", "resnet8", "--max-evals", 1, "--device", "cpu", "--out", "r")
+    succeeded(trained)
+    record = json.loads(Path("r", "run.json").read_text())
+    assert (record["n"], record["teacher_calls"], record["labelled_rows"]) == (0, 0, 8)
 
 
 def test_an_extension_keeps_its_features_in_the_type_of_the_stores(photo_store, two_classes):

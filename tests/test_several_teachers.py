@@ -16,7 +16,8 @@ from PIL import Image
 import student_train.cli
 import teacher_cache.cli
 from storage.run_record import RUN_FILE, RunRecord
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 
 N, SECOND = 48, 40
 SETTINGS = ("--student", "resnet8", "--method", "kd", "--max-evals", 1, "--device", "cpu", "--precision", "fp32")

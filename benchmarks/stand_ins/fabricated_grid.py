@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.stand_ins.random_store import make_store
 from storage.ledger import Ledger
 from storage.manifest import Manifest
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 
 TEACHER, DATASET = "wrn_40_2", "random"
 STORE = f"stores/{TEACHER}-{DATASET}"

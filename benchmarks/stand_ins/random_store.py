@@ -13,11 +13,12 @@ from ground.geometry import Normalisation, ViewGeometry
 from ground.views import sample_views
 from models import create_model
 from storage.digest import input_digests
+from storage.identity import DatasetIdentity, Identity, TeacherIdentity
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
-from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
 from storage.schema import OutputSpec, parameter_array
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 
 TEACHER, CLASSES = "wrn_40_2", 100
 _AT_ONCE = 64

@@ -19,7 +19,7 @@ import numpy as np
 
 from ground.geometry import Rendering
 from storage.bill import Billed, FailureKind
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 from storage.price import Price
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.teachers import Card

@@ -15,7 +15,7 @@ from experiments.engines.local import default_jobs
 from experiments.engines.ray_runs import RayEngine
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, Outcome, execute
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from ground.errors import InvalidInput, suggested
 from ground.options import RunFolderPath, allow_code_option, json_option
 from ground.terminal import plain, print_json, print_table, say

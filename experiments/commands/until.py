@@ -10,8 +10,7 @@ import click
 from experiments.commands.options import training_options, worker_options
 from experiments.engines.local import default_jobs
 from experiments.execution import ExecutionConfig
-from experiments.grid import single_grid
-from experiments.until import Purchase, Step, until
+from experiments.until import Purchase, Step, until, until_grid
 from ground.geometry import MAX_INPUT_SIZE
 from ground.options import NumberRange, RunFolderPath, json_option, setting_option
 from ground.terminal import note, print_json, say
@@ -35,6 +34,12 @@ from student_train.train_config import TrainConfig
     default="random",
     show_default=True,
     help="Rule that chooses what is bought, as for ckd-cache build; {METHOD} in it stands for the students so far.",
+)
+@click.option(
+    "--rest",
+    multiple=True,
+    help="What becomes of images that are not bought: all keeps them, at no call, and begins with what their labels "
+    "alone give; a loss also learns from them beside calls, as for ckd-train.",
 )
 @click.option(
     "--min-gain",
@@ -64,16 +69,18 @@ def until_command(
 ) -> None:
     """Ask how many teacher calls an accuracy takes: buy them in steps, train, and stop when it is reached.
 
-    The mean over the seeds of the best validation accuracy decides. The same command again goes on; with a larger
-    budget it goes further, and no call is made twice.
+    The mean over the seeds of the best validation accuracy decides. With --rest it begins with labels alone, buys
+    nothing where those are enough, and says what the calls of each step brought beyond them. The same command again
+    goes on; with a larger budget it goes further, and no call is made twice.
 
     \b
     ckd-pipeline until --target 0.50 --step 400 --budget 6400 --method ckd
+    ckd-pipeline until --target 0.50 --step 400 --budget 6400 --method kd --rest ce
 
     Exit status: 0 reached, 1 not reached within the budget, or with --min-gain, 2 bad usage or bad input, 3 refused by
     budget, 130 interrupted.
     """
-    grid = single_grid(**asked)
+    grid = until_grid(**asked)
     config = ExecutionConfig(
         out=out, jobs=jobs or default_jobs(device), retry=retry, device=device, precision=precision
     )
@@ -84,7 +91,7 @@ def until_command(
         step=step,
         budget=budget,
         min_gain=min_gain,
-        on_step=lambda step: note(shown(step)),
+        on_step=lambda step: note(_told(step)),
     )
     if as_json:
         print_json(answer.document())
@@ -97,8 +104,9 @@ def until_command(
 def shown(step: Step) -> str:
     """A step in one line."""
     deviation = "" if step.val_std is None else f" ± {step.val_std:.4f}"
+    bought = f"{step.new_calls} new" if step.n else f"labels alone, of {step.labelled_rows} images"
     return (
-        f"n={step.n}: {step.calls} calls ({step.new_calls} new), validation {step.val_accuracy:.4f}{deviation}, "
+        f"n={step.n}: {step.calls} calls ({bought}), validation {step.val_accuracy:.4f}{deviation}, "
         f"test {step.test_accuracy:.4f}{_shown_gain(step)}"
     )
 
@@ -110,20 +118,36 @@ def _shown_gain(step: Step) -> str:
     return f"; the next step is expected to bring {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
 
 
+def _told(step: Step) -> str:
+    """The same as soon as it is there, with what its calls brought beyond labels alone."""
+    return shown(step) if step.beyond is None else f"{shown(step)}\n  {step.beyond.sentence}"
+
+
 def _print_answer(answer: Purchase, out: Path) -> None:
     for step in answer.steps:
-        say(shown(step))
-    last = answer.steps[-1]
-    if answer.reached:
-        say(f"{answer.target:g} is reached with {answer.calls} teacher calls: validation {last.val_accuracy:.4f}")
-    elif answer.stopped:
-        say(
-            f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}), "
-            "and another step is expected to bring less than --min-gain"
-        )
-    else:
-        say(
-            f"{answer.target:g} is not reached with {answer.calls} teacher calls (validation {last.val_accuracy:.4f}); "
-            f"another step does not fit the budget of {answer.budget}, or there are no more images"
-        )
+        say(_told(step))
+    say(_verdict(answer))
+    if answer.labels_alone is None:
+        say("what labels alone give was not looked at; --rest ce, or --rest all, begins with that, at no call")
     say(f"every run is in {out / 'results.csv'}")
+
+
+def _verdict(answer: Purchase) -> str:
+    last = answer.steps[-1]
+    at = f"validation {last.val_accuracy:.4f}{_beside_labels(answer)}"
+    if answer.reached and not last.n:
+        return f"{answer.target:g} is reached by labels alone: {at}; nothing is bought"
+    with_calls = f"with {answer.calls} teacher calls"
+    if answer.reached:
+        return f"{answer.target:g} is reached {with_calls}: {at}"
+    if answer.stopped:
+        why = ", and another step is expected to bring less than --min-gain"
+    else:
+        why = f"; another step does not fit the budget of {answer.budget}, or there are no more images"
+    return f"{answer.target:g} is not reached {with_calls} ({at}){why}"
+
+
+def _beside_labels(answer: Purchase) -> str:
+    """What labels alone are at, beside steps that were bought."""
+    alone = answer.labels_alone
+    return "" if alone is None or len(answer.steps) == 1 else f", of labels alone {alone.val_accuracy:.4f}"

@@ -10,13 +10,13 @@ import click
 
 from ground.options import RunFolderPath, StorePlace, allow_code_option, device_option, precision_option, setting_option
 from models.names import CALL_PRECISIONS, PRECISIONS
-from student_train.names import COMBINATIONS, PAPER_METHODS
+from student_train.names import COMBINATIONS, NAMED_METHODS
 from student_train.protocol import ProtocolConfig
 from student_train.train_config import TrainConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_METHODS = ", ".join(PAPER_METHODS)
+_METHODS = ", ".join(NAMED_METHODS)
 _OPTIONS = (
     click.option(
         "--store",

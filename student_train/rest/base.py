@@ -42,7 +42,7 @@ class RestLoss(nn.Module, ABC):
 
     Args:
         ratio: images in a batch for each of `--batch-size`.
-        weight: of the loss in the sum.
+        weight: of the loss in the sum; None for its `usual_weight`.
         ramp: epochs in which the weight rises to that, as exp(-5 (1 - t)^2) (Laine & Aila 2017, arXiv:1610.02242,
             section 3); 0 for all of it at once.
 
@@ -61,11 +61,11 @@ class RestLoss(nn.Module, ABC):
     reads_labels: ClassVar[bool] = False
     constrains_logits: ClassVar[bool] = False
 
-    def __init__(self, ratio: float, weight: float, ramp: float) -> None:
+    def __init__(self, ratio: float, weight: float | None, ramp: float) -> None:
         super().__init__()
         if not 0 < ratio <= 64:
             raise ValueError(f"ratio is above 0 and at most 64, got {ratio}")
-        if not weight > 0:
+        if weight is not None and not weight > 0:
             raise ValueError(f"weight is above 0, got {weight}; leave the loss out where it is to have none")
         if ramp < 0:
             raise ValueError(f"ramp is a number of epochs of at least 0, got {ramp}")
@@ -85,11 +85,13 @@ class RestLoss(nn.Module, ABC):
         """What it was made with, for the record, in plain values."""
         return {name: getattr(self, name) for name in argument_names(type(self))}
 
-    def weight_at(self, epoch: float) -> float:
-        """Its weight after so many epochs."""
-        if epoch >= self.ramp:
-            return self.weight
-        return self.weight * math.exp(-5 * (1 - epoch / self.ramp) ** 2)
+    def usual_weight(self, rows: int, answered: int) -> float:
+        """Its weight where none is given, beside so many rows of the method, with so many of the rest of its own."""
+        return 1.0
+
+    def risen(self, epoch: float) -> float:
+        """What part of its weight it has after so many epochs, in (0, 1]."""
+        return 1.0 if epoch >= self.ramp else math.exp(-5 * (1 - epoch / self.ramp) ** 2)
 
     def begin(self, student: Network, rows: RestRows, compute: Compute, code: UserCode) -> None:
         """Make what it needs of the student and of the rows that it learns from; called once, before training.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.rest.base import RestBatch, RestLoss
+
+# Weights were tried between these (docs/rest.md, "Which settings"); what lies beyond them is not known.
+_LEAST, _MOST = 1.0, 4.0
 
 
 class Labels(RestLoss):
@@ -18,8 +22,14 @@ class Labels(RestLoss):
     reads_labels: ClassVar[bool] = True
     constrains_logits: ClassVar[bool] = True
 
-    def __init__(self, ratio: float = 1.0, weight: float = 1.0, ramp: float = 0.0) -> None:
+    def __init__(self, ratio: float = 1.0, weight: float | None = None, ramp: float = 0.0) -> None:
         super().__init__(ratio, weight, ramp)
+
+    def usual_weight(self, rows: int, answered: int) -> float:
+        """The root of the labelled rows for each row of the method, between 1 and 4: the fewer were asked about, the
+        more labels have to say. Found by validation (docs/rest.md, "Which settings").
+        """
+        return min(_MOST, max(_LEAST, sqrt(rows / answered)))
 
     def forward(self, batch: RestBatch) -> Tensor:
         """See `RestLoss.forward`."""

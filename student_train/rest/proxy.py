@@ -26,7 +26,7 @@ from ground.views import evaluation_batches
 from models import Network, read_metadata
 from models.compute import Compute
 from models.trained_on import TrainedOn
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.run_proof import RunProofs
 from storage.run_record import STUDENT_FILE, RunRecord
 from storage.store import Store
@@ -64,12 +64,15 @@ class ProxyRun:
         record = RunRecord.load(folder, _ADVICE)
         return cls(folder.resolve(), _digest_of(folder), record)
 
-    def require_of(self, store: Store, n: int, proofs: RunProofs, *, exactly: bool) -> None:
+    def require_of(self, store: Store, n: int, proofs: RunProofs, *, exactly: bool) -> str | None:
         """Refuse a proxy of anything but this store, or one that drew on answers beyond the first n.
 
         Args:
             proofs: for all proxies of a store, whose ledger is read once.
             exactly: whether it must have drawn on as many, if on any: where it alone brings answers in.
+
+        Returns:
+            What to warn of where nothing vouches for it, a sentence; None where something does.
 
         Raises:
             IdentityMismatch: as said, or it is not what it was when it ended, or its weights are of another run.
@@ -103,6 +106,12 @@ class ProxyRun:
                 f"the proxy {self.folder} drew on the answers to {record.n} rows, and this training is to have {n} of "
                 f"them; give --n {record.n}, or train a proxy with --n {n}"
             )
+        if proof.is_proven:
+            return None
+        return (
+            f"the proxy {self.folder} is taken at its word about what it learned from: {proof.missing}; train it again "
+            "to have something that vouches for it"
+        )
 
     def _require_weights_of(self, identity: Identity) -> None:
         """Hold what the run says, which nothing may vouch for, to what its file of weights says, as far as it does."""

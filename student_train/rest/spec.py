@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from student_train.rest.labels import Labels
 from student_train.rest.mean_teacher import MeanTeacher
 from student_train.rest.proxy import Proxy, ProxyRun
 from student_train.rest.pseudo import PseudoLabels
+
+log = logging.getLogger(__name__)
 
 REST_LOSSES: dict[str, type[RestLoss]] = {kind.name: kind for kind in (Labels, PseudoLabels, MeanTeacher, Proxy)}
 
@@ -62,17 +65,26 @@ class RestSpec:
         """Whether answers of the teacher are behind what its proxies say."""
         return any(run.record.teacher_calls for run in self.proxies)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything that makes it what it is, in plain values."""
-        return {"loss": self.name, **self.make().describe()}
+    def describe(self, *, beside_answers: bool = True) -> dict[str, Any]:
+        """Everything that makes it what it is, in plain values.
+
+        Args:
+            beside_answers: whether rows that were asked about are learned from too. Labels that are alone have nothing
+                to be weighed against, which is written as a weight of 1.
+        """
+        said = {"loss": self.name, **self.make().describe()}
+        return said if beside_answers or said["weight"] is not None else said | {"weight": 1.0}
 
 
 def default_of_rest(text: str, setting: str) -> Any:
-    """What a loss of the rest, as it is written, has for a setting that is not given; raises `UnknownName` for none."""
+    """What a loss of the rest, as it is written, has for a setting that is not given, 1 for a weight that follows from
+    the rows; raises `UnknownName` for no loss.
+    """
     name = text.partition(":")[0]
     if name not in REST_LOSSES:
         raise UnknownName("loss of the rest", name, REST_LOSSES)
-    return inspect.signature(REST_LOSSES[name]).parameters[setting].default
+    default = inspect.signature(REST_LOSSES[name]).parameters[setting].default
+    return 1.0 if default is None else default
 
 
 def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:
@@ -91,13 +103,16 @@ def parse_rest(texts: Sequence[str]) -> tuple[RestSpec, ...]:
 
 def require_rest(
     specs: Sequence[RestSpec], store: Store, n: int, *, asks_teacher: bool, student_view: str = "auto"
-) -> None:
+) -> tuple[ProxyRun, ...]:
     """Refuse what cannot be learned from the rest of a store.
 
     Args:
         n: rows of the store whose answers are learned from.
         asks_teacher: whether the method beside learns from any answer.
         student_view: as it is asked for.
+
+    Returns:
+        Proxies that nothing vouches for; the log says so of each.
 
     Raises:
         InvalidInput: the method needs answers, and n is 0; or labels are given a weight where nothing is beside them.
@@ -113,7 +128,7 @@ def require_rest(
             "--n 0 learns from no answer of the teacher, and this method needs some; give --method vanilla, or an n of "
             "at least 2"
         )
-    proofs = RunProofs()
+    proofs, unproven = RunProofs(), []
     for spec in specs:
         if not n and spec.kind.reads_labels and spec != RestSpec.read(spec.name):
             raise InvalidInput(
@@ -121,4 +136,8 @@ def require_rest(
                 f"--rest {spec.name}"
             )
         for run in spec.proxies:
-            run.require_of(store, n, proofs, exactly=not asks_teacher)
+            doubt = run.require_of(store, n, proofs, exactly=not asks_teacher)
+            if doubt is not None:
+                log.warning("%s", doubt)
+                unproven.append(run)
+    return tuple(unproven)

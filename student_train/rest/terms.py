@@ -34,6 +34,7 @@ class RestTerm:
     """One loss of the rest, which goes through its rows in epochs of its own.
 
     Args:
+        weight: of the loss, once it has risen.
         batch_size: rows of a step.
         views: role in a `RestBatch` -> kind of view, for `show`.
         rendering: how it is shown images.
@@ -43,6 +44,7 @@ class RestTerm:
 
     loss: RestLoss
     rows: RestRows
+    weight: float
     sampling: Sampling
     batch_size: int
     views: Mapping[str, str]
@@ -60,6 +62,10 @@ class RestTerm:
     def steps_per_epoch(self) -> int:
         """Steps in which every row comes once."""
         return ceil(self.num_rows / self.batch_size)
+
+    def weight_at(self, epoch: float) -> float:
+        """The weight of the loss after so many epochs."""
+        return self.weight * self.loss.risen(epoch)
 
     def value(self, student: Network, moment: Moment, said: Said) -> Tensor:
         """The loss of a step's batch, before its weight; random choices follow from (seed, loss, step)."""
@@ -121,6 +127,7 @@ def _begin(spec: RestSpec, data: StudentData, rest: RestRows, student: Network, 
     return RestTerm(
         loss=loss,
         rows=rows,
+        weight=loss.usual_weight(len(rows.labels), data.n) if loss.weight is None else loss.weight,
         sampling=sampling if rows.stream is None else sampling.streamed(rows.stream.order),
         batch_size=max(2, round(loss.ratio * config.batch_size)),
         views=_views(config.student_view),

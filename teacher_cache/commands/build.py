@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ground.errors import InvalidInput
+from ground.errors import IdentityMismatch, InvalidInput, suggested
 from ground.geometry import VIEW_POLICIES
 from ground.launched import Launched
 from ground.options import StorePlace, json_option
@@ -48,7 +48,7 @@ from teacher_cache.commands.options import (
     rest_option,
 )
 from teacher_cache.config import BuildConfig, settings_of
-from teacher_cache.datasets.registry import takes_path
+from teacher_cache.datasets.registry import may_be, takes_path
 from teacher_cache.engines.progress import StoreProgress
 from teacher_cache.engines.ray_build import RayEngine, build_with_ray
 from teacher_cache.plan import BuildPlan
@@ -154,6 +154,7 @@ def build(
     if store is None and settings["teacher"] is None:
         raise click.UsageError("Missing option '--teacher'.")
     folder = store if store is not None else _default_store(settings["teacher"], settings["dataset"])
+    _require_calls(folder, settings)
     ledger = ledger_to_build(folder, url)
     settings["select"] = _spending(settings["select"], spend)
     settings["keep"] = None if settings["keep"] is None else AnswerForm.read(settings["keep"])
@@ -175,6 +176,22 @@ def build(
         print_json({**asdict(report), "store": str(report.store)})
     else:
         say(f"{_whose()}{report_text(report)}")
+
+
+def _require_calls(store: Place, given: Mapping[str, Any]) -> None:
+    """Refuse to build without a call, and say how labels alone are trained on, which is what needs none."""
+    if given["n"]:
+        return
+    if is_store(store):
+        way = suggested("ckd-train", store=store, n=0, rest="ce", method="vanilla")
+    else:
+        names = ("teacher", "weights", "dataset", "data_root", "image_size", "split", "split_seed")
+        said = {name: given[name] for name in names if name != "split_seed" or given["split"] is not None}
+        way = suggested("ckd-cache advise", **said, pilot=0, out="advice")
+    raise InvalidInput(
+        f"--n 0 asks the teacher about no image, and a build is made of calls; labels alone take none: train on them, "
+        f"with: {way}"
+    )
 
 
 def _run(prepared: Prepared, report: BuildReport, *, engine: RayEngine | None) -> None:
@@ -280,6 +297,11 @@ def _own_settings(folder: Place, given: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput(
             f"{folder} was built from {dataset}, and only you can say where that lies: say it, with: "
             f"{Store.open(folder).build_command(given['n'])}"
+        )
+    if context.get_parameter_source("dataset") is not ParameterSource.DEFAULT and not may_be(given["dataset"], dataset):
+        raise IdentityMismatch(
+            f"{folder} was built from another dataset.name (store: {dataset}, asked: {given['dataset']}); leave out "
+            "what the store says itself, or give another --store"
         )
     if not takes_path(given["dataset"]):
         for name in ("image_size", "crop_pct", "split", "split_seed"):

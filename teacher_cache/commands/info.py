@@ -13,7 +13,8 @@ from ground.options import json_option
 from ground.places import Place
 from ground.terminal import print_json, say
 from storage.answers import AnswerForm
-from storage.manifest import Identity, Round
+from storage.identity import Identity
+from storage.manifest import Round
 from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import newest_head

@@ -66,6 +66,14 @@ def takes_path(spec: str) -> bool:
     return opener is not None and opener.place is not None
 
 
+def may_be(spec: str, own: str) -> bool:
+    """Whether a data set, as a user writes it, can be the one that a store has by this name: it is the same, or both
+    are images of the user's own, which may lie elsewhere by now and be called otherwise. What is no data set may be.
+    """
+    known = spec.partition(":")[0] in DATASETS
+    return not known or spec == own or (takes_path(spec) and takes_path(own))
+
+
 def open_dataset(
     spec: str,
     *,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ground.errors import CKDError, InvalidInput
 from ground.ray_cluster import move_in
 from ground.terminal import StopRequest, stopped_by
-from storage.manifest import Identity
+from storage.identity import Identity
 from teacher_cache.build import build
 from teacher_cache.build_report import BuildReport
 from teacher_cache.config import BuildConfig

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ground.errors import CKDError, IdentityMismatch, Interrupted, InvalidInput, StoreBusy
 from ground.terminal import StopRequest
-from storage.manifest import Identity
+from storage.identity import Identity
 from teacher_cache.build_report import BuildReport
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from ground.errors import InvalidInput
 from ground.spec import Settings, spelled_settings
 from ground.user_code import UserCode
 from models.compute import Compute
-from storage.manifest import Identity
+from storage.identity import Identity
 from teacher_cache.datasets.base import Split
 from teacher_cache.datasets.made_split import MadeSplit
 

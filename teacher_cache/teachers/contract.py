@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ground.geometry import Rendering
 from storage.answers import AnswerForm
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 
 # Output name -> (C, ...), one row a call, on whatever device the teacher runs.
 Answers = Mapping[str, Tensor]

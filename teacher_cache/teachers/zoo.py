@@ -37,7 +37,7 @@ from models.registry import shape_of
 from models.remote_names import is_remote
 from models.representation import Representation
 from models.trained_on import TrainedOn
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 from storage.schema import HEAD_BIAS, HEAD_WEIGHT, norm_parameters
 from teacher_cache.class_map import ClassMap, mapped_logits, rows_of_head
 from teacher_cache.rendering import RenderingOverrides

@@ -19,7 +19,7 @@ from benchmarks.stand_ins.fabricated_grid import STORE, TEACHER, change_run, mak
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.manifest import Manifest
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 
 
 @pytest.fixture

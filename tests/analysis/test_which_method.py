@@ -108,4 +108,4 @@ def test_every_finding_is_in_the_tables_and_is_a_method(found):
         cell = next(line for line in table.splitlines() if line.startswith(name)).split("|")[column]
         assert cell.split()[0] == f"{100 * reached:.1f}"
         weight = re.search(r", x(\d)", cell)
-        assert rest == (f"ce:weight={weight[1]}" if weight else "ce" if rest else None)
+        assert rest == (f"ce:weight={weight[1] if weight else 1}" if rest else None)

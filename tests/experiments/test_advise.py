@@ -12,7 +12,8 @@ from PIL import Image
 
 from models import create_model, save_weights
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import run_command
 
 STORE = Path("stores", "resnet8-digits")
@@ -159,7 +160,8 @@ def test_a_dry_run_counts_and_does_nothing(weights, tmp_path):
     planned = json.loads(advise(weights, tmp_path / "out", "--pilot", 32, "--dry-run", "--json").stdout)
     assert (planned["calls"], planned["new_calls"], planned["runs"]) == (32, 32, 14)
     assert planned["by_method"] == {"calls alone": 6, "calls and labels": 6, "vanilla, all labels": 2}
-    without = advise(weights, tmp_path / "out", "--pilot", 0, "--dry-run")
+    # What one thinks of buying is of no matter where nothing is asked of it: by default that is more than there is.
+    without = advise(weights, tmp_path / "out", "--pilot", 0, "--n", 1600, "--dry-run")
     assert "2 students, 0 of them trained" in without.stdout
     assert "teacher calls: 0, 0 of them still to be paid" in without.stdout
     assert not (tmp_path / "out").exists()

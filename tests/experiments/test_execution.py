@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from tests.conftest import COMMANDS, run_command
 from tests.experiments.grids import lasting, results, run, small, write
 from tests.running import Begun, begin_command

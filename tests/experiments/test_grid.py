@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import plan_runs, plan_stores
 from ground.errors import InvalidInput
 from student_train.protocol import ProtocolConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.execution import cost
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import one_a_teacher, plan_runs, plan_stores
 from experiments.stores import Stores
 from ground.errors import InvalidInput

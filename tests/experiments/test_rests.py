@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import ALL_LABELS, read_grid
+from experiments.grid import ALL_LABELS
+from experiments.grid_file import read_grid
 from experiments.plan import plan_runs
 from experiments.rests import rest_of_run
 from experiments.stores import Stores
 from ground.errors import InvalidInput
+from models import create_model, read_metadata, save_weights
 from tests.experiments.grids import results, run, small, write
 
 KD = {"label": "kd + labels", "method": "kd", "rest": "ce"}
@@ -191,3 +193,26 @@ def test_a_proxy_of_the_same_store_teaches(finished, tmp_path, weights):
     assert "4 runs, 3 found finished, 1 trained, 0 failed; 0 new teacher calls" in done.stdout, done.stderr
     table = results(out).set_index("label")
     assert table.loc["by proxy", ["teacher_calls", "answered_rows", "unlabelled_rows"]].tolist() == [24, 24, 40]
+
+
+def test_of_a_proxy_that_nothing_vouches_for_a_grid_warns_once(finished, tmp_path, weights, capsys):
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", finished / "out", out], check=True)
+    [kd] = [path.parent for path in out.glob("runs/*/*/run.json") if "kd" in path.parent.name]
+    entry = {"label": "by proxy", "method": "kd", "rest": f"proxy:{kd.relative_to(out)}"}
+    document = with_rest(weights, methods=["vanilla", KD, entry], seeds=2)
+
+    def warnings() -> int:
+        grid = read_grid(write(tmp_path / "grid.yaml", document))
+        stores = Stores(grid, out, "cpu")
+        stores.check_proxies(plan_runs(stores.grid, "fp32", out, stores.num_images))
+        return capsys.readouterr().err.count(f"the proxy {kd.resolve()} is taken at its word")
+
+    assert warnings() == 0
+    # As if a release before proofs had made it: the ledger has no entry of anything that is in the folder.
+    weights_of_run = kd / "student.safetensors"
+    network = create_model("resnet8", num_classes=10, seed=9)
+    save_weights(network, weights_of_run, read_metadata(weights_of_run))
+    (kd / "metrics.csv").write_text("step\n")
+    (kd / "run.json").write_text(json.dumps(json.loads((kd / "run.json").read_text()) | {"seconds": 7.0}))
+    assert warnings() == 1

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import ALL_LABELS, read_grid
+from experiments.grid import ALL_LABELS
+from experiments.grid_file import read_grid
 from experiments.plan import as_bought, plan_runs, plan_stores, store_folder
 from experiments.rules import ends_behind, ends_of, usual_text
 from ground.errors import InvalidInput

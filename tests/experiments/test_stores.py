@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import plan_stores
 from experiments.stores import Stores
 from ground.errors import TooNarrow

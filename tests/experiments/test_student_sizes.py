@@ -11,7 +11,8 @@ import yaml
 
 from experiments.estimate import estimate
 from experiments.execution import ExecutionConfig
-from experiments.grid import Grid, read_grid
+from experiments.grid import Grid
+from experiments.grid_file import read_grid
 from experiments.layers import student_layers, teacher_layers
 from experiments.plan import plan_runs, plan_stores
 from ground.errors import InvalidInput

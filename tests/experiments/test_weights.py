@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.grid_plan import GridPlan
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import plan_runs, plan_stores
 from ground.errors import InvalidInput
 from storage.run_record import RUN_FILE

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ground.errors import InvalidInput
 from storage.answers import ANSWER_NAMES, AnswerForm, Kind, MissingMass, empty_answers, is_empty, top1
 from storage.digest import output_digests
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.rows import Rows
 from storage.schema import OutputSpec
 from storage.store import Store

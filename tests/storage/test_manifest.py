@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ground.errors import IdentityMismatch, StoreUnreadable
 from storage.answers import AnswerForm, Kind, MissingMass
-from storage.manifest import FILE_NAME, Manifest, digest_of, is_sealed, require_same
+from storage.identity import require_same
+from storage.manifest import FILE_NAME, Manifest, digest_of, is_sealed
 from storage.schema import OutputSpec, parameter_array
 from storage.store import array_specs
 from tests.storage.conftest import make_identity

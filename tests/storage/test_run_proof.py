@@ -21,7 +21,7 @@ from storage.ledger_check import ledger_problems
 from storage.manifest import Manifest
 from storage.run_proof import ProvenBy, RunProofs, prove_run
 from storage.run_record import RunRecord
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from storage.store_ledger import own_ledger
 from tests.storage.test_run_record import DOCUMENT
 

@@ -128,6 +128,14 @@ def test_a_record_says_of_which_sample_it_is_where_that_is_known(tmp_path):
         typed(DOCUMENT | {"sample_seed": -1}, RunRecord)
 
 
+def test_a_record_names_proxies_that_nothing_vouched_for_where_there_are_some():
+    assert record().unproven_proxies is UNSET
+    told = structs.replace(record(), unproven_proxies=("5e7d" * 16,))
+    assert told.document() == DOCUMENT | {"unproven_proxies": ["5e7d" * 16]}
+    with pytest.raises(Malformed, match="unproven_proxies"):
+        typed(DOCUMENT | {"unproven_proxies": ["kd"]}, RunRecord)
+
+
 def test_a_rendering_that_cannot_be_is_refused_with_its_place():
     rendering = json.loads(json.dumps(asdict(RENDERING)))
     rendering["geometry"]["crop_size"] = 4000

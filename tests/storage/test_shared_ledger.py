@@ -11,7 +11,7 @@ import pytest
 from ground.errors import InvalidInput
 from storage.ledger import Ledger
 from storage.shared_ledger import require_shared
-from storage.store import LEDGER_FILE
+from storage.store_folder import LEDGER_FILE
 from storage.store_ledger import recorded_as
 
 

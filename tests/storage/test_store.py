@@ -11,8 +11,9 @@ import pytest
 import zarr
 
 from ground.errors import IdentityMismatch, InvalidInput, StoreBusy, StoreIncomplete, StoreUnreadable
+from storage.identity import require_same
 from storage.locks import FileLock
-from storage.manifest import Manifest, require_same
+from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.schema import OutputSpec, RowCounts, output_array
 from storage.store import Store, runs_of
@@ -221,24 +222,6 @@ def test_a_stores_ids_are_its_own_and_those_it_was_made_from(whole_store):
     assert replace(manifest, history=history).ids == {manifest.store_id, "1" * 32, "2" * 32}
 
 
-def test_creation_that_was_interrupted_is_started_afresh(tmp_path, array_format):
-    folder = tmp_path / "store"
-    identity = make_identity()
-    Store.create(folder, identity, array_format=array_format, samples=make_samples(identity))
-    (folder / "manifest.json").unlink()
-    store = Store.create(folder, identity, array_format=array_format, samples=make_samples(identity, 20))
-    assert store.manifest.n == 20
-
-
-def test_a_folder_with_paid_calls_and_no_manifest_is_not_wiped(whole_store):
-    folder = whole_store.store.folder
-    (folder / "manifest.json").rename(folder.parent / "aside.json")
-    with pytest.raises(StoreUnreadable, match="has a ledger and no manifest.json: its calls are paid for"):
-        Store.create(folder, make_identity(), array_format="zarr", samples=make_samples(make_identity()))
-    (folder.parent / "aside.json").rename(folder / "manifest.json")
-    assert Store.open(folder).valid_prefix() == N
-
-
 def test_parameters_of_the_teacher_come_back_without_a_row_axis(whole_store):
     store, written = whole_store.store, make_samples(make_identity())
     found = Store.open(store.folder).read_parameters()
@@ -287,13 +270,6 @@ def test_a_missing_chunk_is_an_error_not_zeros(tmp_path):
     assert store.read("train/labels", 64).tolist() == [row % 5 for row in range(64)]
     with pytest.raises(StoreUnreadable, match=r"c\.1, which holds row 64: No such file"):
         store.read("train/labels")
-
-
-def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path, array_format):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    identity = make_identity()
-    with pytest.raises(InvalidInput, match=r"is not empty \(it holds thesis.tex\)"):
-        Store.create(tmp_path, identity, array_format=array_format, samples=make_samples(identity))
 
 
 def test_who_needs_a_store_alone_does_not_get_it_while_others_write(empty_store):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ground.errors import InvalidInput
-from storage.manifest import Identity
+from storage.identity import Identity
 from storage.schema import OutputSpec
 from student_train.answers import require_answers
 from student_train.method_spec import MethodSpec

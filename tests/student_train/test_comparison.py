@@ -122,6 +122,30 @@ def test_the_named_methods_are_their_recipes():
     assert parse_method("ckd:pairs=all").sampling == EpochSampling()
 
 
+def test_kd_and_standardised_comparison_are_added_over_all_pairs_of_a_batch():
+    given_signals = signals(5, 7)
+    student, teacher = (part.logits.numpy() for part in (given_signals.student, given_signals.teacher))
+
+    def log_softmax(logits: np.ndarray) -> np.ndarray:
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    cross_entropy = -log_softmax(student)[np.arange(7), given_signals.labels.numpy()].mean()
+    ours, theirs = log_softmax(student / 4), log_softmax(teacher / 4)
+    kd = 16 * (np.exp(theirs) * (theirs - ours)).sum(axis=1).mean()
+    z_ours, z_theirs = (
+        (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, ddof=1, keepdims=True) for x in (student, teacher)
+    )
+    wrong = z_ours - z_theirs
+    compared = ((wrong[:, None] - wrong[None, :]) ** 2).mean()
+    method = parse_method("kd+ckd")
+    found = loss_of(method, given_signals).item()
+    np.testing.assert_allclose(found, cross_entropy + kd + 4 * compared, rtol=1e-5)
+    assert (method.sampling, method.is_anchored) == (EpochSampling(), False)
+    paired = parse_method("kd+ckd:pairs=sampled,weight=2")
+    assert paired.sampling == GroupSampling(1, 1)
+    assert [loss.weight for loss in paired.losses] == [1.0, 1.0, 2.0]
+
+
 def test_what_comparisons_leave_open_is_recognised():
     assert parse_method("ckd").is_anchored
     assert parse_method("ckd:pairs=all").is_anchored

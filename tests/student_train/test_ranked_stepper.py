@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ground.errors import InvalidInput
 from ground.ranks import Ranks
-from student_train.names import PAPER_METHODS
+from student_train.names import NAMED_METHODS
 from student_train.ranked_stepper import gathered, partition, require_rows
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
@@ -25,7 +25,7 @@ from tests.running import run_program
 BASELINES = ("kd", "rkd", "dist", "crd:negatives=16", "ckd:pairs=all", "vid")
 WITH_SETTINGS = {"fitnets+crd": "fitnets+crd:negatives=16", "vid+crd": "vid+crd:negatives=16", "rkd_d": "rkd_d:dims=5"}
 WITH_REST = "kd + ce:ratio=0.5 + pseudo:confidence=0.1 + mean_teacher"
-METHODS = (*BASELINES, *(WITH_SETTINGS.get(name, name) for name in PAPER_METHODS), WITH_REST)
+METHODS = (*BASELINES, *(WITH_SETTINGS.get(name, name) for name in NAMED_METHODS), WITH_REST)
 
 
 # Processes, and not threads: those share the generator that begins a student.

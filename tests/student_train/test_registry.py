@@ -15,7 +15,7 @@ from student_train import catalogue
 from student_train.bound_method import BoundMethod
 from student_train.losses import LOSSES
 from student_train.methods import parse_losses
-from student_train.names import PAPER_METHODS
+from student_train.names import NAMED_METHODS
 from student_train.recipes import METHODS
 from student_train.registry import find_loss, loss_name
 from tests.conftest import run_command
@@ -281,5 +281,5 @@ def test_other_code_under_the_same_name_is_another_recipe(clumsy, tmp_path):
     assert parse_losses(spec, code=UserCode.ALLOWED).describe() != before
 
 
-def test_the_help_lists_the_methods_of_the_paper_as_they_are():
-    assert tuple(METHODS) == PAPER_METHODS
+def test_the_help_lists_the_named_methods_as_they_are():
+    assert tuple(METHODS) == NAMED_METHODS

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig

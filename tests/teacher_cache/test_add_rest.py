@@ -11,20 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from ground.errors import DiskFull, IdentityMismatch, InvalidInput, RolledBack, StoreBusy, StoreUnreadable
+from ground.errors import (
+    DatasetMissing,
+    DiskFull,
+    IdentityMismatch,
+    InvalidInput,
+    RolledBack,
+    StoreBusy,
+    StoreUnreadable,
+)
 from ground.places import ObjectUrl
 from storage.ledger import Ledger
 from storage.locks import exclusive_lock
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from teacher_cache import add_rest as module
 from teacher_cache.add_rest import ImageOptions, add_rest
 from teacher_cache.build import build
-from teacher_cache.config import CallConfig
-from teacher_cache.datasets import open_dataset
+from teacher_cache.config import BuildConfig, CallConfig
+from teacher_cache.datasets import ImageDataset, open_dataset
 from teacher_cache.prepare import prepare_build
 from teacher_cache.publish import publish
 from teacher_cache.rest import Rest
 from tests.conftest import run_command
+from tests.photographs import CLASSES
 from tests.running import run_program
 from tests.teacher_cache.crash_rest import config
 from tests.teacher_cache.damage import change, problems, totals
@@ -89,13 +99,62 @@ def test_more_than_the_pool_has_is_refused(store):
     assert Store.open(store).manifest.rest == 0
 
 
-def test_other_images_are_refused(store, photographs, monkeypatch):
-    with pytest.raises(IdentityMismatch, match="are not those that .* was built from"):
-        add(store, 5, ImageOptions(dataset=f"imagefolder:{photographs}"))
+@pytest.mark.parametrize(
+    "name", ["cifar100", "cifar10", "stanford_cars", "imagefolder:{photographs}", "csv:{photographs}/none.csv"]
+)
+def test_another_data_set_is_named_as_such_before_it_is_looked_for(store, photographs, monkeypatch, name):
+    monkeypatch.setattr(module, "open_dataset", None)
+    asked = name.format(photographs=photographs)
+    with pytest.raises(IdentityMismatch) as refused:
+        add(store, 5, ImageOptions(dataset=asked, data_root=photographs))
+    assert f"is of the data set digits, and --dataset {asked} is not the one" in str(refused.value)
+    assert f"dataset.name (store: digits, asked: {asked})" in str(refused.value)
+    assert Store.open(store).manifest.rest == 0
+
+
+def test_images_that_were_changed_are_refused_by_their_digest(store, monkeypatch):
     digits = open_dataset("digits")
-    monkeypatch.setattr(module, "open_dataset", lambda *_, **__: replace(digits, train=digits.test))
-    with pytest.raises(IdentityMismatch, match="are not those that .* was built from"):
+    changed = replace(digits, train=digits.test)
+    monkeypatch.setattr(module, "open_dataset", lambda *_, **__: changed)
+    said = rf"dataset\.digest \(store: {digits.digest[:12]}, found: {changed.digest[:12]}\)"
+    with pytest.raises(IdentityMismatch, match=said):
         add(store, 5)
+
+
+@pytest.fixture
+def of_photographs(photographs, timm_weights, tmp_path) -> Path:
+    """A store of four photographs of a folder."""
+    settings = {"weights": timm_weights, "dataset": f"imagefolder:{photographs}", "device": "cpu"}
+    config = BuildConfig(teacher="timm:mobilenetv3_small_050", store=tmp_path / "store", image_size=72, n=4, **settings)
+    build(*prepare_build(config))
+    return tmp_path / "store"
+
+
+def test_a_folder_of_other_images_is_refused_by_what_differs_first(of_photographs, photographs, tmp_path, monkeypatch):
+    own = f"is of the data set imagefolder:{photographs.name}"
+    with pytest.raises(IdentityMismatch, match=rf"{own}.*dataset\.name \(store: .*, asked: cifar100\)"):
+        add(of_photographs, 5, ImageOptions(dataset="cifar100"))
+    nowhere = f"imagefolder:{tmp_path / 'nowhere'}"
+    with pytest.raises(IdentityMismatch, match=rf"{own}.*dataset\.name.*where nothing is.*is not a folder"):
+        add(of_photographs, 5, ImageOptions(dataset=nowhere))
+    # Where it is called as the store has it, no more is known than that it is not there.
+    with pytest.raises(DatasetMissing):
+        add(of_photographs, 5, ImageOptions(dataset=f"{nowhere}/{photographs.name}"))
+    # Its classes are known before a file is read.
+    shutil.copytree(photographs, tmp_path / "other")
+    for split in ("train", "test"):
+        (tmp_path / "other" / split / CLASSES[0]).rename(tmp_path / "other" / split / "aa")
+    monkeypatch.setattr(ImageDataset, "digest", property(lambda _: pytest.fail("files were read")))
+    with pytest.raises(
+        IdentityMismatch, match=rf"{own}.*dataset\.classes \(store: 3, {CLASSES[0]} first, found: 3, aa"
+    ):
+        add(of_photographs, 5, ImageOptions(dataset=f"imagefolder:{tmp_path / 'other'}"))
+
+
+def test_a_folder_that_was_renamed_is_taken(of_photographs, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "renamed")
+    where = ImageOptions(dataset=f"imagefolder:{tmp_path / 'renamed'}")
+    assert add(of_photographs, 2, where).added == 2
 
 
 def test_a_store_in_use_is_left_alone(store):

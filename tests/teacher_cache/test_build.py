@@ -27,7 +27,8 @@ from storage.ledger import Ledger
 from storage.locks import FileLock
 from storage.rows import Rows
 from storage.schema import output_array
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build, lay_out, store_arrays
 from teacher_cache.config import BuildConfig
@@ -127,6 +128,19 @@ def test_a_store_that_is_laid_out_has_all_but_answers_and_a_build_goes_on_from_i
     assert [*found] == [*wanted]
     for name, values in wanted.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_a_store_that_is_laid_out_is_held_to_its_budget_from_the_beginning(tmp_path, weights):
+    asked = config_of(tmp_path / "s", weights, n=40)
+    lay_out(*prepare_build(asked), budget=16)
+    assert (summary(tmp_path / "s").spent, summary(tmp_path / "s").budget) == (0, 16)
+    assert not [problem for problem in problems(tmp_path / "s") if "train/valid" not in problem]
+    with pytest.raises(BudgetRefused, match="16 of the budget of 16 remain"):
+        prepare_build(asked)
+    build(*prepare_build(replace(asked, n=16)))
+    # What is spent already is not below what may be.
+    lay_out(*prepare_build(replace(asked, budget=60, n=60)), budget=8)
+    assert (summary(tmp_path / "s").spent, summary(tmp_path / "s").budget) == (16, 16)
 
 
 def test_only_the_extras_that_are_kept_are_asked_of_the_network(tmp_path, weights, monkeypatch):

@@ -23,7 +23,8 @@ from storage.ledger_records import Summary
 from storage.price import Price
 from storage.schema import CHUNK_ROWS
 from storage.stage import Stage
-from storage.store import DESKS, Store
+from storage.store import Store
+from storage.store_folder import DESKS
 from storage.verify import published_problems
 from teacher_cache.build import build
 from teacher_cache.datasets import open_dataset

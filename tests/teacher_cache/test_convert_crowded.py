@@ -12,7 +12,7 @@ import pytest
 
 from ground.errors import InvalidInput, StoreBusy
 from storage.locks import exclusive_lock
-from storage.store import BUILD_LOCK
+from storage.store_folder import BUILD_LOCK
 from teacher_cache.convert import convert
 from tests.running import COMMANDS, run_program
 from tests.teacher_cache.damage import problems

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from ground.errors import DatasetMissing, InvalidInput, UnknownName
 from teacher_cache.datasets import ArraySplit, ImageDataset, open_dataset
 from teacher_cache.datasets.digits import enlarge, open_digits
+from teacher_cache.datasets.registry import may_be
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,19 @@ def test_array_digest_changes_with_a_pixel_a_label_and_between_splits(digits):
     assert digest_of(ArraySplit(brighter, labels[:2]), other) != before
     assert digest_of(ArraySplit(images[:2], labels[:2] + np.array([0, 1])), other) != before
     assert digest_of(ArraySplit(np.asfortranarray(images[:2]), labels[:2]), other) == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "own", "may"),
+    [
+        ("cifar100", "cifar100", True),
+        ("cifar10", "cifar100", False),
+        ("imagefolder:/data/cifar100", "cifar100", False),
+        ("digits", "imagefolder:photos", False),
+        ("imagefolder:/elsewhere/renamed", "imagefolder:photos", True),
+        ("csv:/data/photos.csv", "imagefolder:photos", True),
+        ("cifr100", "cifar100", True),  # it is no data set, which is said where it is opened
+    ],
+)
+def test_what_cannot_be_a_stores_own_is_known_by_name(spec, own, may):
+    assert may_be(spec, own) is may

@@ -16,7 +16,8 @@ from benchmarks.stand_ins.full_disk import MOMENTS, full_from, small_disk
 from ground.errors import CKDError, DiskFull, Interrupted, InvalidInput, StoreBusy, StoreUnreadable
 from storage.ledger import Ledger
 from storage.spool import Spool, spool_files
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache import answered
 from teacher_cache.build import build
 from teacher_cache.config import ExtensionConfig

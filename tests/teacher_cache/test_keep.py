@@ -15,7 +15,8 @@ from ground.errors import IdentityMismatch, InvalidInput, TeacherDoubted
 from storage.answers import AnswerForm, empty_answers
 from storage.ledger import Ledger
 from storage.rows import Rows
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.answers import Conversion
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig, settings_of

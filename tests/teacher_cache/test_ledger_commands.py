@@ -22,7 +22,8 @@ from storage.bill import Bill, Billed, FailureKind
 from storage.ledger import Ledger
 from storage.ledger_records import CallRequest, Session
 from storage.run_record import RUN_FILE
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.build import build
 from teacher_cache.cli import main
 from teacher_cache.commands.ledger.export import export

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from storage.answers import AnswerForm
+from storage.identity import TeacherIdentity
 from storage.ledger import Ledger
-from storage.manifest import TeacherIdentity
 from storage.rows import Rows
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.commands.info import describe

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from storage.locks import FileLock
-from storage.store import BUILD_LOCK
+from storage.store_folder import BUILD_LOCK
 from teacher_cache import place
 from teacher_cache.place import Place
 

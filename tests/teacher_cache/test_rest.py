@@ -19,7 +19,8 @@ from storage.ledger import Ledger
 from storage.locks import FileLock
 from storage.manifest import Manifest
 from storage.schema import VALID
-from storage.store import BUILD_LOCK, LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import BUILD_LOCK, LEDGER_FILE
 from teacher_cache import shown
 from teacher_cache.build import build
 from teacher_cache.config import ExtensionConfig

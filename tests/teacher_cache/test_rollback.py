@@ -11,7 +11,8 @@ import pytest
 from ground.errors import RolledBack
 from models.compute import Compute
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.witness import witness_folder
 from student_train.data import StudentData
 from student_train.needs import Wanted

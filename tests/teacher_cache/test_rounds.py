@@ -25,7 +25,8 @@ from storage.ledger_tables import entries
 from storage.made_images import Recipes, is_made
 from storage.manifest import Manifest, Round
 from storage.rows import Rows
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.add_rest import ImageOptions, add_rest
 from teacher_cache.build import build
 from teacher_cache.buying import buy, rounds_to_buy

@@ -12,7 +12,8 @@ import torch
 
 from ground.errors import TeacherDoubted
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from teacher_cache.build import build
 from teacher_cache.config import BuildConfig
 from teacher_cache.datasets import open_dataset

@@ -20,7 +20,8 @@ from ground.errors import StoreUnreadable
 from storage.digest import input_digests
 from storage.ledger import Ledger
 from storage.ledger_records import Lease, Summary
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.lease import Heartbeat, Watch

@@ -13,7 +13,7 @@ from typing import Any
 
 from ground.geometry import Rendering
 from models.names import identity_name
-from storage.manifest import TeacherIdentity
+from storage.identity import TeacherIdentity
 from teacher_cache.class_map import ClassMap
 from teacher_cache.class_map_file import Classes
 from teacher_cache.teachers.classes import TeacherClasses, agree

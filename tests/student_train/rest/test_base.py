@@ -15,9 +15,9 @@ from student_train.rest.labels import Labels
 def test_a_weight_rises_by_the_published_curve_and_then_stays():
     loss = Labels(weight=3.0, ramp=4.0)
     for epoch in (0.0, 1.0, 3.5):
-        assert loss.weight_at(epoch) == pytest.approx(3.0 * math.exp(-5 * (1 - epoch / 4) ** 2))
-    assert [loss.weight_at(epoch) for epoch in (4.0, 100.0)] == [3.0, 3.0]
-    assert Labels().weight_at(0.0) == 1.0
+        assert loss.risen(epoch) == pytest.approx(math.exp(-5 * (1 - epoch / 4) ** 2))
+    assert [loss.risen(epoch) for epoch in (4.0, 100.0)] == [1.0, 1.0]
+    assert Labels().risen(0.0) == 1.0
 
 
 @pytest.mark.parametrize(

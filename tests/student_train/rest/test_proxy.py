@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ground.user_code import UserCode
 from ground.views import evaluation_batches
 from models import create_model, read_metadata, save_weights
 from models.compute import Compute
+from storage.run_proof import RunProofs
 from storage.store import Store
 from student_train.finished_student import FinishedStudent
 from student_train.rest.base import RestBatch
@@ -151,6 +153,40 @@ def test_weights_of_another_run_are_refused_also_where_nothing_vouches_for_their
     (forged / "run.json").write_text(json.dumps(result_of(forged) | {"seconds": 7.0} | recorded))
     with pytest.raises(IdentityMismatch, match=said):
         trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [f"proxy:{forged}"], n=recorded.get("n"))
+
+
+def unproven(run: Path, copy: Path) -> Path:
+    """A run as a release before proofs left it: its weights and its record agree, and no ledger knows the two."""
+    shutil.copytree(run, copy)
+    # Its store's ledger has an entry of the run as it was; nothing of this one is in it.
+    weights = copy / "student.safetensors"
+    save_weights(create_model("resnet8", 10, seed=9), weights, read_metadata(weights))
+    (copy / "metrics.csv").write_text("step\n")
+    (copy / "run.json").write_text(json.dumps(result_of(copy) | {"seconds": 7.0}))
+    assert not RunProofs().of(copy, Path(result_of(copy)["store"])).is_proven
+    return copy
+
+
+def test_a_proxy_that_nothing_vouches_for_is_used_and_said_to_be_so(rest_store, runs, tmp_path, caplog):
+    old = unproven(runs / "one", tmp_path / "old")
+    digest = hashlib.sha256((old / "student.safetensors").read_bytes()).hexdigest()
+    trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [f"proxy:{old}+{runs / 'two'}"], max_evals=1).run()
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith(f"the proxy {old} is taken at its word about what it learned from: nothing vouches for")
+    assert result_of(tmp_path / "run")["unproven_proxies"] == [digest]
+    # That run is vouched for itself, and what it learned from is behind whoever learns from it.
+    caplog.clear()
+    trainer_of(rest_store, tmp_path / "next", "kd:ce=0", [f"proxy:{tmp_path / 'run'}"], max_evals=1).run()
+    assert "taken at its word" not in caplog.text
+    assert result_of(tmp_path / "next")["unproven_proxies"] == [digest]
+
+
+def test_of_proxies_that_are_vouched_for_nothing_is_said(rest_store, runs, tmp_path, caplog):
+    store = Store.open(rest_store)
+    assert require_rest(parse_rest([f"proxy:{runs / 'one'}"]), store, NUM_ASKED, asks_teacher=True) == ()
+    assert not caplog.records
+    trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [f"proxy:{runs / 'one'}"], max_evals=1).run()
+    assert "unproven_proxies" not in result_of(tmp_path / "run")
 
 
 def test_a_run_names_the_outputs_that_its_proxies_read(rest_store, runs, tmp_path):

@@ -14,7 +14,9 @@ from ground.errors import InvalidInput
 from ground.seeding import generator_for
 from ground.terminal import StopRequest
 from storage.schema import UNLABELLED
+from storage.store import Store
 from student_train import streamed_data
+from student_train.rest.labels import Labels
 from student_train.signals import Moment
 from student_train.student_views import show
 from teacher_cache.build import build
@@ -45,6 +47,31 @@ def test_a_step_costs_the_method_and_each_loss_of_the_rest_by_its_weight(rest_st
     assert found.terms[0] == without.terms[0]
     weight = 3 * np.exp(-5)
     np.testing.assert_allclose(found.total.item(), without.total.item() + weight * expected, rtol=1e-5)
+
+
+def test_labels_weigh_the_root_of_their_rows_over_the_methods_unless_told(rest_store, tmp_path):
+    few = trainer_of(rest_store, tmp_path / "few", "kd:ce=0", ["ce", "pseudo"], 20, max_evals=1)
+    beyond = Store.open(rest_store).read_sample("train/labels")[20:]
+    expected = {"ce": np.sqrt((beyond >= 0).sum() / 20), "pseudo": 1.0}
+    assert 1.1 < expected["ce"] < 3.9
+    assert {term.loss.name: term.weight_at(0.0) for term in few.rest} == pytest.approx(expected)
+    few.run()
+    found = result_of(tmp_path / "few")
+    assert found["rest_weights"] == pytest.approx(expected)
+    assert [loss["weight"] for loss in found["recipe"]["rest"]] == [None, 1.0]
+    told = trainer_of(rest_store, tmp_path / "told", "kd:ce=0", ["ce:weight=1"], 20)
+    assert told.rest[0].weight_at(0.0) == 1.0
+
+
+def test_what_labels_weigh_stays_within_what_was_tried():
+    assert [Labels().usual_weight(rows, 100) for rows in (1, 100, 900, 1600, 10**6)] == [1.0, 1.0, 3.0, 4.0, 4.0]
+
+
+def test_labels_alone_are_recorded_as_they_were_before_there_was_a_usual_weight(rest_store, tmp_path):
+    trainer_of(rest_store, tmp_path / "run", "vanilla", ["ce"], 0, max_evals=1).run()
+    found = result_of(tmp_path / "run")
+    assert found["recipe"]["rest"] == [{"loss": "ce", "ratio": 1.0, "weight": 1.0, "ramp": 0.0}]
+    assert "rest_weights" not in found
 
 
 def test_every_row_of_its_kind_comes_once_an_epoch(rest_store, rest_labels, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.stand_ins.scripted_teacher import ScriptedTeacher
 from storage.ledger import Ledger
-from storage.store import LEDGER_FILE, Store
+from storage.store import Store
+from storage.store_folder import LEDGER_FILE
 from storage.verify import store_problems
 from teacher_cache.build import build
 from teacher_cache.build_report import BuildReport

@@ -7,7 +7,7 @@ import torch
 
 from ground.geometry import Normalisation, ViewGeometry
 from models.compute import Compute
-from storage.manifest import DatasetIdentity, Identity, TeacherIdentity
+from storage.identity import DatasetIdentity, Identity, TeacherIdentity
 from teacher_cache.datasets.base import ArraySplit
 from teacher_cache.selection import Pool
 
