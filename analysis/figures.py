@@ -350,7 +350,11 @@ _NAMES = alt.Axis(labelLimit=180, ticks=False, domain=False, labelPadding=8)
 _HOVERED = alt.selection_point(name="hovered", fields=["label"], on="pointerover", clear="pointerout")
 # The layer that hears the pointer, and what it hears, which a specification has at its top.
 _HEARS = "lines"
-_HOVERED_THERE = {**_HOVERED.param.to_dict(), "views": [_HEARS]}
+_HOVERED_THERE = {
+    "name": "hovered",
+    "select": {"type": "point", "fields": ["label"], "on": "pointerover", "clear": "pointerout"},
+    "views": [_HEARS],
+}
 _IS_SHOWN = "indexof(shown, datum.label) >= 0"
 
 
