@@ -17,14 +17,16 @@ def accuracy_by_n(results: pd.DataFrame) -> pd.DataFrame:
     runs - 1, and is NaN for one run. Methods keep the order of the results, and n grows.
     """
     groups = chosen(results).groupby([*CURVE, "n"], sort=False)
-    table = groups.agg(
-        mean=("test_accuracy", "mean"),
-        std=("test_accuracy", "std"),
-        runs=("test_accuracy", "count"),
-        seeds=("seed", "nunique"),
-        samples=("sample_seed", num_samples),
-    )
-    table = table.reset_index().astype({"samples": "int64"})
+    accuracy = groups["test_accuracy"]
+    table = pd.DataFrame(
+        {
+            "mean": accuracy.mean(),
+            "std": accuracy.std(),
+            "runs": accuracy.count(),
+            "seeds": groups["seed"].nunique(),
+            "samples": groups["sample_seed"].nunique(dropna=False),
+        }
+    ).reset_index()
     order = table.groupby(CURVE, sort=False).ngroup()
     table = table.assign(order=order).sort_values(["order", "n"], kind="stable", ignore_index=True)
     return table.drop(columns="order")

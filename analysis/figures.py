@@ -179,7 +179,7 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
         # The layer that hears the pointer, beside those with a tooltip.
         base.mark_line(strokeWidth=2)
         .encode(y=y, strokeDash=_dash(drawn), opacity=_unless_another())
-        .add_params(_HOVERED),
+        .properties(name=_HEARS),
         base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_unless_another()),
         base.mark_point(filled=True, size=70, opacity=1).encode(
             y=y, shape=_shape(drawn), tooltip=_tooltip(tooltip), opacity=_unless_another()
@@ -201,7 +201,7 @@ def accuracy_figure(curves: pd.DataFrame, pair: Pair, looks: Sequence[Look], cal
             f"deviation over {averaged_over(curves)}. The highest is {best['label']} at n = {best['n']:,} with "
             f"{100 * best['mean']:.1f} %.{labels}"
         ),
-        chart=_plain(alt.layer(*across, chart).add_params(_shown(drawn))),
+        chart=_plain(*across, chart, params=[_HOVERED_THERE, _shown(drawn)]),
         frame=ours[["label", "n", "mean", "std", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,
@@ -229,7 +229,7 @@ def advantage_figure(
         base.mark_point(filled=True, size=90, opacity=1).encode(x=x, shape=_shape(drawn, legend=False)),
         base.mark_point(filled=True, size=700, opacity=0).encode(x=x, tooltip=_tooltip(tooltip)),
     )
-    chart = alt.layer(_over([{"zero": 0}], zero), found).add_params(_shown(drawn))
+    chart = _plain(_over([{"zero": 0}], zero), found, params=[_shown(drawn)])
     ahead = sum(row["ahead"] for row in rows)
     return Figure(
         name=name,
@@ -238,7 +238,7 @@ def advantage_figure(
             f"Averaged paired advantage of {method} in test accuracy over {len(rows)} other methods, with 95 % "
             f"intervals; {ahead} of them lie wholly above zero."
         ),
-        chart={**_plain(chart), "height": _ROW_HEIGHT * (len(rows) + 1)},
+        chart={**chart, "height": _ROW_HEIGHT * (len(rows) + 1)},
         frame=advantages,
         pair=pair,
     )
@@ -286,7 +286,7 @@ def timeline_figure(timeline: pd.DataFrame, budgets: Mapping[str, int]) -> Figur
             f"Teacher calls charged so far by time, a line for each of {len(stores)} stores"
             f"{', and dashed the budgets' if budgets else ''}."
         ),
-        chart=_plain(alt.layer(*charts)),
+        chart=_plain(*charts),
         frame=timeline,
     )
 
@@ -318,7 +318,7 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
     students, teachers = ([row for row in rows if (row["label"] == TEACHER) is is_its] for is_its in (False, True))
     base = alt.Chart().encode(x=x, y=y)
     of_student = base.transform_filter(_IS_SHOWN).encode(color=_colour(drawn))
-    chart = alt.layer(
+    chart = _plain(
         _over(
             teachers,
             base.mark_line(strokeWidth=2.5, color=_INK, strokeDash=[8, 3]),
@@ -329,7 +329,8 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
             of_student.mark_line(strokeWidth=2).encode(strokeDash=_dash(drawn)),
             of_student.mark_point(filled=True, size=160, opacity=0).encode(tooltip=tooltip),
         ),
-    ).add_params(_shown(drawn))
+        params=[_shown(drawn)],
+    )
     return Figure(
         name=f"flatness-{pair.name}",
         title=f"Singular values of the centred logits, n = {n:,}",
@@ -337,7 +338,7 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
             f"Singular values of the centred logits of {pair.text} at n = {n:,}, as shares of the largest on a "
             f"logarithmic scale: the teacher's, dashed and dark, and those of the students of {len(drawn)} methods."
         ),
-        chart=_plain(chart),
+        chart=chart,
         frame=ours[["label", "n", "rank", "value", "seeds", "samples"]],
         pair=pair,
         needs_legend=True,
@@ -347,6 +348,13 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
 _CIRCLE = next(iter(SHAPES))
 _NAMES = alt.Axis(labelLimit=180, ticks=False, domain=False, labelPadding=8)
 _HOVERED = alt.selection_point(name="hovered", fields=["label"], on="pointerover", clear="pointerout")
+# The layer that hears the pointer, and what it hears, which a specification has at its top.
+_HEARS = "lines"
+_HOVERED_THERE = {
+    "name": "hovered",
+    "select": {"type": "point", "fields": ["label"], "on": "pointerover", "clear": "pointerout"},
+    "views": [_HEARS],
+}
 _IS_SHOWN = "indexof(shown, datum.label) >= 0"
 
 
@@ -409,18 +417,23 @@ def _is_grey(looks: Iterable[Look], label: str) -> bool:
     return any(look.label == label and look.colour == GREY for look in looks)
 
 
-def _over(rows: list[dict[str, Any]], *layers: alt.Chart) -> Any:
+def _over(rows: list[dict[str, Any]], *layers: alt.Chart) -> dict[str, Any]:
     """Layers that draw the same rows, which are then there once."""
-    # Of a list each step from here on would be a copy, value by value; a tuple stays what it is.
-    return alt.layer(*layers, data=alt.Data(values=tuple(rows)))
+    # Put together here: Altair copies all that a chart holds, layers and rows, whenever it is given anything more.
+    specifications = [layer.to_dict(validate=False) for layer in layers]
+    for specification in specifications:
+        # Of a chart by itself; its rows, of which it has none of its own, are below.
+        for name in ("$schema", "config", "data", "datasets"):
+            del specification[name]
+    return {"layer": specifications, "data": {"values": rows}}
 
 
 def _scale(*, zero: bool = False) -> alt.Scale:
     return alt.Scale(zero=zero, nice=True, padding=12)
 
 
-def _shown(looks: Sequence[Look]) -> alt.Parameter:
-    return alt.param(name="shown", value=[look.label for look in looks])
+def _shown(looks: Sequence[Look]) -> dict[str, Any]:
+    return {"name": "shown", "value": [look.label for look in looks]}
 
 
 def _unless_another() -> Any:
@@ -449,12 +462,10 @@ def _tooltip(titles: Mapping[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def _plain(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
-    """The specification as JSON has it."""
-    sized = chart.properties(width=_WIDTH, height=_HEIGHT)
-    document: dict[str, Any] = sized.to_dict(validate=False)
-    document.pop("config", None)
-    return document
+def _plain(*parts: Mapping[str, Any], params: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The specification of what is drawn one over the other, as JSON has it."""
+    said = {"params": list(params)} if params else {}
+    return {"$schema": alt.SCHEMA_URL, "layer": list(parts), "width": _WIDTH, "height": _HEIGHT, **said}
 
 
 def _without_legends(value: Any) -> Any:

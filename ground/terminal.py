@@ -38,6 +38,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ground.errors import CKDError, Interrupted, OutputLost
+from ground.imports import uncollected
 from ground.streams import checked_output, lasting_errors
 
 
@@ -105,7 +106,8 @@ class CommandAt:
     def load(self) -> click.Command:
         """The command itself."""
         module, _, name = self.home.partition(":")
-        command = getattr(import_module(module), name)
+        with uncollected():
+            command = getattr(import_module(module), name)
         assert isinstance(command, click.Command), self.home
         return command
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ground.imports import uncollected
 from ground.places import Place
 from ground.terminal import CommandAt, CommandGroup
 from student_train.commands.options import train_options
@@ -59,7 +60,8 @@ def main(context: click.Context, /, store: tuple[Place, ...], **settings: Any) -
     if not store:
         raise click.UsageError("Missing option '--store'.")
     # Here, and not above: it loads torch, and the help needs none.
-    from student_train.commands.train import train
+    with uncollected():
+        from student_train.commands.train import train
 
     train(stores=store, **settings)
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import chain
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from ground.documents import Amount, Count, Share, typed
+from ground.imports import uncollected
 from models import Network
 from storage.ledger_chain import GENESIS, Seal
 from student_train.averaging import AveragedWeights
@@ -25,6 +27,9 @@ from student_train.train_config import TrainConfig
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """What changes a student and what its losses learn."""
+    with uncollected():
+        # As a step would do of itself.
+        import_module("torch._dynamo")
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

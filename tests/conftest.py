@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -31,6 +32,17 @@ os.environ |= {"RAY_AUTH_TOKEN": uuid4().hex * 2, "RAY_AUTH_MODE": "token"}
 # How long a case takes says nothing on a shared machine.
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Have the garbage collector pass over what collecting makes: a million objects, which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

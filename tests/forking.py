@@ -9,6 +9,7 @@ answer is the exit status, negative for a signal, as `subprocess` has it. See `r
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -92,6 +93,7 @@ def main() -> None:
     for name in _COMMANDS:
         command_called(name)
     open_dataset("digits", data_root=None, image_size=None, download=False)  # imports what a plan needs
+    gc.freeze()  # a collection in a process that is forked would copy every page of it
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 

@@ -37,9 +37,9 @@ CPU = Compute(torch.device("cpu"), "fp32")
 
 @pytest.fixture(scope="module", params=["zarr", "hdf5"])
 def pair(request, weights, tmp_path_factory) -> tuple[Path, Path]:
-    """A store of 70 rows, and the same with 300 images besides; treat them as read-only."""
+    """A store of 70 rows, and the same with 120 images besides; treat them as read-only."""
     folder = tmp_path_factory.mktemp("pair")
-    for name, rest in (("without", 0), ("with", 300)):
+    for name, rest in (("without", 0), ("with", 120)):
         build(*prepare_build(config_of(folder / name, weights, request.param, rest=Rest(rest))))
     return folder / "without", folder / "with"
 
@@ -65,7 +65,7 @@ def bought(request, weights, tmp_path_factory) -> tuple[Path, Path]:
     """
     folder = tmp_path_factory.mktemp("bought")
     for n, rule in ((40, "random"), (70, "balanced")):
-        changes = {"n": n, "rest": Rest(300), "select": SelectorSpec(rule)}
+        changes = {"n": n, "rest": Rest(120), "select": SelectorSpec(rule)}
         build(*prepare_build(config_of(folder / "places", weights, request.param, **changes)))
     convert(folder / "places", request.param, folder / "copy")
     assert len(Store.open(folder / "places").manifest.places) > 5
@@ -83,13 +83,13 @@ def test_a_student_is_the_same_wherever_rows_and_rest_lie(bought, tmp_path, meth
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
     results = [json.loads((tmp_path / store.name / "run.json").read_text()) for store in bought]
-    assert [(result["rest_rows"], result["teacher_calls"]) for result in results] == [(370 - n, n)] * 2
+    assert [(result["rest_rows"], result["teacher_calls"]) for result in results] == [(190 - n, n)] * 2
     # What the order of the rest was is part of a run whose store may yet be given another; places are not.
     assert results[0]["rest_order"] == results[1]["rest_order"]
 
 
 def test_a_run_is_not_gone_on_with_once_a_rule_has_bought_of_its_rest(weights, tmp_path):
-    config = config_of(tmp_path / "store", weights, n=40, rest=Rest(300))
+    config = config_of(tmp_path / "store", weights, n=40, rest=Rest(120))
     build(*prepare_build(config))
     spec = replace(parse_method("kd"), rest=parse_rest(["ce"]))
     training = TrainConfig(student="resnet8", batch_size=16, protocol=ProtocolConfig(max_evals=1))
@@ -99,7 +99,7 @@ def test_a_run_is_not_gone_on_with_once_a_rule_has_bought_of_its_rest(weights, t
 
     result = trainer().run()
     assert trainer().run(resume=True) == result
-    build(*prepare_build(replace(config, n=43, select=SelectorSpec("balanced"), rest=Rest(297))))
+    build(*prepare_build(replace(config, n=43, select=SelectorSpec("balanced"), rest=Rest(117))))
     with pytest.raises(InvalidInput, match="was started with rest_order"):
         trainer().run(resume=True)
     other = trainer("other").run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -27,11 +28,10 @@ def test_imports_point_one_way():
     assert "2 kept, 0 broken" in result.stdout
 
 
-def modules_outside_tests() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def modules_outside_tests() -> list[tuple[str, ast.Module]]:
     names = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.split():
-        if not name.startswith("tests/"):
-            yield name, ast.parse((ROOT / name).read_text())
+    return [(name, ast.parse((ROOT / name).read_text())) for name in names.split() if not name.startswith("tests/")]
 
 
 def imported_by(module: ast.Module) -> Iterator[str]:

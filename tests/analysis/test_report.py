@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from analysis.answer import answer
-from analysis.report import write_report
+from analysis.report import ReportSummary, write_report
 from analysis.results import collect
 from benchmarks.stand_ins.fabricated_grid import (
     ALL_LABELS,
@@ -100,6 +100,14 @@ def grid(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> tuple[Path, dict[str, bytes], ReportSummary]:
+    """The same, what it held before it was reported, and what was said; read only."""
+    folder = make_grid(tmp_path_factory.mktemp("plain") / "grid")
+    before = contents(folder)
+    return folder, before, write_report(folder)
+
+
+@pytest.fixture(scope="module")
 def reported(tmp_path_factory) -> Path:
     """A grid of two pairs, with everything, and its report; read only."""
     folder = make_grid(tmp_path_factory.mktemp("reported") / "grid", students=("resnet8", "wrn_16_2"), with_logits=True)
@@ -107,17 +115,16 @@ def reported(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_grid_lacks_nothing(grid):
-    summary = write_report(grid)
+def test_a_whole_grid_lacks_nothing(plain):
+    grid, _, summary = plain
     assert summary.missing == ()
     assert (summary.finished, summary.planned) == (27, 27)
     assert summary.page == grid / "report.html"
     assert "Nothing: all 27 planned runs are finished" in read_page(grid).text
 
 
-def test_files_are_those_that_are_named_and_nothing_else_is_changed(grid):
-    before = contents(grid)
-    summary = write_report(grid)
+def test_files_are_those_that_are_named_and_nothing_else_is_changed(plain):
+    grid, before, summary = plain
     after = contents(grid)
     new = {name: content for name, content in after.items() if before.get(name) != content}
     assert {str(path.relative_to(grid)) for path in summary.files} == set(new)
@@ -130,8 +137,8 @@ def test_files_are_those_that_are_named_and_nothing_else_is_changed(grid):
     assert {"calls", "savings", "accuracy", "advantage"} <= {Path(name).stem for name in new}
 
 
-def test_the_same_runs_give_the_same_report(grid):
-    write_report(grid)
+def test_the_same_runs_give_the_same_report(plain):
+    grid, *_ = plain
     first = contents(grid)
     write_report(grid)
     assert contents(grid) == first
@@ -269,10 +276,10 @@ def test_settings_that_differ_are_columns_and_the_others_are_said_once(tmp_path)
     assert "batch 64" in read_page(folder).text
 
 
-def test_logits_bring_a_section_of_their_own(reported, grid):
+def test_logits_bring_a_section_of_their_own(reported, plain):
     assert "Flatness of the logits" in read_page(reported).text
     assert "correlation" in names_of_tables(reported)
-    write_report(grid)
+    grid, *_ = plain
     assert "Flatness" not in read_page(grid).text
     assert "correlation" not in names_of_tables(grid)
 
@@ -528,10 +535,11 @@ def test_labels_alone_are_a_line_across_and_a_row_of_their_own(beside_labels):
     assert set(runs.loc[runs["method"] == "kd", "rest"]) == {""}
 
 
-def test_a_grid_without_labels_alone_says_which_setting_adds_them(grid):
+def test_a_grid_without_labels_alone_says_which_setting_adds_them(plain, grid):
+    reported, _, summary = plain
     sentence = "No run says what labels alone give, so this report cannot say what the calls brought beyond them."
-    assert write_report(grid).missing == ()
-    assert sentence in read_page(grid).text
+    assert summary.missing == ()
+    assert sentence in read_page(reported).text
     change_plan(grid, labelled=False)
     write_report(grid)
     assert sentence not in read_page(grid).text

@@ -22,7 +22,7 @@ STORE = Path("stores", "resnet8-digits")
 def advise(weights: Path, out: Path, *options: object, dataset: object = "digits"):
     return run_command(
         "ckd-cache", "advise", "--teacher", "resnet8", "--student", "resnet8", "--dataset", dataset,
-        "--weights", weights, "--seeds", 2, "--max-evals", 1, "--out", out, "--device", "cpu",
+        "--weights", weights, "--seeds", 2, "--max-evals", 1, "--steps-per-eval", 6, "--out", out, "--device", "cpu",
         "--jobs", 1, "--trust-teacher", "--n", 96, *options,
     )  # fmt: skip
 

@@ -97,7 +97,8 @@ def test_a_rule_looks_at_the_students_of_the_n_before(tmp_path, weights):
 
 
 def test_what_a_rule_leaves_teaches_beside_what_it_bought(tmp_path, weights):
-    document = by_rules(weights, "balanced", methods=["kd", KD], store={"rest": "all"})
+    few = {"max_evals": 2, "steps_per_eval": 3}  # not once through all labels
+    document = by_rules(weights, "balanced", methods=["kd", KD], store={"rest": "all"}, training=few)
     done = run(write(tmp_path / "grid.yaml", document), tmp_path / "out")
     # Labels alone are one run, whatever rules there are.
     assert "5 runs, 0 found finished, 5 trained, 0 failed; 48 new teacher calls" in done.stdout, done.stderr

@@ -1,10 +1,12 @@
-"""Stage two where it can reach nothing: python -m tests.student_train.offline_student ARGUMENTS OF ckd-train.
+"""Stage two where it can reach nothing: python -m tests.student_train.offline_student '[[ARGUMENTS], ...]'.
 
-No socket connects, and importing anything that could hold a teacher or a data set fails.
+One `ckd-train` after another, each with its arguments, and a NUL after what each printed. No socket connects, and
+importing anything that could hold a teacher or a data set fails.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -30,4 +32,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     from student_train.cli import main
 
-    main(sys.argv[1:])
+    for arguments in json.loads(sys.argv[1]):
+        main(arguments, standalone_mode=False)
+        print(end="\0", flush=True)

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ground.errors import DatasetMissing, InvalidInput, UnknownName
 from teacher_cache.datasets import ArraySplit, ImageDataset, open_dataset
-from teacher_cache.datasets.digits import enlarge
+from teacher_cache.datasets.digits import enlarge, open_digits
 from teacher_cache.datasets.registry import may_be
 
 
@@ -78,6 +78,11 @@ def test_digits_split_and_pixels_stay_what_they_are(digits):
     # A change of scikit-learn's shuffling or of Pillow's filter would make old stores foreign: notice it.
     assert digits.digest == "dab1cb8baf2214f474f534244db7a89d905381729a4b3c0382691bd5b2db6bfd"
     assert open_dataset("digits").digest == digits.digest
+
+
+def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(digits, monkeypatch):
+    monkeypatch.setattr("teacher_cache.datasets.digits.find_spec", lambda name: None)
+    assert open_digits.__wrapped__().digest == digits.digest
 
 
 def test_digit_pixels_are_the_scaled_values_resized():
