@@ -190,6 +190,14 @@ def test_what_is_trained_is_not_trained_again_whatever_the_budget_becomes(from_l
     assert len(after) == len(before) + 2
 
 
+def test_it_ends_where_too_little_of_the_pool_is_left_to_learn_from(weights, tmp_path):
+    asked = ("--method", "kd", "--step", 575, "--steps-per-eval", 2, "--target", 0.999, "--budget", 1150)
+    done = until(weights, tmp_path / "out", *asked, "--rest", "ce")
+    assert done.returncode == 1, done.stderr
+    # With all 1,150 bought there would be no other label.
+    assert [step["n"] for step in json.loads(done.stdout)["steps"]] == [0, 575]
+
+
 @pytest.mark.parametrize("lines", [True, False])
 def test_where_labels_alone_are_enough_nothing_is_bought(from_labels, weights, tmp_path, lines):
     out = tmp_path / "out"
