@@ -26,11 +26,11 @@ from experiments.plan import as_bought, plan_stores
 from experiments.rests import reads_labels
 from experiments.rules import RANDOM
 from experiments.stores import FEWEST_IMAGES, open_images
-from ground.errors import CKDError, InvalidInput
+from ground.errors import CKDError, InvalidInput, UnknownName
 from storage.manifest import FILE_NAME, Manifest
 from storage.schema import UNLABELLED
 from student_train.rest.proxy import Proxy
-from student_train.rest.spec import parse_rest
+from student_train.rest.spec import REST_LOSSES, parse_rest
 from teacher_cache.datasets import ImageDataset
 from teacher_cache.sample import draw_sample, largest_sample
 
@@ -143,7 +143,10 @@ def _beside_calls(entry: MethodEntry, losses: tuple[str, ...]) -> MethodEntry:
             "--rest proxy answers by a student of the store, which is yet to be bought here; name one in a grid, or "
             "give ce, pseudo or mean_teacher"
         )
-    parse_rest(losses)
+    for text in losses:
+        if (name := text.partition(":")[0]) not in REST_LOSSES:
+            raise UnknownName("loss of the rest", name, [*REST_LOSSES, ALL])
+    losses = tuple(spec.text for spec in parse_rest(losses))
     if entry.select != RANDOM:
         raise InvalidInput(
             f"--rest {losses[0]} learns from what is not bought, and what {entry.select} leaves is another rest after "

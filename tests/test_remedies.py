@@ -155,6 +155,7 @@ def test_another_data_set_is_refused_by_name_before_it_is_looked_for(photo_store
         refused = run("ckd-cache", "build", "--store", photo_store, "--n", 16, "--dataset", other)
         assert refused.returncode == 2
         assert f"another dataset.name (store: imagefolder:my photos, asked: {other})" in refused.stderr
+        assert "say where its own images lie" in refused.stderr
         assert "--download" not in refused.stderr
 
 

@@ -299,9 +299,10 @@ def _own_settings(folder: Place, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{Store.open(folder).build_command(given['n'])}"
         )
     if context.get_parameter_source("dataset") is not ParameterSource.DEFAULT and not may_be(given["dataset"], dataset):
+        remedy = "say where its own images lie" if takes_path(dataset) else "leave out what the store says itself"
         raise IdentityMismatch(
-            f"{folder} was built from another dataset.name (store: {dataset}, asked: {given['dataset']}); leave out "
-            "what the store says itself, or give another --store"
+            f"{folder} was built from another dataset.name (store: {dataset}, asked: {given['dataset']}); {remedy}, or "
+            "give another --store"
         )
     if not takes_path(given["dataset"]):
         for name in ("image_size", "crop_pct", "split", "split_seed"):

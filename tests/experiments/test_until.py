@@ -317,6 +317,7 @@ def test_labels_alone_are_of_the_images_that_have_one(photos, tmp_path):
         (("--target", 0.5, "--step", 10, "--budget", 50, "--select", "balanced:run={kd}"), "no method is called 'kd'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "cee"), "no loss of the rest is called 'cee'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "20"), "no loss of the rest is called '20'"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ALL"), "known: all, ce"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce", "--rest", "ce"), "ce is given twice"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce:weight=auto"), "weight"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "proxy:runs/a"), "is yet to be bought here"),
