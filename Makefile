@@ -7,9 +7,6 @@ INSTALLED := $(VENV)/.installed
 # are made once, and takes from the others' when it has none left.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# torch and what it needs are two thirds of what is installed.
-WITH_TORCH := filelock|fsspec|Jinja2|MarkupSafe|mpmath|networkx|sympy|torch|typing_extensions
 
 .PHONY: help install demo test test-slow test-all lint check docs bench bench-gpu torture clean
 .DEFAULT_GOAL := help
@@ -20,10 +17,7 @@ help:  ## list the targets
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@# pip keeps one core busy: torch comes beside all else. The last line adds what is missing, and would be enough.
-	grep -vE '^($(WITH_TORCH))==' constraints.txt >$(VENV)/others.txt
-	-$(PIP) -c constraints.txt torch & $(PIP) --no-deps -r $(VENV)/others.txt; wait $$!
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 install: $(INSTALLED)  ## make .venv with the tested versions of everything

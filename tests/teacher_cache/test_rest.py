@@ -185,7 +185,7 @@ def test_a_manifest_that_counts_labels_wrongly_is_a_problem(store):
 
 def test_a_store_from_before_labels_were_counted_is_whole_and_counted_when_it_is_asked(weights, tmp_path, monkeypatch):
     with monkeypatch.context() as before:
-        before.setattr("storage.store._counted", lambda manifest, samples: manifest)
+        before.setattr("storage.store.counted", lambda manifest, samples: manifest)
         built(tmp_path / "store", weights, 40, Rest(30))
     assert "rest_labelled" not in json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert not problems(tmp_path / "store")
