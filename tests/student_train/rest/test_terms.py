@@ -49,10 +49,10 @@ def test_a_step_costs_the_method_and_each_loss_of_the_rest_by_its_weight(rest_st
     np.testing.assert_allclose(found.total.item(), without.total.item() + weight * expected, rtol=1e-5)
 
 
-def test_labels_weigh_the_root_of_their_rows_over_the_methods_unless_told(rest_store, tmp_path):
+def test_labels_weigh_more_the_more_of_them_there_are_for_a_row_of_the_method_unless_told(rest_store, tmp_path):
     few = trainer_of(rest_store, tmp_path / "few", "kd:ce=0", ["ce", "pseudo"], 20, max_evals=1)
     beyond = Store.open(rest_store).read_sample("train/labels")[20:]
-    expected = {"ce": np.sqrt((beyond >= 0).sum() / 20), "pseudo": 1.0}
+    expected = {"ce": ((beyond >= 0).sum() / 20) ** 0.4, "pseudo": 1.0}
     assert 1.1 < expected["ce"] < 3.9
     assert {term.loss.name: term.weight_at(0.0) for term in few.rest} == pytest.approx(expected)
     few.run()
@@ -64,7 +64,9 @@ def test_labels_weigh_the_root_of_their_rows_over_the_methods_unless_told(rest_s
 
 
 def test_what_labels_weigh_stays_within_what_was_tried():
-    assert [Labels().usual_weight(rows, 100) for rows in (1, 100, 900, 1600, 10**6)] == [1.0, 1.0, 3.0, 4.0, 4.0]
+    found = [Labels().usual_weight(rows, 100) for rows in (1, 100, 3200, 10**6)]
+    assert found == pytest.approx([1.0, 1.0, 4.0, 4.0])  # 32 = 4 ** (1 / 0.4)
+    assert Labels().usual_weight(900, 100) == pytest.approx(np.exp(0.4 * np.log(9)))
 
 
 def test_labels_alone_are_recorded_as_they_were_before_there_was_a_usual_weight(rest_store, tmp_path):
