@@ -347,14 +347,11 @@ def flatness_figure(values: pd.DataFrame, pair: Pair, looks: Sequence[Look]) -> 
 
 _CIRCLE = next(iter(SHAPES))
 _NAMES = alt.Axis(labelLimit=180, ticks=False, domain=False, labelPadding=8)
-_HOVERED = alt.selection_point(name="hovered", fields=["label"], on="pointerover", clear="pointerout")
+_HEARD: dict[str, Any] = {"fields": ["label"], "on": "pointerover", "clear": "pointerout"}
+_HOVERED = alt.selection_point(name="hovered", **_HEARD)
 # The layer that hears the pointer, and what it hears, which a specification has at its top.
 _HEARS = "lines"
-_HOVERED_THERE = {
-    "name": "hovered",
-    "select": {"type": "point", "fields": ["label"], "on": "pointerover", "clear": "pointerout"},
-    "views": [_HEARS],
-}
+_HOVERED_THERE = {"name": "hovered", "select": {"type": "point", **_HEARD}, "views": [_HEARS]}
 _IS_SHOWN = "indexof(shown, datum.label) >= 0"
 
 
