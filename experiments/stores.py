@@ -291,12 +291,19 @@ class Stores:
     def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
         """Make the store with all its images and without a call, as far as that is not done."""
         room, folder, prepared = self.grid.room or self.grid.sizes[-1], self.out / need.folder, plan.build
-        if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room:
+        if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room and self._is_held(folder, plan):
             return
         config = self._build_config(need, folder, [*prepared.plan.identity.features], room)
         config = replace(config, budget=sys.maxsize)  # room for more answers than may be paid for: none is
         made = prepare_build(config, self.images_of(need.teacher), prepared.teacher)
         lay_out(*made, budget=self.grid.store.budget)
+
+    def _is_held(self, folder: Path, plan: StorePlan) -> bool:
+        """Whether a budget is on record, where the grid has one; a store is made before it is."""
+        if self.grid.store.budget is None:
+            return True
+        with closing(own_ledger(folder)) as ledger:
+            return ledger.summary(plan.fingerprint).budget is not None
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]
