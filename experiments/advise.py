@@ -15,8 +15,8 @@ from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
+from experiments.images import FEWEST_IMAGES, GridImages, open_images
 from experiments.plan import plan_stores
-from experiments.stores import FEWEST_IMAGES, Stores, open_images
 from experiments.weights import Forms
 from ground.durable import write_json
 from ground.errors import InvalidInput
@@ -207,7 +207,7 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     grid = replace(grid, sizes=sizes, room=room, store=replace(grid.store, budget=budget))
     if not pilot:
         return replace(grid, methods=grid.methods[:1]), dataset
-    if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
+    if GridImages(grid, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
         return replace(grid, methods=grid.methods[:1], labels_only=None, room=None), dataset
     return grid, dataset
 

@@ -22,10 +22,10 @@ from analysis.labels_only import beyond_labels, of_labels_alone, of_samples
 from analysis.results import chosen, collect
 from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
+from experiments.images import FEWEST_IMAGES, open_images
 from experiments.plan import as_bought, plan_stores
 from experiments.rests import reads_labels
 from experiments.rules import RANDOM
-from experiments.stores import FEWEST_IMAGES, open_images
 from ground.errors import CKDError, InvalidInput, UnknownName
 from storage.manifest import FILE_NAME, Manifest
 from storage.schema import UNLABELLED
