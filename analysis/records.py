@@ -64,15 +64,25 @@ def runs_section(content: Content) -> Section:
 
 def _warnings(results: pd.DataFrame) -> list[str]:
     """What is to be known before anything here is believed."""
-    sentences = {
-        "are not proven: nothing on record says that their results, metrics and weights are what they were when the "
-        "run ended. Ask about one with: ckd-train verify RUN --store STORE": results["proven"] == ProvenBy.NOTHING,
-        "learned from a proxy that nothing vouched for, so that what it was trained on is only what it says. Which, "
-        "results.csv says (unproven_proxies)": results["unproven_proxies"] != "",
-    }
+    sentences = [
+        (
+            results["proven"] == ProvenBy.NOTHING,
+            (
+                "are not proven: nothing on record says that their results, metrics and weights are what they were "
+                "when the run ended. Ask about one with: ckd-train verify RUN --store STORE"
+            ),
+        ),
+        (
+            results["unproven_proxies"] != "",
+            (
+                "learned from a proxy that nothing vouched for, so that what it was trained on is only what it says. "
+                "Which, results.csv says (unproven_proxies)"
+            ),
+        ),
+    ]
     return [
         f"{int(concerned.sum()):,} of {len(results):,} finished runs {text}"
-        for text, concerned in sentences.items()
+        for concerned, text in sentences
         if concerned.any()
     ]
 

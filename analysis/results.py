@@ -128,6 +128,18 @@ def collect(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
+def undecided(folder: Path) -> set[str]:
+    """Planned runs of which, and of those that differ in nothing but in what is chosen by validation, none counts.
+
+    Raises:
+        InvalidInput: as `collect`.
+    """
+    counts = set(chosen(collect(folder))["run"])
+    planned = {run.run: tuple(getattr(run, name) for name in CELL) for run in GridPlan.load(folder).runs}
+    decided = {cell for run, cell in planned.items() if run in counts}
+    return {run for run, cell in planned.items() if cell not in decided}
+
+
 def chosen(results: pd.DataFrame) -> pd.DataFrame:
     """The runs that count: of those that differ in nothing but in what is chosen by validation, the best."""
     return results[results["chosen"]]

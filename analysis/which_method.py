@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 # Pools whose teachers are farther from the user's than this are not like it.
 LIKE = 0.15
 # Accuracies that differ by less may be in another order with other samples and seeds.
 TIE = 0.01
+# What to try where no pool is like the user's.
+HELD = "kd+ckd"
 # The 95 % interval of a share of fewer answers reaches farther than that.
 FEWEST_JUDGED = 43
 
@@ -31,6 +33,8 @@ class Finding:
         method, reached: the best, and its test accuracy.
         runner_up, its_rest, its: the next, with what labels, and its accuracy.
         alone: the accuracy of labels alone.
+        held: that of `HELD` with the same labels, which is not far behind the best of any pool (docs/study.md, "One
+            that holds on both"); None where it was not tried.
     """
 
     pool: str
@@ -43,6 +47,7 @@ class Finding:
     its_rest: str | None
     its: float
     alone: float
+    held: float | None = None
 
     @property
     def options(self) -> list[str]:
@@ -56,35 +61,9 @@ class Finding:
         return (
             f"on {self.pool} (teacher right on {_share(self.right)} % of what it was asked), {self.n} calls brought "
             f"{_share(self.reached)} % by {self.method}{'' if self.rest is None else ' with labels of the rest'}, "
-            f"{_share(self.its)} by {self.runner_up}, and labels alone {_share(self.alone)}"
+            f"{_share(self.its)} by {self.runner_up}, "
+            f"{'' if self.held is None else f'{_share(self.held)} by {HELD}, '}and labels alone {_share(self.alone)}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Hedge:
-    """What was reached by a method that is not far behind the best of any pool, for whoever cannot tell which is like
-    theirs (docs/study.md, "One that holds on both").
-
-    Args:
-        n: calls.
-        rest: with what labels of the rest, as `--rest` has it; without any it was not tried.
-        reached: test accuracy.
-    """
-
-    pool: str
-    n: int
-    rest: str
-    method: str
-    reached: float
-
-    @property
-    def options(self) -> str:
-        """For `ckd-train`."""
-        return f"--method {self.method} --rest {self.rest}"
-
-    def sentence(self) -> str:
-        """The evidence."""
-        return f"{self.method} with labels of the rest brought {_share(self.reached)} % there with {self.n} calls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,19 +75,18 @@ class Suggestion:
         judged: answers about labelled images, which say so.
         findings: on the pools that are like the user's; on all where none is.
         is_like: whether they are.
-        hedges: where none is, what held on all of them, in the same order.
     """
 
     accuracy: float | None
     judged: int
     findings: tuple[Finding, ...]
     is_like: bool
-    hedges: tuple[Hedge, ...] = ()
 
     @property
     def options(self) -> list[str]:
-        """For `ckd-train`: what held on all pools, and then the pool that is most like the user's first."""
-        held = [hedge.options for hedge in self.hedges]
+        """For `ckd-train`, by the pool that is most like the user's; before that, where none is, what holds on each."""
+        tried = self.findings if not self.is_like else ()
+        held = [f"--method {HELD} --rest {finding.rest}" for finding in tried if finding.held is not None]
         return list(dict.fromkeys([*held, *(options for finding in self.findings for options in finding.options)]))
 
     def document(self) -> dict[str, Any]:
@@ -119,13 +97,11 @@ class Suggestion:
             "like": self.is_like,
             "try": self.options,
             "evidence": [asdict(finding) for finding in self.findings],
-            "held_on_all": [asdict(hedge) for hedge in self.hedges],
         }
 
     def sentence(self) -> str:
         """For people."""
-        held = {hedge.pool: f", and {hedge.sentence()}" for hedge in self.hedges}
-        evidence = "; ".join(f"{finding.sentence()}{held.get(finding.pool, '')}" for finding in self.findings)
+        evidence = "; ".join(finding.sentence() for finding in self.findings)
         each = "each at" if len(self.options) > 1 else "at"
         *others, last = self.options
         tried = f"{', '.join(others)} and {last}" if others else last
@@ -140,22 +116,21 @@ class Suggestion:
         return why if self.is_like else f"{why}, and nothing was measured with one like it"
 
 
-_Found = TypeVar("_Found", Finding, Hedge)
-
-# By pool, its teacher and what labels alone reached: n, and with what labels the best and the next. As in the tables,
-# in percent.
-_FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, str | None, str, float], ...]], ...] = (
+# By pool, its teacher and what labels alone reached: n, and with what labels the best and the next; with those of the
+# best, `HELD`. As in the tables, in percent.
+_Row = tuple[int, str | None, str, float, str | None, str, float, float | None]
+_FOUND: tuple[tuple[str, float, float, tuple[_Row, ...]], ...] = (
     (
         "100 classes of Tiny ImageNet",
         62.9,
         13.1,
         (
-            (200, None, "ckd", 8.8, None, "dist", 6.6),
-            (200, "ce:weight=4", "ckd", 21.5, "ce:weight=4", "kd", 15.8),
-            (400, "ce:weight=2", "ckd", 24.0, "ce:weight=2", "kd", 19.3),
-            (800, "ce:weight=1", "ckd", 25.2, "ce:weight=2", "kd", 21.6),
-            (1600, None, "ckd", 25.0, None, "dist", 23.0),
-            (1600, "ce:weight=1", "ckd", 27.4, "ce:weight=4", "dist", 26.6),
+            (200, None, "ckd", 8.8, None, "dist", 6.6, None),
+            (200, "ce:weight=4", "ckd", 21.5, "ce:weight=4", "kd", 15.8, 20.4),
+            (400, "ce:weight=2", "ckd", 24.0, "ce:weight=2", "kd", 19.3, None),
+            (800, "ce:weight=1", "ckd", 25.2, "ce:weight=2", "kd", 21.6, None),
+            (1600, None, "ckd", 25.0, None, "dist", 23.0, None),
+            (1600, "ce:weight=1", "ckd", 27.4, "ce:weight=4", "dist", 26.6, 27.8),
         ),
     ),
     (
@@ -163,21 +138,14 @@ _FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, 
         99.4,
         48.1,
         (
-            (200, None, "crd", 10.4, None, "kd", 10.3),
-            (200, "ce:weight=4", "kd", 49.8, "ce:weight=4", "crd", 47.0),
-            (400, "ce:weight=2", "kd", 52.6, "ce:weight=2", "ckd", 46.8),
-            (800, "ce:weight=2", "kd", 53.2, "ce:weight=2", "ckd", 45.2),
-            (1600, None, "dist", 43.2, None, "crd", 42.4),
-            (1600, "ce:weight=1", "kd", 55.7, "ce:weight=1", "crd", 54.0),
+            (200, None, "crd", 10.4, None, "kd", 10.3, None),
+            (200, "ce:weight=4", "kd", 49.8, "ce:weight=4", "crd", 47.0, 48.1),
+            (400, "ce:weight=2", "kd", 52.6, "ce:weight=2", "ckd", 46.8, None),
+            (800, "ce:weight=2", "kd", 53.2, "ce:weight=2", "ckd", 45.2, None),
+            (1600, None, "dist", 43.2, None, "crd", 42.4, None),
+            (1600, "ce:weight=1", "kd", 55.7, "ce:weight=1", "crd", 54.0, 53.7),
         ),
     ),
-)
-
-
-# By pool: n, with what labels, and what `kd+ckd` reached.
-_HELD: tuple[tuple[str, tuple[tuple[int, str, float], ...]], ...] = (
-    ("100 classes of Tiny ImageNet", ((200, "ce:weight=4", 20.4), (1600, "ce:weight=1", 27.8))),
-    ("101 classes of photographs", ((200, "ce:weight=4", 48.1), (1600, "ce:weight=1", 53.7))),
 )
 
 
@@ -186,21 +154,16 @@ def _of(percent: float) -> float:
 
 
 FINDINGS = tuple(
-    Finding(pool, _of(right), n, rest, method, _of(reached), runner_up, its_rest, _of(its), _of(alone))
+    Finding(
+        pool, _of(right), n, rest, method, _of(reached), runner_up, its_rest, _of(its), _of(alone), held and _of(held)
+    )
     for pool, right, alone, found in _FOUND
-    for n, rest, method, reached, its_rest, runner_up, its in found
+    for n, rest, method, reached, its_rest, runner_up, its, held in found
 )
-HEDGES = tuple(Hedge(pool, n, rest, "kd+ckd", _of(reached)) for pool, found in _HELD for n, rest, reached in found)
 
 
 def suggest(
-    *,
-    n: int,
-    accuracy: float | None,
-    judged: int,
-    has_labels: bool,
-    findings: Iterable[Finding] = FINDINGS,
-    hedges: Iterable[Hedge] = HEDGES,
+    *, n: int, accuracy: float | None, judged: int, has_labels: bool, findings: Iterable[Finding] = FINDINGS
 ) -> Suggestion:
     """What to try first with n calls.
 
@@ -209,28 +172,28 @@ def suggest(
             label.
         judged: its answers about those.
         has_labels: whether images beside those that are asked about have labels.
-        findings, hedges: to go by; of each pool those of the nearest n, by ratio.
+        findings: to go by; of each pool the one of the nearest n, by ratio, where no pool is like the user's of those n
+            at which `HELD` was tried.
     """
-    fitting = _nearest((finding for finding in findings if (finding.rest is not None) == has_labels), n)
-    pools = sorted(fitting.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
-    is_known = judged >= FEWEST_JUDGED
-    like = [found for found in pools if accuracy is not None and is_known and abs(found.right - accuracy) <= LIKE]
-    held = _nearest(hedges if has_labels and not like else (), n)
+    fitting = [finding for finding in findings if (finding.rest is not None) == has_labels]
+    is_known = accuracy is not None and judged >= FEWEST_JUDGED
+    pools = _by_likeness(fitting, n, accuracy)
+    like = [found for found in pools if is_known and accuracy is not None and abs(found.right - accuracy) <= LIKE]
+    held = [found for found in fitting if found.held is not None]
     return Suggestion(
         accuracy=accuracy,
         judged=judged,
-        findings=tuple(like[:1] or pools),
+        findings=tuple(like[:1] or _by_likeness(held or fitting, n, accuracy)),
         is_like=bool(like),
-        hedges=tuple(held[found.pool] for found in pools if found.pool in held),
     )
 
 
-def _nearest(found: Iterable[_Found], n: int) -> dict[str, _Found]:
-    """Pool -> what was found with the nearest n, the first of equals."""
-    nearest: dict[str, _Found] = {}
-    for one in sorted(found, key=lambda one: abs(math.log(one.n / n))):
-        nearest.setdefault(one.pool, one)
-    return nearest
+def _by_likeness(findings: Iterable[Finding], n: int, accuracy: float | None) -> list[Finding]:
+    """Of each pool the finding of the nearest n, the pool whose teacher is most like that of the user first."""
+    nearest: dict[str, Finding] = {}
+    for finding in sorted(findings, key=lambda found: abs(math.log(found.n / n))):
+        nearest.setdefault(finding.pool, finding)
+    return sorted(nearest.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
 
 
 def _share(accuracy: float) -> str:

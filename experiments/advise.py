@@ -14,7 +14,7 @@ from analysis.results import chosen, collect
 from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, execute_whole
-from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
+from experiments.grid import Grid, labels_alone, single_grid
 from experiments.images import FEWEST_IMAGES, GridImages, open_images
 from experiments.plan import plan_stores
 from experiments.weights import Forms
@@ -23,7 +23,6 @@ from ground.errors import InvalidInput
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.store_ledger import own_ledger
-from student_train.methods import parse_losses
 from student_train.rest.labels import Labels
 from student_train.rest.spec import parse_rest
 from teacher_cache.answered_rows import AnsweredRows
@@ -121,18 +120,12 @@ def advice_grid(
         raise InvalidInput(
             f"--rest {rest!a} is not about labels, which calls are compared with; give {LABELS}, or {LABELS}:weight=4"
         )
-    grid = single_grid(method=method, **asked)
+    grid = single_grid(forms=Forms.asked(method, losses, ()), **asked)
     [entry] = grid.methods
-
-    def learning(label: str, *rests: str) -> MethodEntry:
-        forms = Forms.of_losses(losses, rests, parse_losses) if losses else Forms.of_method(method, rests)
-        text = "+".join(losses) if losses else method
-        return MethodEntry.of(forms, label=label, text=text, candidates=entry.candidates, line=0, base=method)
-
-    alone, beside = learning(CALLS_ALONE), learning(CALLS_AND_LABELS, rest)
+    if not entry.spec.asks_teacher:
+        raise InvalidInput(f"{entry.text} asks no teacher, so no call brings it anything; give another --method")
+    [beside] = single_grid(forms=Forms.asked(method, losses, (rest,)), **asked).methods
     parse_rest(beside.rest)
-    if not alone.spec.asks_teacher:
-        raise InvalidInput(f"{alone.text} asks no teacher, so no call brings it anything; give another --method")
     return replace(
         grid,
         name="advice",
@@ -140,7 +133,7 @@ def advice_grid(
         split=split,
         split_seed=split_seed,
         student_size=student_size,
-        methods=(alone, beside),
+        methods=(replace(entry, label=CALLS_ALONE), replace(beside, label=CALLS_AND_LABELS)),
         labels_only=labels_alone(entry.candidates),
         store=replace(grid.store, rest=None),
     )

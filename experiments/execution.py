@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.grid_plan import PLAN_FILE, GridPlan
-from analysis.results import RUN_ADVICE, save_results
+from analysis.results import RUN_ADVICE, save_results, undecided
 from experiments.board import Board
 from experiments.engines.contract import Engine, Evaluated, Failed, Finished, WorkerSettings, Workplace, train
 from experiments.engines.local import LocalEngine
@@ -123,8 +123,11 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
 
 
 def execute_whole(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = None) -> Outcome:
-    """As `execute`, of a grid of one method; raises `CKDError` for a run that failed, and for a store that cannot be
-    given the method's layers.
+    """As `execute`, of a grid of one method.
+
+    Raises:
+        CKDError: a run failed, unless it diverged and validation has another to choose; or a store cannot be given the
+            method's layers.
     """
     try:
         outcome = execute(grid, config, dataset)
@@ -133,7 +136,10 @@ def execute_whole(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | N
             f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
             "them while it has rows without an answer; give another --out"
         ) from error
+    open_still = undecided(config.out) if outcome.failed else set()
     for run, reason in outcome.failed.items():
+        if run not in open_still:
+            continue
         raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
     return outcome
 

@@ -5,6 +5,8 @@ Nothing here opens a data set, a store or a teacher.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +24,9 @@ from student_train.train_config import TrainConfig
 
 # The row of what labels give without a call.
 ALL_LABELS = "vanilla, all labels"
+_MAX_CANDIDATES = 1000
+# Settings of a training are refused or not whatever the student is.
+_ANY_STUDENT = "resnet8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +74,32 @@ class MethodEntry:
     weighed: tuple[Form, ...] = ()
 
     @classmethod
-    def of(cls, forms: Forms, **said: Any) -> MethodEntry:
-        """That with these forms; raises `UnknownName`, `InvalidInput` where one of them is refused."""
+    def of(
+        cls, forms: Forms, training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], **said: Any
+    ) -> MethodEntry:
+        """A method in each of its forms, with each combination of what is to be chosen.
+
+        Args:
+            training: settings of all candidates.
+            choose: setting -> values, which take their place.
+            said: fields that are not these; the label is that of the forms, unless it is one.
+
+        Raises:
+            UnknownName, InvalidInput: a form or a setting is refused, or there are too many of them.
+        """
+        candidates = candidates_of(training, choose, forms.count)
         first, *others = made = forms.made()
-        return cls(spec=first.spec, rest=first.rest, weighed=made if others else (), **said)
+        entry = cls(
+            **{"label": forms.label, "line": 0, **said},
+            text=forms.text,
+            spec=first.spec,
+            rest=first.rest,
+            weighed=made if others else (),
+            candidates=candidates,
+        )
+        for settings in entry.candidates:
+            train_config(_ANY_STUDENT, 0, settings)
+        return entry
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -203,17 +230,35 @@ class Grid:
 _PROTOCOL = tuple(item.name for item in fields(ProtocolConfig))
 
 
+def candidates_of(
+    training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]], forms: int = 1
+) -> tuple[Mapping[str, Any], ...]:
+    """Settings of a training with every combination of those that validation chooses.
+
+    Args:
+        forms: of the method, each of which is trained with all of them.
+
+    Raises:
+        InvalidInput: together they are too many.
+    """
+    # Before any is made.
+    if forms * math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
+        raise InvalidInput(f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values")
+    return tuple(
+        {**training, **dict(zip(choose, values, strict=True))} for values in itertools.product(*choose.values())
+    )
+
+
 def single_grid(
     *,
     teacher: str,
     student: str,
-    method: str,
+    forms: Forms,
     dataset: str,
     data_root: Path | None,
     weights: Path | None,
     seeds: int,
     lr: Sequence[float],
-    rest: Sequence[str] = (),
     trust_teacher: bool = False,
     select: str = RANDOM,
     student_size: int | None = None,
@@ -222,27 +267,18 @@ def single_grid(
     """A grid of one pair and one method, without sizes: what `until` grows.
 
     Args:
-        method: as a grid writes it, as is `rest`: of a weight that is `auto` validation chooses.
-        lr: learning rates among which it chooses too; at least one.
+        forms: the method.
+        lr: learning rates, at least one; of several validation chooses.
+        training: the other settings.
 
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
     pair = TeacherStudent(teacher=network_called(teacher), student=network_called(student), weights=weights)
-    entry = MethodEntry.of(
-        Forms.of_method(method, rest),
-        label=method,
-        text=method,
-        candidates=tuple({**training, "lr": rate} for rate in dict.fromkeys(lr)),
-        line=0,
-        select=select,
-        base=method,
-    )
-    for settings in entry.candidates:
-        train_config(pair.student, 0, settings)
+    entry = MethodEntry.of(forms, training, {"lr": tuple(dict.fromkeys(lr))}, select=select, base=forms.text)
     for label in students_of(select):
-        if label != method:
-            raise UnknownName("method", label, [method])
+        if label != entry.base:
+            raise UnknownName("method", label, [entry.base])
         entry.require_looked_at(select)
     checked(select, seeds)
     return Grid(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,15 +14,15 @@ from experiments.grid import (
     MethodEntry,
     StoreSettings,
     TeacherStudent,
+    candidates_of,
     labels_alone,
     network_called,
     slug,
-    train_config,
 )
 from experiments.rests import read_rest
 from experiments.rules import RANDOM, checked, labelled_by, plainest, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
-from experiments.weights import Forms, require_few
+from experiments.weights import Forms
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
 from ground.user_code import UserCode
@@ -231,7 +229,7 @@ def _labels_only(
         top["labels_only"].refuse("labels_only trains on all labels of a store; add store: {rest: all} to keep them")
     if not wanted or store.rest == 0:
         return None
-    return labels_alone(tuple(_candidates(training, choose)), top["store"].line, plainest(rules))
+    return labels_alone(candidates_of(training, choose), top["store"].line, plainest(rules))
 
 
 def _methods(
@@ -268,42 +266,27 @@ def _method(
         if "comparison" in found and "method" in found:
             found["comparison"].refuse("comparison goes with losses; a method has its own, as ckd:pairs=all")
         rest = read_rest(found["rest"]) if "rest" in found else ()
-        text, read = _written(found, code)
+        read = _written(found, code)
         label = found["label"].text() if "label" in found else None
         training = {**training, **_training(found.get("training"))}
         choose = _choose(found["choose"]) if "choose" in found else choose
     else:
-        text, read = _written({"method": entry}, code)
+        read = _written({"method": entry}, code)
     try:
-        forms = read(rest)
-        require_few(forms.count * math.prod(map(len, choose.values())))
-        made = MethodEntry.of(
-            forms,
-            label=label or (f"{text}, rest {'+'.join(rest)}" if rest else text),
-            text=text,
-            candidates=tuple(_candidates(training, choose)),
-            line=entry.line,
-        )
-        for settings in made.candidates:
-            train_config("resnet8", 0, settings)
+        said = {"label": label} if label else {}
+        return MethodEntry.of(read(rest), training, choose, line=entry.line, **said)
     except CKDError as error:
         entry.refuse(error)
-    return made
 
 
-def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[Sequence[str]], Forms]]:
-    """A method as the grid writes it, and what reads it with what it learns from a rest."""
+def _written(found: Mapping[str, Entry], code: UserCode) -> Callable[[Sequence[str]], Forms]:
+    """What reads a method as the grid writes it, with what it learns from a rest."""
     if "method" in found:
-        text = found["method"].text()
-        return text, partial(Forms.of_method, text)
+        return partial(Forms.of_method, found["method"].text())
     losses = [item.text() for item in found["losses"].items()]
     comparison = found["comparison"].text() if "comparison" in found else None
     parse = partial(parse_losses, pairing=comparison, code=code)
-    return "+".join(losses), partial(Forms.of_losses, losses, parse=parse)
-
-
-def _candidates(training: Mapping[str, Any], choose: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
-    return [{**training, **dict(zip(choose, values, strict=True))} for values in itertools.product(*choose.values())]
+    return partial(Forms.of_losses, losses, parse=parse)
 
 
 def _training(entry: Entry | None) -> dict[str, Any]:

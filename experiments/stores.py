@@ -214,11 +214,12 @@ class Stores:
         lay_out(*made, budget=self.grid.store.budget)
 
     def _is_held(self, folder: Path, plan: StorePlan) -> bool:
-        """Whether a budget is on record, where the grid has one; a store is made before it is."""
+        """Whether a budget is on record, where the grid has one that can be; a store is made before it is."""
         if self.grid.store.budget is None:
             return True
         with closing(own_ledger(folder)) as ledger:
-            return ledger.summary(plan.fingerprint).budget is not None
+            account = ledger.summary(plan.fingerprint)
+        return account.budget is not None or account.spent > self.grid.store.budget
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]

@@ -26,6 +26,7 @@ from experiments.images import FEWEST_IMAGES, open_images
 from experiments.plan import as_bought, plan_stores
 from experiments.rests import reads_labels
 from experiments.rules import RANDOM
+from experiments.weights import Forms
 from ground.errors import CKDError, InvalidInput, UnknownName
 from storage.manifest import FILE_NAME, Manifest
 from storage.schema import UNLABELLED
@@ -110,29 +111,27 @@ class Purchase:
         return {**asdict(self), "calls": self.calls}
 
 
-def until_grid(*, rest: Sequence[str] = (), select: str = RANDOM, **asked: Any) -> Grid:
+def until_grid(
+    *, method: str, losses: Sequence[str] = (), rest: Sequence[str] = (), select: str = RANDOM, **asked: Any
+) -> Grid:
     """A grid of one pair and one method, without sizes, and with labels alone where images are kept for them.
 
     Args:
-        rest: what is done with the images that nobody is asked about: `ALL` keeps them, a loss (as `ckd-train --rest`
-            has it) also learns from them beside calls; none of either leaves them out.
+        losses: a sum of them in the place of the method.
+        rest: what is done with the images that nobody is asked about: `ALL` keeps them, a loss (as a grid writes it)
+            also learns from them beside calls; none of either leaves them out.
         select: the rule that chooses what is bought.
         asked: as `single_grid` takes it.
 
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    losses = tuple(text for text in rest if text != ALL)
-    _check_rest(losses, select)
-    grid = single_grid(rest=losses, select=select, **asked)
-    if not rest:
-        return grid
+    learned = tuple(text for text in rest if text != ALL)
+    _check_rest(learned, select)
+    grid = single_grid(forms=Forms.asked(method, losses, learned), select=select, **asked)
     [entry] = grid.methods
-    if losses:
-        usual = tuple(spec.text for spec in parse_rest(entry.rest))
-        told = losses if entry.weighed else usual
-        entry = replace(entry, label=f"{entry.text}, rest {'+'.join(told)}", rest=usual)
-    return replace(grid, methods=(entry,), labels_only=_alone(entry))
+    parse_rest(entry.rest)
+    return replace(grid, labels_only=_alone(entry)) if rest else grid
 
 
 def _alone(entry: MethodEntry) -> MethodEntry:
@@ -148,6 +147,8 @@ def _check_rest(losses: Sequence[str], select: str) -> None:
                 "--rest proxy answers by a student of the store, which is yet to be bought here; name one in a grid, "
                 "or give ce, pseudo or mean_teacher"
             )
+        if name == ALL:
+            raise InvalidInput(f"--rest {ALL} keeps images, and learns nothing from them; give it without settings")
         if name not in REST_LOSSES:
             raise UnknownName("loss of the rest", name, [*REST_LOSSES, ALL])
     if losses and select != RANDOM:

@@ -11,14 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ground.errors import InvalidInput
 from student_train.auto_weights import LOSS_WEIGHTS, METHOD_WEIGHTS, weighed
 from student_train.method_spec import USUAL_WEIGHT, MethodSpec
-from student_train.methods import default_of_method, parse_method
+from student_train.methods import default_of_method, parse_losses, parse_method
 from student_train.rest.spec import default_of_rest
-
-# What validation chooses among, at most.
-MAX_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +38,15 @@ class Forms:
     """A method as a grid writes it, with the texts that each part of it may become.
 
     Args:
+        text: the method as it is written.
+        label: what tables call it, unless the grid says something else.
         parts: of each loss, or of the method, what it may be.
         rest: of each loss of the rest.
         parse: makes the method of one text for each part.
     """
 
+    text: str
+    label: str
     parts: Sequence[Sequence[str]]
     rest: Sequence[Sequence[str]]
     parse: Callable[[Sequence[str]], MethodSpec]
@@ -55,14 +55,21 @@ class Forms:
     def of_method(cls, text: str, rest: Sequence[str]) -> Forms:
         """Of a named method; raises `UnknownName`, `InvalidInput` where it has no such weight."""
         parts = [weighed(text, METHOD_WEIGHTS, default_of_method)]
-        return cls(parts, _rests(rest), lambda texts: parse_method(*texts))
+        return cls(text, _label(text, rest), parts, _rests(rest), lambda texts: parse_method(*texts))
 
     @classmethod
     def of_losses(
         cls, texts: Sequence[str], rest: Sequence[str], parse: Callable[[Sequence[str]], MethodSpec]
     ) -> Forms:
         """Of a sum of losses."""
-        return cls([weighed(text, LOSS_WEIGHTS, lambda *_: USUAL_WEIGHT) for text in texts], _rests(rest), parse)
+        parts = [weighed(text, LOSS_WEIGHTS, lambda *_: USUAL_WEIGHT) for text in texts]
+        text = "+".join(texts)
+        return cls(text, _label(text, rest), parts, _rests(rest), parse)
+
+    @classmethod
+    def asked(cls, method: str, losses: Sequence[str], rest: Sequence[str]) -> Forms:
+        """Of what a command line asks for: a sum of losses, where there are any, in the place of a named method."""
+        return cls.of_losses(losses, rest, parse_losses) if losses else cls.of_method(method, rest)
 
     @property
     def count(self) -> int:
@@ -70,10 +77,7 @@ class Forms:
         return math.prod(len(texts) for texts in (*self.parts, *self.rest))
 
     def made(self) -> tuple[Form, ...]:
-        """All of them, that with the usual weights first; raises `UnknownName`, `InvalidInput` as `parse`, and where
-        there are too many.
-        """
-        require_few(self.count)
+        """All of them, that with the usual weights first; raises `UnknownName`, `InvalidInput` as `parse`."""
         is_open = [len(texts) > 1 for texts in (*self.parts, *self.rest)]
         forms = []
         for texts in itertools.product(*self.parts, *self.rest):
@@ -83,10 +87,8 @@ class Forms:
         return tuple(forms)
 
 
-def require_few(candidates: int) -> None:
-    """Raise `InvalidInput` for more trainings than validation is to choose among."""
-    if candidates > MAX_CANDIDATES:
-        raise InvalidInput(f"validation would choose among more than {MAX_CANDIDATES} trainings; name fewer values")
+def _label(text: str, rest: Sequence[str]) -> str:
+    return f"{text}, rest {'+'.join(rest)}" if rest else text
 
 
 def _rests(texts: Sequence[str]) -> list[list[str]]:

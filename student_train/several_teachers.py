@@ -258,7 +258,7 @@ def _require_same_sample(pool: Store, other: Store, rows: int) -> None:
 def _mismatch(pool: Store, other: Store, what: str) -> IdentityMismatch:
     return IdentityMismatch(
         f"{pool.place} and {other.place} are not of one sample ({what}); give stores that were built from the same "
-        "data set with the same seed, rule and views"
+        "data set with the same seed, rules, rounds and views"
     )
 
 

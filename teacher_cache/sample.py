@@ -76,13 +76,14 @@ def draw_sample(
     train, val = order[~is_val], order[is_val]
     if n < 2:
         raise InvalidInput(f"--n {n} is too small to train on; give at least 2")
-    if not len(val) and is_labelled is not None:
-        raise InvalidInput(
-            f"{can_be.sum()} training images have a label, and every fifth of those is for validation; label more"
-        )
+    if not len(val):
+        there, more = f"there are {pool_size} training images", "add some"
+        if is_labelled is not None:
+            there, more = f"{can_be.sum()} training images have a label", "label more"
+        raise InvalidInput(f"{there}, and every fifth of those is for validation; {more}")
     if bought is not None:
         train = _begun_with(bought, train)
-    if (n > len(train) and not makes) or not len(val):
+    if n > len(train) and not makes:
         raise InvalidInput(
             f"--n {n} is more than the {len(train)} images that can be sampled: every fifth of the {can_be.sum()} "
             f"{'training images' if is_labelled is None else 'labelled images'} is kept for validation; "

@@ -24,6 +24,7 @@ from student_train.train_config import TrainConfig
 @click.option("--teacher", default="wrn40_2", show_default=True)
 @click.option("--student", default="wrn16_2", show_default=True)
 @click.option("--method", default="ckd", show_default=True, help="As for ckd-train --method.")
+@click.option("--loss", "losses", multiple=True, help="In its place, as for ckd-train; repeatable.")
 @click.option("--dataset", default="cifar100", show_default=True, help="As for ckd-cache build.")
 @click.option("--data-root", type=click.Path(path_type=Path, file_okay=False), help="Where named data sets lie.")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Of the teacher.")

@@ -200,6 +200,45 @@ def test_it_ends_where_too_little_of_the_pool_is_left_to_learn_from(weights, tmp
     assert [step["n"] for step in json.loads(done.stdout)["steps"]] == [0, 575]
 
 
+@pytest.mark.slow
+def test_validation_chooses_rates_and_weights_of_the_labels_at_each_step(weights, tmp_path):
+    out, asked = tmp_path / "out", (*SHORT, *CHOOSING, "--target", 0.999, "--budget", 24, "--seeds", 1)
+    done = until(weights, out, *asked, "--rest", "ce:weight=auto")
+    assert done.returncode == 1, done.stderr
+    alone, bought = json.loads(done.stdout)["steps"]
+    for step, rests in ((alone, {"ce"}), (bought, {f"ce:weight={weight}" for weight in ("0.25", "1", "4", "16")})):
+        runs = [json.loads(record.read_text()) for record in out.glob(f"runs/*/*-n{step['n']}-*/run.json")]
+        assert {(run["lr"], *run["rest"]) for run in runs} == {(lr, rest) for lr in (1e-6, 0.05) for rest in rests}
+        assert step["val_accuracy"] == max(run["best_val_accuracy"] for run in runs)
+        best = [run["test_accuracy"] for run in runs if run["best_val_accuracy"] == step["val_accuracy"]]
+        assert step["test_accuracy"] in best
+
+
+@pytest.mark.slow
+def test_a_candidate_that_diverged_has_lost_and_where_all_have_the_purchase_stops(weights, tmp_path):
+    asked = (*SHORT, "--target", 0.999, "--budget", 24, "--seeds", 1, "--rest", "all")
+    done = until(weights, tmp_path / "out", *asked, "--lr", 1e6, "--lr", 0.05)
+    assert done.returncode == 1, done.stderr
+    assert [step["n"] for step in json.loads(done.stdout)["steps"]] == [0, 24]
+    runs = [json.loads(record.read_text()) for record in (tmp_path / "out").glob("runs/*/*/run.json")]
+    assert {run["lr"] for run in runs} == {0.05}
+    lost = until(weights, tmp_path / "lost", *asked, "--lr", 1e6)
+    assert lost.returncode == 2
+    assert "failed: the loss is" in lost.stderr
+
+
+@pytest.mark.slow
+def test_a_sum_of_losses_is_bought_for_as_a_method_is(weights, tmp_path):
+    out = tmp_path / "out"
+    sum_of = ("--loss", "kd", "--loss", "rkd:weight=0.5")
+    done = until(weights, out, *SHORT, *sum_of, "--target", 0.999, "--budget", 24, "--seeds", 1)
+    assert done.returncode == 1, done.stderr
+    [run] = [json.loads(record.read_text()) for record in out.glob("runs/*/*/run.json")]
+    assert [part["loss"] for part in run["recipe"]["losses"]] == ["kd", "rkd"]
+    [label] = pd.read_csv(out / "results.csv")["label"]
+    assert label == "kd+rkd:weight=0.5"
+
+
 @pytest.mark.parametrize("lines", [True, False])
 def test_where_labels_alone_are_enough_nothing_is_bought(from_labels, weights, tmp_path, lines):
     out = tmp_path / "out"
@@ -320,6 +359,16 @@ def test_labels_alone_are_of_the_images_that_have_one(photos, tmp_path):
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "cee"), "no loss of the rest is called 'cee'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "20"), "no loss of the rest is called '20'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ALL"), "known: all, ce"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "all:weight=2"), "give it without settings"),
+        (
+            (
+                *("--method", "kd:weight=auto", "--rest", "ce:weight=auto", "--rest", "pseudo:weight=auto"),
+                *("--target", 0.5, "--step", 10, "--budget", 50),
+                *(option for rate in range(1, 17) for option in ("--lr", rate / 100)),
+            ),
+            "validation would choose among more than 1000 trainings",
+        ),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--loss", "nothing"), "no loss is called 'nothing'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce", "--rest", "ce"), "ce is given twice"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce:weight=-1"), "weight"),
         (
