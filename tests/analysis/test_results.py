@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.grid_plan import GridPlan
-from analysis.results import COLUMNS, STATES, collect, save_results, states
+from analysis.results import COLUMNS, STATES, collect, save_results, states, undecided
 from ground.errors import InvalidInput
 from tests.analysis.grids import PlannedRun, results_of, write_grid
 
@@ -74,6 +74,17 @@ def test_a_candidate_that_diverged_has_lost_the_choice_and_another_failure_leave
     for kind, expected in (("Diverged", True), ("WorkerDied", False)):
         failure.write_text(json.dumps({"error": "it failed", "kind": kind, "at": "2025-01-01T00:00:00"}))
         assert collect(tmp_path)["chosen"].tolist() == [expected]
+        assert undecided(tmp_path) == (set() if expected else {run.folder for run in runs})
+
+
+def test_where_all_candidates_diverged_nothing_is_decided(tmp_path):
+    runs = [PlannedRun(lr=0.1, accuracy=None), PlannedRun(lr=0.05, accuracy=None), PlannedRun(seed=1)]
+    write_grid(tmp_path, runs)
+    for run in runs[:2]:
+        (tmp_path / run.folder).mkdir(parents=True)
+        failed = {"error": "the loss is nan", "kind": "Diverged", "at": "2025-01-01T00:00:00"}
+        (tmp_path / run.folder / "failure.json").write_text(json.dumps(failed))
+    assert undecided(tmp_path) == {run.folder for run in runs[:2]}
 
 
 def test_states_tell_finished_failed_begun_and_waiting(tmp_path):

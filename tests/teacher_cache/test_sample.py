@@ -45,6 +45,16 @@ def test_more_than_the_pool_is_refused_with_the_limit(n):
         draw_sample(100, n, seed=0)
 
 
+@pytest.mark.parametrize("labelled", [None, 4])
+def test_a_pool_without_an_image_for_validation_is_refused_for_that(labelled):
+    is_labelled = None if labelled is None else np.arange(100) < labelled
+    said = "there are 4 training images" if labelled is None else "4 training images have a label"
+    with pytest.raises(
+        InvalidInput, match=f"^{said}, and every fifth of those is for validation; (add some|label more)$"
+    ):
+        draw_sample(4 if labelled is None else 100, 4, seed=0, is_labelled=is_labelled)
+
+
 @pytest.mark.parametrize("n", [-1, 0, 1])
 def test_too_few_are_refused(n):
     with pytest.raises(InvalidInput, match="too small"):
