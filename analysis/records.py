@@ -47,13 +47,12 @@ def runs_section(content: Content) -> Section:
         for name in alike
         if pd.notna(results[name].iloc[0]) and results[name].iloc[0] != ""
     ]
-    unproven = int((results["proven"] == ProvenBy.NOTHING).sum())
     recipes = results[["label", "method", "recipe"]].drop_duplicates()
     recipe_fields = {"label": METHOD, "method": Field("spec"), "recipe": Field("recipe")}
     return Section(
         name="runs",
         title="Every run and its settings",
-        paragraphs=[_unproven(unproven, len(results))] if unproven else [],
+        paragraphs=_warnings(results),
         lists=[Terms("The same for every run", terms)] if terms else [],
         views=[
             view_of_frame("runs", "Finished runs", results, fields, pairs=content.pairs, searchable=True, note=_CHOSEN)
@@ -63,11 +62,19 @@ def runs_section(content: Content) -> Section:
     )
 
 
-def _unproven(number: int, of: int) -> str:
-    return (
-        f"{number:,} of {of:,} finished runs are not proven: nothing on record says that their results, metrics and "
-        "weights are what they were when the run ended. Ask about one with: ckd-train verify RUN --store STORE"
-    )
+def _warnings(results: pd.DataFrame) -> list[str]:
+    """What is to be known before anything here is believed."""
+    sentences = {
+        "are not proven: nothing on record says that their results, metrics and weights are what they were when the "
+        "run ended. Ask about one with: ckd-train verify RUN --store STORE": results["proven"] == ProvenBy.NOTHING,
+        "learned from a proxy that nothing vouched for, so that what it was trained on is only what it says. Which, "
+        "results.csv says (unproven_proxies)": results["unproven_proxies"] != "",
+    }
+    return [
+        f"{int(concerned.sum()):,} of {len(results):,} finished runs {text}"
+        for text, concerned in sentences.items()
+        if concerned.any()
+    ]
 
 
 _CHOSEN = (
@@ -227,6 +234,7 @@ _SETTINGS = {
     "last_test_accuracy": Field("last test, %", hundredths, numeric=True),
     "method": Field("spec"),
     "rest": Field("rest"),
+    "rest_weights": Field("weights of the rest"),
     "weights": Field("weights"),
     "answered_rows": Field("rows with an answer", grouped, numeric=True),
     "labelled_rows": Field("by label alone", grouped, numeric=True),

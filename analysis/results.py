@@ -68,7 +68,7 @@ _PROTOCOL = {
 }
 # What runs of earlier releases do not say.
 _ROWS_USED = {"answered_rows": "Int64", "labelled_rows": "Int64", "unlabelled_rows": "Int64"}
-# Between losses of a run: on images that the teacher was not asked about, or whose weight is chosen.
+# Between losses, and between digests, where a run has several.
 REST_SEPARATOR = "; "
 COLUMNS: dict[str, str] = {
     "run": "str",
@@ -76,7 +76,9 @@ COLUMNS: dict[str, str] = {
     **_FACTS,
     **_PROTOCOL,
     "rest": "str",
+    "rest_weights": "str",
     **_ROWS_USED,
+    "unproven_proxies": "str",
     "weights": "str",
     "store": "str",
     "chosen": "bool",
@@ -97,8 +99,10 @@ def collect(folder: Path) -> pd.DataFrame:
     and versions are JSON text. Of runs that differ in nothing but in what is chosen by validation, `chosen` marks the
     one with the best validation accuracy, the first among equals, once all of them are finished or have diverged: a
     learning rate at which a loss is not finite has lost the choice. `rest` is what was learned from images that the
-    teacher was not asked about, answered_rows, labelled_rows and unlabelled_rows are how many were used with an answer,
-    by their label, and without either. `weights` are the losses whose weight validation chooses, as this run has them.
+    teacher was not asked about, `rest_weights` what each of those losses weighed once it had risen, answered_rows,
+    labelled_rows and unlabelled_rows are how many were used with an answer, by their label, and without either.
+    `unproven_proxies` are the digests of students that answered in the teacher's place and that nothing vouched for.
+    `weights` are the losses whose weight validation chooses, as this run has them.
     `proven` says what vouches for the results, a `storage.run_proof.ProvenBy`.
 
     Raises:
@@ -172,12 +176,16 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
         "run": planned.run,
         "label": planned.label,
         **{name: getattr(record, name) for name in _FACTS},
-        "sample_seed": planned.sample_seed if isinstance(record.sample_seed, UnsetType) else record.sample_seed,
-        "average": 0.0 if isinstance(record.average, UnsetType) else record.average,
+        "sample_seed": _known(record.sample_seed, planned.sample_seed),
+        "average": _known(record.average, 0.0),
         **{name: _known(getattr(record.protocol, name)) for name in _PROTOCOL},
-        "schedule": "plateau" if isinstance(record.protocol.schedule, UnsetType) else record.protocol.schedule,
-        "rest": "" if isinstance(record.rest, UnsetType) else REST_SEPARATOR.join(record.rest),
+        "schedule": _known(record.protocol.schedule, "plateau"),
+        "rest": REST_SEPARATOR.join(_known(record.rest, ())),
+        "rest_weights": REST_SEPARATOR.join(
+            f"{name}={weight}" for name, weight in _known(record.rest_weights, {}).items()
+        ),
         **{name: _known(getattr(record, name)) for name in _ROWS_USED},
+        "unproven_proxies": REST_SEPARATOR.join(_known(record.unproven_proxies, ())),
         "weights": REST_SEPARATOR.join(planned.weights),
         "ledger_head": record.ledger_head or "",
         "recipe": json.dumps(record.recipe),
@@ -187,8 +195,9 @@ def _row(folder: Path, planned: GridRun) -> dict[str, Any]:
     }
 
 
-def _known(value: Any) -> Any:
-    return None if isinstance(value, UnsetType) else value
+def _known(value: Any, otherwise: Any = None) -> Any:
+    """What a run says, or what it is taken to be where runs of earlier releases do not say it."""
+    return otherwise if isinstance(value, UnsetType) else value
 
 
 def _proven(proofs: RunProofs, folder: Path, planned: GridRun) -> ProvenBy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 # Pools whose teachers are farther from the user's than this are not like it.
 LIKE = 0.15
@@ -60,6 +60,33 @@ class Finding:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """What was reached by a method that is not far behind the best of any pool, for whoever cannot tell which is like
+    theirs (docs/study.md, "One that holds on both").
+
+    Args:
+        n: calls.
+        rest: with what labels of the rest, as `--rest` has it; without any it was not tried.
+        reached: test accuracy.
+    """
+
+    pool: str
+    n: int
+    rest: str
+    method: str
+    reached: float
+
+    @property
+    def options(self) -> str:
+        """For `ckd-train`."""
+        return f"--method {self.method} --rest {self.rest}"
+
+    def sentence(self) -> str:
+        """The evidence."""
+        return f"{self.method} with labels of the rest brought {_share(self.reached)} % there with {self.n} calls"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
     """What to try first.
@@ -69,17 +96,20 @@ class Suggestion:
         judged: answers about labelled images, which say so.
         findings: on the pools that are like the user's; on all where none is.
         is_like: whether they are.
+        hedges: where none is, what held on all of them, in the same order.
     """
 
     accuracy: float | None
     judged: int
     findings: tuple[Finding, ...]
     is_like: bool
+    hedges: tuple[Hedge, ...] = ()
 
     @property
     def options(self) -> list[str]:
-        """For `ckd-train`, the pool that is most like the user's first."""
-        return list(dict.fromkeys(options for finding in self.findings for options in finding.options))
+        """For `ckd-train`: what held on all pools, and then the pool that is most like the user's first."""
+        held = [hedge.options for hedge in self.hedges]
+        return list(dict.fromkeys([*held, *(options for finding in self.findings for options in finding.options)]))
 
     def document(self) -> dict[str, Any]:
         """For --json."""
@@ -89,13 +119,17 @@ class Suggestion:
             "like": self.is_like,
             "try": self.options,
             "evidence": [asdict(finding) for finding in self.findings],
+            "held_on_all": [asdict(hedge) for hedge in self.hedges],
         }
 
     def sentence(self) -> str:
         """For people."""
-        evidence = "; ".join(finding.sentence() for finding in self.findings)
+        held = {hedge.pool: f", and {hedge.sentence()}" for hedge in self.hedges}
+        evidence = "; ".join(f"{finding.sentence()}{held.get(finding.pool, '')}" for finding in self.findings)
         each = "each at" if len(self.options) > 1 else "at"
-        return f"{self._why()}: whoever buys tries {' and '.join(self.options)} first, {each} several --lr: {evidence}."
+        *others, last = self.options
+        tried = f"{', '.join(others)} and {last}" if others else last
+        return f"{self._why()}: whoever buys tries {tried} first, {each} several --lr: {evidence}."
 
     def _why(self) -> str:
         if self.accuracy is None:
@@ -105,6 +139,8 @@ class Suggestion:
             return f"{why}, which are too few to know whether anything measured is like it"
         return why if self.is_like else f"{why}, and nothing was measured with one like it"
 
+
+_Found = TypeVar("_Found", Finding, Hedge)
 
 # By pool, its teacher and what labels alone reached: n, and with what labels the best and the next. As in the tables,
 # in percent.
@@ -138,6 +174,13 @@ _FOUND: tuple[tuple[str, float, float, tuple[tuple[int, str | None, str, float, 
 )
 
 
+# By pool: n, with what labels, and what `kd+ckd` reached.
+_HELD: tuple[tuple[str, tuple[tuple[int, str, float], ...]], ...] = (
+    ("100 classes of Tiny ImageNet", ((200, "ce:weight=4", 20.4), (1600, "ce:weight=1", 27.8))),
+    ("101 classes of photographs", ((200, "ce:weight=4", 48.1), (1600, "ce:weight=1", 53.7))),
+)
+
+
 def _of(percent: float) -> float:
     return round(percent / 100, 4)
 
@@ -147,10 +190,17 @@ FINDINGS = tuple(
     for pool, right, alone, found in _FOUND
     for n, rest, method, reached, its_rest, runner_up, its in found
 )
+HEDGES = tuple(Hedge(pool, n, rest, "kd+ckd", _of(reached)) for pool, found in _HELD for n, rest, reached in found)
 
 
 def suggest(
-    *, n: int, accuracy: float | None, judged: int, has_labels: bool, findings: Iterable[Finding] = FINDINGS
+    *,
+    n: int,
+    accuracy: float | None,
+    judged: int,
+    has_labels: bool,
+    findings: Iterable[Finding] = FINDINGS,
+    hedges: Iterable[Hedge] = HEDGES,
 ) -> Suggestion:
     """What to try first with n calls.
 
@@ -159,16 +209,28 @@ def suggest(
             label.
         judged: its answers about those.
         has_labels: whether images beside those that are asked about have labels.
-        findings: to go by; of each pool the one of the nearest n, by ratio.
+        findings, hedges: to go by; of each pool those of the nearest n, by ratio.
     """
-    fitting = [finding for finding in findings if (finding.rest is not None) == has_labels]
-    nearest: dict[str, Finding] = {}
-    for finding in sorted(fitting, key=lambda found: abs(math.log(found.n / n))):
-        nearest.setdefault(finding.pool, finding)
-    pools = sorted(nearest.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
+    fitting = _nearest((finding for finding in findings if (finding.rest is not None) == has_labels), n)
+    pools = sorted(fitting.values(), key=lambda found: 0.0 if accuracy is None else abs(found.right - accuracy))
     is_known = judged >= FEWEST_JUDGED
     like = [found for found in pools if accuracy is not None and is_known and abs(found.right - accuracy) <= LIKE]
-    return Suggestion(accuracy=accuracy, judged=judged, findings=tuple(like[:1] or pools), is_like=bool(like))
+    held = _nearest(hedges if has_labels and not like else (), n)
+    return Suggestion(
+        accuracy=accuracy,
+        judged=judged,
+        findings=tuple(like[:1] or pools),
+        is_like=bool(like),
+        hedges=tuple(held[found.pool] for found in pools if found.pool in held),
+    )
+
+
+def _nearest(found: Iterable[_Found], n: int) -> dict[str, _Found]:
+    """Pool -> what was found with the nearest n, the first of equals."""
+    nearest: dict[str, _Found] = {}
+    for one in sorted(found, key=lambda one: abs(math.log(one.n / n))):
+        nearest.setdefault(one.pool, one)
+    return nearest
 
 
 def _share(accuracy: float) -> str:

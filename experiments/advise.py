@@ -14,17 +14,16 @@ from analysis.results import chosen, collect
 from analysis.which_method import Suggestion, suggest
 from experiments.estimate import Estimate, estimate
 from experiments.execution import ExecutionConfig, execute_whole
-from experiments.grid import Grid, labels_alone, single_grid
+from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
+from experiments.images import FEWEST_IMAGES, GridImages, open_images
 from experiments.plan import plan_stores
-from experiments.stores import FEWEST_IMAGES, Stores, open_images
-from experiments.weights import Form, Forms
+from experiments.weights import Forms
 from ground.durable import write_json
 from ground.errors import InvalidInput
 from storage.manifest import FILE_NAME, Manifest
 from storage.store import Store
 from storage.store_ledger import own_ledger
-from student_train.method_spec import MethodSpec
-from student_train.methods import parse_losses, parse_method
+from student_train.methods import parse_losses
 from student_train.rest.labels import Labels
 from student_train.rest.spec import parse_rest
 from teacher_cache.answered_rows import AnsweredRows
@@ -106,29 +105,34 @@ def advice_grid(
     losses: Sequence[str] = (),
     method: str = "kd",
     rest: str = LABELS,
-    lr: Sequence[float],
     **asked: Any,
 ) -> Grid:
     """A grid of one pair that compares labels alone, calls alone, and calls with labels; as yet without sizes.
 
     Args:
         losses: a sum of them in the place of the method.
-        rest: how the labels of the other images are learned from beside calls, as `--rest` has it; of several weights
-            (`experiments.weights`) validation chooses one.
-        lr: learning rates among which it chooses too; at least one.
+        rest: how the labels of the other images are learned from beside calls, as a grid writes it.
         asked: as `single_grid` takes it.
 
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    grids = [single_grid(method=method, lr=rate, **asked) for rate in dict.fromkeys(lr)]
-    grid, [entry] = grids[0], grids[0].methods
-    entry = replace(entry, candidates=tuple(settings for made in grids for settings in made.methods[0].candidates))
-    if losses:
-        entry = replace(entry, text="+".join(losses), spec=parse_losses(losses))
-    if not entry.spec.asks_teacher:
-        raise InvalidInput(f"{entry.text} asks no teacher, so no call brings it anything; give another --method")
-    forms = _forms(rest, losses, method)
+    if rest.partition(":")[0] != LABELS:
+        raise InvalidInput(
+            f"--rest {rest!a} is not about labels, which calls are compared with; give {LABELS}, or {LABELS}:weight=4"
+        )
+    grid = single_grid(method=method, **asked)
+    [entry] = grid.methods
+
+    def learning(label: str, *rests: str) -> MethodEntry:
+        forms = Forms.of_losses(losses, rests, parse_losses) if losses else Forms.of_method(method, rests)
+        text = "+".join(losses) if losses else method
+        return MethodEntry.of(forms, label=label, text=text, candidates=entry.candidates, line=0, base=method)
+
+    alone, beside = learning(CALLS_ALONE), learning(CALLS_AND_LABELS, rest)
+    parse_rest(beside.rest)
+    if not alone.spec.asks_teacher:
+        raise InvalidInput(f"{alone.text} asks no teacher, so no call brings it anything; give another --method")
     return replace(
         grid,
         name="advice",
@@ -136,29 +140,10 @@ def advice_grid(
         split=split,
         split_seed=split_seed,
         student_size=student_size,
-        methods=(
-            replace(entry, label=CALLS_ALONE),
-            replace(entry, label=CALLS_AND_LABELS, rest=forms[0].rest, weighed=forms if len(forms) > 1 else ()),
-        ),
+        methods=(alone, beside),
         labels_only=labels_alone(entry.candidates),
         store=replace(grid.store, rest=None),
     )
-
-
-def _forms(rest: str, losses: Sequence[str], method: str) -> tuple[Form, ...]:
-    """The method beside labels, with each weight of theirs."""
-    if rest.partition(":")[0] != LABELS:
-        raise InvalidInput(
-            f"--rest {rest!a} is not about labels, which calls are compared with; give {LABELS}, or {LABELS}:weight=4"
-        )
-    made = Forms.of_losses(losses, [rest], parse_losses) if losses else Forms.of_method(method, [rest], _parsed)
-    forms = made.made()
-    parse_rest(forms[0].rest)
-    return forms
-
-
-def _parsed(texts: Sequence[str]) -> MethodSpec:
-    return parse_method(*texts)
 
 
 def advise(
@@ -222,7 +207,7 @@ def _fitted(grid: Grid, config: ExecutionConfig, question: Question) -> tuple[Gr
     grid = replace(grid, sizes=sizes, room=room, store=replace(grid.store, budget=budget))
     if not pilot:
         return replace(grid, methods=grid.methods[:1]), dataset
-    if Stores(grid, config.out, config.device, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
+    if GridImages(grid, dataset).num_labelled_beyond(pilot) < FEWEST_IMAGES:
         return replace(grid, methods=grid.methods[:1], labels_only=None, room=None), dataset
     return grid, dataset
 

@@ -70,8 +70,8 @@ def estimate(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None =
     compute = Compute.choose(config.device, config.precision)
     stores = Stores(grid, config.out, config.device, dataset)
     grid = stores.grid
-    runs = plan_runs(grid, compute.precision, config.out, stores.num_images)
-    stores.check_labels()
+    runs = plan_runs(grid, compute.precision, config.out, stores.images.num_images)
+    stores.images.check_labels()
     stores.check_proxies(runs)
     asked = dict(_with_stand_in(stores, need) for need in plan_stores(grid))
     plans = stores.plan_all(asked)
@@ -80,7 +80,7 @@ def estimate(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None =
     require_same_teachers(fingerprints, runs, config.out)
     due = config.due(runs)
     left = [run for run in due if not is_finished(config.out / run.folder)]
-    classes = stores.dataset.num_classes
+    classes = stores.images.dataset.num_classes
     inputs = {run.folder: (run.student, _input_size(run, stores)) for run in left}
     speeds = {student: _speed(*student, classes, compute) for student in dict.fromkeys(inputs.values())}
     sizes = {student: network_shape(student[0], classes, student[1]).num_bytes for student in speeds}
@@ -109,7 +109,7 @@ def _with_stand_in(stores: Stores, need: StoreNeed) -> tuple[StoreNeed, Teacher 
     if need.teacher_epochs is None or stores.own_weights(need).exists():
         return stores.with_weights(need), None
     source = TeacherSource(name=need.teacher, boxes=shows_boxes(stores.grid.store.view_policy))
-    return need, untrained_teacher(source, stores.images_of(need.teacher), Compute.choose(stores.device, "fp32"))
+    return need, untrained_teacher(source, stores.images.of(need.teacher), Compute.choose(stores.device, "fp32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class _Speed:
 
 def _input_size(run: PlannedRun, stores: Stores) -> int:
     """Of a student, in pixels."""
-    return run.config.student_size or stores.images_of(run.teacher).geometry.crop_size
+    return run.config.student_size or stores.images.of(run.teacher).geometry.crop_size
 
 
 def _speed(student: str, size: int, classes: int, compute: Compute) -> _Speed:

@@ -92,7 +92,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
     precision = Compute.choose(config.device, config.precision).precision
     stores = Stores(grid, config.out, config.device, dataset)
     grid = stores.grid
-    needs, runs = plan_stores(grid), plan_runs(grid, precision, config.out, stores.num_images)
+    needs, runs = plan_stores(grid), plan_runs(grid, precision, config.out, stores.images.num_images)
     config.out.mkdir(parents=True, exist_ok=True)
     _require_own_folder(config.out)
     engine = LocalEngine(config.jobs) if config.engine is None else config.engine
@@ -100,7 +100,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         exclusive_lock(config.out / _LOCK, f"another ckd-pipeline works on {config.out}"),
         engine.opened(config.out, config.device) as workplace,
     ):
-        stores.check_labels()
+        stores.images.check_labels()
         stores.check_proxies(runs)
         needs = [stores.with_weights(need) for need in needs]
         # All of it is planned before the first call is made.
@@ -108,7 +108,7 @@ def execute(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | None = 
         tests = {need: stores.plan_test(need) for need in one_a_teacher(needs) if grid.test_images}
         require_same_teachers({need.folder: plan.fingerprint for need, plan in plans.items()}, runs, config.out)
         turns = _turns(grid, needs, config.out)
-        _save_plan(grid, needs, runs, config.out, labelled=stores.has_labels)
+        _save_plan(grid, needs, runs, config.out, labelled=stores.images.has_labels)
         GridPlan.load(config.out)  # what its readers would refuse, they refuse now
         work = _Work(stores, plans, config.due(runs), config, workplace, precision)
         if config.asks:

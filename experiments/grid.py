@@ -5,13 +5,13 @@ Nothing here opens a data set, a store or a teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from experiments.rules import RANDOM, checked, students_of
-from experiments.weights import Form
+from experiments.weights import Form, Forms
 from ground.errors import InvalidInput, UnknownName
 from models import canonical_name
 from models.names import is_code
@@ -68,6 +68,12 @@ class MethodEntry:
     base: str = ""
     weighed: tuple[Form, ...] = ()
 
+    @classmethod
+    def of(cls, forms: Forms, **said: Any) -> MethodEntry:
+        """That with these forms; raises `UnknownName`, `InvalidInput` where one of them is refused."""
+        first, *others = made = forms.made()
+        return cls(spec=first.spec, rest=first.rest, weighed=made if others else (), **said)
+
     @property
     def forms(self) -> tuple[Form, ...]:
         """The method with each weight, at least one."""
@@ -77,6 +83,16 @@ class MethodEntry:
     def num_candidates(self) -> int:
         """Students of each seed, of which one is chosen."""
         return len(self.candidates) * len(self.forms)
+
+    def require_looked_at(self, rule: str) -> None:
+        """Raise `InvalidInput` where a rule cannot look at its students, while rows are bought."""
+        if self.num_candidates > 1:
+            raise InvalidInput(f"{self.base} chooses among trainings, and a rule looks at one; give it one")
+        if self.rest:
+            raise InvalidInput(
+                f"{self.base} learns from a rest, of which nobody knows what is left before all rows are bought, and "
+                f"{rule} looks at its students before; let it look at a method without rest"
+            )
 
     def configs(self, student: str, seed: int) -> list[TrainConfig]:
         """One for each candidate."""
@@ -196,6 +212,8 @@ def single_grid(
     data_root: Path | None,
     weights: Path | None,
     seeds: int,
+    lr: Sequence[float],
+    rest: Sequence[str] = (),
     trust_teacher: bool = False,
     select: str = RANDOM,
     student_size: int | None = None,
@@ -203,19 +221,30 @@ def single_grid(
 ) -> Grid:
     """A grid of one pair and one method, without sizes: what `until` grows.
 
+    Args:
+        method: as a grid writes it, as is `rest`: of a weight that is `auto` validation chooses.
+        lr: learning rates among which it chooses too; at least one.
+
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    spec = parse_method(method)
     pair = TeacherStudent(teacher=network_called(teacher), student=network_called(student), weights=weights)
-    train_config(pair.student, 0, training)
+    entry = MethodEntry.of(
+        Forms.of_method(method, rest),
+        label=method,
+        text=method,
+        candidates=tuple({**training, "lr": rate} for rate in dict.fromkeys(lr)),
+        line=0,
+        select=select,
+        base=method,
+    )
+    for settings in entry.candidates:
+        train_config(pair.student, 0, settings)
     for label in students_of(select):
         if label != method:
             raise UnknownName("method", label, [method])
+        entry.require_looked_at(select)
     checked(select, seeds)
-    entry = MethodEntry(
-        label=method, text=method, spec=spec, candidates=(training,), line=0, select=select, base=method
-    )
     return Grid(
         name="until",
         dataset=dataset,

@@ -24,21 +24,20 @@ from experiments.grid import (
 from experiments.rests import read_rest
 from experiments.rules import RANDOM, checked, labelled_by, plainest, read_rules, students_of
 from experiments.settings_file import Entry, parse_settings, read_bytes
-from experiments.weights import Forms
+from experiments.weights import Forms, require_few
 from ground.errors import CKDError, InvalidInput, UnknownName
 from ground.geometry import MAX_INPUT_SIZE, VIEW_POLICIES
 from ground.user_code import UserCode
 from storage.float_types import FLOAT_TYPES
 from storage.formats import FORMATS
 from storage.identity import MAX_VIEWS
-from student_train.methods import parse_losses, parse_method
+from student_train.methods import parse_losses
 from student_train.schedule import SCHEDULES
 from student_train.train_config import STUDENT_VIEWS
 from teacher_cache.rest import Rest
 
 MAX_RUNS = 100_000
 _MAX_SEED = 2**40
-_MAX_CANDIDATES = 1000
 
 _TRAINING: dict[str, Callable[[Entry], Any]] = {
     "lr": Entry.number,
@@ -214,16 +213,9 @@ def _check_rules(grid: Grid) -> None:
                 raise where.refused("select", UnknownName("method", label, dict.fromkeys(base for base, _ in labels)))
             try:
                 checked(entry.select, students)
+                found.require_looked_at(entry.select)
             except CKDError as error:
                 raise where.refused("select", error) from error
-            if found.num_candidates > 1:
-                raise where.refused("select", f"{label} chooses among trainings, and a rule looks at one; give it one")
-            if found.rest:
-                raise where.refused(
-                    "select",
-                    f"{label} learns from a rest, of which nobody knows what is left before all rows are bought, and "
-                    f"{entry.select} looks at its students before; let it look at a method without rest",
-                )
 
 
 def _labels_only(
@@ -284,32 +276,26 @@ def _method(
         text, read = _written({"method": entry}, code)
     try:
         forms = read(rest)
-        if forms.count * math.prod(map(len, choose.values())) > _MAX_CANDIDATES:
-            raise InvalidInput(
-                f"validation would choose among more than {_MAX_CANDIDATES} trainings; name fewer values"
-            )
-        first, *others = made = forms.made()
-        candidates = tuple(_candidates(training, choose))
-        for settings in candidates:
+        require_few(forms.count * math.prod(map(len, choose.values())))
+        made = MethodEntry.of(
+            forms,
+            label=label or (f"{text}, rest {'+'.join(rest)}" if rest else text),
+            text=text,
+            candidates=tuple(_candidates(training, choose)),
+            line=entry.line,
+        )
+        for settings in made.candidates:
             train_config("resnet8", 0, settings)
     except CKDError as error:
         entry.refuse(error)
-    return MethodEntry(
-        label=label or (f"{text}, rest {'+'.join(rest)}" if rest else text),
-        text=text,
-        spec=first.spec,
-        candidates=candidates,
-        line=entry.line,
-        rest=first.rest,
-        weighed=made if others else (),
-    )
+    return made
 
 
 def _written(found: Mapping[str, Entry], code: UserCode) -> tuple[str, Callable[[Sequence[str]], Forms]]:
     """A method as the grid writes it, and what reads it with what it learns from a rest."""
     if "method" in found:
         text = found["method"].text()
-        return text, partial(Forms.of_method, text, parse=lambda texts: parse_method(*texts))
+        return text, partial(Forms.of_method, text)
     losses = [item.text() for item in found["losses"].items()]
     comparison = found["comparison"].text() if "comparison" in found else None
     parse = partial(parse_losses, pairing=comparison, code=code)

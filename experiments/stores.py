@@ -9,45 +9,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
-import torch
-
-from experiments.grid import Grid, MethodEntry
+from experiments.grid import Grid
+from experiments.images import GridImages
 from experiments.plan import PlannedRun, StoreNeed, as_bought, refused_of
-from experiments.rests import reads_labels
 from experiments.rules import RANDOM, students_of, with_students
 from ground.errors import CKDError, InvalidInput
 from ground.terminal import note, progress
 from models.compute import Compute
-from models.origins import Preprocessing, preprocessing_of
 from models.remote_names import is_remote
 from storage.ledger import check_budget
 from storage.manifest import FILE_NAME, Manifest
 from storage.run_proof import RunProofs
-from storage.schema import UNLABELLED
 from storage.store import Store
 from storage.store_ledger import own_ledger
-from student_train.unlabelled import require_labels
 from teacher_cache.build import build, lay_out
 from teacher_cache.build_report import BuildReport
 from teacher_cache.buying import buy
 from teacher_cache.config import BuildConfig, ExtensionConfig
 from teacher_cache.datasets import ImageDataset
-from teacher_cache.datasets.registry import takes_path
 from teacher_cache.extend import extend, prepare_extension
 from teacher_cache.fallback import run_wide_enough
-from teacher_cache.prepare import Prepared, images_of_build, prepare_build, prepare_test_build
+from teacher_cache.prepare import Prepared, prepare_build, prepare_test_build
 from teacher_cache.rest import Rest
-from teacher_cache.sample import draw_sample
 from teacher_cache.selection import SelectorSpec
 from teacher_cache.teacher_training import TrainingConfig, train_teacher
 from teacher_cache.teachers import Teacher
 from teacher_cache.teachers.attempts import RemoteTeacher
-
-# Images that a student learns from, by any loss.
-FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +89,7 @@ class Stores:
             digest.
 
     Attributes:
+        images: what all of them keep.
         grid: the same, with its rules as they were bought (`as_bought`), and without the row of labels alone where no
             labels are kept.
 
@@ -109,86 +99,11 @@ class Stores:
 
     def __init__(self, grid: Grid, out: Path, device: str, dataset: ImageDataset | None = None) -> None:
         self.out, self.device = out, device
-        self.dataset = open_images(grid) if dataset is None else dataset
         self.grid = as_bought(grid, out)
-        self._check_sizes()
-        if not self._has_labels(grid):
+        self.images = GridImages(self.grid, dataset)
+        if not self.images.keeps_labels:
             self.grid = replace(self.grid, labels_only=None)
-        self._prepared = {_preparation(grid, grid.pairs[0].teacher): self.dataset}
         self._teachers: dict[tuple[str, Path | None], Teacher | RemoteTeacher] = {}
-
-    def images_of(self, teacher: str) -> ImageDataset:
-        """The images as a teacher's store keeps them: those of a folder as its library prepares them."""
-        preparation = _preparation(self.grid, teacher)
-        if preparation not in self._prepared:
-            self._prepared[preparation] = open_images(self.grid, teacher)
-        return self._prepared[preparation]
-
-    def _check_sizes(self) -> None:
-        try:
-            # One sample is as large as another.
-            draw_sample(len(self.dataset.train), self.grid.sizes[-1], self.grid.samples[0], self.dataset.is_labelled)
-        except InvalidInput as error:
-            raise self.grid.refused("n", error) from error
-        kept, there = self.grid.store.rest, self._labels(replace(self.grid, store=replace(self.grid.store, rest=None)))
-        room = min(map(len, there)) - self.grid.sizes[-1]
-        if kept is not None and kept > room:
-            raise self.grid.refused(
-                "store",
-                f"rest is {kept}, and {self.dataset.name} has {room} images beside the largest n and those for "
-                "validation; give that, or all",
-            )
-        if self.grid.test_images > len(self.dataset.test):
-            raise self.grid.refused("test_images", f"{self.dataset.name} has {len(self.dataset.test)} test images")
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether students could learn from labels alone, were all images kept."""
-        return self._has_labels(replace(self.grid, store=replace(self.grid.store, rest=None)))
-
-    def _has_labels(self, grid: Grid) -> bool:
-        return all(num >= FEWEST_IMAGES for num in map(_num_labelled, self._labels(grid)))
-
-    @property
-    def num_images(self) -> int:
-        """Training images that each store keeps, answered or not."""
-        return min(map(len, self._labels(self.grid)))
-
-    def num_labelled_beyond(self, n: int) -> int:
-        """Images with a label that each store keeps beside the first n."""
-        return min(_num_labelled(labels[n:]) for labels in self._labels(self.grid))
-
-    def _labels(self, grid: Grid) -> list[torch.Tensor]:
-        """Of each sample's images, those of the rest that is kept last."""
-        train, is_labelled = self.dataset.train, self.dataset.is_labelled
-        samples = [draw_sample(len(train), grid.sizes[-1], seed, is_labelled) for seed in grid.samples]
-        most = None if grid.store.rest is None else max(grid.sizes[-1] + grid.store.rest, grid.room or 0)
-        return [torch.from_numpy(train.labels[sample.images[:most]]) for sample in samples]
-
-    def check_labels(self) -> None:
-        """Raise `InvalidInput` with the line if a method reads labels that rows of a sample do not have, or learns from
-        a rest that has none.
-        """
-        grid = self.grid
-        for labels, entry, n in product(self._labels(grid), grid.methods, grid.sizes):
-            try:
-                require_labels(entry.spec, labels[:n], self.dataset.name)
-                self._require_rest(entry, labels[n:], n)
-            except InvalidInput as error:
-                raise refused_of(grid, entry, error) from error
-
-    def _require_rest(self, entry: MethodEntry, labels: torch.Tensor, n: int) -> None:
-        if entry.rest and len(labels) < FEWEST_IMAGES:
-            raise InvalidInput(
-                f"{self.dataset.name} has {len(labels)} images beside the {n} that are asked about and those for "
-                "validation, and a rest is learned from at least 2; lower n"
-            )
-        if _num_labelled(labels) < FEWEST_IMAGES and any(reads_labels(text) for text in entry.rest):
-            raise InvalidInput(
-                f"{_num_labelled(labels)} of the {len(labels)} images beside the {n} that are asked about have a "
-                "label, and a loss of the rest learns from those; give rest: pseudo, mean_teacher or a proxy, which "
-                "need none"
-            )
 
     def check_proxies(self, runs: Iterable[PlannedRun]) -> None:
         """Raise `InvalidInput` with the line if a proxy is not of the store that its run learns from, or drew on other
@@ -221,7 +136,7 @@ class Stores:
             training = TrainingConfig(teacher=need.teacher, epochs=need.teacher_epochs)
             with progress(f"teacher {need.teacher}: epochs", need.teacher_epochs) as advance:
                 report = train_teacher(
-                    training, self.images_of(need.teacher), path, Compute.choose(self.device), advance
+                    training, self.images.of(need.teacher), path, Compute.choose(self.device), advance
                 )
             note(f"teacher {need.teacher}: test accuracy {report['test_accuracy']:.4f}")
         return replace(need, weights=path)
@@ -291,17 +206,24 @@ class Stores:
     def lay_out(self, need: StoreNeed, plan: StorePlan) -> None:
         """Make the store with all its images and without a call, as far as that is not done."""
         room, folder, prepared = self.grid.room or self.grid.sizes[-1], self.out / need.folder, plan.build
-        if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room:
+        if (folder / FILE_NAME).exists() and Manifest.load(folder).n >= room and self._is_held(folder, plan):
             return
         config = self._build_config(need, folder, [*prepared.plan.identity.features], room)
         config = replace(config, budget=sys.maxsize)  # room for more answers than may be paid for: none is
-        made = prepare_build(config, self.images_of(need.teacher), prepared.teacher)
+        made = prepare_build(config, self.images.of(need.teacher), prepared.teacher)
         lay_out(*made, budget=self.grid.store.budget)
+
+    def _is_held(self, folder: Path, plan: StorePlan) -> bool:
+        """Whether a budget is on record, where the grid has one; a store is made before it is."""
+        if self.grid.store.budget is None:
+            return True
+        with closing(own_ledger(folder)) as ledger:
+            return ledger.summary(plan.fingerprint).budget is not None
 
     def _build(self, need: StoreNeed, prepared: Prepared) -> int:
         features = [*prepared.plan.identity.features]
         config = self._build_config(need, self.out / need.folder, features, self.grid.sizes[-1])
-        again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
+        again = partial(prepare_build, dataset=self.images.of(need.teacher), teacher=prepared.teacher)
         return run_wide_enough(config, prepared, again, partial(_build, need.folder)).new_calls
 
     def _buy(self, need: StoreNeed, prepared: Prepared, runs: Sequence[PlannedRun], most: int) -> int:
@@ -309,7 +231,7 @@ class Stores:
         pool kept last.
         """
         folder, features = self.out / need.folder, [*prepared.plan.identity.features]
-        again = partial(prepare_build, dataset=self.images_of(need.teacher), teacher=prepared.teacher)
+        again = partial(prepare_build, dataset=self.images.of(need.teacher), teacher=prepared.teacher)
         there, made = Manifest.load(folder).n if (folder / FILE_NAME).exists() else 0, 0
         begun = [min(there, most)] if there else []
         for end in [*begun, *(n for n in self.grid.sizes if there < n <= most)]:
@@ -355,9 +277,9 @@ class Stores:
     ) -> Prepared:
         """A build, with the teacher of the stores before it where that is one of this machine."""
         if stand_in is not None or is_remote(need.teacher):
-            return prepare(config, self.images_of(need.teacher), stand_in)
+            return prepare(config, self.images.of(need.teacher), stand_in)
         key = need.teacher, need.weights
-        prepared = prepare(config, self.images_of(need.teacher), self._teachers.get(key))
+        prepared = prepare(config, self.images.of(need.teacher), self._teachers.get(key))
         self._teachers[key] = prepared.teacher
         return prepared
 
@@ -406,33 +328,6 @@ class Stores:
         )
 
 
-def open_images(grid: Grid, teacher: str | None = None) -> ImageDataset:
-    """The images that a grid names, prepared for a teacher, its first one by default.
-
-    Raises:
-        InvalidInput: they are not there; with the line.
-    """
-    try:
-        return images_of_build(
-            BuildConfig(
-                teacher=teacher or grid.pairs[0].teacher,
-                n=grid.sizes[-1] if grid.sizes else 1,
-                store=Path(),
-                dataset=grid.dataset,
-                data_root=grid.data_root,
-                image_size=grid.image_size,
-                split=grid.split,
-                split_seed=grid.split_seed,
-            )
-        )
-    except CKDError as error:
-        raise grid.refused("dataset", error) from error
-
-
-def _preparation(grid: Grid, teacher: str) -> Preprocessing | None:
-    return preprocessing_of(teacher) if takes_path(grid.dataset) else None
-
-
 def _build(label: str, prepared: Prepared, report: BuildReport) -> None:
     plan = prepared.plan
     if not len(plan.missing_cells) and _num_kept(plan.config.folder) >= plan.num_images:
@@ -449,10 +344,6 @@ def _extend(label: str, prepared: Prepared, report: BuildReport) -> None:
 def _num_kept(folder: Path) -> int:
     """Training images in a store, answered or not."""
     return Manifest.load(folder).num_images if (folder / FILE_NAME).exists() else 0
-
-
-def _num_labelled(labels: torch.Tensor) -> int:
-    return int(torch.count_nonzero(labels != UNLABELLED))
 
 
 def _kept_outputs(folder: Path) -> tuple[str, ...] | None:

@@ -22,10 +22,10 @@ from analysis.labels_only import beyond_labels, of_labels_alone, of_samples
 from analysis.results import chosen, collect
 from experiments.execution import ExecutionConfig, execute_whole
 from experiments.grid import Grid, MethodEntry, labels_alone, single_grid
+from experiments.images import FEWEST_IMAGES, open_images
 from experiments.plan import as_bought, plan_stores
 from experiments.rests import reads_labels
 from experiments.rules import RANDOM
-from experiments.stores import FEWEST_IMAGES, open_images
 from ground.errors import CKDError, InvalidInput, UnknownName
 from storage.manifest import FILE_NAME, Manifest
 from storage.schema import UNLABELLED
@@ -110,23 +110,29 @@ class Purchase:
         return {**asdict(self), "calls": self.calls}
 
 
-def until_grid(*, rest: Sequence[str] = (), **asked: Any) -> Grid:
+def until_grid(*, rest: Sequence[str] = (), select: str = RANDOM, **asked: Any) -> Grid:
     """A grid of one pair and one method, without sizes, and with labels alone where images are kept for them.
 
     Args:
         rest: what is done with the images that nobody is asked about: `ALL` keeps them, a loss (as `ckd-train --rest`
             has it) also learns from them beside calls; none of either leaves them out.
+        select: the rule that chooses what is bought.
         asked: as `single_grid` takes it.
 
     Raises:
         CKDError: a name is not known, or a setting is refused.
     """
-    grid = single_grid(**asked)
+    losses = tuple(text for text in rest if text != ALL)
+    _check_rest(losses, select)
+    grid = single_grid(rest=losses, select=select, **asked)
     if not rest:
         return grid
     [entry] = grid.methods
-    losses = tuple(text for text in rest if text != ALL)
-    return replace(grid, methods=(_beside_calls(entry, losses),), labels_only=_alone(entry))
+    if losses:
+        usual = tuple(spec.text for spec in parse_rest(entry.rest))
+        told = losses if entry.weighed else usual
+        entry = replace(entry, label=f"{entry.text}, rest {'+'.join(told)}", rest=usual)
+    return replace(grid, methods=(entry,), labels_only=_alone(entry))
 
 
 def _alone(entry: MethodEntry) -> MethodEntry:
@@ -134,25 +140,21 @@ def _alone(entry: MethodEntry) -> MethodEntry:
     return labels_alone(entry.candidates, select=RANDOM)
 
 
-def _beside_calls(entry: MethodEntry, losses: tuple[str, ...]) -> MethodEntry:
-    """A method that learns from the rest too."""
-    if not losses:
-        return entry
-    if any(text.partition(":")[0] == Proxy.name for text in losses):
-        raise InvalidInput(
-            "--rest proxy answers by a student of the store, which is yet to be bought here; name one in a grid, or "
-            "give ce, pseudo or mean_teacher"
-        )
+def _check_rest(losses: Sequence[str], select: str) -> None:
+    """Refuse losses of a rest that cannot be learned from while rows are bought."""
     for text in losses:
-        if (name := text.partition(":")[0]) not in REST_LOSSES:
+        if (name := text.partition(":")[0]) == Proxy.name:
+            raise InvalidInput(
+                "--rest proxy answers by a student of the store, which is yet to be bought here; name one in a grid, "
+                "or give ce, pseudo or mean_teacher"
+            )
+        if name not in REST_LOSSES:
             raise UnknownName("loss of the rest", name, [*REST_LOSSES, ALL])
-    losses = tuple(spec.text for spec in parse_rest(losses))
-    if entry.select != RANDOM:
+    if losses and select != RANDOM:
         raise InvalidInput(
-            f"--rest {losses[0]} learns from what is not bought, and what {entry.select} leaves is another rest after "
-            f"every step; give --select {RANDOM}, or --rest {ALL}, which keeps images for labels alone"
+            f"--rest {losses[0]} learns from what is not bought, and what {select} leaves is another rest after every "
+            f"step; give --select {RANDOM}, or --rest {ALL}, which keeps images for labels alone"
         )
-    return replace(entry, label=f"{entry.text}, rest {'+'.join(losses)}", rest=losses)
 
 
 def until(

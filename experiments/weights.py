@@ -11,10 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ground.errors import InvalidInput
 from student_train.auto_weights import LOSS_WEIGHTS, METHOD_WEIGHTS, weighed
 from student_train.method_spec import USUAL_WEIGHT, MethodSpec
-from student_train.methods import default_of_method
+from student_train.methods import default_of_method, parse_method
 from student_train.rest.spec import default_of_rest
+
+# What validation chooses among, at most.
+MAX_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,10 @@ class Forms:
     parse: Callable[[Sequence[str]], MethodSpec]
 
     @classmethod
-    def of_method(cls, text: str, rest: Sequence[str], parse: Callable[[Sequence[str]], MethodSpec]) -> Forms:
+    def of_method(cls, text: str, rest: Sequence[str]) -> Forms:
         """Of a named method; raises `UnknownName`, `InvalidInput` where it has no such weight."""
-        return cls([weighed(text, METHOD_WEIGHTS, default_of_method)], _rests(rest), parse)
+        parts = [weighed(text, METHOD_WEIGHTS, default_of_method)]
+        return cls(parts, _rests(rest), lambda texts: parse_method(*texts))
 
     @classmethod
     def of_losses(
@@ -65,7 +70,10 @@ class Forms:
         return math.prod(len(texts) for texts in (*self.parts, *self.rest))
 
     def made(self) -> tuple[Form, ...]:
-        """All of them, that with the usual weights first; raises `UnknownName`, `InvalidInput` as `parse`."""
+        """All of them, that with the usual weights first; raises `UnknownName`, `InvalidInput` as `parse`, and where
+        there are too many.
+        """
+        require_few(self.count)
         is_open = [len(texts) > 1 for texts in (*self.parts, *self.rest)]
         forms = []
         for texts in itertools.product(*self.parts, *self.rest):
@@ -73,6 +81,12 @@ class Forms:
             weights = tuple(itertools.compress(texts, is_open))
             forms.append(Form("+".join(own), self.parse(own), rest, weights))
         return tuple(forms)
+
+
+def require_few(candidates: int) -> None:
+    """Raise `InvalidInput` for more trainings than validation is to choose among."""
+    if candidates > MAX_CANDIDATES:
+        raise InvalidInput(f"validation would choose among more than {MAX_CANDIDATES} trainings; name fewer values")
 
 
 def _rests(texts: Sequence[str]) -> list[list[str]]:

@@ -29,17 +29,16 @@ from ground.layers import LOGITS
 from ground.places import Place
 from ground.ranks import ALONE, Ranks
 from ground.terminal import StopRequest, graceful_stop
-from models import Network, Representation, canonical_name, network_shape
+from models import Network, Representation, network_shape
 from models.compute import Compute
 from models.evaluation import count_correct
 from storage.manifest import Manifest
-from storage.run_record import RESUME_FILE, RunProtocol, RunRecord, RunSettings, RunStream
+from storage.run_record import RESUME_FILE, RunRecord, RunSettings
 from storage.store import Store
 from student_train.anchor import anchor, leaves_level_open, require_head
 from student_train.answers import require_answers
 from student_train.averaging import AveragedWeights
 from student_train.binding import Binding
-from student_train.block_stream import BlockStream
 from student_train.bound_method import Losses, bind_method
 from student_train.data import Evaluated, StudentData, free_memory
 from student_train.initial_student import InitialStudent, own_preprocessing, student_rendering
@@ -47,12 +46,12 @@ from student_train.method_spec import MethodSpec
 from student_train.needs import Wanted
 from student_train.protocol import Decision, Protocol
 from student_train.ranked_stepper import RankedStepper, require_rows
+from student_train.recording import learned_from, settings_of
 from student_train.rest.proxy import ProxyRun
 from student_train.rest.spec import require_rest
-from student_train.rest.terms import begin_terms, count_rows
+from student_train.rest.terms import begin_terms
 from student_train.run_folder import RunFolder
 from student_train.sampling import AllViews
-from student_train.schedule import AtPlateaus
 from student_train.signals import Moment
 from student_train.stepper import Stepper
 from student_train.streamed_data import Streaming, load_data
@@ -351,12 +350,7 @@ class Trainer:
             sample_seed=self.data.manifest.identity.seed,
             store=str(self.data.place),
             ledger_head=self.data.ledger_head,
-            teacher_calls=self._teacher_calls(),
-            teachers=UNSET if self.data.teachers is None else self.data.teachers.recorded(),
-            teacher_outputs=self._teacher_outputs(),
-            empty_answers=self.data.empty_answers or UNSET,
-            **self._rows_used(),
-            unproven_proxies=self._unproven_proxies() or UNSET,
+            **learned_from(self.data, self.method, self.rest, self.wanted.teacher, self.unproven),
             init_calls=self.init_calls or UNSET,
             test_accuracy=test_accuracy,
             best_val_accuracy=self.state.protocol.best,
@@ -373,75 +367,9 @@ class Trainer:
         self.folder.save_result(self.state.evaluated, record, self.data.place, self.data.manifest)
         return record.document()
 
-    def _teacher_calls(self) -> int:
-        """Calls that were paid for what this student, or its proxies, learned from: none where no teacher is asked."""
-        asked = self.method.asks_teacher or any(spec.drew_on_calls for spec in self.method.rest)
-        return self.data.num_calls if asked else 0
-
-    def _teacher_outputs(self) -> tuple[str, ...]:
-        """What of those was learned from, by this student or its proxies."""
-        behind = (run.record.teacher_outputs or () for spec in self.method.rest for run in spec.proxies)
-        return tuple(dict.fromkeys(chain(self.wanted.teacher, *behind)))
-
-    def _unproven_proxies(self) -> tuple[str, ...]:
-        """Digests of those, and of the proxies that any of this run's own had so."""
-        own = [run.digest for run in self.unproven]
-        behind = (run.record.unproven_proxies for spec in self.method.rest for run in spec.proxies)
-        known = (digests for digests in behind if not isinstance(digests, UnsetType))
-        return tuple(dict.fromkeys(chain(own, *known)))
-
-    def _rows_used(self) -> dict[str, Any]:
-        """For the record: rows by what was known of each, and what the rest taught."""
-        rest, labelled = count_rows(self.rest)
-        answered = self.data.n if self.method.asks_teacher else 0
-        # Rows that all losses go through are counted once.
-        seen = max(rest, self.data.n) if self.data.unasked else rest + self.data.n
-        labelled = max(labelled, self.data.n) if self.data.unasked else labelled + self.data.n - answered
-        return {
-            "answered_rows": answered,
-            "labelled_rows": labelled,
-            "unlabelled_rows": seen - answered - labelled,
-            "rest": tuple(spec.text for spec in self.method.rest) or UNSET,
-            "rest_weights": {term.loss.name: term.weight for term in self.rest} or UNSET,
-        }
-
     def settings(self) -> RunSettings:
         """Settings and sources; a run goes on only if all of them are the same."""
-        identity, config = self.data.manifest.identity, self.config
-        return RunSettings(
-            student=canonical_name(config.student),
-            student_size=UNSET if config.student_size is None else config.student_size,
-            student_preprocessing=UNSET if own_preprocessing(config) is None else "own",
-            init=UNSET if self.init_digest is None else self.init_digest,
-            streamed=_described(self.data.stream),
-            rest_rows=UNSET if self.data.rest is None else len(self.data.rest.labels),
-            val_rows=UNSET if self.data.rest is None else len(self.data.val.labels),
-            rest_order=UNSET if self.data.rest is None else self.data.rest_order or UNSET,
-            method=self.method.name,
-            seed=config.seed,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            batch_size=config.batch_size,
-            student_view=config.student_view,
-            average=config.average or UNSET,
-            protocol=RunProtocol(
-                patience=config.protocol.patience,
-                plateaus=config.protocol.plateaus,
-                max_evals=config.protocol.max_evals,
-                # What runs of earlier releases do not say, those of the same settings do not either.
-                schedule=UNSET if config.protocol.schedule == AtPlateaus.name else config.protocol.schedule,
-                steps_per_eval=config.protocol.steps_per_eval or UNSET,
-            ),
-            recipe=self.method.describe(self.data.num_asked),
-            n=self.data.num_asked,
-            precision=self.data.compute.precision,
-            store_id=self.data.manifest.store_id,
-            teacher=self.data.teacher_name,
-            teacher_fingerprint=identity.teacher.fingerprint,
-            dataset=identity.dataset.name,
-            **({} if self.data.teachers is None else self.data.teachers.settings()),
-        )
+        return settings_of(self.config, self.data, self.method, self.init_digest)
 
     # State
 
@@ -489,12 +417,6 @@ def _as_it_began(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if started is not None and isinstance(started.student_preprocessing, UnsetType):
         return replace(config, student_preprocessing="teacher")
     return config
-
-
-def _described(stream: BlockStream | None) -> RunStream | UnsetType:
-    if stream is None:
-        return UNSET
-    return RunStream(block_rows=stream.block_rows, window_rows=stream.block_rows * stream.order.window)
 
 
 def _as_it_streamed(config: TrainConfig, folder: RunFolder) -> Streaming:

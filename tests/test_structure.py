@@ -103,6 +103,7 @@ TESTED_ELSEWHERE = {
     "student_train/names.py": "test_registry.py: the names are those of the recipes",
     "student_train/pairing.py": "test_method_spec.py and test_comparison.py",
     "student_train/reading.py": "losses/test_kinds.py: every loss from every kind, against full logits",
+    "student_train/recording.py": "test_trainer.py and rest/: what run.json says, and what makes a run another",
     "student_train/request.py": "test_data.py, test_trainer.py and test_streamed_data.py: what is refused",
     "student_train/recipes.py": "test_every_method.py and test_method_spec.py: each recipe trains and is what it was",
 }

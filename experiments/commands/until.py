@@ -49,7 +49,7 @@ from student_train.train_config import TrainConfig
     help="Stop where the next step is expected to gain less validation accuracy.",
 )
 @click.option("--student-size", type=click.IntRange(1, MAX_INPUT_SIZE), help="As for ckd-train.")
-@setting_option(TrainConfig, "lr")
+@setting_option(TrainConfig, "lr", multiple=True, help="Of several, validation chooses at each step.")
 @training_options
 @click.option("--out", type=RunFolderPath(), default=Path("results/until"), show_default=True)
 @worker_options

@@ -31,6 +31,7 @@ from benchmarks.stand_ins.fabricated_grid import (
     unfinish,
 )
 from ground.errors import InvalidInput
+from tests.analysis.grids import PlannedRun, write_grid
 from tests.conftest import run_command
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=alert(1)> {{ 7*7 }} {% raw %} \" ' & <!-- ]]>"
@@ -274,6 +275,15 @@ def test_settings_that_differ_are_columns_and_the_others_are_said_once(tmp_path)
     assert runs.groupby("lr")["chosen"].agg(set).to_dict() == {"0.1": {"yes"}, "0.05": {"no"}}
     assert "batch" not in runs
     assert "batch 64" in read_page(folder).text
+
+
+def test_what_nothing_vouches_for_is_told_before_the_table_of_runs(tmp_path):
+    by_proxy = PlannedRun(more={"unproven_proxies": ["5e7d" * 16]})
+    folder = write_grid(tmp_path / "grid", [by_proxy, PlannedRun(seed=1), PlannedRun(seed=2)])
+    write_report(folder)
+    text = read_page(folder).text
+    assert "3 of 3 finished runs are not proven" in text
+    assert "1 of 3 finished runs learned from a proxy that nothing vouched for" in text
 
 
 def test_logits_bring_a_section_of_their_own(reported, plain):

@@ -259,8 +259,19 @@ def test_a_teacher_in_a_folder_is_the_one_that_was_planned_wherever_that_lies(tm
 
 def test_the_rows_that_a_run_used_are_told_where_it_says_so(tmp_path):
     used = {"answered_rows": 800, "labelled_rows": 40, "unlabelled_rows": 2, "rest": ["ce", "pseudo:confidence=0.9"]}
+    used |= {"rest_weights": {"ce": 2.5, "pseudo": 1}}
     told, untold = results_of(tmp_path, [PlannedRun(more=used), PlannedRun(seed=1)]).to_dict("records")
     assert (told["answered_rows"], told["labelled_rows"], told["unlabelled_rows"]) == (800, 40, 2)
     assert told["rest"] == "ce; pseudo:confidence=0.9"
-    assert untold["rest"] == ""
+    assert told["rest_weights"] == "ce=2.5; pseudo=1.0"
+    assert (untold["rest"], untold["rest_weights"]) == ("", "")
     assert pd.isna(untold["labelled_rows"])
+
+
+def test_proxies_that_nothing_vouched_for_are_told_with_the_run_that_learned_from_them(tmp_path):
+    digests = ["5e7d" * 16, "a1" * 32]
+    told, untold = results_of(tmp_path, [PlannedRun(more={"unproven_proxies": digests}), PlannedRun(seed=1)]).to_dict(
+        "records"
+    )
+    assert told["unproven_proxies"] == "; ".join(digests)
+    assert untold["unproven_proxies"] == ""

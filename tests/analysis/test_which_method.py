@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.which_method import FEWEST_JUDGED, FINDINGS, LIKE, Finding, suggest
+from analysis.which_method import FEWEST_JUDGED, FINDINGS, HEDGES, LIKE, Finding, Hedge, suggest
 from student_train.methods import parse_method
 from student_train.rest.spec import parse_rest
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def finding(pool: str, right: float, n: int, method: str, rest: str | None = None) -> Finding:
@@ -90,12 +90,50 @@ def test_evidence_is_said_with_what_came_second_and_with_labels_alone():
     assert "1000 calls brought 40.0 % by crd with labels of the rest, 30.0 by kd, and labels alone 20.0" in sentence
 
 
+HELD = tuple(Hedge(pool, n, "ce", "kd+ckd", 0.35) for pool in "ab" for n in (100, 1000))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "judged", "has_labels", "holds"),
+    [
+        (0.8, 200, True, True),
+        (SURE, 10, True, True),
+        (None, 0, True, True),
+        (SURE, 200, True, False),
+        (0.8, 200, False, False),
+    ],
+)
+def test_what_held_on_all_pools_comes_first_where_none_is_like_the_users(accuracy, judged, has_labels, holds):
+    found = [finding("a", SURE, 900, "dist", "ce"), finding("b", UNSURE, 900, "ckd", "ce"), *MADE[:1]]
+    suggestion = suggest(n=800, accuracy=accuracy, judged=judged, has_labels=has_labels, findings=found, hedges=HELD)
+    assert (suggestion.options[0] == "--method kd+ckd --rest ce") == holds
+    assert [hedge["n"] for hedge in suggestion.document()["held_on_all"]] == ([1000, 1000] if holds else [])
+    told = "by kd, and labels alone 20.0, and kd+ckd with labels of the rest brought 35.0 % there with 1000 calls"
+    assert suggestion.sentence().count(told) == (2 if holds else 0)
+
+
+@pytest.mark.parametrize("hedge", HEDGES, ids=lambda hedge: f"{hedge.pool}-{hedge.n}")
+def test_every_hedge_is_on_its_page_and_is_a_method(hedge):
+    parse_method(hedge.method)
+    parse_rest([hedge.rest])
+    [section] = re.findall(r"## One that holds on both\n(.*?)\n## ", (DOCS / "study.md").read_text(), re.DOTALL)
+    reached = f"{100 * hedge.reached:.1f}"
+    if "Tiny ImageNet" in hedge.pool:
+        [row] = [line for line in section.splitlines() if f"**`{hedge.method}`**" in line]
+        assert row.split("|")[2 if hedge.n == 200 else 3].split(", ")[1].strip() == reached
+    else:
+        assert (
+            f"with {hedge.n:,} calls and labels {reached} (" in section
+            or f"with {hedge.n:,} calls {reached} (" in section
+        )
+
+
 @pytest.mark.parametrize("found", FINDINGS, ids=lambda found: f"{found.pool}-{found.n}-{found.rest}")
 def test_every_finding_is_in_the_tables_and_is_a_method(found):
     parse_method(found.method)
     if found.rest is not None:
         parse_rest([found.rest])
-    page = RESULTS.read_text()
+    page = (DOCS / "results.md").read_text()
     tables = [
         text for text in re.split(r"\n\n(?=100 classes of Tiny|Photographs \(101)", page) if "Labels alone: " in text
     ]

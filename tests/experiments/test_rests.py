@@ -147,19 +147,6 @@ def test_labels_alone_can_be_turned_off(tmp_path, weights):
     assert labels == {"vanilla", "kd + labels"}
 
 
-def test_a_rest_of_which_nothing_is_left_is_refused_with_the_line(tmp_path, weights):
-    document = with_rest(weights, methods=["vanilla", KD], n=[24], store={"rest": 1}, labels_only=False)
-    grid = read_grid(write(tmp_path / "grid.yaml", document))
-    with pytest.raises(InvalidInput, match=r"line \d+: kd \+ labels: digits has 1 images beside the 24"):
-        Stores(grid, tmp_path / "out", "cpu").check_labels()
-
-
-def test_more_rest_than_there_is_names_the_line(tmp_path, weights):
-    grid = read_grid(write(tmp_path / "grid.yaml", with_rest(weights, n=[150], store={"rest": 1001})))
-    with pytest.raises(InvalidInput, match=r"line \d+: rest is 1001, and digits has 1000 images beside the largest n"):
-        Stores(grid, tmp_path / "out", "cpu")
-
-
 def test_a_path_of_a_proxy_is_below_the_grids_folder_with_what_the_run_is(finished, tmp_path):
     out = finished / "out"
     [kd] = [path.parent for path in out.glob("runs/*/*/run.json") if "-n24-" in str(path) and "kd" in path.parent.name]
@@ -205,7 +192,7 @@ def test_of_a_proxy_that_nothing_vouches_for_a_grid_warns_once(finished, tmp_pat
     def warnings() -> int:
         grid = read_grid(write(tmp_path / "grid.yaml", document))
         stores = Stores(grid, out, "cpu")
-        stores.check_proxies(plan_runs(stores.grid, "fp32", out, stores.num_images))
+        stores.check_proxies(plan_runs(stores.grid, "fp32", out, stores.images.num_images))
         return capsys.readouterr().err.count(f"the proxy {kd.resolve()} is taken at its word")
 
     assert warnings() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from experiments.grid_file import read_grid
@@ -9,6 +11,7 @@ from experiments.plan import plan_stores
 from experiments.stores import Stores
 from ground.errors import TooNarrow
 from storage.store import Store
+from storage.store_ledger import own_ledger
 from teacher_cache import prepare
 from teacher_cache.datasets.made_split import MadeSplit
 from teacher_cache.teachers import ZooTeacher, open_teacher
@@ -38,6 +41,21 @@ def test_a_grid_goes_on_in_float32_unless_it_asks_for_float16(tmp_path, weights,
     assert stores.make(need, stores.plan(need)) == sum(counted) == 96
     assert [output.dtype for output in Store.open(tmp_path / "out" / need.folder).outputs] == ["float32", "float32"]
     assert stores.plan(need).new_calls == 0
+
+
+def test_a_store_that_was_laid_out_and_stopped_before_its_budget_was_recorded_is_held_to_it(tmp_path, weights):
+    def lay_out(**store) -> int | None:
+        grid = read_grid(write(tmp_path / "grid.yaml", small(weights, store={"rest": 4, **store})))
+        stores, (need,) = Stores(grid, tmp_path / "out", "cpu"), plan_stores(grid)
+        stores.lay_out(need, stores.plan(need))
+        with closing(own_ledger(tmp_path / "out" / need.folder)) as ledger:
+            return ledger.summary().budget
+
+    # What a SIGKILL between the two leaves is a store without a budget.
+    assert lay_out() is None
+    assert lay_out(budget=100) == 100
+    # A budget that is on record is a purchase's to raise.
+    assert lay_out(budget=120) == 100
 
 
 def test_all_stores_of_a_teacher_are_planned_with_one_that_is_opened_once(tmp_path, weights, monkeypatch):

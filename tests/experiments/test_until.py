@@ -81,6 +81,8 @@ def test_it_buys_by_a_rule_and_stops_where_little_is_expected(tmp_path, weights)
     assert [(of["rule"], of["first"], of["end"]) for of in made] == [("balanced", 0, 24), ("balanced", 24, 48)]
 
 
+# At one of these rates a student stays what it was.
+CHOOSING = ("--method", "kd", "--lr", 1e-6, "--lr", 0.05)
 # What students of a few steps learn does not matter here.
 SHORT = ("--method", "kd", "--step", 24, "--steps-per-eval", 2)
 STORE = Path("stores", "resnet8-digits")
@@ -319,7 +321,11 @@ def test_labels_alone_are_of_the_images_that_have_one(photos, tmp_path):
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "20"), "no loss of the rest is called '20'"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ALL"), "known: all, ce"),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce", "--rest", "ce"), "ce is given twice"),
-        (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce:weight=auto"), "weight"),
+        (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce:weight=-1"), "weight"),
+        (
+            (*CHOOSING, "--target", 0.5, "--step", 10, "--budget", 50, "--select", "uncertain:run={kd}"),
+            "kd chooses among trainings, and a rule looks at one",
+        ),
         (("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "proxy:runs/a"), "is yet to be bought here"),
         (
             ("--target", 0.5, "--step", 10, "--budget", 50, "--rest", "ce", "--select", "balanced"),

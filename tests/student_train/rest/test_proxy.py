@@ -194,8 +194,8 @@ def test_a_run_names_the_outputs_that_its_proxies_read(rest_store, runs, tmp_pat
     assert result_of(tmp_path / "none")["teacher_outputs"] == []
     (spec,) = parse_rest([f"proxy:{runs / 'one'}"])
     assert spec.proxies[0].record.teacher_outputs == ("logits",)
-    alone = trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [spec.text])
-    assert alone._teacher_outputs() == ("logits",)
+    trainer_of(rest_store, tmp_path / "run", "kd:ce=0", [spec.text], max_evals=1).run()
+    assert result_of(tmp_path / "run")["teacher_outputs"] == ["logits"]
 
 
 def test_a_proxy_is_read_once_and_its_weights_are_those_whose_digest_was_taken(rest_store, runs, tmp_path):
