@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 # are made once, and takes from the others' when it has none left.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install demo test test-slow test-all lint check docs bench bench-gpu torture clean
 .DEFAULT_GOAL := help
@@ -17,7 +18,9 @@ help:  ## list the targets
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Where uv can be had, it unpacks all in a fifth of the time. pip adds what is missing, and is enough without it.
+	-$(PIP) uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	touch $@
 
 install: $(INSTALLED)  ## make .venv with the tested versions of everything

@@ -59,10 +59,10 @@ def answer(results: pd.DataFrame, targets: Sequence[float]) -> Answer:
     Args:
         results: with at least one chosen run.
     """
-    wanted = tuple(sorted(set(targets), reverse=True)) or _sensible_targets(results)
-    calls = calls_table(results, wanted)
-    saved = savings(calls)
     curves = accuracy_by_n(results)
+    wanted = tuple(sorted(set(targets), reverse=True)) or _sensible_targets(results, curves)
+    calls = calls_table(results, wanted, curves)
+    saved = savings(calls)
     method = _method(curves, calls)
     return Answer(
         targets=wanted,
@@ -95,11 +95,10 @@ def _method(curves: pd.DataFrame, calls: pd.DataFrame) -> str:
     return str(means.idxmax())
 
 
-def _sensible_targets(results: pd.DataFrame) -> tuple[float, ...]:
+def _sensible_targets(results: pd.DataFrame, curves: pd.DataFrame) -> tuple[float, ...]:
     """Two round accuracies, not close to each other, for which as much as can be is known: first of all what is saved,
     then the calls of each method.
     """
-    curves = accuracy_by_n(results)
     asking = chosen(results).groupby([*PAIR, "label"], sort=False)["teacher_calls"].max()
     means = [row.mean for row in curves.itertuples(index=False) if asking[(*row[:3], row.label)]] or list(
         curves["mean"]
@@ -111,7 +110,7 @@ def _sensible_targets(results: pd.DataFrame) -> tuple[float, ...]:
         candidates = [round(place * step, 6) for place in range(first, last + 1)] or candidates
         if len(candidates) >= _ENOUGH:
             break
-    calls = calls_table(results, candidates)
+    calls = calls_table(results, candidates, curves)
     known = calls[calls["asks_teacher"]].groupby("target")["calls"].count()
     told = savings(calls).groupby("target")["saved_percent"].count()
     worth = {target: (int(told.get(target, 0)), int(known.get(target, 0)), target) for target in candidates}

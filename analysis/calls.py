@@ -49,17 +49,18 @@ def calls_for_target(n: Sequence[int], accuracy: Sequence[float], target: float)
     return None
 
 
-def calls_table(results: pd.DataFrame, targets: Iterable[float]) -> pd.DataFrame:
+def calls_table(results: pd.DataFrame, targets: Iterable[float], curves: pd.DataFrame | None = None) -> pd.DataFrame:
     """For every pair, target and method the calls of one sample that its mean accuracy needs.
 
     Args:
         targets: accuracies in [0, 1].
+        curves: `accuracy_by_n` of these results, where it is at hand.
 
     Returns:
         Columns teacher, student, dataset, target, label, calls (NaN where empty, 0 where labels alone reach it),
         why_empty ("", "not reached" or "passed at the smallest n") and asks_teacher.
     """
-    curves = accuracy_by_n(results)
+    curves = accuracy_by_n(results) if curves is None else curves
     runs = chosen(results)
     views = (runs["teacher_calls"] // runs["n"].clip(lower=1)).groupby([runs[name] for name in CURVE], sort=False).max()
     rows = []

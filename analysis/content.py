@@ -48,7 +48,7 @@ class Content:
     ledgers: list[StoreLedger]
     purchases: pd.DataFrame
     tables: list[Table]
-    published: list[Table]
+    published: tuple[Table, ...]
 
     @classmethod
     def read(cls, folder: Path) -> Content:
@@ -64,12 +64,12 @@ class Content:
         answered = answer(results, plan.targets)
         asking = set(results.loc[results["teacher_calls"] > 0, "label"])
         labels = list(dict.fromkeys(results["label"]))
-        descriptions, pairs = described(folder, results), pairs_of(chosen(results))
+        descriptions, pairs, curves = described(folder, results), pairs_of(chosen(results)), accuracy_by_n(results)
         return cls(
             plan=plan,
             results=results,
             states=found,
-            curves=accuracy_by_n(results),
+            curves=curves,
             descriptions=descriptions,
             answer=answered,
             brought=brought(beyond_labels(results), pairs),
@@ -77,7 +77,7 @@ class Content:
             looks=looks_of(labels, set(labels) - asking),
             ledgers=read_ledgers(folder, plan, results),
             purchases=purchases(folder, plan),
-            tables=all_tables(results, answered.targets, descriptions, answered.method),
+            tables=all_tables(results, curves, answered.targets, descriptions, answered.method),
             published=published(),
         )
 

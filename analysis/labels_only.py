@@ -66,6 +66,8 @@ def beyond_labels(results: pd.DataFrame) -> pd.DataFrame:
     runs = chosen(results)
     keys = [*PAIR, "sample_seed", "seed"]
     alone = of_labels_alone(runs)[[*keys, "test_accuracy"]]
+    if alone.empty:
+        return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
     pairs = of_samples(runs).merge(alone, on=keys, suffixes=("", "_alone"))
     order = {
         curve: place for place, curve in enumerate(runs[CURVE].drop_duplicates().itertuples(index=False, name=None))

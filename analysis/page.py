@@ -11,9 +11,10 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from analysis.answer import Statement, percent
@@ -75,20 +76,21 @@ class Page:
 
 def render(page: Page) -> str:
     """The whole file."""
+    charts = {shown.figure.name: shown.figure.page_chart() for section in page.sections for shown in section.figures}
+    return _template().render(page=page, charts=charts)
+
+
+@cache
+def _template() -> Template:
+    """What is the same on all pages; read, compiled and hashed once."""
     script, library = _script(_read("page.js")), _script(browser_code())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_printable)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"percent": percent, "number": lambda value: f"{value:.12g}"}
     environment.globals |= {"shapes": SHAPES, "dash": _swatch_dash, "formats": _FORMATS}
-    charts = {shown.figure.name: shown.figure.page_chart() for section in page.sections for shown in section.figures}
-    return environment.from_string(_read("template.html.jinja")).render(
-        page=page,
-        charts=charts,
-        style=Markup(_style()),
-        script=script,
-        library=library,
-        script_hashes=Markup(" ".join(map(_hash_source, (library, script)))),
-    )
+    environment.globals |= {"style": Markup(_style()), "script": script, "library": library}
+    environment.globals["script_hashes"] = Markup(" ".join(map(_hash_source, (library, script))))
+    return environment.from_string(_read("template.html.jinja"))
 
 
 def _printable(value: object) -> object:

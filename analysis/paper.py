@@ -1,7 +1,8 @@
 """The figures that the paper published, in our names, so that they can stand beside ours.
 
 Source: Xu et al., Comparative Knowledge Distillation, WACV 2025, tables 1, 2 and 3 and figure 4, all on CIFAR-100. The
-numbers are copied as printed, in `analysis/paper/*.csv`; an empty cell of table 1 is empty in the paper.
+numbers are copied as printed, in `analysis/paper/*.csv`; an empty cell of table 1 is empty in the paper. Each table is
+made once, and not to be changed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def network_key(name: str) -> str:
         return name
 
 
+@cache
 def calls_to_target() -> pd.DataFrame:
     """Table 1, with the columns of `calls_table`; `label` is a `method_key`.
 
@@ -65,6 +67,7 @@ def calls_to_target() -> pd.DataFrame:
     )
 
 
+@cache
 def white_box() -> pd.DataFrame:
     """Table 2: teacher, student, label (a `method_key`), n, mean and std in [0, 1]."""
     table = _read("table2_white_box")
@@ -73,6 +76,7 @@ def white_box() -> pd.DataFrame:
     return found.assign(**{name: table[column] / 100 for name, column in shares.items()})
 
 
+@cache
 def logit_correlation() -> pd.DataFrame:
     """Table 3: teacher, student, label (a `method_key`), correlation_difference."""
     table = _read("table3_logit_correlation")
@@ -81,6 +85,7 @@ def logit_correlation() -> pd.DataFrame:
     )
 
 
+@cache
 def rkd_dimensions() -> pd.DataFrame:
     """Figure 4: student, label (a `method_key`), mean: the test accuracy in [0, 1], averaged over the calls."""
     table = _read("figure4_rkd_dimensions")
@@ -89,7 +94,7 @@ def rkd_dimensions() -> pd.DataFrame:
 
 @cache
 def _read(name: str) -> pd.DataFrame:
-    """A table as it was copied; not to be changed."""
+    """A table as it was copied."""
     with (files("analysis") / "paper" / f"{name}.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
     networks = {column: table[column].map(network_key) for column in ("teacher", "student") if column in table}

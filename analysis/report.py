@@ -58,7 +58,7 @@ def write_report(folder: Path) -> ReportSummary:
         sections=sections,
     )
     figures = [shown.figure for section in sections for shown in section.figures]
-    written = _write(folder, render(page), content.tables + content.published, figures)
+    written = _write(folder, render(page), [*content.tables, *content.published], figures)
     return ReportSummary(
         page=folder / PAGE,
         finished=len(content.results),

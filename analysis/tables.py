@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from analysis import paper
 from analysis.advantage import advantages
 from analysis.calls import calls_table
 from analysis.calls import savings as savings_of
-from analysis.curves import CURVE, PAIR, accuracy_by_n, counted_runs, num_samples
+from analysis.curves import CURVE, PAIR, counted_runs, num_samples
 from analysis.labels_only import beyond_labels, of_labels_alone
 from analysis.paper import method_key, network_key
 from analysis.table import Table
@@ -41,11 +42,11 @@ _NONE_OF_THESE = f"{_SOURCE}, has no figures for these pairs and settings."
 _RKD = r"rkd(?:_\d+)?"
 
 
-def calls(results: pd.DataFrame, targets: Iterable[float]) -> Table:
+def calls(results: pd.DataFrame, curves: pd.DataFrame, targets: Iterable[float]) -> Table:
     """Table 1: the teacher calls that each method needs for each target accuracy."""
     targets = list(targets)
-    found = calls_table(results, targets)
-    published = _lookup(paper.calls_to_target(), ("target",), "calls")
+    found = calls_table(results, targets, curves)
+    published = _of_paper(paper.calls_to_target, "calls", "target")
     rows = []
     for curve, group in found.groupby(CURVE, sort=False):
         ours = dict(zip(group["target"], group["calls"], strict=True))
@@ -66,18 +67,14 @@ def calls(results: pd.DataFrame, targets: Iterable[float]) -> Table:
     return _table("calls", "Teacher calls for a target test accuracy", rows, headings, note)
 
 
-def savings(results: pd.DataFrame, targets: Iterable[float], method: str | None = None) -> Table:
+def savings(results: pd.DataFrame, curves: pd.DataFrame, targets: Iterable[float], method: str | None = None) -> Table:
     """What the best method, or the named one, saves against the best of the others, at each target accuracy.
 
     Raises:
         UnknownName: the results have no such label.
     """
-    found = savings_of(calls_table(results, targets), method)
-    # A method under a label of its own has no counterpart in the paper, and then none of its rows is beside it.
-    known = set(paper.calls_to_target()["label"])
-    theirs = None if method is None else method_key(method)
-    of_paper = savings_of(paper.calls_to_target(), theirs) if theirs is None or theirs in known else None
-    published = {} if of_paper is None else _lookup(of_paper, ("target",), "saved_percent", label=False)
+    found = savings_of(calls_table(results, targets, curves), method)
+    published = _saved_in_paper(None if method is None else method_key(method))
     rows = []
     for row in found.to_dict("records"):
         pair = (row["teacher"], row["student"], row["dataset"])
@@ -105,22 +102,20 @@ def savings(results: pd.DataFrame, targets: Iterable[float], method: str | None 
     return _table(name, title, rows, headings, note, last=["why empty"])
 
 
-def accuracy(results: pd.DataFrame) -> Table:
+def accuracy(curves: pd.DataFrame) -> Table:
     """Test accuracy of every method by n."""
-    return _by_n("accuracy", "Test accuracy in percent, by n", accuracy_by_n(results))
+    return _by_n("accuracy", "Test accuracy in percent, by n", curves)
 
 
-def white_box(results: pd.DataFrame) -> Table:
+def white_box(curves: pd.DataFrame) -> Table:
     """Table 2: test accuracy by n of the methods that learn from feature maps."""
     known = set(paper.white_box()["label"])
-    curves = accuracy_by_n(results)
     methods = curves[curves["label"].map(method_key).isin(known)]
     return _by_n("white-box", "Test accuracy in percent of white-box methods, by n", methods)
 
 
-def dimensions(results: pd.DataFrame) -> Table:
+def dimensions(curves: pd.DataFrame) -> Table:
     """Figure 4: test accuracy of RKD by the dimensions it compares, averaged over n."""
-    curves = accuracy_by_n(results)
     curves = curves[curves["label"].map(method_key).str.fullmatch(_RKD).astype(bool)]
     published = {(row["student"], row["label"]): row["mean"] for row in paper.rkd_dimensions().to_dict("records")}
     rows = []
@@ -147,7 +142,7 @@ def correlation(descriptions: pd.DataFrame) -> Table:
     Args:
         descriptions: what `logits.described` returns.
     """
-    published = _lookup(paper.logit_correlation(), (), "correlation_difference")
+    published = _of_paper(paper.logit_correlation, "correlation_difference")
     sizes = sorted(set(descriptions["n"]))
     rows = []
     for curve, group in descriptions.groupby(CURVE, sort=False):
@@ -233,7 +228,8 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{_decimals(100 * row['low'], 2, sign='+')} to {_decimals(100 * row['high'], 2, sign='+')}"
 
 
-def published() -> list[Table]:
+@cache
+def published() -> tuple[Table, ...]:
     """The paper's own figures, all of them, for a grid whose pairs the paper does not have."""
     found = paper.calls_to_target().assign(shown=lambda table: table["calls"].map(_count))
     found["column"] = found["target"].map(lambda target: f"{100 * target:g}%")
@@ -259,15 +255,20 @@ def published() -> list[Table]:
             by_dimensions.assign(column="accuracy"),
         ),
     ]
-    return [Table(name, title, _spread_out(table), f"{_SOURCE}; CIFAR-100.") for name, title, table in kinds]
+    return tuple(Table(name, title, _spread_out(table), f"{_SOURCE}; CIFAR-100.") for name, title, table in kinds)
 
 
 def all_tables(
-    results: pd.DataFrame, targets: Iterable[float], descriptions: pd.DataFrame, method: str | None = None
+    results: pd.DataFrame,
+    curves: pd.DataFrame,
+    targets: Iterable[float],
+    descriptions: pd.DataFrame,
+    method: str | None = None,
 ) -> list[Table]:
     """Every table that these results can fill, in the order to read them.
 
     Args:
+        curves: `accuracy_by_n` of the results, as for each table.
         descriptions: what `logits.described` returns.
         method: the label whose savings and advantages are told; None leaves those two out.
     """
@@ -275,21 +276,20 @@ def all_tables(
     labels = set(results.loc[results["chosen"], "label"])
     makers: list[Callable[[], Table]] = []
     if targets:
-        makers += [lambda: calls(results, targets), lambda: savings(results, targets)]
+        makers += [lambda: calls(results, curves, targets), lambda: savings(results, curves, targets)]
         asking = set(results.loc[results["chosen"] & (results["teacher_calls"] > 0), "label"])
         if method in asking:
-            makers.append(lambda: savings(results, targets, method))
-    makers.append(lambda: accuracy(results))
+            makers.append(lambda: savings(results, curves, targets, method))
+    makers.append(lambda: accuracy(curves))
     if method is not None and method in labels:
         makers.append(lambda: advantage(results, method))
     makers.append(lambda: beyond(results))
-    makers += [lambda: white_box(results), lambda: dimensions(results), lambda: correlation(descriptions)]
+    makers += [lambda: white_box(curves), lambda: dimensions(curves), lambda: correlation(descriptions)]
     return [table for table in (make() for make in makers) if len(table.frame)]
 
 
 def _by_n(name: str, title: str, curves: pd.DataFrame) -> Table:
-    table = paper.white_box()
-    theirs = _lookup(table, ("n",), "mean"), _lookup(table, ("n",), "std")
+    theirs = [_of_paper(paper.white_box, value, "n") for value in ("mean", "std")]
     sizes = sorted(set(curves["n"]))
     rows = []
     for curve, group in curves.groupby(CURVE, sort=False):
@@ -338,10 +338,23 @@ def _key(curve: tuple[Any, ...]) -> tuple[str, ...]:
     return (network_key(teacher), network_key(student), *map(method_key, label))
 
 
-def _lookup(
-    table: pd.DataFrame, more: tuple[str, ...], value: str, *, label: bool = True
-) -> dict[tuple[Any, ...], float]:
-    keys = ["teacher", "student", *(["label"] if label else []), *more]
+@cache
+def _of_paper(table: Callable[[], pd.DataFrame], value: str, *more: str) -> Mapping[tuple[Any, ...], float]:
+    """A column of one of the paper's tables by pair, method and more."""
+    return _lookup(table(), ("teacher", "student", "label", *more), value)
+
+
+@cache
+def _saved_in_paper(method: str | None) -> Mapping[tuple[Any, ...], float]:
+    """What the paper's best method, or the one with this key, saves in percent, by pair and target."""
+    # A method under a label of its own has no counterpart in the paper, and then none of its rows is beside it.
+    if method is not None and method not in set(paper.calls_to_target()["label"]):
+        return {}
+    found = savings_of(paper.calls_to_target(), method)
+    return _lookup(found, ("teacher", "student", "target"), "saved_percent")
+
+
+def _lookup(table: pd.DataFrame, keys: tuple[str, ...], value: str) -> Mapping[tuple[Any, ...], float]:
     columns = [table[key].map(_places) if key == "target" else table[key] for key in keys]
     return dict(zip(zip(*columns, strict=True), table[value], strict=True))
 

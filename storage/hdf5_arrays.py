@@ -193,12 +193,15 @@ def _made_at(path: Path) -> Iterator[Path]:
 
 def _is_linked(file: h5py.File, name: str) -> bool:
     """Whether any part of a path, as far as it is there, leads to another place."""
-    parts = name.split("/")
+    parts, links = name.split("/"), file.id.links  # `file.get` asks for each of them several times
     for count in range(1, len(parts) + 1):
-        link = file.get("/".join(parts[:count]), getlink=True)
-        if link is None:
+        path = "/".join(parts[:count]).encode()
+        try:
+            if not links.exists(path):
+                return False
+        except RuntimeError:  # below an array
             return False
-        if not isinstance(link, h5py.HardLink):
+        if links.get_info(path).type != h5py.h5l.TYPE_HARD:
             return True
     return False
 

@@ -78,6 +78,7 @@ class Ledger:
         self.shown_url = self._database.shown_url
         self.seal = Seal.from_environment()
         self._store = store
+        self._genesis: str | None = None
         try:
             self._look(self._open(create))
             self._key_problem = key_problem(self._database, self.version, self.seal)
@@ -170,12 +171,14 @@ class Ledger:
         return self._database.read(ledger_journal.newest)[1]
 
     def genesis(self) -> str:
-        """Hash of entry 1, 64 hex digits: what the ledger is known by, wherever it is.
+        """Hash of entry 1, 64 hex digits: what the ledger is known by, wherever it is; read once, for it never changes.
 
         Raises:
             StoreUnreadable: it is none, so no release wrote it.
         """
-        return self.checked_hash(self._database.read(ledger_journal.first_hash))
+        if self._genesis is None:
+            self._genesis = self.checked_hash(self._database.read(ledger_journal.first_hash))
+        return self._genesis
 
     def checked_hash(self, hash_: str | None) -> str:
         """A hash from the ledger, which may come from anybody; raises `StoreUnreadable` for what is none."""

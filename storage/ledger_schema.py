@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -90,10 +91,17 @@ def _in_words(piece: str, found: str | None, wanted: str | None) -> str:
     return f"its {piece} is {found or 'not as it was'}, not {wanted}"
 
 
-def _of_file(connection: sa.Connection) -> dict[str, str]:
+def _of_file(connection: sa.Connection) -> Mapping[str, str]:
+    made = connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master")
+    return _pieces_in_file(tuple((kind, name, sql) for kind, name, sql in made))
+
+
+# A build opens the same ledger several times, and all ledgers of one schema were made by the same statements.
+@lru_cache(maxsize=16)
+def _pieces_in_file(made: tuple[tuple[str, str, str | None], ...]) -> Mapping[str, str]:
     """SQLite keeps the statements that made things, and goes by them: they are compared without their spaces."""
     pieces: dict[str, str] = {}
-    for kind, name, sql in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master"):
+    for kind, name, sql in made:
         # What SQLite makes itself: indexes of keys, and its own statistics. Anything else can take such a name too.
         if (kind == "index" and sql is None) or (kind == "table" and _OWN_TABLE.fullmatch(name)):
             continue
@@ -109,7 +117,7 @@ def _of_file(connection: sa.Connection) -> dict[str, str]:
                 pieces[f"constraint {definition} on {name}"] = ""
             else:
                 pieces[f"column {name}.{word}"] = rest
-    return pieces
+    return MappingProxyType(pieces)
 
 
 def _definitions(body: str) -> Iterator[str]:
@@ -124,7 +132,7 @@ def _definitions(body: str) -> Iterator[str]:
 
 
 @cache
-def _made_in_file(metadata: sa.MetaData) -> dict[str, str]:
+def _made_in_file(metadata: sa.MetaData) -> Mapping[str, str]:
     engine = sa.create_engine("sqlite://")
     try:
         with engine.begin() as connection:
@@ -135,7 +143,7 @@ def _made_in_file(metadata: sa.MetaData) -> dict[str, str]:
 
 
 @cache
-def _made_on_server(metadata: sa.MetaData) -> dict[str, str]:
+def _made_on_server(metadata: sa.MetaData) -> Mapping[str, str]:
     """What `_OF_SERVER` finds of tables that were just made."""
     return dict(_pieces_on_server(metadata))
 

@@ -8,17 +8,23 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 from uuid import uuid4
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.photographs import CLASSES, write_photographs
 from tests.running import COMMANDS, run_command
+
+if TYPE_CHECKING:
+    from teacher_cache.datasets.base import ImageDataset
 
 __all__ = ["COMMANDS", "run_command"]
 
@@ -117,26 +123,43 @@ def weights(made_once) -> Path:
 @pytest.fixture(scope="session")
 def stores(made_once, weights) -> dict[str, Path]:
     """A whole store of 96 rows with all features in each format; treat them as read-only."""
+    return stores_in(made_once("stores", lambda folder: build_stores(folder, weights)))
+
+
+@pytest.fixture(scope="session")
+def few_tested() -> ImageDataset:
+    """The digits with 60 of their 360 test images, for stores that students are trained from again and again: each is
+    measured on all test images of its store, which takes as long as a short training.
+    """
+    from teacher_cache.datasets import open_dataset
+    from teacher_cache.datasets.base import ArraySplit
+
+    digits = open_dataset("digits")
+    return replace(digits, test=ArraySplit(digits.test.read(np.arange(60)), digits.test.labels[:60]))
+
+
+def build_stores(folder: Path, weights: Path, dataset: ImageDataset | None = None) -> None:
+    """Make what `stores` says; of other images than all digits, where they are given."""
     from teacher_cache.build import build
     from teacher_cache.config import BuildConfig
     from teacher_cache.prepare import prepare_build
 
-    def fill(folder: Path) -> None:
-        for array_format in ("zarr", "hdf5"):
-            config = BuildConfig(
-                teacher="resnet8",
-                weights=weights,
-                array_format=array_format,
-                store=folder / array_format,
-                device="cpu",
-                dataset="digits",
-                n=96,
-                features="all",
-                trust_teacher=True,
-            )
-            build(*prepare_build(config))
+    for array_format, store in stores_in(folder).items():
+        config = BuildConfig(
+            teacher="resnet8",
+            weights=weights,
+            array_format=array_format,
+            store=store,
+            device="cpu",
+            dataset="digits",
+            n=96,
+            features="all",
+            trust_teacher=True,
+        )
+        build(*prepare_build(config, dataset))
 
-    folder = made_once("stores", fill)
+
+def stores_in(folder: Path) -> dict[str, Path]:
     return {array_format: folder / array_format for array_format in ("zarr", "hdf5")}
 
 

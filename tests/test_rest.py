@@ -36,11 +36,11 @@ CPU = Compute(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(scope="module", params=["zarr", "hdf5"])
-def pair(request, weights, tmp_path_factory) -> tuple[Path, Path]:
+def pair(request, weights, few_tested, tmp_path_factory) -> tuple[Path, Path]:
     """A store of 70 rows, and the same with 120 images besides; treat them as read-only."""
     folder = tmp_path_factory.mktemp("pair")
     for name, rest in (("without", 0), ("with", 120)):
-        build(*prepare_build(config_of(folder / name, weights, request.param, rest=Rest(rest))))
+        build(*prepare_build(config_of(folder / name, weights, request.param, rest=Rest(rest)), few_tested))
     return folder / "without", folder / "with"
 
 
@@ -59,14 +59,14 @@ def test_a_student_is_the_same_with_a_rest_beside_its_rows_and_without(pair, tmp
 
 
 @pytest.fixture(scope="module", params=["zarr", "hdf5"])
-def bought(request, weights, tmp_path_factory) -> tuple[Path, Path]:
+def bought(request, weights, few_tested, tmp_path_factory) -> tuple[Path, Path]:
     """A store of which a rule bought the last 30 of 70 rows out of its rest, in places all over the arrays, and a copy
     with each row at its own number; treat them as read-only.
     """
     folder = tmp_path_factory.mktemp("bought")
     for n, rule in ((40, "random"), (70, "balanced")):
         changes = {"n": n, "rest": Rest(120), "select": SelectorSpec(rule)}
-        build(*prepare_build(config_of(folder / "places", weights, request.param, **changes)))
+        build(*prepare_build(config_of(folder / "places", weights, request.param, **changes), few_tested))
     convert(folder / "places", request.param, folder / "copy")
     assert len(Store.open(folder / "places").manifest.places) > 5
     return folder / "places", folder / "copy"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from analysis import tables
+from analysis.curves import accuracy_by_n
 from analysis.logits import described
 from analysis.table import Table
 from ground.errors import UnknownName
@@ -42,7 +43,7 @@ def row_of(table: Table, **keys: str) -> dict[str, str]:
 
 
 def test_calls_stand_beside_the_papers(results):
-    table = tables.calls(results, [0.4, 0.55])
+    table = tables.calls(results, accuracy_by_n(results), [0.4, 0.55])
     row = row_of(table, method="KD")
     # 0.4 lies two thirds of the way from 0.3 at 1600 to 0.45 at 2400; the paper prints 2.80 thousand.
     assert (row["40%"], row["40% (paper)"]) == ("2133", "2800")
@@ -53,28 +54,28 @@ def test_calls_stand_beside_the_papers(results):
 
 
 def test_savings_stand_beside_the_papers(results):
-    row = row_of(tables.savings(results, [0.4]), target="40%")
+    row = row_of(tables.savings(results, accuracy_by_n(results), [0.4]), target="40%")
     assert (row["method"], row["calls"], row["next best"], row["its calls"]) == ("ckd", "1800", "KD", "2133")
     assert row["saved %"] == f"{100 * (1 - 1800 / (1600 + 800 * 2 / 3)):.1f}"
     assert row["saved % (paper)"] == f"{100 * (1 - 1.84 / 2.30):.1f}"
 
 
 def test_savings_of_a_method_are_beside_those_of_the_same_method(results):
-    row = row_of(tables.savings(results, [0.4], "KD"), target="40%")
+    row = row_of(tables.savings(results, accuracy_by_n(results), [0.4], "KD"), target="40%")
     # The paper's KD needs 2.80 thousand calls, its best other method 1.84.
     assert row["saved % (paper)"] == f"{100 * (1 - 2.80 / 1.84):.1f}"
     with pytest.raises(UnknownName):
-        tables.savings(results, [0.4], "kd")
+        tables.savings(results, accuracy_by_n(results), [0.4], "kd")
 
 
 def test_a_method_that_the_paper_does_not_have_saves_nothing_there(results):
-    table = tables.savings(results, [0.4], "FitNets+CKD")
+    table = tables.savings(results, accuracy_by_n(results), [0.4], "FitNets+CKD")
     assert "saved % (paper)" not in table.frame
     assert "has no figures" in table.note
 
 
 def test_accuracy_is_mean_and_deviation_in_percent(results):
-    table = tables.accuracy(results)
+    table = tables.accuracy(accuracy_by_n(results))
     # Two seeds 0.01 on either side of the mean: a deviation of sqrt(2) points.
     assert row_of(table, method="ckd")["n=2400"] == "55.00 ± 1.41"
     assert row_of(table, method="FitNets+CKD")["n=2400 (paper)"] == "41.43 ± 2.29"
@@ -82,7 +83,7 @@ def test_accuracy_is_mean_and_deviation_in_percent(results):
 
 
 def test_the_white_box_table_has_white_box_methods_only(results):
-    table = tables.white_box(results)
+    table = tables.white_box(accuracy_by_n(results))
     assert table.frame["method"].tolist() == ["FitNets+CKD"]
     assert table.frame["n=1600 (paper)"].tolist() == ["31.72 ± 2.46"]
 
@@ -91,7 +92,7 @@ def test_dimensions_average_over_the_sizes_that_all_have(tmp_path):
     runs = [PlannedRun(label="RKD", n=n, accuracy=accuracy) for n, accuracy in ((800, 0.2), (1600, 0.4))]
     runs += [PlannedRun(label="rkd_d:dims=50", n=n, accuracy=0.5) for n in (800, 1600, 2400)]
     runs += [PlannedRun(label="ckd", n=800)]
-    table = tables.dimensions(results_of(tmp_path, runs))
+    table = tables.dimensions(accuracy_by_n(results_of(tmp_path, runs)))
     assert table.frame["method"].tolist() == ["RKD", "rkd_d:dims=50"]
     assert table.frame["accuracy"].tolist() == ["30.00", "50.00"]
     assert table.frame["accuracy (paper)"].tolist() == ["33.19", "37.73"]
@@ -123,7 +124,7 @@ def test_tables_say_how_many_samples_they_are_over(tmp_path):
         for seed in (0, 1)
     ]
     results = results_of(tmp_path, runs)
-    accuracy = tables.accuracy(results)
+    accuracy = tables.accuracy(accuracy_by_n(results))
     # 30, 31, 32 and 33 percent: a deviation of sqrt(5 / 3).
     assert row_of(accuracy, method="KD")["n=800"] == "31.50 ± 1.29"
     assert "over 4 runs, of 2 samples of images and 2 seeds." in accuracy.note
@@ -137,12 +138,12 @@ def test_one_sample_has_no_column_over_samples(results):
     advantage = tables.advantage(results, "ckd")
     assert "over samples" not in advantage.frame
     assert "neither covers another sample of images" in advantage.note
-    assert "over seeds (2)." in tables.accuracy(results).note
+    assert "over seeds (2)." in tables.accuracy(accuracy_by_n(results)).note
 
 
 def test_pairs_that_the_paper_does_not_have_leave_no_empty_columns(tmp_path):
     results = results_of(tmp_path, runs_of({"ckd": [0.3, 0.4], "kd": [0.2, 0.35]}, student="resnet8"))
-    for table in tables.all_tables(results, [0.35], described(tmp_path, results), "ckd"):
+    for table in tables.all_tables(results, accuracy_by_n(results), [0.35], described(tmp_path, results), "ckd"):
         assert not [name for name in table.frame.columns if "paper" in name]
         assert table.name == "advantage" or "has no figures for these pairs" in table.note
 
@@ -150,14 +151,14 @@ def test_pairs_that_the_paper_does_not_have_leave_no_empty_columns(tmp_path):
 def test_several_data_sets_are_told_apart(tmp_path):
     curves = {"ckd": [0.3, 0.4]}
     one = results_of(tmp_path / "one", runs_of(curves))
-    assert "dataset" not in tables.accuracy(one).frame
-    assert "cifar100" in tables.accuracy(one).note
+    assert "dataset" not in tables.accuracy(accuracy_by_n(one)).frame
+    assert "cifar100" in tables.accuracy(accuracy_by_n(one)).note
     two = pd.concat([one, results_of(tmp_path / "two", runs_of(curves, dataset="cifar10"))])
-    assert tables.accuracy(two).frame["dataset"].tolist() == ["cifar100", "cifar10"]
+    assert tables.accuracy(accuracy_by_n(two)).frame["dataset"].tolist() == ["cifar100", "cifar10"]
 
 
 def test_all_tables_are_those_with_rows(results, tmp_path):
-    found = tables.all_tables(results, [0.4], described(tmp_path, results), "ckd")
+    found = tables.all_tables(results, accuracy_by_n(results), [0.4], described(tmp_path, results), "ckd")
     assert [table.name for table in found] == [
         "calls",
         "savings",
@@ -166,19 +167,20 @@ def test_all_tables_are_those_with_rows(results, tmp_path):
         "advantage",
         "white-box",
     ]
-    without = tables.all_tables(results, [], described(tmp_path, results))
+    without = tables.all_tables(results, accuracy_by_n(results), [], described(tmp_path, results))
     assert [table.name for table in without] == ["accuracy", "white-box"]
     assert "savings-of-method" not in {
-        table.name for table in tables.all_tables(results, [0.4], described(tmp_path, results), "vanilla")
+        table.name
+        for table in tables.all_tables(results, accuracy_by_n(results), [0.4], described(tmp_path, results), "vanilla")
     }
 
 
 def test_no_runs_make_no_tables(tmp_path):
     results = results_of(tmp_path, [])
-    assert tables.all_tables(results, [0.5], described(tmp_path, results), "ckd") == []
+    assert tables.all_tables(results, accuracy_by_n(results), [0.5], described(tmp_path, results), "ckd") == []
     for table in (
-        tables.calls(results, [0.5]),
-        tables.accuracy(results),
+        tables.calls(results, accuracy_by_n(results), [0.5]),
+        tables.accuracy(accuracy_by_n(results)),
         tables.correlation(described(tmp_path, results)),
     ):
         assert len(table.frame) == 0
@@ -270,7 +272,7 @@ def test_labels_alone_are_a_row_of_every_table_of_accuracies_and_calls(tmp_path)
     runs = runs_of({"KD": [0.3, 0.45], "ckd": [0.35, 0.55]})
     runs += [PlannedRun(label="vanilla, all labels", n=0, seed=seed, accuracy=0.4 + 0.02 * seed) for seed in (0, 1)]
     results = results_of(tmp_path, runs)
-    calls, accuracy = tables.calls(results, [0.4, 0.5]), tables.accuracy(results)
+    calls, accuracy = tables.calls(results, accuracy_by_n(results), [0.4, 0.5]), tables.accuracy(accuracy_by_n(results))
     row = row_of(calls, method="vanilla, all labels")
     assert (row["40%"], row["50%"]) == ("0", "")
     assert "vanilla, all labels: every labelled image of the store, and 0 calls." in calls.note

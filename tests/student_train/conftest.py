@@ -6,6 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import build_stores, stores_in
+
+
+@pytest.fixture(scope="session")
+def stores(made_once, weights, few_tested) -> dict[str, Path]:
+    """As for all tests, with fewer test images."""
+    return stores_in(made_once("few-tested-stores", lambda folder: build_stores(folder, weights, few_tested)))
+
+
+# These too, since what is made for a session is made of the first `stores` that was asked for.
+@pytest.fixture(scope="session")
+def built_store(stores) -> Path:
+    return stores["zarr"]
+
+
+@pytest.fixture(scope="session", params=("zarr", "hdf5"))
+def store_of_each_format(request, stores) -> Path:
+    return stores[request.param]
+
 
 @pytest.fixture(scope="session")
 def photograph_store(made_once, photographs, timm_weights) -> Path:

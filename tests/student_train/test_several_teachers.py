@@ -32,10 +32,22 @@ from teacher_cache.config import BuildConfig
 from teacher_cache.prepare import prepare_build
 from teacher_cache.rest import Rest
 from teacher_cache.selection import SelectorSpec
+from tests.conftest import build_stores, stores_in
 from tests.teacher_cache.damage import config_of
 
 CPU = Compute(torch.device("cpu"), "fp32")
 N, SECOND = 48, 40
+
+
+# Of one sample with what is built here from all digits.
+@pytest.fixture(scope="session")
+def stores(made_once, weights) -> dict[str, Path]:
+    return stores_in(made_once("stores", lambda folder: build_stores(folder, weights)))
+
+
+@pytest.fixture(scope="session")
+def built_store(stores) -> Path:
+    return stores["zarr"]
 
 
 def trainer_of(teachers: SeveralTeachers, out: Path, method: str = "kd", **settings) -> Trainer:
