@@ -77,7 +77,7 @@ class Content:
             looks=looks_of(labels, set(labels) - asking),
             ledgers=read_ledgers(folder, plan, results),
             purchases=purchases(folder, plan),
-            tables=all_tables(results, curves, answered.targets, descriptions, answered.method),
+            tables=all_tables(results, curves, answered.targets, descriptions, answered.method, plan),
             published=published(),
         )
 

@@ -24,6 +24,8 @@ from ground.documents import (
 
 PLAN_FILE = "grid.json"
 FORMAT = 1
+# The rule by which a sample's own order is bought.
+RANDOM = "random"
 _ADVICE = "give the folder of a grid that `ckd-pipeline run` has made"
 
 
@@ -52,6 +54,8 @@ class GridRun(Struct, frozen=True, kw_only=True):
         run, store: folders below the grid's.
         n: images that the teacher was asked about; 0 for a run that learns from labels alone.
         sample_seed: of the images it learns from; plans of earlier releases do not say.
+        select: the rule by which its images were bought; plans of earlier releases do not say.
+        base: what its method is called whatever the rule, where one bought; likewise.
         weights: losses, with the weights of this run, among which validation chooses; plans of earlier releases name
             none.
         settings: of its training, which its `run.json` must agree with.
@@ -66,6 +70,8 @@ class GridRun(Struct, frozen=True, kw_only=True):
     n: Count
     sample_seed: Count | None = None
     seed: Count
+    select: Line = RANDOM
+    base: Line | None = None
     weights: tuple[Line, ...] = ()
     settings: dict[str, Any]
 

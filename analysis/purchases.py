@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.grid_plan import GridPlan
+from analysis.grid_plan import RANDOM, GridPlan
 from storage.answers import NO_CLASS, top1
 from storage.manifest import FILE_NAME
 from storage.rows import Rows
 from storage.schema import UNLABELLED
 from storage.store import Store
 
-RANDOM = "random"
 _COLUMNS = ("store", "rule", "first", "end", "classes", "most", "accuracy")
 _AT_ONCE = 1 << 10
 

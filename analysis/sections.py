@@ -43,6 +43,8 @@ from analysis.views import (
     view_of_table,
 )
 
+# Tables of what rules bring.
+_OF_RULES = ("rules", "rule-calls")
 # From this many rows on, a table has a field to find some in.
 _MANY_ROWS = 12
 
@@ -250,7 +252,7 @@ def _advantage(content: Content) -> Section:
 
 
 def _beside_paper(content: Content) -> Section:
-    elsewhere = ("savings", "advantage", "beyond-labels")
+    elsewhere = ("savings", "advantage", "beyond-labels", *_OF_RULES)
     views = [view_of_table(table, content.pairs) for table in content.tables if table.name not in elsewhere]
     how = (
         "The tables of the paper with these runs in them; the paper's own numbers stand beside ours where it has the "
@@ -267,24 +269,26 @@ def _beside_paper(content: Content) -> Section:
 
 
 def _purchases(content: Content) -> list[Section]:
-    """What rules bought, where any did."""
-    if content.purchases.empty:
-        return []
-    fields = {
-        "store": Field("store", kind="code"),
-        "rule": Field("rule"),
-        "first": Field("from row", grouped, numeric=True),
-        "end": Field("to before", grouped, numeric=True),
-        "classes": Field("classes", lambda count: f"{count:.0f}", numeric=True),
-        "most": Field("share of the commonest, %", hundredths, numeric=True),
-        "accuracy": Field("teacher's accuracy there, %", hundredths, numeric=True),
-    }
-    view = view_of_frame("purchases", "Rows by rule", content.purchases, fields, label=None)
+    """What rules bought, where any did, and what that brought over buying at random."""
+    views = [view_of_table(table, content.pairs) for table in content.tables if table.name in _OF_RULES]
+    if not content.purchases.empty:
+        fields = {
+            "store": Field("store", kind="code"),
+            "rule": Field("rule"),
+            "first": Field("from row", grouped, numeric=True),
+            "end": Field("to before", grouped, numeric=True),
+            "classes": Field("classes", lambda count: f"{count:.0f}", numeric=True),
+            "most": Field("share of the commonest, %", hundredths, numeric=True),
+            "accuracy": Field("teacher's accuracy there, %", hundredths, numeric=True),
+        }
+        views.append(view_of_frame("purchases", "Rows by rule", content.purchases, fields, label=None))
     how = (
         "Each rule chose among the same images, in a round for each n. How evenly it took the classes, and how often "
         "the teacher was right on what it took, say what kind of images it looks for; ckd-cache sheet shows them."
     )
-    return [Section(name="bought", title="What each rule bought", paragraphs=[how], views=[view])]
+    if not views:
+        return []
+    return [Section(name="bought", title="What each rule bought, and brought", paragraphs=[how], views=views)]
 
 
 def _flatness(content: Content) -> list[Section]:

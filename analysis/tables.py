@@ -15,9 +15,11 @@ import pandas as pd
 
 from analysis import paper
 from analysis.advantage import advantages
+from analysis.against_random import ALL_N, accuracy_against_random, calls_against_random
 from analysis.calls import calls_table
 from analysis.calls import savings as savings_of
 from analysis.curves import CURVE, PAIR, counted_runs, num_samples
+from analysis.grid_plan import GridPlan
 from analysis.labels_only import beyond_labels, of_labels_alone
 from analysis.paper import method_key, network_key
 from analysis.table import Table
@@ -32,6 +34,8 @@ __all__ = [
     "correlation",
     "dimensions",
     "published",
+    "rule_calls",
+    "rules",
     "savings",
     "white_box",
 ]
@@ -211,6 +215,57 @@ def beyond(results: pd.DataFrame) -> Table:
     return _table("beyond-labels", "Test accuracy beyond labels alone", rows, headings, note)
 
 
+def rules(results: pd.DataFrame, plan: GridPlan) -> Table:
+    """What each rule that chooses images brings over buying at random, by n."""
+    found = accuracy_against_random(results, plan)
+    sizes = sorted(set(found["n"]) - {ALL_N})
+    rows = []
+    for (*pair, method, rule), group in found.groupby([*PAIR, "method", "rule"], sort=False):
+        of_n = {row["n"]: row for row in group.to_dict("records")}
+        row = _named((*pair, method)) | {"rule": rule}
+        for n in [*sizes, ALL_N] if len(sizes) > 1 else sizes:
+            row[f"n={n}" if n else "all n"] = _difference(of_n[n], 100, 1) if n in of_n else ""
+        rows.append(row | {"pairs": str(max(one["pairs"] for one in of_n.values()))})
+    headings = ["rule", *(f"n={n}" for n in sizes), "pairs"]
+    note = f"Test accuracy less that of the same method at random, percentage points, mean {_INTERVAL_OF_RULES}"
+    return _table("rules", "What rules bring over buying at random", rows, headings, note, paper_columns=[])
+
+
+def rule_calls(results: pd.DataFrame, plan: GridPlan, targets: Iterable[float]) -> Table:
+    """How many more calls than at random each rule takes to each target accuracy."""
+    found = calls_against_random(results, plan, targets)
+    rows = [
+        {
+            **_named((row["teacher"], row["student"], row["dataset"], row["method"])),
+            "rule": row["rule"],
+            "target": f"{100 * row['target']:g}%",
+            "calls": _count(row["calls"]),
+            "at random": _count(row["at_random"]),
+            "difference": _difference(row, 1, 0),
+            "pairs": str(row["pairs"]),
+        }
+        for row in found.to_dict("records")
+    ]
+    headings = ["rule", "target", "calls", "at random", "difference", "pairs"]
+    note = (
+        "Calls by linear interpolation on the curve of each sample and seed, where both curves reach the target "
+        f"between two n; below 0 is fewer than at random. Mean {_INTERVAL_OF_RULES}"
+    )
+    return _table("rule-calls", "Teacher calls by rule, and at random", rows, headings, note, paper_columns=[])
+
+
+_INTERVAL_OF_RULES = (
+    "over pairs of runs of the same sample and seed, with a 95 % bootstrap interval over samples (over seeds where "
+    "there is one sample); of three it is rough, and rather too narrow."
+)
+
+
+def _difference(row: Mapping[str, Any], scale: float, digits: int) -> str:
+    mean, low, high = (scale * row[name] for name in ("mean", "low", "high"))
+    interval = "" if math.isnan(low) else f" ({_decimals(low, digits, '+')} to {_decimals(high, digits, '+')})"
+    return f"{_decimals(mean, digits, '+')}{interval}"
+
+
 _OF_ONE_SAMPLE = (
     "Mean difference of runs with the same pair, n and seed; the interval is a bootstrap over these pairs of runs, the "
     "other one over seeds with all their n, which may resemble each other; neither covers another sample of images."
@@ -264,6 +319,7 @@ def all_tables(
     targets: Iterable[float],
     descriptions: pd.DataFrame,
     method: str | None = None,
+    plan: GridPlan | None = None,
 ) -> list[Table]:
     """Every table that these results can fill, in the order to read them.
 
@@ -271,6 +327,7 @@ def all_tables(
         curves: `accuracy_by_n` of the results, as for each table.
         descriptions: what `logits.described` returns.
         method: the label whose savings and advantages are told; None leaves those two out.
+        plan: of the grid, for what rules bring; None leaves that out.
     """
     targets = list(targets)
     labels = set(results.loc[results["chosen"], "label"])
@@ -284,6 +341,8 @@ def all_tables(
     if method is not None and method in labels:
         makers.append(lambda: advantage(results, method))
     makers.append(lambda: beyond(results))
+    if plan is not None:
+        makers += [lambda: rules(results, plan), lambda: rule_calls(results, plan, targets)]
     makers += [lambda: white_box(curves), lambda: dimensions(curves), lambda: correlation(descriptions)]
     return [table for table in (make() for make in makers) if len(table.frame)]
 

@@ -42,6 +42,7 @@ class PlannedRun:
         folder: below the grid's folder, with forward slashes.
         store: the same for the store it learns from.
         sample_seed: of the images in that store.
+        select, base: the rule by which they were bought, and what the method is called whatever the rule.
         text: the method as the grid writes it, with its own weights.
         weights: texts of those losses whose weight validation chooses, with this run's.
         images_per_step: the work of a step, without what comes of the rest.
@@ -64,6 +65,8 @@ class PlannedRun:
     beyond: int = field(compare=False)
     precision: str
     recipe: dict[str, Any] = field(compare=False, repr=False)
+    select: str = RANDOM
+    base: str = ""
     weights: tuple[str, ...] = ()
 
     @property
@@ -91,8 +94,9 @@ class PlannedRun:
         names = ("teacher", "student", "dataset", "store", "label", "n", "sample_seed")
         facts = {name: getattr(self, name) for name in names}
         # Plans of earlier releases do not say.
+        bought = {"select": self.select, "base": self.base} if self.base and self.select != RANDOM else {}
         weights = {"weights": self.weights} if self.weights else {}
-        return {"run": self.folder, **facts, "seed": self.config.seed, **weights, "settings": settings}
+        return {"run": self.folder, **facts, "seed": self.config.seed, **bought, **weights, "settings": settings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +307,8 @@ def _run(
         spec=learned.spec,
         n=n,
         sample_seed=sample_seed,
+        select=entry.select,
+        base=entry.base,
         config=config,
         images_per_step=images_per_step,
         beyond=beyond,

@@ -28,6 +28,8 @@ class PlannedRun:
     student: str = "wrn_16_2"
     dataset: str = "cifar100"
     views: int = 1
+    select: str | None = None
+    base: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,6 +44,8 @@ class PlannedRun:
         facts = {name: getattr(self, name) for name in names}
         if self.sample_seed is not None:  # as releases without samples have it
             facts["sample_seed"] = self.sample_seed
+        if self.select is not None:  # as releases without rules have it
+            facts |= {"select": self.select, "base": self.base}
         return {"run": self.folder, **facts, "store": f"stores/{self.teacher}", "settings": settings}
 
     def result(self) -> dict[str, Any]:
