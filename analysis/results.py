@@ -115,7 +115,7 @@ def collect(folder: Path) -> pd.DataFrame:
     for planned in GridPlan.load(folder).runs:
         cell = tuple(getattr(planned, name) for name in CELL)
         if not is_finished(folder / planned.run):
-            if not _has_diverged(folder / planned.run):
+            if not has_diverged(folder / planned.run):
                 unfinished.add(cell)
             continue
         row = _row(folder / planned.run, planned) | {"proven": str(_proven(proofs, folder, planned))}
@@ -251,7 +251,8 @@ def _state(run: Path) -> tuple[str, str]:
     return ("begun" if run.exists() else "waiting"), ""
 
 
-def _has_diverged(run: Path) -> bool:
+def has_diverged(run: Path) -> bool:
+    """Whether a run failed since a loss or a weight was not finite."""
     try:
         return Failure.load(run, RUN_ADVICE).kind == Diverged.__name__
     except InvalidInput:

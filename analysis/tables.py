@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import paper
 from analysis.advantage import advantages
-from analysis.against_random import ALL_N, accuracy_against_random, calls_against_random
+from analysis.against_random import accuracy_against_random, calls_against_random
 from analysis.calls import calls_table
 from analysis.calls import savings as savings_of
 from analysis.curves import CURVE, PAIR, counted_runs, num_samples
@@ -218,14 +218,15 @@ def beyond(results: pd.DataFrame) -> Table:
 def rules(results: pd.DataFrame, plan: GridPlan) -> Table:
     """What each rule that chooses images brings over buying at random, by n."""
     found = accuracy_against_random(results, plan)
-    sizes = sorted(set(found["n"]) - {ALL_N})
+    sizes = sorted(set(found["n"]))
     rows = []
     for (*pair, method, rule), group in found.groupby([*PAIR, "method", "rule"], sort=False):
         of_n = {row["n"]: row for row in group.to_dict("records")}
         row = _named((*pair, method)) | {"rule": rule}
-        for n in [*sizes, ALL_N] if len(sizes) > 1 else sizes:
-            row[f"n={n}" if n else "all n"] = _difference(of_n[n], 100, 1) if n in of_n else ""
-        rows.append(row | {"pairs": str(max(one["pairs"] for one in of_n.values()))})
+        for n in sizes:
+            row[f"n={n}"] = _difference(of_n[n], 100, 1) if n in of_n else ""
+        least, most = group["pairs"].min(), group["pairs"].max()
+        rows.append(row | {"pairs": str(least) if least == most else f"{least} to {most}"})
     headings = ["rule", *(f"n={n}" for n in sizes), "pairs"]
     note = f"Test accuracy less that of the same method at random, percentage points, mean {_INTERVAL_OF_RULES}"
     return _table("rules", "What rules bring over buying at random", rows, headings, note, paper_columns=[])
@@ -233,7 +234,6 @@ def rules(results: pd.DataFrame, plan: GridPlan) -> Table:
 
 def rule_calls(results: pd.DataFrame, plan: GridPlan, targets: Iterable[float]) -> Table:
     """How many more calls than at random each rule takes to each target accuracy."""
-    found = calls_against_random(results, plan, targets)
     rows = [
         {
             **_named((row["teacher"], row["student"], row["dataset"], row["method"])),
@@ -242,21 +242,21 @@ def rule_calls(results: pd.DataFrame, plan: GridPlan, targets: Iterable[float]) 
             "calls": _count(row["calls"]),
             "at random": _count(row["at_random"]),
             "difference": _difference(row, 1, 0),
-            "pairs": str(row["pairs"]),
+            "pairs": f"{row['pairs']} of {row['of']}",
         }
-        for row in found.to_dict("records")
+        for row in calls_against_random(results, plan, targets).to_dict("records")
     ]
     headings = ["rule", "target", "calls", "at random", "difference", "pairs"]
     note = (
-        "Calls by linear interpolation on the curve of each sample and seed, where both curves reach the target "
-        f"between two n; below 0 is fewer than at random. Mean {_INTERVAL_OF_RULES}"
+        "Calls by linear interpolation on the curve of each sample and seed; only pairs count of which both reach the "
+        f"target between two n. Below 0 is fewer than at random. Mean {_INTERVAL_OF_RULES}"
     )
     return _table("rule-calls", "Teacher calls by rule, and at random", rows, headings, note, paper_columns=[])
 
 
 _INTERVAL_OF_RULES = (
-    "over pairs of runs of the same sample and seed, with a 95 % bootstrap interval over samples (over seeds where "
-    "there is one sample); of three it is rough, and rather too narrow."
+    "over pairs of runs of the same sample, seed and n, with a 95 % bootstrap interval over samples (over seeds in a "
+    "grid of one sample); of few it is rough, and rather too narrow."
 )
 
 

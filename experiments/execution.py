@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.grid_plan import PLAN_FILE, GridPlan
-from analysis.results import RUN_ADVICE, save_results, undecided
+from analysis.results import RUN_ADVICE, has_diverged, save_results, undecided
 from experiments.board import Board
 from experiments.engines.contract import Engine, Evaluated, Failed, Finished, WorkerSettings, Workplace, train
 from experiments.engines.local import LocalEngine
@@ -136,12 +136,21 @@ def execute_whole(grid: Grid, config: ExecutionConfig, dataset: ImageDataset | N
             f"{grid.methods[0].text} needs layers that the store in {config.out} does not keep, and it cannot be given "
             "them while it has rows without an answer; give another --out"
         ) from error
-    open_still = undecided(config.out) if outcome.failed else set()
-    for run, reason in outcome.failed.items():
-        if run not in open_still:
-            continue
-        raise CKDError(f"{run} failed: {reason}; mend that, and go on with the same command and --retry")
+    _require_decided(outcome, config.out)
     return outcome
+
+
+def _require_decided(outcome: Outcome, out: Path) -> None:
+    """Raise `CKDError` for a run that failed and has none beside it for validation to choose; of several, for one that
+    can be mended, where there is one.
+    """
+    lacking = undecided(out) if outcome.failed else set()
+    failed = sorted((run for run in outcome.failed if run in lacking), key=lambda run: has_diverged(out / run))
+    for run in failed[:1]:
+        mend = "mend that, and go on with the same command and --retry"
+        if has_diverged(out / run):
+            mend = "give another --lr, and go on with the same command"
+        raise CKDError(f"{run} failed: {outcome.failed[run]}; {mend}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,11 @@ def _labels_only(
         top["labels_only"].refuse("labels_only trains on all labels of a store; add store: {rest: all} to keep them")
     if not wanted or store.rest == 0:
         return None
-    return labels_alone(candidates_of(training, choose), top["store"].line, plainest(rules))
+    try:
+        candidates = candidates_of(training, choose)
+    except InvalidInput as error:
+        top["choose"].refuse(error)
+    return labels_alone(candidates, top["store"].line, plainest(rules))
 
 
 def _methods(

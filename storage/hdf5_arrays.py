@@ -193,15 +193,12 @@ def _made_at(path: Path) -> Iterator[Path]:
 
 def _is_linked(file: h5py.File, name: str) -> bool:
     """Whether any part of a path, as far as it is there, leads to another place."""
-    parts, links = name.split("/"), file.id.links  # `file.get` asks for each of them several times
+    parts = name.split("/")
     for count in range(1, len(parts) + 1):
-        path = "/".join(parts[:count]).encode()
-        try:
-            if not links.exists(path):
-                return False
-        except RuntimeError:  # below an array
+        link = file.get("/".join(parts[:count]), getlink=True)
+        if link is None:
             return False
-        if links.get_info(path).type != h5py.h5l.TYPE_HARD:
+        if not isinstance(link, h5py.HardLink):
             return True
     return False
 

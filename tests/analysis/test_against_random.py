@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from analysis.against_random import ALL_N, accuracy_against_random, calls_against_random, compared_rules
+from analysis.against_random import accuracy_against_random, calls_against_random, compared_rules
 from analysis.content import Content
 from analysis.grid_plan import GridPlan
 from analysis.report import write_report
@@ -61,24 +61,70 @@ def test_labels_are_set_beside_the_same_method_at_random(tmp_path):
 
 def test_differences_are_of_one_sample_and_seed_with_an_interval_over_samples(tmp_path):
     found = accuracy_against_random(*grid(tmp_path, seeds=(0, 1))).set_index(["rule", "n"])
-    assert list(found.loc["balanced"].index) == [*SIZES, ALL_N]
+    assert list(found.loc["balanced"].index) == [*SIZES]
     differences = np.array([RULES["balanced"] * (1 + sample) for sample in SAMPLES])
-    for n in (*SIZES, ALL_N):
+    # Three values have ten means of three draws, so that the ends of the interval are the smallest and the largest.
+    drawn = bootstrap((differences,), np.mean, method="percentile", n_resamples=9999, rng=0)
+    for n in SIZES:
         row = found.loc[("balanced", n)]
         assert row["mean"] == pytest.approx(differences.mean())
-        assert row["pairs"] == (2 if n else 2 * len(SIZES)) * len(SAMPLES)
-        # Three values have ten means of three draws, so that the ends of the interval are the smallest and the largest.
-        drawn = bootstrap((differences,), np.mean, method="percentile", n_resamples=9999, rng=0)
+        assert row["pairs"] == 2 * len(SAMPLES)
         assert (row["low"], row["high"]) == pytest.approx(tuple(drawn.confidence_interval))
     assert found.loc[("uncertain:run={kd}", 400), "high"] < 0
 
 
-def test_of_one_sample_and_seed_there_is_no_interval(tmp_path):
-    results, plan = grid(tmp_path, samples=(0,))
-    found = accuracy_against_random(results, plan)
-    of_n = found[found["n"] != ALL_N]
-    assert of_n[["low", "high"]].isna().all(axis=None)
-    assert (of_n["pairs"] == 1).all()
+def test_of_one_sample_the_interval_is_over_seeds_and_of_one_seed_there_is_none(tmp_path):
+    one = accuracy_against_random(*grid(tmp_path / "one", samples=(0,)))
+    assert one[["low", "high"]].isna().all(axis=None)
+    assert (one["pairs"] == 1).all()
+    several = accuracy_against_random(*grid(tmp_path / "several", samples=(0,), seeds=(0, 1, 2)))
+    assert several[["low", "high"]].notna().all(axis=None)
+
+
+def test_what_has_no_counterpart_is_left_out_of_accuracies_and_of_curves(tmp_path):
+    results, plan = grid(tmp_path)
+    whole = calls_against_random(results, plan, [0.25]).set_index("rule")
+    lacking = results[~((results["label"] == "kd") & (results["n"] == 400) & (results["sample_seed"] == 0))]
+    found = accuracy_against_random(lacking, plan).set_index(["rule", "n"])
+    assert found["pairs"].loc["balanced"].to_dict() == {200: 3, 400: 2, 800: 3}
+    # The rule's curve of that sample is of the same two n as the one at random.
+    partly = calls_against_random(lacking, plan, [0.25]).set_index("rule")
+    ours, theirs = (
+        np.interp(0.25, [accuracy_of(rule, n, 0) for n in (200, 800)], (200, 800)) for rule in ("balanced", None)
+    )
+    others = whole.loc["balanced"]["mean"] * whole.loc["balanced"]["pairs"] - _difference_of_first_sample()
+    assert partly.loc["balanced"]["mean"] * partly.loc["balanced"]["pairs"] == pytest.approx(others + ours - theirs)
+
+
+def _difference_of_first_sample() -> float:
+    ours, theirs = (np.interp(0.25, [accuracy_of(rule, n, 0) for n in SIZES], SIZES) for rule in ("balanced", None))
+    return ours - theirs
+
+
+def test_where_one_sample_of_several_reaches_the_target_there_is_no_interval(tmp_path):
+    results, plan = grid(tmp_path, seeds=(0, 1))
+    # All others stay where they were at 200.
+    stays = (results["sample_seed"] != 0) & (results["n"] > 200)
+    results.loc[stays, "test_accuracy"] = 0.05
+    row = calls_against_random(results, plan, [0.25]).set_index("rule").loc["balanced"]
+    assert (row["pairs"], row["of"]) == (2, 6)
+    assert np.isnan([row["low"], row["high"]]).all()
+
+
+def test_a_method_that_asks_no_teacher_has_accuracies_and_no_calls(tmp_path):
+    write_grid(
+        tmp_path,
+        [
+            PlannedRun(label=label, n=n, accuracy=accuracy, select=select, base=select and "vanilla")
+            for label, select, accuracy in (("vanilla", None, 0.3), ("vanilla by balanced", "balanced", 0.4))
+            for n in (200, 400)
+        ],
+        targets=[0.35],
+    )
+    results, plan = collect(tmp_path), GridPlan.load(tmp_path)
+    assert accuracy_against_random(results, plan)["mean"].tolist() == pytest.approx([0.1, 0.1])
+    assert calls_against_random(results, plan, [0.35]).empty
+    assert write_report(tmp_path).finished == 4
 
 
 def test_calls_are_those_at_which_the_curves_of_a_sample_cross_the_target(tmp_path):
@@ -105,7 +151,9 @@ def test_a_report_says_what_rules_brought_and_keeps_it_as_tables(tmp_path):
     tables = {table.name: table.frame for table in Content.read(tmp_path).tables}
     by_rule = tables["rules"].set_index("rule")
     assert by_rule.loc["balanced", "n=400"] == "+8.0 (+4.0 to +12.0)"
-    assert by_rule.loc["uncertain:run={kd}", "all n"] == "-4.0 (-6.0 to -2.0)"
+    assert by_rule.loc["uncertain:run={kd}", "n=800"] == "-4.0 (-6.0 to -2.0)"
+    assert set(by_rule["pairs"]) == {"3"}
+    assert set(tables["rule-calls"]["pairs"]) <= {"1 of 3", "2 of 3", "3 of 3"}
     assert set(tables["rule-calls"]["target"]) == {"15%", "25%"}
     write_report(tmp_path)
     assert (tmp_path / "report" / "tables" / "rules.csv").exists()

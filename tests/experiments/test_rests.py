@@ -132,6 +132,14 @@ def test_a_rest_adds_to_the_work_of_a_step(tmp_path, weights):
         ({"methods": [{**KD, "rest": "proxy:runs/{m}"}]}, 7, "no part of a run's path is called 'm'"),
         ({"methods": [{**KD, "label": ALL_LABELS}]}, 5, "is the row that a grid with a rest has anyway"),
         ({"store": {}, "methods": ["kd"], "labels_only": True}, 12, "add store: {rest: all} to keep them"),
+        (
+            {
+                "methods": [{**KD, "choose": {"lr": [0.1, 0.2]}}],
+                "choose": {"lr": [n / 100 for n in range(1, 41)], "average": [n / 100 for n in range(30)]},
+            },
+            20,
+            "validation would choose among more than 1000 trainings",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_rest_is_named_with_its_line(tmp_path, weights, changes, line, said):
