@@ -147,10 +147,7 @@ def _require_decided(outcome: Outcome, out: Path) -> None:
     lacking = undecided(out) if outcome.failed else set()
     failed = sorted((run for run in outcome.failed if run in lacking), key=lambda run: has_diverged(out / run))
     for run in failed[:1]:
-        mend = "mend that, and go on with the same command and --retry"
-        if has_diverged(out / run):
-            mend = "give another --lr, and go on with the same command"
-        raise CKDError(f"{run} failed: {outcome.failed[run]}; {mend}")
+        raise CKDError(f"{run} failed: {outcome.failed[run]}; mend that, and go on with the same command and --retry")
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def test_a_candidate_that_diverged_has_lost_and_where_all_have_the_purchase_stop
     lost = until(weights, tmp_path / "lost", *asked, "--lr", 1e6)
     assert lost.returncode == 2
     assert "failed: the loss is" in lost.stderr
-    assert "give another --lr, and go on with the same command" in lost.stderr
+    assert "go on with the same command and --retry" in lost.stderr
 
 
 @pytest.mark.slow
